@@ -1,0 +1,47 @@
+# Two commands set everything up by themselves: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Every version is pinned here for development and CI; users are not bound by it.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help install demo test lint types unit slow build clean
+
+help:
+	@echo "make demo   install into $(VENV) and run the main job on the bundled miniature"
+	@echo "make test   install into $(VENV), then lint, format check, type check and the whole test suite"
+	@echo "make slow   the tests that take minutes"
+
+$(VENV)/.requirements: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt setuptools wheel torch
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[dev,report,video]'
+	@touch $@
+
+# Strict editable mode is what type checkers and pkgutil can follow; it links files, so new ones need a reinstall.
+install: $(VENV)/.requirements
+	$(PIP) install --quiet --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
+
+demo: install
+	$(BIN)/hasten demo --out out/demo
+
+test: install lint types unit
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy -p hasten
+
+unit:
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+slow: install
+	$(BIN)/pytest -m slow
+
+build: install
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,124 @@
+"""What a pipeline family has to tell `hasten`: small capability classes, collected in an :class:`Adapter`.
+
+An adapter knows facts about a family (how latents are packed, which arguments carry positions, what the denoiser
+predicts); it never edits a pipeline. It is found by class name along the pipeline's method resolution order, so
+looking one up imports no model code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from hasten.schedules.noise import NoiseLevel
+
+CapabilityT = TypeVar("CapabilityT")
+
+
+class Prediction(Enum):
+    """What the denoiser returns, for ``x = alpha * x0 + sigma * noise``."""
+
+    VELOCITY = "v"  # flow: noise - x0
+    NEGATIVE_VELOCITY = "-v"  # flow: x0 - noise (the pipeline negates it in its loop)
+    EPSILON = "eps"  # VP: noise
+    VP_VELOCITY = "vp-v"  # VP: alpha * noise - sigma * x0
+
+
+class Guidance(Enum):
+    """How a family runs classifier-free guidance."""
+
+    BATCHED = "batched"  # one forward over [uncond, cond]
+    SEQUENTIAL = "sequential"  # one forward per branch, conditional first
+    EMBEDDED = "embedded"  # distilled; one forward
+
+
+@dataclass(frozen=True)
+class LatentSize:
+    """Latent extent in latent pixels; ``frames`` is ``None`` for images."""
+
+    height: int
+    width: int
+    frames: int | None = None
+
+
+class LatentLayout(ABC):
+    """Latents of one family: packing, positions, noise level and prediction kind.
+
+    All methods are pure. ``kwargs`` are the arguments of one denoiser forward, bound to their names;
+    ``pipe`` is the pipeline (read only, for its scheduler and configuration).
+    """
+
+    multiple: int = 2
+    """Latent height and width must be multiples of this many latent pixels."""
+    guidance: Guidance = Guidance.BATCHED
+
+    @abstractmethod
+    def prediction(self, pipe: Any) -> Prediction:
+        """What the denoiser predicts (VP families read the scheduler's ``prediction_type``)."""
+
+    @abstractmethod
+    def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+        """Noise level of this forward, from its timestep argument."""
+
+    @abstractmethod
+    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+        """Latent extent of this forward."""
+
+    @abstractmethod
+    def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
+        """The noisy latents that the solver steps, (B, C, H, W) or (B, C, F, H, W), unpacked."""
+
+    @abstractmethod
+    def encode(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel) -> dict[str, Any]:
+        """Arguments of a forward on ``latent`` (of any legal size) at ``level``, positions and conditions rewritten."""
+
+    @abstractmethod
+    def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
+        """The denoiser's sample for the forward described by ``kwargs``, unpacked like :meth:`decode`.
+
+        May have more channels than the latents (learned variance): the prediction comes first.
+        """
+
+    @abstractmethod
+    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
+        """Inverse of :meth:`decode_output`: what the denoiser would have returned for ``kwargs``."""
+
+    @abstractmethod
+    def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
+        """Height and width in image pixels of a latent size."""
+
+    @abstractmethod
+    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+        """Latent extent that a pipeline call with these (bound, defaulted) arguments will use."""
+
+    def refusal(self, pipe: Any) -> str | None:
+        """Why this pipeline's denoiser cannot run at another latent size, or ``None`` if it can."""
+        return None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Everything `hasten` knows of one pipeline family.
+
+    Args:
+        family: short name, for messages (``"flux"``).
+        pipelines: class names of the pipelines it covers.
+        denoisers: attribute names of the denoisers, absent ones are skipped (``("transformer", "transformer_2")``).
+        capabilities: instances of capability classes such as :class:`LatentLayout`.
+        refused: class names of pipelines of the family that must be refused, with the reason.
+    """
+
+    family: str
+    pipelines: tuple[str, ...]
+    denoisers: tuple[str, ...] = ("transformer",)
+    capabilities: tuple[object, ...] = ()
+    refused: Mapping[str, str] | None = None
+
+    def capability(self, kind: type[CapabilityT]) -> CapabilityT | None:
+        """The family's implementation of ``kind``, or ``None`` if it has none."""
+        return next((c for c in self.capabilities if isinstance(c, kind)), None)

@@ -1,0 +1,44 @@
+"""Claims: which slot of a pipeline a technique touches, and how. The host refuses combinations that collide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Access(Enum):
+    """How a technique uses a slot."""
+
+    EXCLUSIVE = "exclusive"
+    WRITES = "writes"
+    READS = "reads"
+
+
+SLOTS: dict[str, str] = {
+    "weights.structure": "shapes of the denoiser's parameters",
+    "attention.self": "the self-attention computation of a layer",
+    "attention.kv": "the key-value cache",
+    "tokens.shape": "how many tokens a forward has",
+    "steps.schedule": "which noise levels are visited",
+    "batch.branches": "how conditional and unconditional branches share a batch",
+    "ranks.frames": "which process holds which frames",
+    "ranks.sequence": "which process holds which tokens",
+}
+"""Every slot and what it stands for."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One technique's use of one slot.
+
+    Args:
+        slot: a key of :data:`SLOTS`.
+        access: exclusive, writes or reads.
+        modules: qualified module names it is limited to (``"transformer.blocks.0.attn"``); ``None`` is all.
+        follows_writes: for readers: whether the technique copes with the slot changing during a run.
+    """
+
+    slot: str
+    access: Access
+    modules: frozenset[str] | None = None
+    follows_writes: bool = True

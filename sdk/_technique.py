@@ -1,0 +1,92 @@
+"""The object a plugin contributes: a technique with a frozen configuration, claims, checks and attachment."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from hasten._claims import Claim
+    from hasten._seams import Seams
+    from hasten._target import Target
+
+
+class TechniqueConfig(BaseModel):
+    """Base of every technique's configuration: immutable, JSON round-trips, unknown options refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=TechniqueConfig)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. An ``error`` refuses the technique, a ``warning`` or ``note`` is shown in the plan."""
+
+    severity: Literal["error", "warning", "note"]
+    message: str
+
+
+@dataclass(frozen=True)
+class StepForecast:
+    """One step of a planned run.
+
+    Args:
+        index: step number from 0.
+        level: flow-equivalent noise level in [0, 1].
+        size: latent (height, width) the denoiser will see.
+        flops: predicted floating-point operations of this step's forwards.
+        note: what the technique does there, in a word or two (``"low"``).
+    """
+
+    index: int
+    level: float
+    size: tuple[int, int]
+    flops: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a technique predicts for one pipeline call, before anything runs."""
+
+    steps: tuple[StepForecast, ...]
+    baseline_flops: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Technique(ABC, Generic[ConfigT]):
+    """One acceleration technique, configured.
+
+    A class attribute ``name`` is what a user types; ``summary`` is one line for ``hasten plugins``; ``requires``
+    lists the adapter capabilities without which the pipeline is refused.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    config_class: ClassVar[type[TechniqueConfig]]
+    requires: ClassVar[tuple[type, ...]] = ()
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @abstractmethod
+    def claims(self, target: Target) -> Sequence[Claim]:
+        """The slots this configuration touches on ``target``."""
+
+    def check(self, target: Target) -> Iterable[Finding]:
+        """Look at the pipeline without touching it. Findings of severity ``error`` refuse the technique."""
+        return ()
+
+    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+        """Predict steps, sizes and FLOPs of a pipeline call with these bound arguments, or ``None``."""
+        return None
+
+    @abstractmethod
+    def attach(self, target: Target, seams: Seams) -> None:
+        """Register handlers on the seams (or structural edits in ``seams.journal``). Raising undoes all of it."""
