@@ -74,7 +74,9 @@ class LatentLayout(ABC):
         """The noisy latents that the solver steps, (B, C, H, W) or (B, C, F, H, W), unpacked."""
 
     @abstractmethod
-    def encode(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel) -> dict[str, Any]:
+    def encode(
+        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+    ) -> dict[str, Any]:
         """Arguments of a forward on ``latent`` (of any legal size) at ``level``, positions and conditions rewritten."""
 
     @abstractmethod
@@ -96,7 +98,15 @@ class LatentLayout(ABC):
     def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
         """Latent extent that a pipeline call with these (bound, defaulted) arguments will use."""
 
-    def refusal(self, pipe: Any) -> str | None:
+    def expert_boundary(self, pipe: Any) -> float | None:  # noqa: ARG002
+        """Flow time from which on (upwards) the first denoiser is used and below which the second one is.
+
+        ``None`` for a family with one denoiser. The pipeline chooses by *its* timestep, so a technique that runs a
+        forward at another level may ask an expert for a level it was not trained on.
+        """
+        return None
+
+    def refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why this pipeline's denoiser cannot run at another latent size, or ``None`` if it can."""
         return None
 

@@ -1,0 +1,322 @@
+"""Latent layouts that families share: plain tensors, 2x2-packed tokens, one token per latent pixel.
+
+A family adds its facts: argument names, pixel factors, position arguments.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters._base import LatentLayout, LatentSize, Prediction
+from hasten.pipelines.adapters._paths import Path
+from hasten.schedules.dct import dct_expand, dct_truncate
+from hasten.schedules.noise import NoiseLevel
+
+
+class ImageLayout(LatentLayout):
+    """What all layouts have in common; alone, the layout of plain (B, C, H, W) latents."""
+
+    latents: ClassVar[str] = "hidden_states"
+    """Name of the denoiser argument with the latents."""
+    clock: ClassVar[str] = "timestep"
+    """Name of the denoiser argument with the timestep."""
+    factor: ClassVar[str] = "vae_scale_factor"
+    """Pipeline attribute: image pixels per latent pixel."""
+
+    @abstractmethod
+    def path(self, pipe: Any) -> Path:
+        """Noise path of the family."""
+
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:  # noqa: ARG002
+        """Arguments that depend on the latent extent, for ``size``."""
+        return {}
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+        """Image height and width of a call that names none."""
+        side: int = pipe.default_sample_size * getattr(pipe, self.factor)
+        return side, side
+
+    # --- noise
+
+    def prediction(self, pipe: Any) -> Prediction:
+        """What the path says."""
+        return self.path(pipe).prediction(pipe)
+
+    def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+        """What the path says of the timestep argument."""
+        return self.path(pipe).level(pipe, kwargs[self.clock])
+
+    def refusal(self, pipe: Any) -> str | None:
+        """A scheduler of another path is refused."""
+        return self.path(pipe).refusal(pipe)
+
+    # --- forward
+
+    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+        """Extent of the unpacked latents."""
+        return _extent(self.decode(pipe, kwargs))
+
+    def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
+        """The argument as it is."""
+        return self.unpack(pipe, kwargs, kwargs[self.latents])
+
+    def encode(
+        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+    ) -> dict[str, Any]:
+        """Swap latents and timestep, and whatever depends on the extent. What stays the same stays the same object."""
+        size = _extent(latent)
+        changed = {**kwargs, self.latents: self.pack(pipe, kwargs, latent)}
+        if level != self.level(pipe, kwargs):
+            changed[self.clock] = self.retime(kwargs[self.clock], self.path(pipe).timestep(pipe, level))
+        if size != self.size(pipe, kwargs):
+            changed.update(self.positions(pipe, kwargs, size))
+        return changed
+
+    def retime(self, timestep: Any, value: float) -> Any:
+        """``timestep`` with another value, of the same shape. Integers become floats: the value is fractional."""
+        like = torch.as_tensor(timestep)
+        return torch.full_like(like, value, dtype=like.dtype if like.is_floating_point() else torch.float32)
+
+    def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
+        """Unpacked like the latents."""
+        return self.unpack(pipe, kwargs, sample)
+
+    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
+        """Packed like the latents."""
+        return latent.to(_dtype(kwargs[self.latents]))
+
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:  # noqa: ARG002
+        """Latents or outputs in the order (B, C, [F,] H, W)."""
+        result: Tensor = packed
+        return result
+
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:  # noqa: ARG002
+        """The latents argument for ``latent``, conditions that came with it included."""
+        return latent.to(_dtype(kwargs[self.latents]))
+
+    # --- pipeline call
+
+    def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
+        """Latent extent times the autoencoder's factor."""
+        factor: int = getattr(pipe, self.factor)
+        return size.height * factor, size.width * factor
+
+    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+        """From given latents, else ``height`` and ``width``, rounded down as the pipelines do."""
+        given = arguments.get("latents")
+        if isinstance(given, Tensor) and given.ndim == self.ndim:
+            return self.given_size(given)
+        height, width = self.call_pixels(pipe, arguments)
+        step = getattr(pipe, self.factor) * self.multiple
+        return LatentSize(
+            height // step * self.multiple, width // step * self.multiple, self.call_frames(pipe, arguments)
+        )
+
+    ndim: ClassVar[int] = 4
+    """Dimensions of a pipeline's unpacked ``latents`` argument; packed ones don't tell their extent."""
+
+    def given_size(self, latents: Tensor) -> LatentSize:
+        """Extent of the pipeline's ``latents`` argument."""
+        return _extent(latents)
+
+    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Image height and width of a call."""
+        height, width = arguments.get("height"), arguments.get("width")
+        if height and width:
+            return int(height), int(width)
+        default = self.default_pixels(pipe, arguments)
+        return int(height or default[0]), int(width or default[1])
+
+    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:  # noqa: ARG002
+        """Latent frames of a call; none for images."""
+        return None
+
+
+class VideoLayout(ImageLayout):
+    """Plain (B, C, F, H, W) latents.
+
+    Frames whose tokens have timestep 0 hold a given picture. They are clean at every level, so they are resized in
+    natural amplitude, and their timestep stays 0.
+    """
+
+    factor = "vae_scale_factor_spatial"
+    frame_factor: ClassVar[str] = "vae_scale_factor_temporal"
+    """Pipeline attribute: frames per latent frame, the first one counted apart."""
+    ndim = 5
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Video pipelines have their default in the signature, so that it is among the arguments."""
+        raise UnsupportedError(
+            f"{type(pipe).__name__} takes its size from the given image; pass height and width to plan ahead"
+        )
+
+    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """``num_frames``, or as many as the given video has; rounded down to whole latent frames."""
+        frames = arguments.get("num_frames") or len(arguments["video"])
+        return (frames - 1) // int(getattr(pipe, self.frame_factor)) + 1
+
+    def encode(
+        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+    ) -> dict[str, Any]:
+        """Like images, with clean frames and one timestep per token taken care of."""
+        timestep = kwargs[self.clock]
+        if timestep.ndim < 2 or timestep.shape[1] == 1:
+            return super().encode(pipe, kwargs, latent, level)
+        old, size = self.size(pipe, kwargs), _extent(latent)
+        per_frame = timestep.view(len(timestep), old.frames or 1, -1)
+        clean = per_frame[:, None, :, :1, None] == 0
+        latent = torch.where(clean, resize_clean(self.decode(pipe, kwargs), size), latent)
+        changed = super().encode(pipe, kwargs, latent, level)
+        tokens = per_frame.shape[2] * size.height * size.width // (old.height * old.width)
+        value = changed[self.clock].view_as(per_frame)[:, :, :1]
+        value = torch.where(per_frame[:, :, :1] == 0, 0, value)
+        changed[self.clock] = value.expand(-1, -1, tokens).reshape(len(timestep), -1)
+        return changed
+
+
+class ConditionedVideoLayout(VideoLayout):
+    """Plain video latents followed by condition channels: encoded pictures and masks, which carry no noise."""
+
+    @abstractmethod
+    def channels(self, pipe: Any) -> int:
+        """How many of the leading channels are noisy latents."""
+
+    @abstractmethod
+    def masks(self, conditions: int, channels: int) -> slice:
+        """Which of the ``conditions`` channels behind ``channels`` latent channels are masks."""
+
+    def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
+        """Only the noisy channels."""
+        return super().decode(pipe, kwargs)[:, : self.channels(pipe)]
+
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
+        """Append the conditions: pictures in natural amplitude, masks by nearest neighbour."""
+        whole: Tensor = kwargs[self.latents]
+        count = self.channels(pipe)
+        conditions = whole[:, count:]
+        if conditions.shape[1] and conditions.shape[-2:] != latent.shape[-2:]:
+            masks = self.masks(conditions.shape[1], count)
+            resized = resize_clean(conditions, _extent(latent))
+            resized[:, masks] = _resize_mask(conditions[:, masks], _extent(latent))
+            conditions = resized
+        return torch.cat([latent.to(whole.dtype), conditions], dim=1)
+
+
+class PackedLayout(ImageLayout):
+    """Tokens of 2x2 latent pixels, (B, L, 4C), channels outermost inside a token.
+
+    Tokens of reference pictures follow those of the latents; they are conditions and stay as they are.
+    """
+
+    @abstractmethod
+    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """Rows and columns of latent tokens."""
+
+    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+        """Twice the token grid."""
+        rows, columns = self.grid(pipe, kwargs)
+        return LatentSize(2 * rows, 2 * columns)
+
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+        """Latent tokens as (B, C, H, W)."""
+        rows, columns = self.grid(pipe, kwargs)
+        blocks = packed[:, : rows * columns].unflatten(1, (rows, columns)).unflatten(3, (-1, 2, 2))
+        return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+        """Tokens of ``latent``, then the reference tokens."""
+        whole: Tensor = kwargs[self.latents]
+        rows, columns = self.grid(pipe, kwargs)
+        return torch.cat([_pack(latent).to(whole.dtype), whole[:, rows * columns :]], dim=1)
+
+    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+        """Tokens of ``latent``, then zeros for the reference tokens, whose outputs the pipelines drop."""
+        tokens = _pack(latent).to(kwargs[self.latents].dtype)
+        references = kwargs[self.latents].shape[1] - tokens.shape[1]
+        return functional.pad(tokens, (0, 0, 0, references))
+
+
+class TokenLayout(VideoLayout):
+    """One token per latent pixel and frame, (B, F*H*W, C), the extent given by arguments (LTX)."""
+
+    factor = "vae_spatial_compression_ratio"
+    frame_factor = "vae_temporal_compression_ratio"
+    multiple = 1
+
+    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:  # noqa: ARG002
+        """From the arguments."""
+        return LatentSize(kwargs["height"], kwargs["width"], kwargs["num_frames"])
+
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+        """Tokens as (B, C, F, H, W)."""
+        size = self.size(pipe, kwargs)
+        result: Tensor = packed.transpose(1, 2).unflatten(2, (size.frames or 1, size.height, size.width))
+        return result
+
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:  # noqa: ARG002
+        """Tokens of ``latent``."""
+        return latent.flatten(2).transpose(1, 2).to(kwargs[self.latents].dtype)
+
+    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+        """Tokens of ``latent``."""
+        return self.pack(pipe, kwargs, latent)
+
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:  # noqa: ARG002
+        """Height and width; the rotary scale is physical and stays."""
+        return {"height": size.height, "width": size.width}
+
+    def refusal(self, pipe: Any) -> str | None:
+        """Larger patches exist in the configuration, but no released model has them."""
+        config = pipe.transformer.config
+        if (config.patch_size, config.patch_size_t) != (1, 1):
+            return f"patches of {config.patch_size_t}x{config.patch_size}x{config.patch_size} latent pixels"
+        return super().refusal(pipe)
+
+
+def resize_clean(content: Tensor, size: LatentSize) -> Tensor:
+    """Resize what carries no noise (..., H, W), keeping its amplitude.
+
+    The orthonormal DCT changes the amplitude of a picture by ``sqrt(H W / (h w))``; this undoes it.
+    """
+    old = content.shape[-2:]
+    if old == (size.height, size.width):
+        return content
+    shrink = size.height <= old[0] and size.width <= old[1]
+    change = dct_truncate if shrink else dct_expand
+    gain = ((size.height * size.width) / (old[0] * old[1])) ** 0.5
+    return (change(content.float(), size.height, size.width) * gain).to(content.dtype)
+
+
+def image_pixels(pipe: Any, image: Any) -> tuple[int, int]:
+    """Height and width that an image-to-image pipeline gives to ``image`` (a list counts as its first entry)."""
+    first = image[0] if isinstance(image, (list, tuple)) else image
+    height, width = pipe.image_processor.get_default_height_width(first)
+    return int(height), int(width)
+
+
+def _extent(latent: Tensor) -> LatentSize:
+    *_, height, width = latent.shape
+    return LatentSize(height, width, latent.shape[2] if latent.ndim == 5 else None)
+
+
+def _dtype(packed: Tensor | list[Tensor]) -> torch.dtype:
+    return packed[0].dtype if isinstance(packed, list) else packed.dtype
+
+
+def _pack(latent: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, H/2 * W/2, C * 2 * 2)."""
+    blocks = latent.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
+
+
+def _resize_mask(mask: Tensor, size: LatentSize) -> Tensor:
+    """Nearest neighbour over the last two axes of (B, C, F, H, W)."""
+    flat = functional.interpolate(mask.flatten(1, 2), (size.height, size.width), mode="nearest")
+    return flat.unflatten(1, mask.shape[1:3])

@@ -1,0 +1,144 @@
+"""Noise paths: what a timestep argument means, and what the denoiser predicts there.
+
+A path translates between the number a denoiser is told and :class:`~hasten.schedules.noise.NoiseLevel`, both ways.
+None of the slips one can make here crashes; they just ruin pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters._base import Prediction
+from hasten.schedules.noise import NoiseLevel
+
+
+class Path(ABC):
+    """The noise path of a family."""
+
+    @abstractmethod
+    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+        """Level told by a timestep argument; the noisiest entry counts, since cleaner ones are conditions."""
+
+    @abstractmethod
+    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
+        """What the denoiser must be told for ``level``."""
+
+    @abstractmethod
+    def prediction(self, pipe: Any) -> Prediction:
+        """What the denoiser predicts."""
+
+    @abstractmethod
+    def refusal(self, pipe: Any) -> str | None:
+        """Why the pipeline's scheduler does not follow this path, or ``None`` if it does."""
+
+
+@dataclass(frozen=True)
+class FlowPath(Path):
+    """Rectified flow, ``x = (1 - t) x0 + t noise``, told as ``scale * t``.
+
+    With ``data_fraction`` the model is told ``scale * (1 - t)`` and predicts the derivative along that, ``x0 - noise``:
+    reversed time and a negated output are one convention, and the pipeline undoes both in its loop.
+    """
+
+    scale: float = 1000.0
+    data_fraction: bool = False
+
+    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+        """Level of the solver's state; see :func:`_solver_time` for why it is not just the timestep."""
+        told = torch.as_tensor(timestep).float() / self.scale
+        time = 1.0 - told.min() if self.data_fraction else told.max()
+        return NoiseLevel.flow(_solver_time(pipe.scheduler, time, torch.as_tensor(timestep).dtype))
+
+    def timestep(self, pipe: Any, level: NoiseLevel) -> float:  # noqa: ARG002
+        """``scale * t``, or ``scale * (1 - t)``. Flow models take fractional timesteps."""
+        time = level.time
+        return self.scale * (1.0 - time if self.data_fraction else time)
+
+    def prediction(self, pipe: Any) -> Prediction:  # noqa: ARG002
+        """Velocity, negated for models that are told the data fraction."""
+        return Prediction.NEGATIVE_VELOCITY if self.data_fraction else Prediction.VELOCITY
+
+    def refusal(self, pipe: Any) -> str | None:
+        """Refuse diffusion schedulers that were not switched to flow (``use_flow_sigmas``)."""
+        scheduler = pipe.scheduler
+        if hasattr(scheduler, "alphas_cumprod") and not scheduler.config.get("use_flow_sigmas", False):
+            return (
+                f"its scheduler {type(scheduler).__name__} is not a flow-matching scheduler; "
+                "use FlowMatchEulerDiscreteScheduler, or set use_flow_sigmas=True"
+            )
+        return None
+
+
+def _solver_time(scheduler: Any, told: Tensor, dtype: torch.dtype) -> float:
+    """Flow time of the solver's state, for the time a model is ``told`` in precision ``dtype``.
+
+    The model often gets a rounded number (UniPC and DPM-Solver++ cast timesteps to integers, FLUX casts them to
+    half precision), while the state was made with the scheduler's own sigma. Times that are not in the scheduler's
+    table within that rounding are taken as they are.
+    """
+    timesteps, sigmas = getattr(scheduler, "timesteps", None), getattr(scheduler, "sigmas", None)
+    if timesteps is None or sigmas is None or len(timesteps) == 0 or len(sigmas) < len(timesteps):
+        return float(told)
+    table = timesteps.to(told.device).float() / scheduler.config.num_train_timesteps
+    # One transfer from the device for the three numbers.
+    distance, index = (table - told).abs().min(dim=0)
+    value, gap, position = torch.stack([told, distance, index.float()]).tolist()
+    rounding = torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 1e-5
+    return float(sigmas[int(position)]) if gap <= rounding else value
+
+
+class VariancePreservingPath(Path):
+    """Diffusion, ``alpha**2 + sigma**2 = 1``, on the scheduler's table ``alphas_cumprod``.
+
+    Between two entries the angle ``atan2(sigma, alpha)`` is interpolated: it stays finite where a schedule of zero
+    terminal SNR has ``alpha = 0``. The models embed timesteps by sines, so they take fractional ones.
+    """
+
+    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+        """Level of table entry ``timestep``."""
+        angles = self._angles(pipe)
+        angle = float(np.interp(float(torch.as_tensor(timestep).max()), np.arange(len(angles)), angles))
+        return NoiseLevel(math.cos(angle), math.sin(angle))
+
+    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
+        """Fractional table index, clamped to the table's ends."""
+        angles = self._angles(pipe)
+        return float(np.interp(math.atan2(level.sigma, level.alpha), angles, np.arange(len(angles))))
+
+    def prediction(self, pipe: Any) -> Prediction:
+        """From the scheduler's ``prediction_type``.
+
+        Raises:
+            UnsupportedError: the type is neither ``epsilon`` nor ``v_prediction``.
+        """
+        if reason := self.refusal(pipe):
+            raise UnsupportedError(f"{type(pipe).__name__}: {reason}")
+        return _PREDICTIONS[pipe.scheduler.config.prediction_type]
+
+    def refusal(self, pipe: Any) -> str | None:
+        """Refuse schedulers of another path and other predictions."""
+        scheduler = pipe.scheduler
+        name = type(scheduler).__name__
+        if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas", False):
+            return f"its scheduler {name} is not variance preserving; use DDIMScheduler or another diffusion scheduler"
+        kind = scheduler.config.get("prediction_type")
+        if kind not in _PREDICTIONS:
+            return f"its scheduler {name} has prediction_type={kind!r}; supported: {', '.join(_PREDICTIONS)}"
+        return None
+
+    @staticmethod
+    def _angles(pipe: Any) -> npt.NDArray[np.float64]:
+        kept = pipe.scheduler.alphas_cumprod.detach().cpu().double().numpy()
+        return np.arctan2(np.sqrt(1.0 - kept), np.sqrt(kept))
+
+
+_PREDICTIONS = {"epsilon": Prediction.EPSILON, "v_prediction": Prediction.VP_VELOCITY}

@@ -1,0 +1,26 @@
+"""AuraFlow (diffusers ``AuraFlowTransformer2DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hasten.pipelines.adapters._base import Adapter
+from hasten.pipelines.adapters._layouts import ImageLayout
+from hasten.pipelines.adapters._paths import FlowPath, Path
+
+
+class AuraFlowLayout(ImageLayout):
+    """Plain latents; positions are a centre crop of one learned grid, taken from the shape."""
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """Rectified flow, told ``t``."""
+        return FlowPath(scale=1.0)
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+        """``sample_size`` of the transformer."""
+        side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        return side, side
+
+
+ADAPTER = Adapter(family="aura-flow", pipelines=("AuraFlowPipeline",), capabilities=(AuraFlowLayout(),))

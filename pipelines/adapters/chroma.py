@@ -1,0 +1,35 @@
+"""Chroma (diffusers ``ChromaTransformer2DModel``): FLUX.1 without embedded guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
+from hasten.pipelines.adapters.flux import FluxLayout
+
+
+class ChromaLayout(FluxLayout):
+    """FLUX.1's layout with a mask over text and image tokens; image tokens are all let through."""
+
+    guidance = Guidance.SEQUENTIAL
+
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+        """Ids, and a mask of the new length."""
+        changed = super().positions(pipe, kwargs, size)
+        mask: Tensor | None = kwargs.get("attention_mask")
+        if mask is not None:
+            text = mask[:, : kwargs["txt_ids"].shape[-2]]
+            image = torch.ones_like(mask[:, :1]).expand(-1, changed["img_ids"].shape[-2])
+            changed["attention_mask"] = torch.cat([text, image], dim=1)
+        return changed
+
+
+ADAPTER = Adapter(
+    family="chroma",
+    pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+    capabilities=(ChromaLayout(),),
+)

@@ -1,0 +1,80 @@
+"""CogVideoX 2B, 5B and 1.5 (diffusers ``CogVideoXTransformer3DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hasten.pipelines.adapters._base import Adapter, LatentSize
+from hasten.pipelines.adapters._layouts import VideoLayout
+from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters.stable_diffusion import CONCATENATES
+
+
+class CogVideoXLayout(VideoLayout):
+    """Latents as (B, F, C, H, W). Sine positions follow the shape, rotary ones are an argument, learned ones are fixed."""
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """The scheduler's ``alphas_cumprod``, which ends at zero signal."""
+        return VariancePreservingPath()
+
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:  # noqa: ARG002
+        """Channels before frames."""
+        result: Tensor = packed.transpose(1, 2)
+        return result
+
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:  # noqa: ARG002
+        """Frames before channels."""
+        return latent.transpose(1, 2).to(kwargs[self.latents].dtype)
+
+    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+        """Like the latents."""
+        return self.pack(pipe, kwargs, latent)
+
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+        """The pipeline's own maker of rotary embeddings: 1.0 and 1.5 differ."""
+        if kwargs.get("image_rotary_emb") is None:
+            return {}
+        height, width = self.pixels(pipe, size)
+        device = kwargs[self.latents].device
+        rotary = pipe._prepare_rotary_positional_embeddings(height, width, size.frames, device)
+        return {"image_rotary_emb": rotary}
+
+    def given_size(self, latents: Tensor) -> LatentSize:
+        """(B, F, C, H, W)."""
+        return LatentSize(latents.shape[3], latents.shape[4], latents.shape[1])
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+        """``sample_height`` and ``sample_width`` of the transformer."""
+        config, factor = pipe.transformer.config, pipe.vae_scale_factor_spatial
+        return config.sample_height * factor, config.sample_width * factor
+
+    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """1.5 adds latent frames until its temporal patches are full."""
+        config = pipe.transformer.config
+        wanted = (
+            arguments if "video" in arguments else {"num_frames": config.sample_frames, **_known(arguments)}
+        )
+        frames = super().call_frames(pipe, wanted) or 1
+        patch = config.patch_size_t or 1
+        return -(-frames // patch) * patch
+
+    def refusal(self, pipe: Any) -> str | None:
+        """The transformer raises for another extent if its positions were learned."""
+        if pipe.transformer.config.use_learned_positional_embeddings:
+            return "its position embeddings are learned for one latent size"
+        return super().refusal(pipe)
+
+
+def _known(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+ADAPTER = Adapter(
+    family="cogvideox",
+    pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
+    capabilities=(CogVideoXLayout(),),
+    refused={"CogVideoXImageToVideoPipeline": CONCATENATES, "CogVideoXFunControlPipeline": CONCATENATES},
+)

@@ -1,0 +1,85 @@
+"""FLUX.1 and FLUX.1 Kontext (diffusers ``FluxTransformer2DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
+from hasten.pipelines.adapters._layouts import PackedLayout
+from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+
+CONCATENATES = (
+    "it appends condition channels to every token, which a forward at another size would resize as noise"
+)
+
+
+class FluxLayout(PackedLayout):
+    """2x2-packed tokens with ``img_ids`` (..., L, axes): picture number, row, column.
+
+    The pipelines divide the timestep by 1000. Picture 0 are the latents; Kontext numbers its reference 1.
+    """
+
+    guidance = Guidance.EMBEDDED
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """Rectified flow, told ``t``."""
+        return FlowPath(scale=1.0)
+
+    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+        """From the ids. Counting beats taking the largest: half precision cannot tell rows beyond 256 apart."""
+        ids = _of_one(kwargs["img_ids"])
+        ours = ids[:, 0] == 0
+        count, columns = torch.stack([ours.sum(), (ours & (ids[:, 1] == 0)).sum()]).tolist()
+        return count // columns, columns
+
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+        """Rows and columns from 0 in unit steps, as in a small picture; reference ids stay."""
+        old: Tensor = kwargs["img_ids"]
+        rows, columns = size.height // 2, size.width // 2
+        ids = torch.zeros(rows, columns, old.shape[-1], device=old.device)
+        ids[..., 1] = torch.arange(rows, device=old.device)[:, None]
+        ids[..., 2] = torch.arange(columns, device=old.device)
+        ids = ids.flatten(0, 1).to(old.dtype).expand(*old.shape[:-2], -1, -1)
+        before_rows, before_columns = self.grid(pipe, kwargs)
+        return {"img_ids": torch.cat([ids, old[..., before_rows * before_columns :, :]], dim=-2)}
+
+    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Kontext keeps only the aspect ratio of ``height`` and ``width``, and fills ``max_area``."""
+        height, width = super().call_pixels(pipe, arguments)
+        area = arguments.get("max_area")
+        if area is None:
+            return height, width
+        ratio = width / height
+        return round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+
+
+def _of_one(ids: Tensor) -> Tensor:
+    """The ids of one sample: some pipelines repeat them for every sample of the batch."""
+    return ids[0] if ids.ndim == 3 else ids
+
+
+ADAPTER = Adapter(
+    family="flux",
+    pipelines=(
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxKontextPipeline",
+        "FluxKontextInpaintPipeline",
+    ),
+    capabilities=(FluxLayout(),),
+    refused={
+        "FluxFillPipeline": CONCATENATES,
+        "FluxControlPipeline": CONCATENATES,
+        "FluxControlImg2ImgPipeline": CONCATENATES,
+        "FluxControlInpaintPipeline": CONCATENATES,
+        "FluxControlNetPipeline": CONTROLLED,
+        "FluxControlNetImg2ImgPipeline": CONTROLLED,
+        "FluxControlNetInpaintPipeline": CONTROLLED,
+    },
+)

@@ -1,0 +1,39 @@
+"""FLUX.2 dev and Klein (diffusers ``Flux2Transformer2DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters._base import Adapter, LatentSize
+from hasten.pipelines.adapters.flux import FluxLayout
+
+
+class Flux2Layout(FluxLayout):
+    """FLUX.1's layout with a fourth id axis and one set of ids per sample; references have times from 10 upwards.
+
+    The autoencoder's statistics are per channel of a packed token, so unpacked neighbours differ slightly in scale.
+    """
+
+    def given_size(self, latents: Tensor) -> LatentSize:
+        """The pipeline takes latents as (B, 4C, H/2, W/2)."""
+        return LatentSize(2 * latents.shape[-2], 2 * latents.shape[-1])
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """A given image decides, after a resize that depends on its area."""
+        if arguments.get("image") is not None:
+            raise UnsupportedError(
+                f"{type(pipe).__name__} takes its size from the given image; pass height and width to plan ahead"
+            )
+        return super().default_pixels(pipe, arguments)
+
+
+ADAPTER = Adapter(
+    family="flux2",
+    pipelines=("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
+    capabilities=(Flux2Layout(),),
+    refused={"Flux2KleinKVPipeline": "it caches the reference tokens of the first step for the later ones"},
+)

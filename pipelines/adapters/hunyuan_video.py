@@ -1,0 +1,33 @@
+"""HunyuanVideo (diffusers ``HunyuanVideoTransformer3DModel``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hasten.pipelines.adapters._base import Adapter, Guidance
+from hasten.pipelines.adapters._layouts import VideoLayout
+from hasten.pipelines.adapters._paths import FlowPath, Path
+
+_MIXED = "it mixes a clean picture into the noisy latents, and only the pipeline knows where"
+
+
+class HunyuanVideoLayout(VideoLayout):
+    """Plain latents; rotary positions follow the shape."""
+
+    guidance = Guidance.EMBEDDED
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """Rectified flow."""
+        return FlowPath()
+
+
+ADAPTER = Adapter(
+    family="hunyuan-video",
+    pipelines=("HunyuanVideoPipeline",),
+    capabilities=(HunyuanVideoLayout(),),
+    refused={
+        "HunyuanVideoImageToVideoPipeline": _MIXED,
+        "HunyuanSkyreelsImageToVideoPipeline": _MIXED,
+        "HunyuanVideoFramepackPipeline": "it denoises next to a packed history of several resolutions",
+    },
+)

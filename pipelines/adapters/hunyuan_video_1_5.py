@@ -1,0 +1,51 @@
+"""HunyuanVideo 1.5 (diffusers ``HunyuanVideo15Transformer3DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hasten.pipelines.adapters._base import Adapter, Guidance
+from hasten.pipelines.adapters._layouts import ConditionedVideoLayout
+from hasten.pipelines.adapters._paths import FlowPath, Path
+
+
+class HunyuanVideo15Layout(ConditionedVideoLayout):
+    """Latents, as many channels of an encoded picture (zero for text to video), and one mask channel."""
+
+    guidance = Guidance.SEQUENTIAL
+    multiple = 1
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """Rectified flow."""
+        return FlowPath()
+
+    def channels(self, pipe: Any) -> int:
+        """``out_channels``."""
+        count: int = pipe.transformer.config.out_channels
+        return count
+
+    def masks(self, conditions: int, channels: int) -> slice:
+        """Behind the picture."""
+        return slice(channels, conditions)
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """``target_size`` of the transformer at 16:9; a given image decides instead."""
+        if "image" in arguments:
+            return super().default_pixels(pipe, arguments)
+        columns, rows = pipe.default_aspect_ratio
+        height, width = pipe.video_processor.calculate_default_height_width(rows, columns, pipe.target_size)
+        return height, width
+
+    def refusal(self, pipe: Any) -> str | None:
+        """Mean-flow models are told two times, and the second one has no counterpart at another resolution."""
+        if pipe.transformer.config.use_meanflow:
+            return "its mean-flow denoiser is told the next timestep too"
+        return super().refusal(pipe)
+
+
+ADAPTER = Adapter(
+    family="hunyuan-video-1.5",
+    pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
+    capabilities=(HunyuanVideo15Layout(),),
+)

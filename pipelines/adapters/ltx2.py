@@ -1,0 +1,68 @@
+"""LTX-2 (diffusers ``LTX2VideoTransformer3DModel``): video and audio in one denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hasten.pipelines.adapters._base import Adapter, LatentSize
+from hasten.pipelines.adapters._layouts import TokenLayout
+from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.schedules.noise import NoiseLevel
+
+_CONDITIONED = "its conditions are tokens with timesteps of their own, beside those of the audio"
+
+
+class LTX2Layout(TokenLayout):
+    """LTX's tokens with explicit coordinates, in pixels and seconds. The audio is not touched: it keeps its level."""
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """Rectified flow."""
+        return FlowPath()
+
+    def encode(
+        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+    ) -> dict[str, Any]:
+        """Where the audio would take over the video's timestep and sigma, it is told the old ones."""
+        changed = super().encode(pipe, kwargs, latent, level)
+        if changed["timestep"] is kwargs["timestep"]:
+            return changed
+        for name, audio in (("timestep", "audio_timestep"), ("sigma", "audio_sigma")):
+            changed[audio] = kwargs[name] if kwargs.get(audio) is None else kwargs[audio]
+        if kwargs.get("sigma") is not None:
+            changed["sigma"] = self.retime(kwargs["sigma"], self.path(pipe).timestep(pipe, level))
+        return changed
+
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+        """Extent, and coordinates where they are given."""
+        changed = super().positions(pipe, kwargs, size)
+        old: Tensor | None = kwargs.get("video_coords")
+        if old is not None:
+            changed["video_coords"] = pipe.transformer.rope.prepare_video_coords(
+                len(old), size.frames, size.height, size.width, old.device, fps=kwargs["fps"]
+            )
+        return changed
+
+    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """Without ``num_frames`` the pipeline makes 121 frames."""
+        return super().call_frames(pipe, {**arguments, "num_frames": arguments.get("num_frames") or 121})
+
+
+ADAPTER = Adapter(
+    family="ltx2",
+    pipelines=("LTX2Pipeline",),
+    capabilities=(LTX2Layout(),),
+    refused=dict.fromkeys(
+        (
+            "LTX2ImageToVideoPipeline",
+            "LTX2ConditionPipeline",
+            "LTX2InContextPipeline",
+            "LTX2HDRPipeline",
+            "LTX2DFRPipeline",
+            "LTX2DFRTemporalRefinePipeline",
+        ),
+        _CONDITIONED,
+    ),
+)

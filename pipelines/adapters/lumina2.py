@@ -1,0 +1,22 @@
+"""Lumina-Image 2.0 (diffusers ``Lumina2Transformer2DModel``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hasten.pipelines.adapters._base import Adapter, Guidance
+from hasten.pipelines.adapters._layouts import ImageLayout
+from hasten.pipelines.adapters._paths import FlowPath, Path
+
+
+class Lumina2Layout(ImageLayout):
+    """Plain latents; rotary positions follow the shape."""
+
+    guidance = Guidance.SEQUENTIAL
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """Rectified flow, told the data fraction ``1 - t``; the pipeline negates the output."""
+        return FlowPath(scale=1.0, data_fraction=True)
+
+
+ADAPTER = Adapter(family="lumina2", pipelines=("Lumina2Pipeline",), capabilities=(Lumina2Layout(),))

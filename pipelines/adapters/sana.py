@@ -1,0 +1,55 @@
+"""Sana (diffusers ``SanaTransformer2DModel``), behind an autoencoder that shrinks 32 times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hasten.pipelines.adapters._base import Adapter
+from hasten.pipelines.adapters._layouts import ImageLayout
+from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters.pixart import binned_pixels
+from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+
+_TRIGONOMETRIC = "its few-step scheduler follows a trigonometric path, not rectified flow"
+
+
+class SanaLayout(ImageLayout):
+    """Plain latents, one token each; positions come from convolutions."""
+
+    multiple = 1
+
+    def path(self, pipe: Any) -> Path:
+        """Rectified flow; the pipeline multiplies the timestep by the transformer's ``timestep_scale``."""
+        return FlowPath(scale=1000.0 * pipe.transformer.config.timestep_scale)
+
+    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """``use_resolution_binning`` picks the nearest aspect ratio of the training set."""
+        height, width = super().call_pixels(pipe, arguments)
+        if not arguments.get("use_resolution_binning", True):
+            return height, width
+        return binned_pixels(pipe, height, width, _bins(pipe.transformer.config.sample_size))
+
+
+def _bins(sample_size: int) -> dict[str, list[float]] | None:
+    from diffusers.pipelines.sana import pipeline_sana as sana
+
+    table: dict[int, dict[str, list[float]]] = {
+        128: sana.ASPECT_RATIO_4096_BIN,
+        64: sana.ASPECT_RATIO_2048_BIN,
+        32: sana.ASPECT_RATIO_1024_BIN,
+        16: sana.ASPECT_RATIO_512_BIN,
+    }
+    return table.get(sample_size)
+
+
+ADAPTER = Adapter(
+    family="sana",
+    pipelines=("SanaPipeline",),
+    capabilities=(SanaLayout(),),
+    refused={
+        "SanaSprintPipeline": _TRIGONOMETRIC,
+        "SanaSprintImg2ImgPipeline": _TRIGONOMETRIC,
+        "SanaControlNetPipeline": CONTROLLED,
+    },
+)

@@ -1,0 +1,45 @@
+"""Stable Diffusion XL (diffusers ``StableDiffusionXLPipeline``).
+
+``added_cond_kwargs["time_ids"]`` stay: the original size tells the quality of the training picture, not the extent
+of the latents, and the target size names the aspect ratio in which the model was fine-tuned. Halving them asks for
+a blurred picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hasten.pipelines.adapters._base import Adapter
+from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED, StableDiffusionLayout
+
+
+class StableDiffusionXLLayout(StableDiffusionLayout):
+    """As Stable Diffusion; the pipeline keeps its default size itself."""
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+        """``default_sample_size`` of the pipeline."""
+        side: int = pipe.default_sample_size * pipe.vae_scale_factor
+        return side, side
+
+
+ADAPTER = Adapter(
+    family="stable-diffusion-xl",
+    pipelines=(
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ),
+    denoisers=("unet",),
+    capabilities=(StableDiffusionXLLayout(),),
+    refused={
+        "StableDiffusionXLInstructPix2PixPipeline": CONCATENATES,
+        "StableDiffusionXLControlNetPipeline": CONTROLLED,
+        "StableDiffusionXLControlNetImg2ImgPipeline": CONTROLLED,
+        "StableDiffusionXLControlNetInpaintPipeline": CONTROLLED,
+        "StableDiffusionXLControlNetUnionPipeline": CONTROLLED,
+        "StableDiffusionXLControlNetUnionImg2ImgPipeline": CONTROLLED,
+        "StableDiffusionXLControlNetUnionInpaintPipeline": CONTROLLED,
+        "StableDiffusionXLAdapterPipeline": CONTROLLED,
+    },
+)

@@ -1,0 +1,57 @@
+"""Z-Image (diffusers ``ZImageTransformer2DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten.pipelines.adapters._base import Adapter
+from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
+from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+
+
+class ZImageLayout(ImageLayout):
+    """A list of (C, 1, H, W) latents, in and out; positions follow the shapes.
+
+    One forward holds both halves of guidance, conditional first.
+    """
+
+    latents = "x"
+    clock = "t"
+
+    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+        """Rectified flow, told the data fraction ``1 - t``; the pipeline negates the output."""
+        return FlowPath(scale=1.0, data_fraction=True)
+
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:  # noqa: ARG002
+        """Stacked, without the frame axis."""
+        return torch.stack(list(packed)).squeeze(2)
+
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> list[Tensor]:  # noqa: ARG002
+        """One tensor per sample."""
+        return list(latent.unsqueeze(2).to(kwargs[self.latents][0].dtype).unbind(0))
+
+    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> list[Tensor]:
+        """Like the latents."""
+        return self.pack(pipe, kwargs, latent)
+
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """1024, or the given image's."""
+        image = arguments.get("image")
+        return (1024, 1024) if image is None else image_pixels(pipe, image)
+
+
+ADAPTER = Adapter(
+    family="z-image",
+    pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+    capabilities=(ZImageLayout(),),
+    refused={
+        "ZImageOmniPipeline": "its denoiser takes lists of reference pictures beside the latents",
+        "ZImageControlNetPipeline": CONTROLLED,
+        "ZImageControlNetInpaintPipeline": CONTROLLED,
+    },
+)

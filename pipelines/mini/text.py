@@ -1,0 +1,50 @@
+"""The word tokenizer of the miniatures: one token per word of the captions, in a stock transformers class."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from hasten.pipelines.mini.scenes import BACKGROUNDS, COLOURS, COUNTS, PLACES, SHAPES, SIZES, Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["MAX_TOKENS", "build_tokenizer", "vocabulary"]
+
+MAX_TOKENS = 24
+"""Longest caption (20 tokens with its two ends) and some room."""
+_PAD, _UNKNOWN, _START, _END = "<pad>", "<unk>", "<start>", "<end>"
+
+
+def vocabulary() -> dict[str, int]:
+    """Word -> id. The end token has the largest id, which every CLIP pooling rule finds."""
+    plurals = [Group(2, "small", "red", shape, "at the top").phrase().split()[3] for shape in SHAPES]
+    phrases = [*COUNTS, *SIZES, *COLOURS, *SHAPES, *plurals, *PLACES, *BACKGROUNDS, "and on a background"]
+    words = sorted({word for phrase in phrases for word in re.findall(r"\w+", phrase)})
+    return {word: number for number, word in enumerate([_PAD, _UNKNOWN, _START, *words, _END])}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that splits at spaces and punctuation, ignores case, and frames a text with its two ends."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = vocabulary()
+    tokenizer = Tokenizer(WordLevel(words, unk_token=_UNKNOWN))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    ends = [(_START, words[_START]), (_END, words[_END])]
+    tokenizer.post_processor = TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_TOKENS,
+        pad_token=_PAD,
+        unk_token=_UNKNOWN,
+        bos_token=_START,
+        eos_token=_END,
+    )

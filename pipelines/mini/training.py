@@ -1,0 +1,222 @@
+"""The training loop of every miniature: seeded, resumable to the bit, with a curve on disk.
+
+All randomness of step ``i`` comes from a generator that is a pure function of ``(seed, i)``, so a run that was
+killed and resumed equals an uninterrupted one without storing any generator state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten._errors import CheckpointError
+
+__all__ = ["Average", "Recipe", "Schedule", "step_generator", "train"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and learning rate of a run.
+
+    Args:
+        steps: optimizer steps in all.
+        learning_rate: peak, reached after ``warmup`` steps and held until ``decay_from`` of the run, then lowered
+            along a half cosine to 2 % of itself.
+        weight_decay: of AdamW.
+        average: decay of the exponential moving average of the weights that is kept as the result; 0 for none.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    decay_from: float = 0.6
+    weight_decay: float = 1e-3
+    average: float = 0.999
+
+    def rate(self, step: int) -> float:
+        """Learning rate of ``step``."""
+        progress = step / max(1, self.steps)
+        tail = max(0.0, (progress - self.decay_from) / (1 - self.decay_from))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * (0.51 + 0.49 * math.cos(math.pi * tail))
+
+
+class Recipe(ABC):
+    """One miniature model: how to build it, its loss, and what to look at while it learns."""
+
+    name: str
+    schedule: Schedule
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """A fresh model; the caller has seeded torch."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one step and figures for the curve."""
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Write pictures of the present state into ``folder``."""
+
+
+class Average:
+    """Exponential moving average of a model's parameters and buffers, warmed up like ``(1 + n) / (10 + n)``."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model's present weights."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value.detach(), weight)
+            else:
+                self.state[name].copy_(value)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator of one step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    save_every: int = 250,
+    preview_every: int = 1000,
+    stop_after: int | None = None,
+) -> nn.Module:
+    """Train ``recipe`` in ``folder``, going on from its checkpoint if there is one.
+
+    Args:
+        recipe: what to train.
+        folder: receives ``checkpoint.pt``, ``curve.jsonl`` and preview pictures.
+        seed: of initialisation and data.
+        device: torch device.
+        save_every: steps between checkpoints; each replaces the last one atomically.
+        preview_every: steps between preview pictures.
+        stop_after: stop once this many steps are done (a later call goes on).
+
+    Returns:
+        The model with the averaged weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the folder holds a checkpoint of another recipe, schedule or seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = recipe.build().to(device).train()
+    schedule = recipe.schedule
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
+    )
+    average = Average(model, schedule.average)
+    identity = {"recipe": recipe.name, "seed": seed, "schedule": repr(schedule)}
+    step, seconds = _resume(folder, identity, model, optimizer, average)
+    began = time.perf_counter() - seconds
+    last = min(schedule.steps, stop_after or schedule.steps)
+    for step in _progress(recipe.name, step, last, schedule.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        loss, figures = recipe.loss(model, step, step_generator(seed, step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update(model, step)
+        done = step + 1
+        if done % 10 == 0:
+            _log(folder, {"step": done, "loss": float(loss), **figures, "seconds": time.perf_counter() - began})
+        if done % save_every == 0 or done == last:
+            _save(folder, identity, done, time.perf_counter() - began, model, optimizer, average)
+        if done % preview_every == 0 or done == last:
+            recipe.preview(_averaged(recipe, average, device), folder, done)
+    return _averaged(recipe, average, device)
+
+
+def _averaged(recipe: Recipe, average: Average, device: str) -> nn.Module:
+    with torch.random.fork_rng():
+        model = recipe.build().to(device)
+    model.load_state_dict(average.state)
+    return model.eval().requires_grad_(False)
+
+
+def _progress(name: str, start: int, last: int, total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(range(start, last), desc=name, initial=start, total=total, mininterval=5)
+
+
+def _log(folder: Path, record: Mapping[str, float]) -> None:
+    rounded = {key: round(value, 6) for key, value in record.items()}
+    with (folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
+        curve.write(json.dumps(rounded) + "\n")
+
+
+def _save(
+    folder: Path,
+    identity: Mapping[str, Any],
+    step: int,
+    seconds: float,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+) -> None:
+    state = {
+        "identity": dict(identity),
+        "step": step,
+        "seconds": seconds,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average.state,
+    }
+    partial = folder / "checkpoint.pt.part"
+    torch.save(state, partial)
+    os.replace(partial, folder / "checkpoint.pt")
+
+
+def _resume(
+    folder: Path,
+    identity: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+) -> tuple[int, float]:
+    """Load the folder's checkpoint; returns the steps done and the seconds they took."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    if state["identity"] != identity:
+        raise CheckpointError(
+            f"{path} belongs to another run ({state['identity']}, wanted {dict(identity)}); "
+            "choose another folder or delete it"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    average.state = state["average"]
+    _cut_curve(folder, state["step"])
+    return int(state["step"]), float(state["seconds"])
+
+
+def _cut_curve(folder: Path, step: int) -> None:
+    # Steps after the checkpoint will be done again; without this they would stand in the curve twice.
+    curve = folder / "curve.jsonl"
+    if curve.exists():
+        kept = [line for line in curve.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
+        curve.write_text("".join(line + "\n" for line in kept), "utf-8")

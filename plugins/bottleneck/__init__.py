@@ -1,0 +1,1 @@
+"""Bottleneck Sampling: run a share of the steps on a smaller latent."""

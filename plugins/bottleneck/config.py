@@ -1,0 +1,187 @@
+"""Options of Bottleneck Sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from hasten._technique import TechniqueConfig
+
+__all__ = ["BottleneckConfig", "Scale", "Stage"]
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
+Pixels = Annotated[int, Field(ge=2, strict=True)]
+Scale = Fraction | tuple[Pixels, Pixels]
+"""A low resolution: a share of both sides, or (height, width) in image pixels."""
+
+Level = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
+Positive = Annotated[float, Field(gt=0.0, strict=True)]
+_ONLY_RESTART = ("stages", "preset", "resize", "mix", "switch", "noise", "seed")
+_ONLY_CONTINUOUS = ("scale", "high_first", "low_until", "delta", "spectrum", "taper", "respect_expert_boundary")
+
+
+class Stage(TechniqueConfig):
+    """One stage of ``mode="restart"``.
+
+    Args:
+        steps: length of the stage's grid before ``strength`` cuts it.
+        scale: resolution, ``1`` for full.
+        strength: share of the steps that run, counted from the end of the grid.
+        shift: timestep shift ``s``; ``None`` keeps the signal-to-noise ratio of the pipeline's own schedule at full
+            resolution (its own shift divided by the amplitude ratio).
+    """
+
+    steps: Annotated[int, Field(ge=1, le=1000, strict=True)]
+    scale: Literal[1] | Scale = 1
+    strength: Level = 1.0
+    shift: Positive | None = None
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _one_scale(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 1:
+            return 1
+        if not _is_scale(value):
+            raise ValueError(f"must be 1, {_A_SCALE}, not {value!r}")
+        return value
+
+
+class BottleneckConfig(TechniqueConfig):
+    """Options of the technique ``bottleneck``.
+
+    Noise levels are flow times of the full-resolution latents in [0, 1]: 1 is pure noise. Models with another
+    schedule are measured on the same axis, by equal signal-to-noise ratio.
+
+    Args:
+        mode: ``"continuous"`` computes some steps at low resolution without leaving the trajectory;
+            ``"restart"`` is the paper's chain of high, low, high stages.
+        scale: low resolution as a share of both sides or as (height, width) in pixels; a list of them, smallest
+            first, switches several times.
+        high_first: steps above this level stay at full resolution.
+        low_until: steps below this level do so too, ``"auto"`` computes it from ``delta`` and the spectrum of the
+            model's latents; a list gives one level for each entry of ``scale``.
+        delta: relative error tolerated at the edge of the low band, for ``low_until="auto"``.
+        spectrum: ``(A, beta)`` of the latents' power ``A w^-beta`` instead of the known one.
+        taper: cosine coefficients per axis that fade out at the edge of the low band, against ringing.
+        respect_expert_boundary: on models with two denoisers, never evaluate one below the level it was trained to.
+        min_pixels: smallest low resolution in image pixels (height x width); ``None`` is a quarter of the model's
+            native area.
+        stages: stages of the restart, first and last at full resolution.
+        preset: the paper's stages, instead of ``stages``; ``None`` picks those of the pipeline's model.
+        resize: how clean latents are resized between stages.
+        mix: weight of the re-introduced noise: the level the stage starts at, or its raw ``strength`` (for
+            comparison only; the state then has less noise than the model is told).
+        switch: a stage runs to the end (``"clean"``), or stops where the next one starts and hands over its
+            estimate of the clean latents (``"x0"``).
+        noise: re-introduce independent noise at each switch, or one field shared by all of them.
+        seed: seed of the re-introduced noise; ``None`` draws from the pipeline call's generator.
+    """
+
+    mode: Literal["continuous", "restart"] = "continuous"
+    scale: Scale | tuple[Scale, ...] = 0.5
+    high_first: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] = 0.98
+    low_until: Literal["auto"] | Level | tuple[Level, ...] = "auto"
+    delta: Fraction = 0.05
+    spectrum: tuple[Positive, Annotated[float, Field(ge=0.0, strict=True)]] | None = None
+    taper: Annotated[int, Field(ge=0, strict=True)] = 0
+    respect_expert_boundary: Annotated[bool, Field(strict=True)] = True
+    min_pixels: Annotated[int, Field(ge=1, strict=True)] | None = None
+    stages: tuple[Stage, ...] | None = None
+    preset: Literal["flux", "hunyuan-video"] | None = None
+    resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "lanczos"
+    mix: Literal["sigma", "strength"] = "sigma"
+    switch: Literal["clean", "x0"] = "clean"
+    noise: Literal["shared", "fresh"] = "fresh"
+    seed: Annotated[int, Field(ge=0, strict=True)] | None = None
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The low resolutions, as a tuple also where ``scale`` names one."""
+        return tuple(_scales(self.scale))
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _low_resolutions(cls, value: Any) -> Any:
+        several = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_scale, value))
+        if not (_is_scale(value) or several):
+            raise ValueError(f"must be {_A_SCALE}, or a list of these, not {value!r}")
+        return value
+
+    @field_validator("low_until", mode="before")
+    @classmethod
+    def _levels(cls, value: Any) -> Any:
+        several = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_level, value))
+        if not (value == "auto" or _is_level(value) or several):
+            raise ValueError(f"must be 'auto', a level in (0, 1], or a list of these, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self._refuse_options_of_the_other_mode()
+        self._check_levels()
+        self._check_stages()
+        return self
+
+    def _refuse_options_of_the_other_mode(self) -> None:
+        other, unused = (
+            ("restart", _ONLY_RESTART) if self.mode == "continuous" else ("continuous", _ONLY_CONTINUOUS)
+        )
+        for name in unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} has no effect with mode={self.mode!r}: remove it, or set mode={other!r}"
+                )
+
+    def _check_levels(self) -> None:
+        levels = self.low_until
+        if not isinstance(levels, tuple):
+            if levels != "auto" and len(self.scales) > 1:
+                raise ValueError(
+                    f"low_until={levels} is one level for {len(self.scales)} entries of scale: give a list, or 'auto'"
+                )
+            return
+        if len(levels) != len(self.scales):
+            raise ValueError(f"low_until has {len(levels)} levels for {len(self.scales)} entries of scale")
+        if list(levels) != sorted(set(levels), reverse=True):
+            raise ValueError(f"low_until={list(levels)} must fall from entry to entry: levels fall during a run")
+
+    def _check_stages(self) -> None:
+        if self.stages is None:
+            return
+        if self.preset is not None:
+            raise ValueError("stages and preset exclude each other: remove one")
+        if len(self.stages) < 2:
+            raise ValueError(f"stages has {len(self.stages)} entry, a restart needs at least 2")
+        for place, stage in ((0, self.stages[0]), (len(self.stages) - 1, self.stages[-1])):
+            if stage.scale != 1:
+                raise ValueError(
+                    f"stages.{place}.scale={stage.scale}: the first and the last stage run at full resolution (1)"
+                )
+
+
+_A_SCALE = "a share of both sides between 0 and 1, or [height, width] in pixels"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_scale(value: Any) -> bool:
+    if _is_number(value):
+        return bool(0.0 < value < 1.0)
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and all(isinstance(side, int) and not isinstance(side, bool) and side >= 2 for side in value)
+
+
+def _is_level(value: Any) -> bool:
+    return _is_number(value) and bool(0.0 < value <= 1.0)
+
+
+def _scales(value: Any) -> Iterator[Scale]:
+    if isinstance(value, float) or (isinstance(value, tuple) and isinstance(value[0], int)):
+        yield value
+    else:
+        yield from value

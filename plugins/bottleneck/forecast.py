@@ -1,0 +1,2 @@
+def forecast(config, target, arguments):
+    return None

@@ -1,0 +1,110 @@
+"""One denoiser forward at a virtual resolution, in the notation of the README.
+
+A model of full-resolution latents is asked for its prediction at ``x = alpha x0 + sigma eps``. Instead it is run on
+the small state ``y' = c D x`` at the level of equal signal-to-noise ratio, its estimate of the clean picture is
+brought back, ``X0 = r D^T x0``, and the prediction is what the full model would have returned had that been its
+estimate. ``D`` is linear, so guidance and every linear solver act on the low band exactly as they would on the small
+grid; the band above sees an estimate of zero, and its noise is scaled down with the level.
+
+Tensors are (..., H, W). Nothing here rounds: callers pass single precision or better and cast last.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hasten.pipelines.adapters._base import Prediction
+from hasten.schedules.dct import dct_expand, dct_truncate
+from hasten.schedules.noise import NoiseLevel
+from hasten.schedules.resolution import Path, amplitude_ratio, shift_level
+
+__all__ = ["clean_estimate", "expand_prediction", "low_state", "path_of", "prediction_at", "runs_low"]
+
+
+def path_of(prediction: Prediction) -> Path:
+    """Which levels a model with this prediction was trained on."""
+    flow = prediction in (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY)
+    return "flow" if flow else "vp"
+
+
+def runs_low(prediction: Prediction, level: NoiseLevel) -> bool:
+    """Whether the formulas are defined at ``level``: they divide by sigma, for noise prediction by alpha too."""
+    return level.sigma > 0.0 and (level.alpha > 0.0 or prediction is not Prediction.EPSILON)
+
+
+def low_state(x: Tensor, level: NoiseLevel, low: tuple[int, int], path: Path) -> tuple[Tensor, NoiseLevel]:
+    """``(c D x, (alpha', sigma'))``: the state on the small grid and its level.
+
+    Args:
+        x: state (..., H, W) at ``level``.
+        level: ``(alpha, sigma)`` with ``sigma > 0``.
+        low: height and width of the small grid.
+        path: which levels the model knows; ``sigma' / alpha' = sigma / (alpha r)`` lies on it.
+    """
+    r = amplitude_ratio((x.shape[-2], x.shape[-1]), low)
+    low_level = shift_level(level, 1.0 / r, path)
+    c = low_level.sigma / level.sigma
+    return c * dct_truncate(x, *low), low_level
+
+
+def clean_estimate(prediction: Prediction, x: Tensor, output: Tensor, level: NoiseLevel) -> Tensor:
+    """``x0`` from a model's ``output`` at the state ``x = alpha x0 + sigma eps``."""
+    alpha, sigma = level.alpha, level.sigma
+    match prediction:
+        case Prediction.VELOCITY:
+            return x - sigma * output
+        case Prediction.NEGATIVE_VELOCITY:
+            return x + sigma * output
+        case Prediction.EPSILON:
+            return (x - sigma * output) / alpha
+        case Prediction.VP_VELOCITY:
+            return alpha * x - sigma * output
+
+
+def prediction_at(prediction: Prediction, x: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:
+    """What a model with the estimate ``x0`` returns at the state ``x``; inverse of :func:`clean_estimate`."""
+    alpha, sigma = level.alpha, level.sigma
+    match prediction:
+        case Prediction.VELOCITY:
+            return (x - x0) / sigma
+        case Prediction.NEGATIVE_VELOCITY:
+            return (x0 - x) / sigma
+        case Prediction.EPSILON:
+            return (x - alpha * x0) / sigma
+        case Prediction.VP_VELOCITY:
+            return (alpha * x - x0) / sigma
+
+
+def expand_prediction(
+    prediction: Prediction,
+    x: Tensor,
+    level: NoiseLevel,
+    y: Tensor,
+    low_level: NoiseLevel,
+    output: Tensor,
+    taper: int = 0,
+) -> Tensor:
+    """The full-size prediction that follows from a small forward.
+
+    Args:
+        prediction: what the model predicts.
+        x: full state (B, C, ..., H, W) at ``level``.
+        level: level of ``x``.
+        y: small state (B, C, ..., h, w) that the model was run on.
+        low_level: level of ``y``.
+        output: what the model returned for ``y``. Channels beyond those of ``y`` (a learned variance) are
+            enlarged as they are.
+        taper: coefficients per axis that fade out at the edge of the band.
+
+    Returns:
+        (B, C or more, ..., H, W).
+    """
+    full = (x.shape[-2], x.shape[-1])
+    channels = y.shape[1]
+    x0 = clean_estimate(prediction, y, output[:, :channels], low_level)
+    expanded = amplitude_ratio(full, (y.shape[-2], y.shape[-1])) * dct_expand(
+        torch.cat([x0, output[:, channels:]], dim=1), *full, taper
+    )
+    main = prediction_at(prediction, x, expanded[:, :channels], level)
+    return torch.cat([main, expanded[:, channels:]], dim=1)

@@ -1,0 +1,89 @@
+"""The technique ``bottleneck``: claims, checks, attaching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hasten._claims import Access, Claim
+from hasten._hookspecs import hookimpl
+from hasten._technique import Finding, Forecast, Technique
+from hasten.pipelines.adapters._base import LatentLayout
+from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.levels import spectrum_for
+
+if TYPE_CHECKING:
+    from hasten._seams import Seams
+    from hasten._target import Target
+
+__all__ = ["Bottleneck"]
+
+
+class Bottleneck(Technique[BottleneckConfig]):
+    """Bottleneck Sampling, arXiv 2503.18940: a share of the steps on a smaller latent, without training."""
+
+    name = "bottleneck"
+    summary = "runs the steps that do not need it at a lower resolution"
+    config_class = BottleneckConfig
+    requires = (LatentLayout,)
+
+    def claims(self, target: Target) -> Sequence[Claim]:  # noqa: ARG002
+        """The number of tokens changes during a run; restart mode visits its own noise levels, too."""
+        shape = Claim("tokens.shape", Access.WRITES)
+        if self.config.mode == "continuous":
+            return (shape,)
+        return (shape, Claim("steps.schedule", Access.WRITES))
+
+    def check(self, target: Target) -> Iterable[Finding]:
+        """Refuse denoisers with a fixed size; say what is assumed where the latents' spectrum is unknown."""
+        reason = target.layout.refusal(target.pipe)
+        if reason is not None:
+            yield Finding("error", reason)
+            return
+        if self.config.mode == "restart":
+            from hasten.plugins.bottleneck.restart import findings
+
+            yield from findings(self.config, target)
+            return
+        if self.config.low_until == "auto" and spectrum_for(self.config, target.pipe)[1] is None:
+            yield Finding(
+                "warning",
+                "no power spectrum is known for this autoencoder, so the low resolution is left at the earliest level "
+                "that any latents of unit variance could need. Fit one with `hasten spectrum MODEL IMAGES`, "
+                "or set low_until, for a larger speed-up",
+            )
+        if isinstance(self.config.low_until, float) and self.config.low_until > self.config.high_first:
+            yield Finding("warning", "low_until is above high_first: no step will run at low resolution")
+
+    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+        """Resolution, level and FLOPs of every step of a call with these arguments."""
+        from hasten.plugins.bottleneck.forecast import forecast
+
+        return forecast(self.config, target, arguments)
+
+    def attach(self, target: Target, seams: Seams) -> None:
+        """Put the mode's handlers on the seams."""
+        if self.config.mode == "continuous":
+            from hasten.plugins.bottleneck.continuous import VirtualResolution
+
+            seams.denoiser(VirtualResolution(self.name, self.config, target))
+        else:
+            from hasten.plugins.bottleneck.restart import Restart
+
+            restart = Restart(self.name, self.config, target)
+            seams.scheduler(restart.stage_scheduler)
+            seams.denoiser(restart.rewrite_positions)
+
+
+@hookimpl
+def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
+    """Offer the technique to the host."""
+    register(Bottleneck)
+
+
+@hookimpl
+def hasten_register_commands(app: Any) -> None:
+    """Offer ``hasten spectrum``."""
+    from hasten.plugins.bottleneck.commands import add_commands
+
+    add_commands(app)

@@ -1,0 +1,193 @@
+"""``mode="restart"``: the paper's stages, each a run of its own from re-introduced noise.
+
+The pipeline's loop runs once, over a scheduler that is several (:mod:`hasten.plugins.bottleneck.staged`). Its latents
+really change shape between stages; what the pipeline computed for the full size is rewritten before each forward.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hasten._denoiser import DenoiserCall, unwrapped
+from hasten._errors import HastenError
+from hasten._technique import Finding
+from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.staged import StageRun, staged_scheduler
+from hasten.plugins.bottleneck.stages import is_flow, plan_stages, preset_for
+from hasten.schedules.dct import dct_truncate
+from hasten.schedules.lanczos import lanczos_resize
+
+if TYPE_CHECKING:
+    from hasten._run import RunCall
+    from hasten._target import Target
+
+__all__ = ["Restart", "findings", "resize_clean"]
+
+_STARTS_FROM_A_PICTURE = ("image", "images", "mask_image", "control_image", "video", "strength")
+
+
+def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
+    """What restart mode finds wrong, or worth saying, about a pipeline."""
+    accepted = inspect.signature(type(target.pipe).__call__).parameters
+    given = [name for name in _STARTS_FROM_A_PICTURE if name in accepted]
+    if given:
+        yield Finding(
+            "error",
+            f"mode='restart' replaces the latents between stages, and {target.name} builds on a given picture "
+            f"({', '.join(given)}); use mode='continuous'",
+        )
+    if config.stages is None and config.preset is None and preset_for(target) is None:
+        yield Finding(
+            "error",
+            "mode='restart' has published stages for FLUX.1-dev and HunyuanVideo only; give stages, or a preset to "
+            "start from",
+        )
+    flow = is_flow(target.pipe.scheduler)
+    for option, value in (("switch", "x0"), ("mix", "strength")):
+        if getattr(config, option) == value and not flow:
+            yield Finding("error", f"{option}={value!r} is defined for flow-matching schedulers only")
+    yield Finding("note", "mode='restart' has step counts of its own: num_inference_steps has no effect")
+
+
+class Restart:
+    """The handlers of restart mode: one makes the scheduler of a run, one rewrites positions before each forward.
+
+    Args:
+        name: the technique's name, for reports.
+        config: its options.
+        target: the pipeline.
+    """
+
+    def __init__(self, name: str, config: BottleneckConfig, target: Target) -> None:
+        self._name = name
+        self._config = config
+        self._target = target
+
+    def stage_scheduler(self, scheduler: Any, call: RunCall) -> Any:
+        """The scheduler of one run."""
+        size = self._target.layout.call_size(call.pipe, call.arguments)
+        stages = plan_stages(self._config, self._target, size)
+        transition = Transition(self._config, self._target, call.arguments.get("generator"))
+        estimate = self._config.switch == "x0"
+        run = StageRun(scheduler, stages, transition, hand_over_estimate=estimate)
+        run.transition = transition
+        return staged_scheduler(scheduler, run)
+
+    def rewrite_positions(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
+        """One forward, its position arguments those of the current stage's size."""
+        run: StageRun = call.run.pipe.scheduler.stage_run
+        transition: Transition = run.transition
+        transition.remember(call)
+        call.run.record(self._name, stage=run.stage + 1)
+        if run.size == transition.full:
+            return proceed(call)
+        return proceed(call.replace_kwargs(transition.arguments_at(run.size, call.kwargs)))
+
+
+class Transition:
+    """What happens to the latents between two stages: resize, then mix with noise up to the next stage's level.
+
+    Args:
+        config: the technique's options.
+        target: the pipeline.
+        generator: the pipeline call's generator, or list of generators.
+    """
+
+    def __init__(self, config: BottleneckConfig, target: Target, generator: Any) -> None:
+        self._config = config
+        self._target = target
+        self._generator = generator
+        if config.seed is not None:
+            self._generator = torch.Generator().manual_seed(config.seed)
+        self._argument = ""
+        self._template: Mapping[str, Any] = {}
+        self._field: Tensor | None = None
+        self.full = (0, 0)
+
+    def remember(self, call: DenoiserCall) -> None:
+        """Keep the arguments of the run's first forward, which is at full size: they tell how latents are packed."""
+        if self._template:
+            return
+        self._template = call.kwargs
+        self._argument = tuple(inspect.signature(type(unwrapped(call.module)).forward).parameters)[1]
+        size = call.step.size
+        self.full = (size.height, size.width)
+
+    def arguments_at(self, size: tuple[int, int], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """``kwargs``, which hold small latents and full-size positions, with everything at ``size``."""
+        latents = kwargs[self._argument]
+        return {**self._encoded(size, kwargs), self._argument: latents}
+
+    def _encoded(self, size: tuple[int, int], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """``kwargs`` for latents of ``size``; the latents in it are blank."""
+        layout, pipe = self._target.layout, self._target.pipe
+        # Packed latents can be read only where their positions fit, so full-size ones stand in for the small.
+        example = self._template[self._argument]
+        batch = len(kwargs[self._argument])
+        whole = {**kwargs, self._argument: example[:1].expand(batch, *example.shape[1:])}
+        blank = layout.decode(pipe, whole)
+        return layout.encode(pipe, whole, blank.new_zeros(*blank.shape[:-2], *size), layout.level(pipe, whole))
+
+    def _frame(self, size: tuple[int, int]) -> Mapping[str, Any]:
+        """Arguments of any forward at ``size``, for packing and unpacking samples."""
+        return self._template if size == self.full else self._encoded(size, self._template)
+
+    def __call__(self, sample: Tensor, size: tuple[int, int], following: tuple[int, int], run: StageRun) -> Tensor:
+        """The first sample of the stage that ``run`` has just entered."""
+        layout, pipe = self._target.layout, self._target.pipe
+        if not self._template:
+            raise HastenError("restart mode saw a scheduler step before any denoiser forward")
+        clean = resize_clean(
+            layout.decode_output(pipe, self._frame(size), sample).float(), following, self._config.resize
+        )
+        noise = self._noise(clean)
+        if self._config.mix == "strength":
+            strength = run.planned[run.stage].stage.strength
+            mixed = (1.0 - strength) * clean + strength * noise
+        else:
+            mixed = _add_noise(run.scheduler, clean, noise, run.times[run.stage][:1])
+        packed: Tensor = layout.encode_output(pipe, self._frame(following), mixed)
+        return packed.to(sample.dtype)
+
+    def _noise(self, like: Tensor) -> Tensor:
+        """White noise of the shape of ``like``: independent, or the shared full-size field truncated to its size."""
+        if self._config.noise == "fresh":
+            return self._draw(like, tuple(like.shape[-2:]))
+        if self._field is None:
+            self._field = self._draw(like, self.full)
+        return dct_truncate(self._field, like.shape[-2], like.shape[-1])
+
+    def _draw(self, like: Tensor, size: tuple[int, ...]) -> Tensor:
+        from diffusers.utils.torch_utils import randn_tensor
+
+        shape = (*like.shape[:-2], *size)
+        return randn_tensor(shape, generator=self._generator, device=like.device, dtype=like.dtype)
+
+
+def _add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """``clean`` at the level of ``timestep``, in the scheduler's own convention."""
+    mix = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else None
+    if mix is not None:
+        return mix(clean, timestep.expand(len(clean)), noise)  # type: ignore[no-any-return]
+    return scheduler.add_noise(clean, noise, timestep.expand(len(clean)))  # type: ignore[no-any-return]
+
+
+def resize_clean(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Resize latents that carry no noise.
+
+    Args:
+        x: (B, C, [F,] H, W), single precision or better.
+        size: new height and width; frames are kept.
+        mode: ``"lanczos"``, ``"bicubic"``, ``"bilinear"`` (all anti-aliased when shrinking) or ``"nearest"``.
+    """
+    if mode == "lanczos":
+        return lanczos_resize(x, *size)
+    options = {} if mode == "nearest" else {"antialias": True}
+    flat = functional.interpolate(x.flatten(0, -3)[:, None], size, mode=mode, **options)  # type: ignore[arg-type]
+    return flat.view(*x.shape[:-2], *size)

@@ -1,0 +1,75 @@
+"""Which power spectrum a pipeline's latents have, as far as that is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten._errors import CheckpointError
+from hasten.schedules.spectrum import Spectrum
+
+__all__ = ["SIDECAR", "UNKNOWN", "KnownSpectrum", "known_spectrum", "read_sidecar"]
+
+SIDECAR = "hasten.json"
+"""File beside a pipeline's ``model_index.json`` that may hold ``{"spectrum": {"A": ..., "beta": ...}}``."""
+
+UNKNOWN = Spectrum(1.0, 0.0)
+"""Upper bound for latents scaled to unit variance: power falls with frequency and averages 1, so the edge of the
+band is no stronger than white noise. A run that assumes it goes back to full resolution early."""
+
+_FLUX = Spectrum(203.615097, 1.915461)
+_WAN = Spectrum(219.484718, 2.422687)
+
+
+@dataclass(frozen=True)
+class KnownSpectrum:
+    """A spectrum and where it comes from."""
+
+    spectrum: Spectrum
+    source: str
+
+
+def known_spectrum(pipe: Any) -> KnownSpectrum | None:
+    """The spectrum of a pipeline's latents: its own file, else a published fit of its autoencoder, else ``None``.
+
+    Raises:
+        CheckpointError: the pipeline's ``hasten.json`` is damaged.
+    """
+    folder = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
+    if folder.name and (path := folder / SIDECAR).is_file():
+        own = read_sidecar(path)
+        if own is not None:
+            return KnownSpectrum(own, f"{SIDECAR} of the model")
+    return _published(getattr(pipe, "vae", None))
+
+
+def read_sidecar(path: Path) -> Spectrum | None:
+    """The spectrum in a ``hasten.json``, ``None`` if the file has none.
+
+    Raises:
+        CheckpointError: it is no JSON object, or the spectrum is malformed.
+    """
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8")).get("spectrum")
+        return None if entry is None else Spectrum(float(entry["A"]), float(entry["beta"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f'{path}: cannot read the spectrum ({type(error).__name__}: {error}). Write {{"spectrum": {{"A": 200.0, '
+            f'"beta": 1.9}}}}, or fit one with: hasten spectrum MODEL IMAGES'
+        ) from error
+
+
+def _published(vae: Any) -> KnownSpectrum | None:
+    """Fits published with SPEED, arXiv 2605.18736, recognised by how the autoencoder scales its latents."""
+    config: Mapping[str, Any] = getattr(vae, "config", {})
+    name = type(vae).__name__
+    if name == "AutoencoderKL" and config.get("latent_channels") == 16:
+        scaling = (config.get("scaling_factor"), config.get("shift_factor"))
+        if scaling == (0.3611, 0.1159):
+            return KnownSpectrum(_FLUX, "published fit of the FLUX autoencoder")
+    if name == "AutoencoderKLWan" and config.get("z_dim") == 16:
+        return KnownSpectrum(_WAN, "published fit of the Wan 2.1 autoencoder")
+    return None

@@ -1,0 +1,171 @@
+"""One scheduler made of several: a pipeline loops over it once, and every stage steps with a fresh solver.
+
+The object is a copy of the pipeline's scheduler whose class is a generated subclass of the same name, because
+pipelines ask for ``isinstance`` and look at signatures. Stages are told apart by counting ``step`` calls: the noise
+level rises from one stage to the next, and values repeat.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from hasten._errors import HastenError
+from hasten.plugins.bottleneck.stages import PlannedStage, stage_scheduler
+
+__all__ = ["Switch", "StageRun", "staged_scheduler"]
+
+Switch = Callable[[Tensor, tuple[int, int], tuple[int, int], "StageRun"], Tensor]
+"""``(sample, size, next size, run) -> sample``: what happens between two stages."""
+
+
+class StageRun:
+    """Where a run is in its stages.
+
+    Args:
+        base: the pipeline's scheduler, left as it is.
+        planned: the stages.
+        switch: takes a stage's last sample to the first one of the next.
+        hand_over_estimate: stop a stage where the next one starts and switch with its estimate of the clean latents.
+    """
+
+    def __init__(
+        self, base: Any, planned: Sequence[PlannedStage], switch: Switch, *, hand_over_estimate: bool = False
+    ) -> None:
+        self._base = base
+        self.planned = tuple(planned)
+        self._switch = switch
+        self._hand_over_estimate = hand_over_estimate
+        self.schedulers: list[Any] = []
+        self.times: list[Tensor] = []
+        """Timesteps that run, per stage."""
+        self._sigmas: list[Tensor] = []
+        self.stage = 0
+        self.position = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Latent height and width of the current stage."""
+        return self.planned[self.stage].size
+
+    @property
+    def scheduler(self) -> Any:
+        """The current stage's scheduler."""
+        return self.schedulers[self.stage]
+
+    def prepare(self, device: Any, mu: float | None) -> None:
+        """Set every stage to its timesteps and go back to the first."""
+        made = [stage_scheduler(self._base, planned, device, mu) for planned in self.planned]
+        self.schedulers = [scheduler for scheduler, _ in made]
+        self.times = [scheduler.timesteps[first:] for scheduler, first in made]
+        self._sigmas = [
+            scheduler.sigmas[first : first + len(times)] if hasattr(scheduler, "sigmas") else times.float()
+            for (scheduler, first), times in zip(made, self.times)
+        ]
+        self.stage = self.position = 0
+        if self._hand_over_estimate:
+            self._cut_overlaps()
+
+    def _cut_overlaps(self) -> None:
+        """Drop the steps of a stage whose result the next stage would drown in noise."""
+        for i in range(len(self.times) - 1):
+            reached = self._sigmas[i][1:] <= self._sigmas[i + 1][0]
+            kept = int(reached.int().argmax()) + 1 if bool(reached.any()) else len(self.times[i])
+            self.times[i], self._sigmas[i] = self.times[i][:kept], self._sigmas[i][:kept]
+
+    def timesteps(self) -> Tensor:
+        """Timesteps of all stages, one after the other."""
+        return torch.cat(self.times)
+
+    def sigmas(self) -> Tensor:
+        """Their noise levels in the schedulers' own terms, with the final 0."""
+        last = self._sigmas[-1]
+        return torch.cat([*self._sigmas, last.new_zeros(1)])
+
+    def step(self, bound: inspect.BoundArguments) -> Any:
+        """One solver step of the current stage, and the switch after its last one."""
+        if self.stage > 0 and self.position == 0:
+            # Samples of the stage before have another shape (CogVideoX's solver keeps them in the pipeline's loop).
+            for name in ("old_pred_original_sample", "timestep_back"):
+                if name in bound.arguments:
+                    bound.arguments[name] = None
+        ends = self.position == len(self.times[self.stage]) - 1
+        switches = ends and self.stage < len(self.planned) - 1
+        if switches and self._hand_over_estimate:
+            sigma = float(self._sigmas[self.stage][self.position])
+            result: Any = _flow_estimate(bound, sigma)
+        else:
+            result = self.scheduler.step(*bound.args, **bound.kwargs)
+        self.position += 1
+        if not switches:
+            return result
+        size = self.size
+        self.stage, self.position = self.stage + 1, 0
+        previous = result[0] if isinstance(result, tuple) else result.prev_sample
+        return _with_sample(result, self._switch(previous, size, self.size, self))
+
+
+def _flow_estimate(bound: inspect.BoundArguments, sigma: float) -> Any:
+    """``x0 = x - t v`` of the guided prediction, as ``step`` returns a sample."""
+    sample, velocity = bound.arguments["sample"], bound.arguments["model_output"]
+    estimate: Tensor = (sample.float() - sigma * velocity.float()).to(sample.dtype)
+    return SchedulerOutput(prev_sample=estimate) if bound.arguments.get("return_dict", True) else (estimate,)
+
+
+def _with_sample(result: Any, sample: Tensor) -> Any:
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    return dataclasses.replace(result, prev_sample=sample)
+
+
+def staged_scheduler(base: Any, run: StageRun) -> Any:
+    """A stand-in for ``base`` that steps through the stages of ``run``."""
+    staged = copy.deepcopy(base)
+    staged.__class__ = _staged_class(type(base))
+    staged.stage_run = run
+    return staged
+
+
+@lru_cache(maxsize=32)
+def _staged_class(base: type) -> type:
+    """A subclass of ``base`` with its name and its signatures."""
+
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(base.set_timesteps).bind(self, *args, **kwargs).arguments
+        run: StageRun = self.stage_run
+        run.prepare(given.get("device"), given.get("mu"))
+        self.timesteps, self.num_inference_steps = run.timesteps(), len(run.timesteps())
+        if hasattr(base, "sigmas") or "sigmas" in vars(self):
+            self.sigmas = run.sigmas()
+
+    @functools.wraps(base.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run: StageRun = self.stage_run
+        if not run.schedulers:
+            raise HastenError("the pipeline stepped its scheduler before setting timesteps; restart mode cannot follow")
+        return run.step(inspect.signature(run.scheduler.step).bind(*args, **kwargs))
+
+    def ignore(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Every stage keeps its own begin index and shift."""
+
+    def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        scaled: Tensor = self.stage_run.scheduler.scale_model_input(sample, *args, **kwargs)
+        return scaled
+
+    body: dict[str, Any] = {"set_timesteps": set_timesteps, "step": step, "__module__": base.__module__}
+    for name in ("set_begin_index", "set_shift"):
+        if hasattr(base, name):
+            body[name] = ignore
+    if hasattr(base, "scale_model_input"):
+        body["scale_model_input"] = scale_model_input
+    return type(base.__name__, (base,), body)

@@ -1,0 +1,173 @@
+"""`accelerate` and `plan`: attaching techniques to a pipeline, all or nothing, and taking them off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from hasten._attachment import Attachment
+from hasten._config import Config, ConfigLike
+from hasten._errors import ConfigError, ConflictError, suggestion
+from hasten._plan import Plan, make_plan
+from hasten._seams import Seams
+from hasten._subclass import accelerated_by, make_subclass, set_class
+from hasten._target import Target
+
+if TYPE_CHECKING:
+    from hasten._report import Report
+    from hasten._run import Run
+    from hasten._technique import Technique
+
+__all__ = ["Acceleration", "accelerate", "plan"]
+
+
+def plan(pipe: Any, config: ConfigLike, **call: Any) -> Plan:
+    """What :func:`accelerate` would do to ``pipe``: the same checks, nothing touched.
+
+    Args:
+        pipe: a diffusers pipeline of a known family.
+        config: see :meth:`hasten.Config.of`.
+        **call: arguments of the pipeline call to forecast (``num_inference_steps=28, height=1024``); the pipeline's
+            defaults fill in the rest.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        ConflictError: techniques collide.
+        UnsupportedError: the pipeline cannot be accelerated like this.
+    """
+    return make_plan(Target.of(pipe), Config.of(config), call)[0]
+
+
+def accelerate(pipe: Any, config: ConfigLike) -> Acceleration:
+    """Enable techniques on an existing pipeline; call the pipeline as before.
+
+    Args:
+        pipe: a diffusers pipeline of a known family.
+        config: see :meth:`hasten.Config.of`.
+
+    Returns:
+        A handle that reports and undoes. It is a context manager, too: leaving it restores the pipeline.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        ConflictError: techniques collide, or the pipeline is accelerated already.
+        UnsupportedError: the pipeline cannot be accelerated like this.
+    """
+    if accelerated_by(pipe) is not None:
+        raise ConflictError(
+            f"this {type(pipe).__name__} is accelerated already; restore() that acceleration first, or give one "
+            f"accelerate() call all the techniques"
+        )
+    target = Target.of(pipe)
+    made, techniques = make_plan(target, Config.of(config), {})
+    return Acceleration(target, made, techniques)
+
+
+class Acceleration:
+    """Techniques attached to one pipeline. Made by :func:`accelerate`.
+
+    Between calls nothing but the class of the pipeline object is changed (and what a technique that edits the
+    structure has to keep); the seams are installed when a call begins and are gone when it ends or fails.
+    """
+
+    def __init__(self, target: Target, made: Plan, techniques: tuple[Technique[Any], ...]) -> None:
+        self._pipe = target.pipe
+        self._stock = type(target.pipe)
+        self._attachment = Attachment(target, tuple(technique.name for technique in techniques))
+        self._generated = make_subclass(self._stock, self._attachment, self._attachment.call)
+        self._plan = made
+        try:
+            for technique in sorted(techniques, key=lambda t: not _changes_structure(t, target)):
+                journal = self._attachment.journal.owned(technique.name)
+                technique.attach(target, Seams(technique.name, target, self._attachment.table, journal))
+        except BaseException:
+            self._unwind(reversed(techniques))
+            raise
+        set_class(target.pipe, self._generated)
+
+    @property
+    def plan(self) -> Plan:
+        """What is attached now: techniques, findings, forecasts and, from the outside in, what is patched."""
+        attachment = self._attachment
+        alive = tuple(t for t in self._plan.techniques if t.name in attachment.names)
+        untested = tuple(pair for pair in self._plan.untested if set(pair) <= set(attachment.names))
+        patches = (*attachment.table.describe(), *attachment.journal.describe())
+        return replace(self._plan, techniques=alive, untested=untested, patches=patches)
+
+    def report(self) -> Report:
+        """What the last call did; without a row before the first call."""
+        return self._attachment.report
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The stock pipeline for the length of a ``with`` block. Structural edits stay.
+
+        For comparisons; applies to every thread that calls the pipeline.
+        """
+        self._attachment.paused += 1
+        try:
+            yield
+        finally:
+            self._attachment.paused -= 1
+
+    def run(self, **arguments: Any) -> AbstractContextManager[Run]:
+        """The seams around a loop of your own, which calls the denoiser itself, for the length of a ``with`` block.
+
+        Args:
+            **arguments: what a call of the pipeline would get, as far as techniques need to know it (``prompt``,
+                ``height``, ``num_inference_steps``).
+
+        Raises:
+            UnsupportedError: a technique works on whole pipeline calls only.
+        """
+        return self._attachment.custom_run(arguments)
+
+    def remove(self, name: str) -> None:
+        """Take one technique off and keep the others. A call in progress goes on with it.
+
+        Raises:
+            ConfigError: it is not attached.
+        """
+        attachment = self._attachment
+        if name not in attachment.names:
+            known = ", ".join(attachment.names) or "none"
+            raise ConfigError(
+                f"technique {name!r} is not attached{suggestion(name, attachment.names)} Attached: {known}."
+            )
+        attachment.table.remove(name)
+        attachment.journal.undo(name)
+        attachment.names = tuple(other for other in attachment.names if other != name)
+        if not attachment.names:
+            self.restore()
+
+    def restore(self) -> None:
+        """Give the pipeline back as it was. Calling it again does nothing."""
+        for name in reversed(self._attachment.names):
+            self._attachment.table.remove(name)
+            self._attachment.journal.undo(name)
+        self._attachment.names = ()
+        if type(self._pipe) is self._generated:
+            set_class(self._pipe, self._stock)
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+    def _unwind(self, techniques: Iterator[Technique[Any]]) -> None:
+        for technique in techniques:
+            self._attachment.journal.undo(technique.name)
+
+
+def _changes_structure(technique: Technique[Any], target: Target) -> bool:
+    """Whether others must be attached to what this technique leaves."""
+    return any(claim.slot == "weights.structure" for claim in technique.claims(target))

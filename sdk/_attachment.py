@@ -1,0 +1,217 @@
+"""Runs an accelerated pipeline: installs the seams around one call and takes them off again, whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from hasten._attention import AttentionSeam
+from hasten._clock import Clock, expected_batch
+from hasten._denoiser import DenoiserSeam
+from hasten._errors import UnsupportedError
+from hasten._gate import Forward, open_gates
+from hasten._journal import Journal
+from hasten._numerics import Watch
+from hasten._plugins import host
+from hasten._recorder import Recorder, Row
+from hasten._report import Report, StepRecord
+from hasten._run import Run, RunCall
+from hasten._seams import SeamTable
+from hasten._subclass import stock_class
+from hasten._target import Target
+from hasten.pipelines.adapters._base import Guidance, LatentLayout
+
+__all__ = ["Attachment"]
+
+
+class Attachment:
+    """What stands behind an accelerated pipeline: its seams, its structural edits, and the last report.
+
+    Args:
+        target: the pipeline.
+        names: techniques, outermost first.
+    """
+
+    def __init__(self, target: Target, names: tuple[str, ...]) -> None:
+        self.target = target
+        self.names = names
+        self.table = SeamTable(names)
+        self.journal = Journal()
+        self.paused = 0
+        """How many ``paused()`` blocks are open."""
+        self.report = Report(target.name, names)
+
+    def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``pipe(*args, **kwargs)``, accelerated."""
+        stock = stock_class(pipe).__call__
+        if self.paused or pipe is not self.target.pipe:
+            return stock(pipe, *args, **kwargs)
+        try:
+            arguments = self.target.bind(args, kwargs)
+        except TypeError:
+            return stock(pipe, *args, **kwargs)  # the pipeline has its own words for a wrong argument
+        table = _snapshot(self.table)
+        with self._session() as recorder:
+
+            def once(call: RunCall) -> Any:
+                call = self._rewrite_prompt(table, call)
+                with self._installed(table, call, recorder):
+                    return stock(pipe, **call.arguments)
+
+            proceed: Callable[[RunCall], Any] = once
+            for _, handler in reversed(table.run.items):
+                proceed = _around(handler, proceed)
+            return proceed(RunCall(pipe, self.target, arguments))
+
+    @contextmanager
+    def custom_run(self, arguments: Mapping[str, Any]) -> Iterator[Run]:
+        """The seams around a loop of the user's own.
+
+        Raises:
+            UnsupportedError: a technique works on whole pipeline calls, which a loop is not.
+        """
+        table = _snapshot(self.table)
+        whole = dict.fromkeys(owner for owner, _ in (*table.run.items, *table.prompt.items))
+        if whole:
+            raise UnsupportedError(
+                f"{', '.join(whole)} rewrites whole pipeline calls and cannot work around a loop of your own; "
+                f"call the pipeline, or remove it first with accel.remove(...)"
+            )
+        call = RunCall(self.target.pipe, self.target, self.target.call_arguments(**arguments))
+        with self._session() as recorder, self._installed(table, call, recorder) as run:
+            yield run
+
+    @contextmanager
+    def _session(self) -> Iterator[Recorder]:
+        """One call of the user: collects rows over all of its runs, and ends in one report."""
+        recorder = Recorder()
+        error: str | None = None
+        try:
+            yield recorder
+        except BaseException as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            raise
+        finally:
+            self.report = self._make_report(recorder, error)
+            host().run_finished(self.report)
+
+    @contextmanager
+    def _installed(self, table: SeamTable, call: RunCall, recorder: Recorder) -> Iterator[Run]:
+        """The seams of one run, installed on entry, and removed on exit where they are still ours."""
+        layout = self.target.adapter.capability(LatentLayout)  # type: ignore[type-abstract]
+        with ExitStack() as stack:
+            stack.enter_context(_swapped_scheduler(table, call))
+            run = Run(call, _make_clock(layout, call), recorder)
+            stack.callback(run.close)
+            if layout is None:
+                yield run
+                return
+            watch = Watch() if table.denoiser.items or table.attention.items else None
+            attention = AttentionSeam(self.target, table.attention.items) if table.attention.items else None
+            seams = {}
+            for name, module in self.target.denoisers.items():
+                around = {} if attention is None else {"around": attention.active}
+                seams[module] = DenoiserSeam(name, module, run, layout, table.denoiser.items, watch, **around)
+            if attention is not None:
+                stack.enter_context(attention.installed())
+            forwards: dict[Any, Forward] = {module: seam.forward for module, seam in seams.items()}
+            with open_gates(forwards):
+                yield run
+            if watch is not None:
+                watch.settle()
+                self._check_used(table, seams)
+            if attention is not None:
+                attention.check_complete([seam.name for seam in seams.values() if seam.forwards])
+
+    def _check_used(self, table: SeamTable, seams: Mapping[Any, DenoiserSeam]) -> None:
+        if any(seam.forwards for seam in seams.values()):
+            return
+        owners = ", ".join(dict.fromkeys(o for o, _ in (*table.denoiser.items, *table.attention.items)))
+        names = ", ".join(seam.name for seam in seams.values()) or "(none)"
+        raise UnsupportedError(
+            f"the run ended without one forward of {names} passing through hasten, so {owners} did nothing. "
+            f"{self.target.name} may call another module, or its 'forward' method directly; name the module it calls "
+            f"in the 'denoisers' of the adapter of family {self.target.adapter.family!r}."
+        )
+
+    def _rewrite_prompt(self, table: SeamTable, call: RunCall) -> RunCall:
+        for owner, handler in table.prompt.items:
+            prompt = call.arguments.get("prompt")
+            texts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
+            answer = handler(texts, call)
+            if answer is None:
+                continue
+            if len(answer) != len(texts):
+                raise UnsupportedError(
+                    f"{owner!r} turned {len(texts)} prompts into {len(answer)}; keep their number"
+                )
+            if texts:
+                call = call.replace_arguments(
+                    {"prompt": answer[0] if isinstance(prompt, str) else list(answer)}
+                )
+        return call
+
+    def _make_report(self, recorder: Recorder, error: str | None) -> Report:
+        events = any(row.stopwatch is not None and row.stopwatch.on_device for row in recorder.rows)
+        return Report(
+            pipeline=self.target.name,
+            techniques=self.names,
+            steps=tuple(_step_record(row) for row in recorder.rows),
+            seconds=time.perf_counter() - recorder.start,
+            timing="cuda events" if events else "host clock",
+            error=error,
+        )
+
+
+def _snapshot(table: SeamTable) -> SeamTable:
+    """A snapshot: chains are immutable, so that removing a technique in mid-run takes effect with the next run."""
+    snapshot = SeamTable(table.order)
+    for kind in table.kinds():
+        setattr(snapshot, kind, getattr(table, kind))
+    return snapshot
+
+
+def _around(handler: Callable[..., Any], inner: Callable[[RunCall], Any]) -> Callable[[RunCall], Any]:
+    return lambda call: handler(call, inner)
+
+
+def _make_clock(layout: LatentLayout | None, call: RunCall) -> Clock:
+    guidance = Guidance.EMBEDDED if layout is None else layout.guidance
+    doubled = bool(getattr(call.pipe, "do_classifier_free_guidance", False))
+    return Clock(guidance, expected_batch(call.arguments), doubled)
+
+
+@contextmanager
+def _swapped_scheduler(table: SeamTable, call: RunCall) -> Iterator[None]:
+    """The pipeline with the techniques' scheduler. Written past ``__setattr__``, which edits the configuration too."""
+    if not table.scheduler.items:
+        yield
+        return
+    attributes = vars(call.pipe)
+    original = scheduler = attributes["scheduler"]
+    for _, factory in table.scheduler.items:
+        scheduler = factory(scheduler, call)
+    attributes["scheduler"] = scheduler
+    try:
+        yield
+    finally:
+        if attributes.get("scheduler") is scheduler:
+            attributes["scheduler"] = original
+
+
+def _step_record(row: Row) -> StepRecord:
+    size = row.step.size
+    spatial = (size.height, size.width)
+    return StepRecord(
+        run=row.run,
+        index=row.step.index,
+        level=row.step.noise.time,
+        denoiser=row.denoiser,
+        branch=row.step.branch,
+        size=spatial if size.frames is None else (size.frames, *spatial),
+        resolution=row.resolution,
+        milliseconds=row.stopwatch.milliseconds() if row.stopwatch else 0.0,
+        facts={owner: dict(facts) for owner, facts in row.facts.items()},
+    )

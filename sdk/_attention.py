@@ -1,0 +1,339 @@
+"""The attention seam: every scaled-dot-product attention inside an accelerated forward, with the name of its layer.
+
+A ``TorchFunctionMode`` sees the calls, because half of the model families never reach diffusers' dispatcher. It is
+active only around the denoiser's own computation in this run and thread. Processors that the user set to another
+backend would bypass it: for the run they compute natively up to the seam, and the dense path of a handler's
+``proceed`` goes to the user's backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from hasten._denoiser import unwrapped
+from hasten._errors import UnsupportedError, suggestion
+from hasten._gate import is_compiled
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from hasten._clock import Step
+    from hasten._denoiser import DenoiserCall
+    from hasten._run import Run
+    from hasten._seams import AttentionEntry
+    from hasten._target import Target
+
+__all__ = ["AttentionCall", "AttentionHandler", "AttentionSeam", "attention_layers", "check_layers"]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention computation, as a handler sees it. Change it with ``dataclasses.replace``.
+
+    Args:
+        layer: qualified name, beginning with the denoiser (``"transformer.transformer_blocks.0.attn"``).
+        module: the attention module.
+        query: (B, heads, tokens, dim), after normalisation and rotary embedding.
+        key: (B, heads, tokens, dim).
+        value: (B, heads, tokens, dim).
+        mask: additive or boolean mask, broadcast over (B, heads, queries, keys).
+        dropout: probability.
+        causal: whether a query sees only keys at or before its own position.
+        scale: factor of the scores; ``None`` is ``dim ** -0.5``.
+        grouped: whether keys and values have fewer heads than queries.
+        step: where in the run this is.
+        run: the run.
+    """
+
+    layer: str
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    dropout: float
+    causal: bool
+    scale: float | None
+    grouped: bool
+    step: Step
+    run: Run
+
+
+Proceed = Callable[[AttentionCall], Tensor]
+AttentionHandler = Callable[[AttentionCall, Proceed], Tensor]
+
+_active: ContextVar[AttentionSeam | None] = ContextVar("hasten_attention", default=None)
+
+
+def attention_layers(target: Target) -> dict[str, nn.Module]:
+    """Every attention layer of every denoiser: the modules that hold an attention processor, by qualified name."""
+    return {
+        f"{denoiser}.{name}": module
+        for denoiser, root in target.denoisers.items()
+        for name, module in unwrapped(root).named_modules()
+        if hasattr(module, "set_processor") and getattr(module, "processor", None) is not None
+    }
+
+
+def refuse_compiled(target: Target) -> None:
+    """Refuse denoisers that are compiled, wholly or in parts.
+
+    A handler is Python that depends on the step. Traced into a graph, it would compile anew on every step, or be
+    frozen at the first one.
+
+    Raises:
+        UnsupportedError: a denoiser, or a module of it, is compiled.
+    """
+    for name, denoiser in target.denoisers.items():
+        root = unwrapped(denoiser)
+        if root is not denoiser or any(is_compiled(module) for module in root.modules()):
+            raise UnsupportedError(
+                f"attention cannot be intercepted in {target.name}.{name}, because it is compiled with torch.compile; "
+                f"load it without compiling, or enable only techniques that leave attention alone"
+            )
+
+
+def check_layers(target: Target, layers: frozenset[str] | None) -> None:
+    """Refuse names that are no attention layers.
+
+    Raises:
+        UnsupportedError: a denoiser is compiled, a named layer does not exist, or the pipeline has no attention layer at all.
+    """
+    refuse_compiled(target)
+    known = attention_layers(target)
+    if not known:
+        raise UnsupportedError(
+            f"no denoiser of {target.name} has a module with an attention processor, so that no attention can be told "
+            f"from another; the attention seam needs modules with 'set_processor' and 'processor'"
+        )
+    for name in sorted(layers or ()):
+        if name not in known:
+            raise UnsupportedError(
+                f"{target.name} has no attention layer {name!r}{suggestion(name, known)} "
+                f"It has {len(known)}, the first is {next(iter(known))!r}."
+            )
+
+
+class AttentionSeam:
+    """Attention handlers of one run.
+
+    Args:
+        target: the pipeline.
+        entries: owner and handler, outermost first.
+    """
+
+    def __init__(self, target: Target, entries: Sequence[tuple[str, AttentionEntry]]) -> None:
+        self._target = target
+        everything = attention_layers(target)
+        self._owners = tuple(dict.fromkeys(owner for owner, _ in entries))
+        self._chains: dict[str, Proceed] = {}
+        for layer in everything:
+            chosen = [e.handler for _, e in entries if e.layers is None or layer in e.layers]
+            if chosen:
+                self._chains[layer] = _chain(chosen, self._dense)
+        self._layers = {layer: everything[layer] for layer in self._chains}
+        self._dense_backends: dict[str, Any] = {}
+        self._inside: list[str] = []
+        self._forward: DenoiserCall | None = None
+        self._entered: set[str] = set()
+        self._hit: set[str] = set()
+        self._ever_hit: set[str] = set()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Layer names and native processors, for one run."""
+        refuse_compiled(self._target)  # again: it may have been compiled since the technique was attached
+        with ExitStack() as stack:
+            for layer, module in self._layers.items():
+                before, after = self._naming_hooks(layer)
+                stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
+                stack.callback(module.register_forward_hook(after, always_call=True).remove)
+                stack.enter_context(self._native(layer, module))
+            yield
+
+    @contextmanager
+    def active(self, call: DenoiserCall) -> Iterator[None]:
+        """Intercept the attention of one computation of the denoiser.
+
+        Raises:
+            UnsupportedError: a planned layer ran and its attention was not seen.
+        """
+        token = _active.set(self)
+        self._forward = call
+        self._inside.clear()
+        self._entered.clear()
+        self._hit.clear()
+        try:
+            with _Mode(self):
+                yield
+        finally:
+            _active.reset(token)
+            self._forward = None
+        self._ever_hit |= self._hit
+        self._require(self._entered - self._hit)
+
+    def check_complete(self, denoisers: Sequence[str]) -> None:
+        """At the end of a run: every planned layer of a denoiser that ran must have been seen.
+
+        Raises:
+            UnsupportedError: one was not.
+        """
+        planned = {layer for layer in self._layers if layer.split(".", 1)[0] in denoisers}
+        self._require(planned - self._ever_hit)
+
+    def intercept(
+        self, function: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """One ``scaled_dot_product_attention`` call inside the denoiser."""
+        layer = self._inside[-1] if self._inside else None
+        if layer is None or self._forward is None:
+            return function(*args, **kwargs)
+        self._hit.add(layer)
+        return self._chains[layer](self._describe(layer, *args, **kwargs))
+
+    def _describe(
+        self,
+        layer: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> AttentionCall:
+        forward = self._forward
+        if forward is None:
+            raise RuntimeError("attention was intercepted outside of a forward")
+        return AttentionCall(
+            layer=layer,
+            module=self._layers[layer],
+            query=query,
+            key=key,
+            value=value,
+            mask=attn_mask,
+            dropout=dropout_p,
+            causal=is_causal,
+            scale=scale,
+            grouped=enable_gqa,
+            step=forward.step,
+            run=forward.run,
+        )
+
+    def _dense(self, call: AttentionCall) -> Tensor:
+        """The innermost link: dense attention on the backend the user chose."""
+        backend = self._dense_backends.get(call.layer)
+        if backend is None:
+            return F.scaled_dot_product_attention(
+                call.query,
+                call.key,
+                call.value,
+                attn_mask=call.mask,
+                dropout_p=call.dropout,
+                is_causal=call.causal,
+                scale=call.scale,
+                enable_gqa=call.grouped,
+            )
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        output = dispatch_attention_fn(
+            *(tensor.transpose(1, 2) for tensor in (call.query, call.key, call.value)),
+            attn_mask=call.mask,
+            dropout_p=call.dropout,
+            is_causal=call.causal,
+            scale=call.scale,
+            enable_gqa=call.grouped,
+            backend=backend,
+        )
+        return output.transpose(1, 2)
+
+    @contextmanager
+    def _native(self, layer: str, module: nn.Module) -> Iterator[None]:
+        """The layer's processor on the native backend; the user's choice is kept for the dense path."""
+        from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+        processor: Any = module.processor
+        if not hasattr(processor, "_attention_backend"):
+            yield  # never asks the dispatcher; one that bypasses torch's attention is found out when it runs
+            return
+        chosen = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        chosen = AttentionBackendName(chosen)
+        if _reaches_torch(chosen):
+            yield
+            return
+        self._dense_backends[layer] = chosen
+        attributes = vars(processor)
+        had, before = "_attention_backend" in attributes, attributes.get("_attention_backend")
+        native = attributes["_attention_backend"] = AttentionBackendName.NATIVE
+        try:
+            yield
+        finally:
+            if attributes.get("_attention_backend") is native:
+                if had:
+                    attributes["_attention_backend"] = before
+                else:
+                    del attributes["_attention_backend"]
+
+    def _naming_hooks(self, layer: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Hooks that keep the stack of layers in progress. Another run may share the module: it is not ours to name."""
+
+        def before(*_: Any) -> None:
+            if _active.get() is self:
+                self._inside.append(layer)
+                self._entered.add(layer)
+
+        def after(*_: Any) -> None:
+            if _active.get() is self and self._inside:
+                self._inside.pop()
+
+        return before, after
+
+    def _require(self, missed: set[str]) -> None:
+        if not missed:
+            return
+        names = sorted(missed)
+        processor = type(self._layers[names[0]].processor).__name__
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UnsupportedError(
+            f"{', '.join(self._owners)}: the attention of {', '.join(names[:3])}{more} was not intercepted, so it would "
+            f"have been computed as if the technique were off. Its processor {processor} does not use torch's "
+            f"scaled_dot_product_attention; undo enable_xformers_memory_efficient_attention() or attention slicing, "
+            f"or call set_attn_processor() with a stock processor."
+        )
+
+
+class _Mode(TorchFunctionMode):
+    """Hands attention calls to the seam; inside of a handler it is off."""
+
+    def __init__(self, seam: AttentionSeam) -> None:
+        super().__init__()
+        self._seam = seam
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return self._seam.intercept(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _chain(handlers: Sequence[AttentionHandler], dense: Proceed) -> Proceed:
+    proceed = dense
+    for handler in reversed(handlers):
+        proceed = _link(handler, proceed)
+    return proceed
+
+
+def _link(handler: AttentionHandler, inner: Proceed) -> Proceed:
+    return lambda call: handler(call, inner)
+
+
+def _reaches_torch(backend: Any) -> bool:
+    """Whether a diffusers backend ends in torch's own attention function."""
+    return backend.name in ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")

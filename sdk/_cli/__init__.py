@@ -1,0 +1,7 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 usage, 3 a quality gate missed, 130 interrupted."""
+
+from __future__ import annotations
+
+from hasten._cli._app import app, main
+
+__all__ = ["app", "main"]

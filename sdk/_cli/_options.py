@@ -1,0 +1,126 @@
+"""Options that several commands share, and how they become a configuration, prompts and call arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from hasten._errors import ConfigError
+from hasten._generation import read_prompts
+
+if TYPE_CHECKING:
+    from hasten._config import Config
+
+__all__ = [
+    "ConfigFile",
+    "Enable",
+    "Json",
+    "ModelName",
+    "NumPrompts",
+    "Prompt",
+    "PromptsFile",
+    "Seed",
+    "Set",
+    "Steps",
+    "call_arguments",
+    "choose_model",
+    "choose_prompts",
+    "configuration",
+]
+
+ModelName = Annotated[
+    str | None,
+    typer.Argument(help="A bundled miniature ([bold]mini/t2i-dit[/]), a local diffusers folder or a hub id."),
+]
+Enable = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--enable", "-e", metavar="NAME", help="Enable a technique; repeat for several, outermost first."
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="NAME.OPTION=VALUE", help="Set one option; wins over the file."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Configuration file (YAML, TOML or JSON).")
+]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for several.")]
+PromptsFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts: a line each, or JSON Lines.")
+]
+NumPrompts = Annotated[
+    int | None, typer.Option("--num-prompts", min=1, help="How many prompts to use at most.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of the first prompt; prompt i uses seed + i. [0]")
+]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+
+
+def configuration(file: Path | None, enable: list[str] | None, sets: list[str] | None) -> Config:
+    """The configuration file with the command line laid over it.
+
+    Raises:
+        ConfigError: with the dotted path, and the line for YAML.
+    """
+    from hasten._config import apply_overrides, load_config
+
+    return apply_overrides(
+        load_config(file if file is not None else []), enable=enable or [], sets=sets or []
+    )
+
+
+def choose_model(name: str | None, config: Config) -> str:
+    """The model named on the command line, else the file's.
+
+    Raises:
+        ConfigError: if neither names one.
+    """
+    if name is None and config.model is None:
+        raise ConfigError(
+            "no model: name one (for example mini/t2i-dit) or set `model:` in the configuration file"
+        )
+    return name if name is not None else str(config.model)
+
+
+def choose_prompts(
+    model: str, config: Config, prompt: list[str] | None, file: Path | None, limit: int | None, seed: int
+) -> tuple[str, ...]:
+    """Prompts from ``--prompt``, ``--prompts``, the configuration, or a miniature's own data set, in that order.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    found: tuple[str, ...] = tuple(prompt or ())
+    if file is not None:
+        found += read_prompts(file)
+    if not found:
+        found = _configured_prompts(config)
+    if not found and model.startswith("mini/"):
+        from hasten.pipelines import mini
+
+        found = tuple(mini.prompts(limit or 4, seed=seed))
+    if not found:
+        raise ConfigError("no prompt: give --prompt TEXT or --prompts FILE")
+    return found[:limit]
+
+
+def _configured_prompts(config: Config) -> tuple[str, ...]:
+    prompts = config.prompts
+    if prompts is None:
+        return ()
+    return read_prompts(prompts) if isinstance(prompts, str | Path) else tuple(prompts)
+
+
+def call_arguments(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline call: a miniature's recommended ones, with those that were given on top."""
+    base: dict[str, Any] = {}
+    if model.startswith("mini/"):
+        from hasten.pipelines import mini
+
+        base = dict(mini.recommended_call(model))
+    return base | {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,96 @@
+"""``hasten plugins``: every technique that can be enabled, and every plugin that could not be loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hasten._plugins import PluginRecord
+    from hasten._technique import Technique
+
+__all__ = ["register"]
+
+_HELP = """List techniques, where they come from, and plugins that failed to load; or one technique's options.
+
+[bold]Examples[/]
+
+  hasten plugins
+  hasten plugins bottleneck
+  hasten plugins --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("plugins", help=_HELP)(_command)
+
+
+def _command(
+    name: Annotated[str | None, typer.Argument(help="Show the options of this technique.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")] = False,
+) -> None:
+    from hasten._plugins import host
+
+    plugins = host()
+    if name is not None:
+        _show_options(plugins.technique(name), as_json)
+        return
+    techniques = [
+        {"technique": key, "what it does": cls.summary}
+        for key, cls in sorted(plugins.registry.techniques.items())
+    ]
+    records = [_row(record) for record in plugins.plugins]
+    if as_json:
+        typer.echo(json.dumps({"techniques": techniques, "plugins": records}, indent=2))
+        return
+    console = Console()
+    console.print(_table(techniques, "techniques"))
+    console.print(_table(records, "plugins"))
+
+
+def _row(record: PluginRecord) -> dict[str, Any]:
+    status = f"failed: {record.error}" if record.error else "blocked" if record.blocked else "loaded"
+    return {
+        "plugin": record.name,
+        "from": f"{record.distribution} {record.version}".strip() or record.origin,
+        "provides": _counted(record.provides),
+        "status": status,
+    }
+
+
+def _counted(provides: tuple[str, ...]) -> str:
+    # Two dozen adapters would drown the table; techniques and metrics are named.
+    adapters = sum(item.startswith("adapter ") for item in provides)
+    named = [item for item in provides if not item.startswith("adapter ")]
+    return ", ".join(named + ([f"{adapters} adapters"] if adapters else []))
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title)
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    return table
+
+
+def _show_options(chosen: type[Technique[Any]], as_json: bool) -> None:
+    schema = chosen.config_class.model_json_schema()
+    if as_json:
+        typer.echo(json.dumps(schema, indent=2))
+        return
+    rows = [
+        {
+            "option": option,
+            "default": json.dumps(field.get("default")),
+            "meaning": field.get("description", ""),
+        }
+        for option, field in schema.get("properties", {}).items()
+    ]
+    Console().print(_table(rows, f"{chosen.name}: {chosen.summary}"))

@@ -1,0 +1,275 @@
+"""What a run is configured with: techniques in order, each with its own validated options, and the job around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from hasten._document import SUFFIXES, Document, read_document
+from hasten._errors import ConfigError, PluginError, suggestion
+from hasten._plugins import host
+from hasten._technique import TechniqueConfig
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+__all__ = ["Config", "ConfigLike", "TechniqueEntry", "apply_overrides", "load_config"]
+
+
+class TechniqueEntry(BaseModel):
+    """One enabled technique: its name and its validated options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: SerializeAsAny[TechniqueConfig]
+
+
+class Config(BaseModel):
+    """A whole configuration. Immutable; equal to what its JSON form parses back to.
+
+    Accepts for ``techniques`` a list of names, a list of ``{"name": ..., option: ...}``, or a mapping from names to
+    options. Every failure is a :class:`ConfigError` that names the dotted path, and the line in a YAML file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    techniques: tuple[TechniqueEntry, ...] = ()
+    """What to enable, outermost first."""
+    model: str | None = None
+    """A bundled miniature (``mini/...``), a local folder or a hub id."""
+    prompts: str | tuple[str, ...] | None = None
+    """Prompts, or the name of a text file with one on each line."""
+    num_prompts: PositiveInt | None = None
+    """How many of the prompts to use."""
+    seed: int | None = None
+    steps: PositiveInt | None = None
+    """Denoising steps."""
+    height: PositiveInt | None = None
+    """Pixels."""
+    width: PositiveInt | None = None
+    """Pixels."""
+    out: str | None = None
+    """Folder for results."""
+
+    @classmethod
+    def of(cls, value: ConfigLike) -> Config:
+        """The configuration that ``value`` describes.
+
+        Args:
+            value: a :class:`Config`, a list of technique names or entries, a mapping from technique names to
+                options, a mapping with the keys of a configuration file, or the path of such a file.
+
+        Raises:
+            ConfigError: the value does not describe a configuration.
+        """
+        if isinstance(value, Config):
+            return value
+        if isinstance(value, (str, Path)):
+            if isinstance(value, str) and not value.lower().endswith(SUFFIXES):
+                text = f"a single string must name a {'/'.join(SUFFIXES)} file, not {value!r}"
+                raise ConfigError(f"{text}; to enable one technique write [{value!r}]")
+            return cls._read(read_document(value))
+        if isinstance(value, Mapping) and "techniques" not in value and "schema" not in value:
+            return cls._read(Document({"techniques": value}))
+        if isinstance(value, Mapping):
+            return cls._read(Document(value))
+        if isinstance(value, Sequence):
+            return cls._read(Document({"techniques": value}))
+        text = "a configuration is a list of names, a mapping, a Config or a path"
+        raise ConfigError(f"{text}, not {type(value).__name__}")
+
+    @classmethod
+    def _read(cls, document: Document) -> Config:
+        content = {} if document.content is None else document.content
+        if not isinstance(content, Mapping):
+            text = "a configuration file holds a mapping with 'techniques:' at its top level"
+            raise document.error(f"{text}, not a {type(content).__name__}")
+        return cls.model_validate(dict(content), context=document)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values, in the form that configuration files use."""
+        plain = self.model_dump(mode="json", exclude_none=True, exclude={"techniques", "schema_version"})
+        entries = [{"name": e.name, **e.options.model_dump(mode="json")} for e in self.techniques]
+        return {"schema": self.schema_version, "techniques": entries, **plain}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Config], info: ValidationInfo) -> Config:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            document = info.context if isinstance(info.context, Document) else Document(data)
+            raise _translate(error, cls, (), document) from None
+
+    @field_validator("techniques", mode="before")
+    @classmethod
+    def _parse_techniques(cls, value: Any, info: ValidationInfo) -> tuple[TechniqueEntry, ...]:
+        document = info.context if isinstance(info.context, Document) else Document(value)
+        entries = tuple(_entry(*item, document) for item in _items(value, document))
+        names = [entry.name for entry in entries]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            text = f"technique {twice!r} is listed twice; a technique can be enabled once per pipeline"
+            raise document.error(text, ("techniques",))
+        return entries
+
+
+ConfigLike = Config | str | Path | Sequence[Any] | Mapping[str, Any]
+"""Whatever :meth:`Config.of` accepts."""
+
+
+def load_config(value: ConfigLike) -> Config:
+    """:meth:`Config.of` as a function.
+
+    Raises:
+        ConfigError: the value does not describe a configuration.
+    """
+    return Config.of(value)
+
+
+def apply_overrides(
+    config: ConfigLike | None, enable: Iterable[str] = (), sets: Iterable[str] = ()
+) -> Config:
+    """``config`` with the command line's ``--enable NAME`` and ``--set NAME.OPTION=VALUE`` applied on top.
+
+    Args:
+        config: what to start from; ``None`` is the empty configuration.
+        enable: technique names to add at the end; one that is enabled already stays where it is.
+        sets: assignments ``"name.option=value"`` (or ``"name.option.part=value"``); values are YAML.
+
+    Raises:
+        ConfigError: an unknown technique or option, or an assignment to a technique that is not enabled.
+    """
+    base = Config.of(config) if config is not None else Config()
+    options = {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in base.techniques}
+    for name in enable:
+        options.setdefault(host().technique(name).name, {})
+    for text in sets:
+        path, value = _assignment(text)
+        if path[0] not in options:
+            raise ConfigError(
+                f"--set {text}: technique {path[0]!r} is not enabled{suggestion(path[0], options)} "
+                f"Add --enable {path[0]} or list it in the configuration file."
+            )
+        place = options[path[0]]
+        for part in path[1:-1]:
+            inner = place.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {text}: {part!r} holds {inner!r}, which has no options of its own")
+            place = inner
+        place[path[-1]] = value
+    fields = base.model_dump(exclude={"techniques"}, exclude_unset=True)
+    return Config.model_validate({**fields, "techniques": options}, context=Document(None))
+
+
+def _assignment(text: str) -> tuple[list[str], Any]:
+    left, equals, right = text.partition("=")
+    path = [part.strip() for part in left.split(".")]
+    if not equals or len(path) < 2 or not all(path):
+        raise ConfigError(f"--set {text}: write NAME.OPTION=VALUE, for example bottleneck.delta=0.05")
+    try:
+        return path, yaml.safe_load(right)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: {right!r} is not a YAML value: {error}") from error
+
+
+def _items(value: Any, document: Document) -> list[tuple[Any, Any, tuple[Any, ...]]]:
+    """(name, options, path) of every technique, from any of the accepted spellings."""
+    here = ("techniques",)
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return [(name, options, (*here, name)) for name, options in value.items()]
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        text = "techniques is a list of names, a list of {name: ..., option: ...}, or a mapping from name to options"
+        raise document.error(f"{text}, not {value!r}", here)
+    items: list[tuple[Any, Any, tuple[Any, ...]]] = []
+    for index, item in enumerate(value):
+        path = (*here, index)
+        if isinstance(item, Mapping):
+            if "name" not in item:
+                raise document.error(
+                    f"an entry needs a 'name', for example {{name: bottleneck}}; got {item!r}", path
+                )
+            options = {key: option for key, option in item.items() if key != "name"}
+            items.append((item["name"], options, path))
+        elif isinstance(item, TechniqueEntry):
+            items.append((item.name, item.options, path))
+        else:
+            items.append((item, {}, path))
+    return items
+
+
+def _entry(name: Any, options: Any, path: tuple[Any, ...], document: Document) -> TechniqueEntry:
+    if not isinstance(name, str):
+        raise document.error(f"a technique's name is a string, not {name!r}", path)
+    try:
+        config_class = host().technique(name).config_class
+    except ConfigError as error:
+        raise document.error(str(error), path) from None
+    if isinstance(options, TechniqueConfig):
+        options = options.model_dump(exclude_unset=True)
+    if not isinstance(options, Mapping | None):
+        raise document.error(f"options of {name!r} are a mapping from option to value, not {options!r}", path)
+    try:
+        parsed = config_class.model_validate(dict(options or {}))
+    except ValidationError as error:
+        raise _translate(error, config_class, path, document, owner=f"technique {name!r}") from None
+    if config_class.model_validate_json(parsed.model_dump_json()) != parsed:
+        raise PluginError(
+            f"the configuration {parsed!r} of technique {name!r} does not survive JSON; fix its plugin"
+        )
+    return TechniqueEntry(name=name, options=parsed)
+
+
+def _translate(
+    error: ValidationError,
+    model: type[BaseModel],
+    path: tuple[Any, ...],
+    document: Document,
+    owner: str = "a configuration",
+) -> ConfigError:
+    """The first problem that pydantic found, in our words."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    location = tuple(problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        message = problem["msg"].removeprefix("Value error, ")
+        given = f"; got {problem['input']!r}" if location else ""
+        return document.error(f"{message[:1].lower()}{message[1:]}{given}", (*path, *location))
+    names = _option_names(model, location[:-1])
+    hint = suggestion(str(location[-1]), names)
+    text = f"unknown option {str(location[-1])!r} of {owner}{hint}"
+    return document.error(f"{text} Options: {', '.join(names) or 'none'}.", (*path, *location))
+
+
+def _option_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Option names of the (nested) model that ``location`` leads to."""
+    for part in location:
+        info = model.model_fields.get(str(part))
+        nested = _models_in(info.annotation) if info else []
+        # A union's branch is named in the location, a list's index is a number: both stay on the same model.
+        model = nested[0] if nested else model
+    return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

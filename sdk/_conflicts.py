@@ -1,0 +1,89 @@
+"""Which techniques can share a pipeline, decided from their claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+from hasten._claims import SLOTS, Access, Claim
+from hasten._errors import ConflictError, PluginError, suggestion
+
+__all__ = ["TESTED", "check_claims", "untested_pairs"]
+
+TESTED: dict[frozenset[str], str] = {}
+"""Pairs of techniques with a recorded combination test, and the test's name."""
+
+Owned = tuple[str, Sequence[Claim]]
+
+
+def check_claims(owned: Sequence[Owned]) -> None:
+    """Refuse techniques whose claims collide.
+
+    Args:
+        owned: name and claims of every technique.
+
+    Raises:
+        PluginError: a claim names a slot that does not exist.
+        ConflictError: two claims cannot be met together; the message names slot, modules and both owners.
+    """
+    for name, claims in owned:
+        for claim in claims:
+            _check_slot(name, claim)
+    for (first, claims_1), (second, claims_2) in combinations(owned, 2):
+        for one in claims_1:
+            for other in claims_2:
+                if reason := _collision(first, one, second, other):
+                    raise ConflictError(reason)
+
+
+def untested_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of these techniques that no combination test covers."""
+    return tuple(pair for pair in combinations(names, 2) if frozenset(pair) not in TESTED)
+
+
+def _check_slot(name: str, claim: Claim) -> None:
+    if claim.slot in SLOTS or claim.slot.startswith(f"{name}."):
+        return  # a technique may keep slots of its own below its name
+    raise PluginError(
+        f"technique {name!r} claims an unknown slot {claim.slot!r}{suggestion(claim.slot, SLOTS)} "
+        f"Slots: {', '.join(SLOTS)}; own ones are called '{name}.<something>'."
+    )
+
+
+def _collision(first: str, one: Claim, second: str, other: Claim) -> str | None:
+    if one.slot != other.slot:
+        return None
+    shared = _overlap(one, other)
+    if shared is not None and not shared:
+        return None
+    where = f"slot {one.slot!r} ({SLOTS.get(one.slot, 'a slot of its own')}) of {_name_modules(shared)}"
+    for owner, claim, rival, rivals in ((first, one, second, other), (second, other, first, one)):
+        if claim.access is Access.EXCLUSIVE:
+            uses = (
+                "needs it exclusively too"
+                if rivals.access is Access.EXCLUSIVE
+                else f"{rivals.access.value} it"
+            )
+            return f"{owner!r} needs {where} exclusively, and {rival!r} {uses}. Enable only one of them."
+        if claim.access is Access.READS and not claim.follows_writes and rivals.access is Access.WRITES:
+            return (
+                f"{rival!r} writes {where} during a run, which {owner!r} reads and cannot follow. "
+                f"Enable only one of them."
+            )
+    return None
+
+
+def _overlap(one: Claim, other: Claim) -> frozenset[str] | None:
+    """Modules both claims cover; ``None`` for all of them. A module covers what is below it."""
+    if one.modules is None or other.modules is None:
+        return other.modules if one.modules is None else one.modules
+    inside = {a for a in one.modules for b in other.modules if a == b or a.startswith(f"{b}.")}
+    return frozenset(inside | {b for b in other.modules for a in one.modules if b.startswith(f"{a}.")})
+
+
+def _name_modules(modules: frozenset[str] | None) -> str:
+    if modules is None:
+        return "all modules"
+    names = sorted(modules)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"

@@ -1,0 +1,188 @@
+"""The denoiser seam: the chain of handlers around one denoiser's forwards during one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hasten._clock import Step
+from hasten._numerics import Trail, Watch, tensors_of
+from hasten._recorder import Row, Stopwatch
+from hasten._run import Run
+from torch import nn
+
+if TYPE_CHECKING:
+    from hasten.pipelines.adapters._base import LatentLayout
+
+__all__ = ["DenoiserCall", "DenoiserHandler", "DenoiserSeam", "unwrapped"]
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """One denoiser forward, as a handler sees it.
+
+    Args:
+        denoiser: attribute name of the denoiser on the pipeline.
+        module: the denoiser.
+        kwargs: every argument of the forward, by name.
+        step: where in the run this forward is.
+        run: the run it belongs to.
+        positional: how many of the leading parameters are passed by position.
+    """
+
+    denoiser: str
+    module: nn.Module
+    kwargs: Mapping[str, Any]
+    step: Step
+    run: Run
+    positional: int = field(default=0, repr=False)
+
+    def replace_kwargs(self, changes: Mapping[str, Any]) -> DenoiserCall:
+        """This forward with some arguments replaced."""
+        return replace(self, kwargs={**self.kwargs, **changes})
+
+    @staticmethod
+    def sample(output: Any) -> Any:
+        """The prediction inside whatever the denoiser returned: a tensor (a list of them in a few families)."""
+        if isinstance(output, torch.Tensor):
+            return output
+        return output[0] if isinstance(output, tuple) else output.sample
+
+    @staticmethod
+    def with_sample(output: Any, sample: Any) -> Any:
+        """An output of the same kind with the prediction replaced."""
+        if isinstance(output, torch.Tensor):
+            return sample
+        if isinstance(output, tuple):
+            return (sample, *output[1:])
+        return dataclasses.replace(output, sample=sample)
+
+
+Proceed = Callable[[DenoiserCall], Any]
+DenoiserHandler = Callable[[DenoiserCall, Proceed], Any]
+
+
+class DenoiserSeam:
+    """Everything `hasten` does around the forwards of one denoiser in one run.
+
+    Args:
+        name: attribute name of the denoiser on the pipeline.
+        module: the denoiser, as the pipeline holds it.
+        run: the run in progress.
+        layout: how the family packs its latents.
+        handlers: owner and handler, outermost first.
+        watch: looks for NaN and infinity in outputs.
+        around: opened around every computation of the denoiser itself (the attention seam).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        run: Run,
+        layout: LatentLayout,
+        handlers: Sequence[tuple[str, DenoiserHandler]],
+        watch: Watch | None,
+        around: Callable[[DenoiserCall], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.name, self._module, self._run, self._layout = name, module, run, layout
+        self._watch = watch
+        self._around = around
+        self._parameters = _parameter_names(module)
+        self._trail: Trail = []
+        self._chain: Proceed = self._compute
+        for owner, handler in reversed(handlers):
+            self._chain = self._link(owner, handler, self._chain)
+        self._inner: Callable[..., Any] | None = None
+        self._row: Row | None = None
+        self._original: Mapping[str, Any] = {}
+        self._size: tuple[int, ...] = ()
+        self.forwards = 0
+        """Forwards that the pipeline asked for."""
+
+    def forward(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One forward through the chain; ``inner`` computes the denoiser itself."""
+        if self._inner is not None:
+            return inner(*args, **kwargs)  # a handler that calls the module itself means the module itself
+        if self._watch is not None:
+            self._watch.settle()
+        bound = dict(zip(self._parameters, args)) | kwargs
+        call, row, device = self._begin(bound, len(args))
+        self._inner, self._row, self._original = inner, row, bound
+        row.stopwatch = Stopwatch(device)
+        try:
+            output = self._chain(call)
+        finally:
+            self._inner = None
+            self._original = {}
+            trail, self._trail = self._trail, []
+        row.stopwatch.stop()
+        if self._watch is not None:
+            self._watch.observe(row, call.sample(output), trail)
+        return output
+
+    def _begin(self, bound: dict[str, Any], positional: int) -> tuple[DenoiserCall, Row, torch.device]:
+        pipe = self._run.pipe
+        size = self._layout.size(pipe, bound)
+        latents = next(
+            iter(bound.values())
+        )  # the first parameter of every denoiser; a list in a few families
+        moment = {"noise": self._layout.level(pipe, bound), "size": size, "batch": len(latents)}
+        step, row = self._run.advance(self.name, moment)
+        self._size = _extent(size)
+        self.forwards += 1
+        call = DenoiserCall(self.name, self._module, bound, step, self._run, positional)
+        return call, row, next(iter(tensors_of(latents))).device
+
+    def _link(self, owner: str, handler: DenoiserHandler, inner: Proceed) -> Proceed:
+        def proceed(call: DenoiserCall) -> Any:
+            output = handler(call, inner)
+            self._trail.append((owner, output))
+            return output
+
+        return proceed
+
+    def _compute(self, call: DenoiserCall) -> Any:
+        """The innermost link: the denoiser itself, called the way the pipeline called it."""
+        inner, row = self._inner, self._row
+        if inner is None or row is None:
+            raise RuntimeError("proceed() was kept and called after its forward had ended")
+        args, kwargs = self._unbind(call)
+        same = call.kwargs is self._original
+        row.resolution = self._size if same else _extent(self._layout.size(call.run.pipe, call.kwargs))
+        with self._around(call):
+            output = inner(*args, **kwargs)
+        self._trail.append((None, output))
+        return output
+
+    def _unbind(self, call: DenoiserCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments as the pipeline passes them: a user's own forward hooks may look at positions."""
+        kwargs = dict(call.kwargs)
+        args = []
+        for name in self._parameters[: call.positional]:
+            if name not in kwargs:
+                break
+            args.append(kwargs.pop(name))
+        return tuple(args), kwargs
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module below a ``torch.compile`` wrapper, or the module itself."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+def _parameter_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the forward's parameters, from the class: an instance's ``forward`` may be an offloading hook."""
+    names = tuple(inspect.signature(type(unwrapped(module)).forward).parameters)
+    return names[1:]
+
+
+def _extent(size: Any) -> tuple[int, ...]:
+    spatial = (size.height, size.width)
+    return spatial if size.frames is None else (size.frames, *spatial)

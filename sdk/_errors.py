@@ -1,0 +1,67 @@
+"""Every error `hasten` raises on purpose. Each message says what, where, why and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConflictError",
+    "HastenError",
+    "NumericalError",
+    "PluginError",
+    "UnsupportedError",
+    "suggestion",
+]
+
+
+class HastenError(Exception):
+    """Base of all errors raised by `hasten`."""
+
+
+class ConfigError(HastenError):
+    """A configuration value, option name, technique name or file that cannot be used.
+
+    Args:
+        message: what is wrong and what to write instead.
+        path: dotted path of the offending value (``"techniques.0.delta"``), empty for the whole document.
+        source: file the value came from, if any.
+        line: line of ``source``, counted from 1, where it is known.
+    """
+
+    def __init__(
+        self, message: str, *, path: str = "", source: str | None = None, line: int | None = None
+    ) -> None:
+        place = [f"at {path}"] if path else []
+        if source is not None:
+            place.append(f"in {source}" + (f", line {line}" if line is not None else ""))
+        super().__init__(f"{' '.join(place)}: {message}" if place else message)
+        self.message, self.path, self.source, self.line = message, path, source, line
+
+
+class ConflictError(HastenError):
+    """Two techniques, or two accelerations, that want the same part of one pipeline."""
+
+
+class UnsupportedError(HastenError):
+    """A pipeline that cannot be accelerated as asked: unknown family, missing capability, bypassed seam."""
+
+
+class PluginError(HastenError):
+    """A plugin that breaks the rules of the plugin interface."""
+
+
+class CheckpointError(HastenError):
+    """Files that do not hold what their format promises."""
+
+
+class NumericalError(HastenError):
+    """A denoiser output with NaN or infinity in it. The run is stopped and the pipeline is left clean."""
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """The end of a sentence: ``"; did you mean 'delta'?"`` when a choice resembles ``word``, else a full stop."""
+    match = get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else "."

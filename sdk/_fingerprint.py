@@ -1,0 +1,92 @@
+"""A structural fingerprint of a pipeline: what attaching could have changed and restoring has to bring back.
+
+Compare a restored pipeline with a *control* that was given the same calls, since a stock run adds attributes of its
+own. Weights' values are left out; equal output at a fixed seed covers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Place (``"transformer.proj_out.forward"``) to description. Equal structures have equal fingerprints."""
+
+    entries: Mapping[str, str]
+
+    def diff(self, other: Fingerprint) -> str:
+        """Every difference, one a line: ``-`` only here, ``+`` only in ``other``, ``~`` described differently."""
+        lines = []
+        for place in sorted({*self.entries, *other.entries}):
+            mine, theirs = self.entries.get(place), other.entries.get(place)
+            if theirs is None:
+                lines.append(f"- {place}: {mine}")
+            elif mine is None:
+                lines.append(f"+ {place}: {theirs}")
+            elif mine != theirs:
+                lines.append(f"~ {place}: {mine} -> {theirs}")
+        return "\n".join(lines)
+
+
+def fingerprint(pipe: Any) -> Fingerprint:
+    """Describe the classes, instance attributes, processors and hooks of a pipeline and of every module in it."""
+    entries = dict(_instance("pipeline", pipe))
+    for name, component in vars(pipe).items():
+        if isinstance(component, nn.Module):
+            for path, module in component.named_modules(remove_duplicate=False):
+                entries.update(_module(f"{name}.{path}" if path else name, module))
+        elif hasattr(component, "__dict__"):
+            entries.update(_instance(name, component))
+    return Fingerprint(entries)
+
+
+def _instance(place: str, thing: Any) -> Iterator[tuple[str, str]]:
+    lineage = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(thing).__mro__)
+    yield place, " < ".join(lineage)
+    for name, value in vars(thing).items():
+        yield f"{place}.{name}", _describe(value)
+
+
+def _module(place: str, module: nn.Module) -> Iterator[tuple[str, str]]:
+    yield from _instance(place, module)
+    for name, parameter in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        yield f"{place}.{name}", _describe(parameter)
+    yield f"{place} (order)", ", ".join((*module._parameters, *module._buffers, *module._modules))
+    for kind in _HOOKS:
+        hooks = getattr(module, kind, None) or {}
+        values = hooks.values() if isinstance(hooks, dict) else hooks
+        yield f"{place} ({kind})", ", ".join(_describe(hook) for hook in values)
+    processor = getattr(module, "processor", None)
+    if processor is not None and not isinstance(processor, nn.Module):
+        yield from _instance(f"{place}.processor", processor)
+
+
+def _describe(value: Any) -> str:
+    """Type, plus what tells one value of it from another without depending on addresses."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, Tensor):
+        return f"{kind} {tuple(value.shape)} {value.dtype} {value.device}"
+    if isinstance(value, (bool, str)) or value is None:
+        return f"{kind} {value!r}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{kind} {value.__module__}.{value.__qualname__}"
+    return kind

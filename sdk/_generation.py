@@ -1,0 +1,158 @@
+"""Generate images for a list of prompts: one seed per prompt, results as soon as they are finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hasten._errors import ConfigError, HastenError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Job", "Sample", "generate", "prepare_folder", "read_prompts", "save_sample"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate.
+
+    Args:
+        prompts: one image (or video) is made for each.
+        seed: prompt ``i`` uses a CPU generator seeded ``seed + i``, whatever the batch size, so that an image can
+            be made again alone and both sides of a comparison start from the same noise.
+        call: further arguments of the pipeline call (steps, size, guidance scale).
+        batch_size: prompts per pipeline call.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int = 0
+    call: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished result: ``frames`` holds one picture for an image, all frames in order for a video.
+
+    ``seconds`` is the wall-clock time of its pipeline call divided by the number of prompts in that call.
+    """
+
+    index: int
+    prompt: str
+    seed: int
+    frames: tuple[Image, ...]
+    seconds: float
+
+
+def generate(pipe: Any, job: Job) -> Iterator[Sample]:
+    """Yield one sample per prompt, in order, as soon as its batch is done.
+
+    Raises:
+        HastenError: if the pipeline's output has neither ``images`` nor ``frames``.
+    """
+    import torch
+
+    for start in range(0, len(job.prompts), job.batch_size):
+        prompts = list(job.prompts[start : start + job.batch_size])
+        generators = [torch.Generator("cpu").manual_seed(job.seed + start + i) for i in range(len(prompts))]
+        began = time.perf_counter()
+        output = pipe(prompt=prompts, generator=generators, **{"output_type": "pil", **job.call})
+        seconds = (time.perf_counter() - began) / len(prompts)
+        for offset, (prompt, frames) in enumerate(zip(prompts, _pictures(pipe, output), strict=True)):
+            yield Sample(start + offset, prompt, job.seed + start + offset, frames, seconds)
+
+
+def _pictures(pipe: Any, output: Any) -> list[tuple[Image, ...]]:
+    images = getattr(output, "images", None)
+    if images is not None:
+        return [(image,) for image in images]
+    frames = getattr(output, "frames", None)
+    if frames is not None:
+        return [tuple(video) for video in frames]
+    raise HastenError(
+        f"{type(pipe).__name__} returned a {type(output).__name__} with neither `images` nor `frames`; "
+        "only pipelines that make images or videos can be generated from here"
+    )
+
+
+def read_prompts(path: str | Path) -> tuple[str, ...]:
+    """Read prompts from a text file (one per line) or a JSON Lines file (key ``prompt``).
+
+    Raises:
+        ConfigError: if the file is missing, has no prompt, or a line has none; the line number is named.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompts file {path} cannot be read: {error}") from error
+    parse = _json_prompt if path.suffix == ".jsonl" else _text_prompt
+    prompts = tuple(parse(path, number, line) for number, line in enumerate(lines, 1))
+    if not prompts:
+        raise ConfigError(f"prompts file {path} is empty: put one prompt on each line")
+    return prompts
+
+
+def _text_prompt(path: Path, number: int, line: str) -> str:
+    if not line.strip():
+        raise ConfigError(f"{path}:{number}: empty line where a prompt was expected; remove the line")
+    return line.strip()
+
+
+def _json_prompt(path: Path, number: int, line: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'{path}:{number}: expected an object like {{"prompt": "..."}}, got {line!r}'
+        ) from error
+    return _text_prompt(path, number, str(prompt))
+
+
+def prepare_folder(path: str | Path) -> Path:
+    """Create an output folder and prove that it can be written, before any work is spent.
+
+    Raises:
+        ConfigError: naming the folder and the operating system's reason.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"output folder {path} cannot be written ({reason}); choose another with --out"
+        ) from error
+    return path
+
+
+def save_sample(sample: Sample, folder: Path) -> Path:
+    """Write one sample as PNG (a video as a folder of PNG frames), complete or not at all.
+
+    Returns:
+        The file, or the folder of a video.
+    """
+    stem = f"{sample.index:05d}"
+    if len(sample.frames) == 1:
+        return _save_png(sample.frames[0], folder / f"{stem}.png")
+    target = folder / stem
+    target.mkdir(exist_ok=True)
+    for number, frame in enumerate(sample.frames):
+        _save_png(frame, target / f"{number:05d}.png")
+    return target
+
+
+def _save_png(image: Image, path: Path) -> Path:
+    partial = path.with_name(path.name + ".part")
+    image.save(partial, format="PNG")
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,228 @@
+"""The undo journal: four kinds of structural edit, each of which can be taken back, in any order.
+
+Every place that was edited keeps its original value and the edits on top of it, oldest first. Taking one edit back
+re-applies those above it to what lies below, so that removing one technique keeps the others in force. Only
+instances are edited: a class, a module object or anything else that others share is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from hasten._errors import PluginError
+from torch import nn
+
+__all__ = ["Journal", "OwnedJournal"]
+
+_log = logging.getLogger("hasten")
+_ABSENT = object()
+_MODULE_STORES = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass
+class _Edit:
+    owner: str
+    make: Callable[[Any], Any]
+    """New value from the value below it."""
+
+
+@dataclass
+class _Place:
+    """One attribute of one instance."""
+
+    target: Any
+    name: str
+    store: dict[str, Any]
+    """The dictionary that held the attribute, or the instance's ``__dict__`` where there was none."""
+    original: Any
+    order: tuple[str, ...]
+    """Keys of ``store`` before the first edit: restoring keeps their order, which a state dict shows."""
+    edits: list[_Edit] = field(default_factory=list)
+    current: Any = _ABSENT
+
+
+class Journal:
+    """Edits of all techniques of one acceleration."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, str], _Place] = {}
+
+    def owned(self, owner: str) -> OwnedJournal:
+        """The journal as the technique ``owner`` writes it."""
+        return OwnedJournal(self, owner)
+
+    def describe(self) -> tuple[str, ...]:
+        """One line per edited attribute."""
+        return tuple(
+            f"{type(place.target).__name__}.{place.name}: {' > '.join(edit.owner for edit in place.edits)}"
+            for place in self._places.values()
+        )
+
+    def edit(self, owner: str, target: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """Set ``target.name`` to ``make(present value)``, and remember how to take it back."""
+        _check_instance(target, name)
+        key = (id(target), name)
+        place = self._places.get(key) or _place(target, name)
+        below = place.current if place.edits else getattr(target, name, None)
+        value = make(below)
+        place.edits.append(_Edit(owner, make))
+        self._places[key] = place  # noted before the write, so that a failing write is unwound too
+        _write(place, value)
+
+    def undo(self, owner: str) -> None:
+        """Take back every edit of ``owner``, last first."""
+        for key, place in reversed(list(self._places.items())):
+            if all(edit.owner != owner for edit in place.edits):
+                continue
+            place.edits = [edit for edit in place.edits if edit.owner != owner]
+            if not _ours(place):
+                _log.warning(
+                    "%s.%s was changed by someone else and is left as it is",
+                    type(place.target).__name__,
+                    place.name,
+                )
+                place.edits = []
+            elif place.edits:
+                _reapply(place)
+            else:
+                _restore(place)
+            if not place.edits:
+                del self._places[key]
+
+
+@dataclass(frozen=True)
+class OwnedJournal:
+    """The four primitives of structural editing, for one technique."""
+
+    journal: Journal
+    owner: str
+
+    def set_attribute(self, target: Any, name: str, value: Any) -> None:
+        """Set ``target.name = value`` on the instance (parameters, buffers and plain attributes alike).
+
+        Raises:
+            PluginError: ``target`` is a class or a module, or the attribute is computed by its class.
+        """
+        self.journal.edit(self.owner, target, name, lambda _: value)
+
+    def set_processor(self, module: nn.Module, processor: Any) -> None:
+        """Give an attention module another processor.
+
+        Raises:
+            PluginError: the module has no processor.
+        """
+        if getattr(module, "processor", None) is None:
+            raise PluginError(f"{self.owner}: {type(module).__name__} has no attention processor to replace")
+        self.journal.edit(self.owner, module, "processor", lambda _: processor)
+
+    def wrap_callable(self, target: Any, name: str, wrapper: Callable[[Callable[..., Any]], Any]) -> None:
+        """Set ``target.name = wrapper(target.name)``. ``wrapper`` is called again when an edit below is removed.
+
+        Raises:
+            PluginError: there is nothing to call, or it is a special method, which Python looks up on the class.
+        """
+        if name.startswith("__") or not callable(getattr(target, name, None)):
+            raise PluginError(f"{self.owner}: cannot wrap {type(target).__name__}.{name}: no ordinary method")
+        self.journal.edit(self.owner, target, name, wrapper)
+
+    def replace_module(self, root: nn.Module, path: str, module: nn.Module) -> None:
+        """Put ``module`` in the place of ``root.get_submodule(path)``.
+
+        Raises:
+            PluginError: there is no such submodule.
+        """
+        parent_path, _, name = path.rpartition(".")
+        try:
+            parent = root.get_submodule(parent_path)
+            parent.get_submodule(name)
+        except AttributeError as error:
+            raise PluginError(f"{self.owner}: {type(root).__name__} has no submodule {path!r}") from error
+        self.journal.edit(self.owner, parent, name, lambda _: module)
+
+
+def _check_instance(target: Any, name: str) -> None:
+    if isinstance(target, (type, ModuleType)):
+        raise PluginError(f"cannot edit {target!r}: only instances are edited, never a class or a module")
+    if not hasattr(target, "__dict__"):
+        raise PluginError(
+            f"cannot edit {type(target).__name__}.{name}: the object has no attributes of its own"
+        )
+    for cls in type(target).__mro__:
+        if name in vars(cls):
+            if hasattr(vars(cls)[name], "__set__"):
+                raise PluginError(f"cannot edit {type(target).__name__}.{name}: {cls.__name__} computes it")
+            return
+
+
+def _place(target: Any, name: str) -> _Place:
+    store = vars(target)
+    if isinstance(target, nn.Module):
+        inner = (vars(target).get(kind) or {} for kind in _MODULE_STORES)
+        store = next((held for held in inner if name in held), store)
+    return _Place(target, name, store, store.get(name, _ABSENT), tuple(store))
+
+
+def _store_for(place: _Place, value: Any) -> dict[str, Any]:
+    """Where ``value`` belongs: a module keeps parameters, buffers and children apart from plain attributes."""
+    if not isinstance(place.target, nn.Module):
+        return vars(place.target)
+    kind = {nn.Parameter: "_parameters", nn.Module: "_modules"}
+    for cls, store in kind.items():
+        if isinstance(value, cls):
+            return vars(place.target)[store]
+    keeps = value is None or hasattr(value, "shape")
+    if keeps and any(place.store is vars(place.target)[name] for name in ("_parameters", "_buffers")):
+        return place.store
+    return vars(place.target)
+
+
+def _write(place: _Place, value: Any) -> None:
+    store = _store_for(place, value)
+    for other in _stores(place):
+        if other is not store:
+            other.pop(place.name, None)
+    store[place.name] = value
+    place.current = value
+
+
+def _stores(place: _Place) -> list[dict[str, Any]]:
+    target = vars(place.target)
+    return (
+        [target, *(target[kind] for kind in _MODULE_STORES)]
+        if isinstance(place.target, nn.Module)
+        else [target]
+    )
+
+
+def _held(place: _Place) -> Any:
+    return next((store[place.name] for store in _stores(place) if place.name in store), _ABSENT)
+
+
+def _ours(place: _Place) -> bool:
+    return place.current is _ABSENT or _held(place) is place.current
+
+
+def _reapply(place: _Place) -> None:
+    """Run the remaining edits again, from the original upwards."""
+    _restore(place)
+    value = getattr(place.target, place.name, None)
+    for edit in place.edits:
+        value = edit.make(value)
+    _write(place, value)
+
+
+def _restore(place: _Place) -> None:
+    for store in _stores(place):
+        store.pop(place.name, None)
+    place.current = _ABSENT
+    if place.original is _ABSENT:
+        return
+    place.store[place.name] = place.original
+    late = list(place.order[place.order.index(place.name) + 1 :])
+    for name in [*late, *(key for key in place.store if key not in place.order)]:
+        if name in place.store:
+            place.store[name] = place.store.pop(name)

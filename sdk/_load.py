@@ -1,0 +1,49 @@
+"""`hasten.load`: a pipeline from a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hasten._errors import UnsupportedError
+
+__all__ = ["load"]
+
+_MINI = "mini/"
+
+
+def load(name_or_path: str | Path, **options: Any) -> Any:
+    """Load a pipeline.
+
+    Args:
+        name_or_path: a bundled miniature (``"mini/..."``), a local folder, or a hub id (``"owner/name"``), which is
+            the only thing that uses the network.
+        **options: passed on to the miniature's loader, or to ``DiffusionPipeline.from_pretrained``.
+
+    Raises:
+        UnsupportedError: nothing of that name can be loaded.
+    """
+    name = str(name_or_path)
+    if name.startswith(_MINI):
+        from hasten.pipelines import mini
+
+        return mini.load(name.removeprefix(_MINI), **options)
+    from diffusers import DiffusionPipeline
+
+    if Path(name).is_dir():
+        if not (Path(name) / DiffusionPipeline.config_name).is_file():
+            raise UnsupportedError(
+                f"folder {name!r} holds no {DiffusionPipeline.config_name}: it is no saved pipeline"
+            )
+        return DiffusionPipeline.from_pretrained(name, **options)
+    if isinstance(name_or_path, Path) or name.count("/") != 1:
+        raise UnsupportedError(
+            f"{name!r} is no folder here, no bundled miniature ({_MINI}...) and no hub id (owner/name); check the spelling"
+        )
+    try:
+        return DiffusionPipeline.from_pretrained(name, **options)
+    except OSError as error:
+        raise UnsupportedError(
+            f"{name!r} is no local folder and could not be fetched from the hub: {error}. Without a network, give the "
+            f"folder of a downloaded pipeline, or try a bundled miniature ({_MINI}...)."
+        ) from error

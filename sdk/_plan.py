@@ -1,0 +1,144 @@
+"""The plan: what accelerating a pipeline would do, checked without touching it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hasten._config import Config
+from hasten._conflicts import check_claims, untested_pairs
+from hasten._errors import UnsupportedError
+from hasten._plugins import host
+from hasten._target import Target
+
+if TYPE_CHECKING:
+    from hasten._claims import Claim
+    from hasten._technique import Finding, Forecast, Technique
+
+__all__ = ["Plan", "PlannedTechnique", "make_plan"]
+
+
+@dataclass(frozen=True)
+class PlannedTechnique:
+    """One technique of a plan: its options, what it touches, and what it predicts for one pipeline call."""
+
+    name: str
+    options: Mapping[str, Any]
+    claims: tuple[Claim, ...]
+    forecast: Forecast | None = None
+
+    @property
+    def flops_ratio(self) -> float | None:
+        """Predicted FLOPs of the denoiser without the technique over those with it. This is not wall-clock time."""
+        if self.forecast is None:
+            return None
+        with_it = sum(step.flops for step in self.forecast.steps)
+        return self.forecast.baseline_flops / with_it if with_it else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is, or would be, done to a pipeline.
+
+    Args:
+        pipeline: class name of the pipeline.
+        family: family its adapter describes.
+        techniques: outermost first.
+        findings: warnings and notes of the techniques and of plugins.
+        untested: pairs of techniques without a recorded combination test.
+        patches: seams and attributes in use, from the outside in; known once attached.
+    """
+
+    pipeline: str
+    family: str
+    techniques: tuple[PlannedTechnique, ...]
+    findings: tuple[Finding, ...] = ()
+    untested: tuple[tuple[str, str], ...] = ()
+    patches: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        plain = asdict(replace(self, techniques=()))
+        plain["techniques"] = [_plain(technique) for technique in self.techniques]
+        return plain
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, default=str)
+
+    def __str__(self) -> str:
+        from hasten._render import render_plan
+
+        return render_plan(self)
+
+
+def make_plan(
+    target: Target, config: Config, call: Mapping[str, Any]
+) -> tuple[Plan, tuple[Technique[Any], ...]]:
+    """Check every technique of ``config`` against the pipeline.
+
+    Args:
+        target: the pipeline.
+        config: what to enable.
+        call: arguments of the pipeline call to forecast; the pipeline's defaults fill in the rest.
+
+    Returns:
+        The plan, and the techniques ready to attach.
+
+    Raises:
+        UnsupportedError: a technique refuses the pipeline, or the family lacks a capability.
+        ConflictError: techniques collide.
+    """
+    techniques = tuple(host().technique(e.name)(e.options) for e in config.techniques)
+    findings: list[Finding] = []
+    for technique in techniques:
+        for kind in technique.requires:
+            target.capability(kind)
+        found = list(technique.check(target))
+        _refuse(technique.name, target, found)
+        findings.extend(replace(f, message=f"{technique.name}: {f.message}") for f in found)
+    claims = {technique.name: tuple(technique.claims(target)) for technique in techniques}
+    check_claims(list(claims.items()))
+    arguments = target.call_arguments(**call)
+    planned = tuple(
+        PlannedTechnique(
+            t.name, t.config.model_dump(mode="json"), claims[t.name], t.forecast(target, arguments)
+        )
+        for t in techniques
+    )
+    plan = Plan(target.name, target.adapter.family, planned, tuple(findings), untested_pairs(claims))
+    comments = host().comment(plan)
+    _refuse("a plugin", target, comments)
+    return replace(plan, findings=(*findings, *comments)), techniques
+
+
+def _refuse(who: str, target: Target, findings: list[Finding]) -> None:
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    if errors:
+        raise UnsupportedError(f"{who} refuses this {target.name}: {'; '.join(errors)}")
+
+
+def _plain(technique: PlannedTechnique) -> dict[str, Any]:
+    claims = [
+        {
+            "slot": claim.slot,
+            "access": claim.access.value,
+            "modules": None if claim.modules is None else sorted(claim.modules),
+            "follows_writes": claim.follows_writes,
+        }
+        for claim in technique.claims
+    ]
+    forecast = technique.forecast and {
+        "steps": [asdict(step) for step in technique.forecast.steps],
+        "baseline_flops": technique.forecast.baseline_flops,
+        "facts": dict(technique.forecast.facts),
+        "flops_ratio": technique.flops_ratio,
+    }
+    return {
+        "name": technique.name,
+        "options": dict(technique.options),
+        "claims": claims,
+        "forecast": forecast,
+    }

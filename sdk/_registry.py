@@ -1,0 +1,153 @@
+"""What plugins contributed, by name, with the plugin that each thing came from. Invalid contributions are refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hasten._errors import PluginError, UnsupportedError
+from hasten._technique import Technique, TechniqueConfig
+
+if TYPE_CHECKING:
+    from hasten.pipelines.adapters._base import Adapter
+
+__all__ = ["RESERVED", "Metric", "Registry"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+RESERVED = frozenset({"name", "techniques", "schema"})
+"""Words a configuration file uses itself, so that no technique and no option may be called that."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quality metric: ``factory(**options)`` makes it, ``summary`` is one line for listings."""
+
+    name: str
+    factory: Callable[..., Any]
+    summary: str
+
+
+class Registry:
+    """Techniques, adapters and metrics, and which plugin owns each."""
+
+    def __init__(self) -> None:
+        self.techniques: dict[str, type[Technique[Any]]] = {}
+        self.adapters: dict[str, Adapter] = {}
+        """By pipeline class name; refused classes included."""
+        self.metrics: dict[str, Metric] = {}
+        self._owner: dict[tuple[str, str], str] = {}
+
+    def add_technique(self, plugin: str, technique: type[Technique[Any]]) -> None:
+        """Add a technique class.
+
+        Raises:
+            PluginError: it is no technique, its configuration is not strict, or the name is taken.
+        """
+        _check_technique(technique)
+        self._claim(plugin, "technique", technique.name)
+        self.techniques[technique.name] = technique
+
+    def add_adapter(self, plugin: str, adapter: Adapter) -> None:
+        """Add what is known of a pipeline family.
+
+        Raises:
+            PluginError: the family or one of its pipeline classes is described by another plugin already.
+        """
+        covered = (*adapter.pipelines, *(adapter.refused or ()))
+        if not covered:
+            raise PluginError(f"the adapter of family {adapter.family!r} covers no pipeline class")
+        for name in covered:
+            if name in self.adapters and self.adapters[name] is not adapter:
+                other = self.adapters[name].family
+                raise PluginError(
+                    f"the adapters of {adapter.family!r} and {other!r} both cover {name}; keep one of them"
+                )
+        self._claim(plugin, "adapter", adapter.family)
+        self.adapters.update(dict.fromkeys(covered, adapter))
+
+    def add_metric(self, plugin: str, name: str, factory: Callable[..., Any], summary: str) -> None:
+        """Add a quality metric.
+
+        Raises:
+            PluginError: the name is malformed or taken, or ``factory`` cannot be called.
+        """
+        _check_name("metric", name)
+        if not callable(factory):
+            raise PluginError(f"metric {name!r}: the factory {factory!r} is not callable")
+        self._claim(plugin, "metric", name)
+        self.metrics[name] = Metric(name, factory, summary)
+
+    def adapter(self, pipe: object) -> Adapter:
+        """The adapter of the most specific class of ``pipe`` that is known.
+
+        Raises:
+            UnsupportedError: the family is unknown, or this pipeline of it is refused.
+        """
+        for cls in type(pipe).__mro__:
+            adapter = self.adapters.get(cls.__name__)
+            if adapter is None:
+                continue
+            reason = (adapter.refused or {}).get(cls.__name__)
+            if reason is not None:
+                raise UnsupportedError(f"{type(pipe).__name__} cannot be accelerated: {reason}")
+            return adapter
+        families = ", ".join(sorted({adapter.family for adapter in self.adapters.values()})) or "none"
+        raise UnsupportedError(
+            f"no adapter describes {type(pipe).__name__} or a class it derives from. Known families: {families}. "
+            "Write a hasten.pipelines.adapters.Adapter for it and register it with hasten_register_adapters "
+            "(docs/plugins.md shows how)."
+        )
+
+    def provided_by(self, plugin: str) -> tuple[str, ...]:
+        """What ``plugin`` registered, as ``"technique bottleneck"``."""
+        return tuple(f"{kind} {name}" for (kind, name), owner in self._owner.items() if owner == plugin)
+
+    def forget(self, plugin: str) -> None:
+        """Drop everything ``plugin`` registered."""
+        for (kind, name), owner in list(self._owner.items()):
+            if owner != plugin:
+                continue
+            del self._owner[kind, name]
+            if kind == "technique":
+                del self.techniques[name]
+            elif kind == "metric":
+                del self.metrics[name]
+            else:
+                self.adapters = {key: a for key, a in self.adapters.items() if a.family != name}
+
+    def _claim(self, plugin: str, kind: str, name: str) -> None:
+        other = self._owner.get((kind, name))
+        if other is not None:
+            raise PluginError(
+                f"{kind} {name!r} is offered by plugin {plugin!r} and by {other!r}; uninstall or block one of them"
+            )
+        self._owner[kind, name] = plugin
+
+
+def _check_name(kind: str, name: object) -> None:
+    if not isinstance(name, str) or not _NAME.match(name) or name in RESERVED:
+        raise PluginError(
+            f"{kind} name {name!r} must be lower-case letters, digits and underscores, and none of {sorted(RESERVED)}"
+        )
+
+
+def _check_technique(technique: type[Technique[Any]]) -> None:
+    if not (isinstance(technique, type) and issubclass(technique, Technique)):
+        raise PluginError(f"{technique!r} is not a subclass of hasten.Technique")
+    place = technique.__qualname__
+    missing = [key for key in ("name", "summary", "config_class") if not hasattr(technique, key)]
+    missing += sorted(technique.__abstractmethods__)
+    if missing:
+        raise PluginError(f"technique class {place} lacks {', '.join(missing)}")
+    _check_name("technique", technique.name)
+    config = technique.config_class
+    if not (isinstance(config, type) and issubclass(config, TechniqueConfig)):
+        raise PluginError(
+            f"{place}.config_class must be a subclass of hasten.TechniqueConfig, not {config!r}"
+        )
+    if not config.model_config.get("frozen") or config.model_config.get("extra") != "forbid":
+        raise PluginError(f"{config.__qualname__} must stay frozen and keep extra='forbid'")
+    if clash := sorted(RESERVED & set(config.model_fields)):
+        raise PluginError(f"{config.__qualname__} uses reserved option names: {', '.join(clash)}")

@@ -1,0 +1,91 @@
+"""One run of the pipeline's loop: its arguments, its clock, what techniques remember, and what they report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hasten._clock import Clock, Step
+from hasten._errors import HastenError
+
+if TYPE_CHECKING:
+    from hasten._recorder import Recorder, Row
+    from hasten._target import Target
+
+__all__ = ["Run", "RunCall"]
+
+
+@dataclass(frozen=True)
+class RunCall:
+    """A call of the pipeline as a run handler sees it.
+
+    Args:
+        pipe: the user's pipeline.
+        target: the pipeline as techniques see it.
+        arguments: every argument of the call by name, defaults filled in.
+    """
+
+    pipe: Any
+    target: Target
+    arguments: Mapping[str, Any]
+
+    def replace_arguments(self, changes: Mapping[str, Any]) -> RunCall:
+        """This call with some arguments replaced."""
+        return replace(self, arguments={**self.arguments, **changes})
+
+
+class Run:
+    """One pass through the pipeline's loop. A run handler that proceeds several times starts several runs."""
+
+    def __init__(self, call: RunCall, clock: Clock, recorder: Recorder) -> None:
+        self.pipe = call.pipe
+        self.target = call.target
+        self.arguments = call.arguments
+        self._clock = clock
+        self._recorder = recorder
+        self._states: dict[str, dict[Any, Any]] = {}
+        self._step: Step | None = None
+        self._row: Row | None = None
+        recorder.begin_run()
+
+    @property
+    def step(self) -> Step:
+        """The step in progress.
+
+        Raises:
+            HastenError: no denoiser forward has begun yet.
+        """
+        if self._step is None:
+            raise HastenError("the run has no step yet: its first denoiser forward has not begun")
+        return self._step
+
+    def state(self, owner: str) -> dict[Any, Any]:
+        """What the technique ``owner`` remembers. Emptied when the level rises, dropped when the run ends."""
+        return self._states.setdefault(owner, {})
+
+    def record(self, owner: str, **facts: Any) -> None:
+        """Add facts to the current forward's row of the report (JSON values; tensors are not kept).
+
+        Raises:
+            HastenError: no denoiser forward has begun yet.
+        """
+        if self._row is None:
+            raise HastenError(f"{owner!r} cannot record {sorted(facts)}: the run has no step yet")
+        self._row.facts.setdefault(owner, {}).update(facts)
+
+    def advance(self, denoiser: str, step_of: Mapping[str, Any]) -> tuple[Step, Row]:
+        """Begin a denoiser forward (called by the host). ``step_of``: the arguments of :meth:`Clock.tick`."""
+        restarts = self._clock.restarts
+        step = self._clock.tick(**step_of)
+        if self._clock.restarts != restarts:
+            self._states.clear()
+            self._recorder.begin_run()
+        self._step = step
+        self._row = self._recorder.begin_row(denoiser, step)
+        return step, self._row
+
+    def close(self) -> None:
+        """Forget everything (called by the host at the end of the run)."""
+        self._states.clear()
+        self._step = self._row = None

@@ -1,0 +1,149 @@
+"""What a technique gets to attach itself with: the seams, bound to its name, and its part of the undo journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from hasten._run import RunCall
+
+if TYPE_CHECKING:
+    from hasten._attention import AttentionHandler
+    from hasten._denoiser import DenoiserHandler
+    from hasten._journal import OwnedJournal
+    from hasten._target import Target
+
+__all__ = ["AttentionEntry", "PromptHandler", "RunHandler", "SchedulerFactory", "SeamTable", "Seams"]
+
+RunHandler = Callable[[RunCall, Callable[[RunCall], Any]], Any]
+SchedulerFactory = Callable[[Any, RunCall], Any]
+PromptHandler = Callable[[tuple[str, ...], RunCall], Sequence[str] | None]
+
+HandlerT = TypeVar("HandlerT")
+
+
+@dataclass(frozen=True)
+class AttentionEntry:
+    """An attention handler and the layers it wants, ``None`` for every attention layer of every denoiser."""
+
+    handler: AttentionHandler
+    layers: frozenset[str] | None
+
+
+@dataclass(frozen=True)
+class Chain(Generic[HandlerT]):
+    """Handlers of one seam with their owners, kept in the order the techniques are listed."""
+
+    order: tuple[str, ...]
+    items: tuple[tuple[str, HandlerT], ...] = ()
+
+    def plus(self, owner: str, handler: HandlerT) -> Chain[HandlerT]:
+        """This chain with one more handler, in its owner's place."""
+        items = sorted((*self.items, (owner, handler)), key=lambda item: self.order.index(item[0]))
+        return Chain(self.order, tuple(items))
+
+    def without(self, owner: str) -> Chain[HandlerT]:
+        """This chain without the handlers of ``owner``."""
+        return Chain(self.order, tuple(item for item in self.items if item[0] != owner))
+
+
+@dataclass
+class SeamTable:
+    """Every handler of an acceleration. A run takes the chains it starts with; they are immutable.
+
+    Args:
+        order: names of the techniques as listed, outermost first.
+    """
+
+    order: tuple[str, ...]
+    run: Chain[RunHandler] = field(init=False)
+    denoiser: Chain[DenoiserHandler] = field(init=False)
+    attention: Chain[AttentionEntry] = field(init=False)
+    scheduler: Chain[SchedulerFactory] = field(init=False)
+    prompt: Chain[PromptHandler] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds():
+            setattr(self, kind, Chain(self.order))
+
+    @staticmethod
+    def kinds() -> tuple[str, ...]:
+        """Names of the seams, from the outside in."""
+        return ("run", "prompt", "scheduler", "denoiser", "attention")
+
+    def remove(self, owner: str) -> None:
+        """Drop everything ``owner`` registered."""
+        for kind in self.kinds():
+            setattr(self, kind, getattr(self, kind).without(owner))
+
+    def describe(self) -> tuple[str, ...]:
+        """One line per seam in use, owners from the outside in."""
+        lines = []
+        for kind in self.kinds():
+            owners = list(dict.fromkeys(owner for owner, _ in getattr(self, kind).items))
+            if owners:
+                lines.append(f"{kind}: {' > '.join(owners)}")
+        return tuple(lines)
+
+
+class Seams:
+    """The seams as one technique sees them. Everything registered here is removed with the technique.
+
+    Args:
+        owner: the technique's name.
+        target: the pipeline.
+        table: where handlers go.
+        journal: for structural edits, which last until the technique is removed.
+    """
+
+    def __init__(self, owner: str, target: Target, table: SeamTable, journal: OwnedJournal) -> None:
+        self.owner = owner
+        self.journal = journal
+        self._target = target
+        self._table = table
+
+    def run(self, handler: RunHandler) -> None:
+        """Put ``handler(call, proceed) -> result`` around the pipeline call.
+
+        It may change arguments (``proceed(call.replace_arguments({...}))``) and the result, and may proceed any
+        number of times: each is a run of its own, with its own clock and state.
+        """
+        self._table.run = self._table.run.plus(self.owner, handler)
+
+    def denoiser(self, handler: DenoiserHandler) -> None:
+        """Put ``handler(call, proceed) -> output`` around every forward of every denoiser.
+
+        Raises:
+            UnsupportedError: the family has no latent layout, which the run clock needs.
+        """
+        _ = self._target.layout
+        self._table.denoiser = self._table.denoiser.plus(self.owner, handler)
+
+    def attention(self, handler: AttentionHandler, layers: Iterable[str] | None = None) -> None:
+        """Put ``handler(call, proceed) -> Tensor`` around the scaled-dot-product attention of some layers.
+
+        Args:
+            handler: gets query, key and value after normalisation and rotary embedding, (B, heads, tokens, dim).
+            layers: qualified names (``"transformer.transformer_blocks.0.attn"``); ``None`` is every attention layer.
+
+        Raises:
+            UnsupportedError: a named layer does not exist or is no attention layer, or the family has no layout.
+        """
+        from hasten._attention import check_layers
+
+        _ = self._target.layout
+        chosen = None if layers is None else frozenset(layers)
+        check_layers(self._target, chosen)
+        self._table.attention = self._table.attention.plus(self.owner, AttentionEntry(handler, chosen))
+
+    def scheduler(self, factory: SchedulerFactory) -> None:
+        """Swap the pipeline's scheduler for ``factory(scheduler, call)`` during every run."""
+        self._table.scheduler = self._table.scheduler.plus(self.owner, factory)
+
+    def prompt(self, handler: PromptHandler) -> None:
+        """See, and optionally replace, the text before it is encoded: ``handler(texts, call) -> texts or None``.
+
+        ``texts`` is empty where the caller passed embeddings instead of text.
+        """
+        self._table.prompt = self._table.prompt.plus(self.owner, handler)

@@ -1,0 +1,97 @@
+"""The user's pipeline as techniques see it: the object, what is known of its family, and its denoisers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hasten._errors import UnsupportedError
+from hasten._plugins import host
+
+if TYPE_CHECKING:
+    from hasten.pipelines.adapters._base import Adapter, LatentLayout
+    from torch import nn
+
+__all__ = ["Target"]
+
+CapabilityT = TypeVar("CapabilityT")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A pipeline and the adapter of its family. Reading it never changes the pipeline."""
+
+    pipe: Any
+    adapter: Adapter
+
+    @classmethod
+    def of(cls, pipe: Any) -> Target:
+        """The target for ``pipe``.
+
+        Raises:
+            UnsupportedError: its family is unknown or refused.
+        """
+        return cls(pipe, host().registry.adapter(pipe))
+
+    @property
+    def name(self) -> str:
+        """Class name of the pipeline."""
+        return type(self.pipe).__name__
+
+    @property
+    def denoisers(self) -> dict[str, nn.Module]:
+        """Attribute name to module, for the denoisers the pipeline holds right now (a compiled wrapper as it is)."""
+        found = {name: getattr(self.pipe, name, None) for name in self.adapter.denoisers}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def capability(self, kind: type[CapabilityT]) -> CapabilityT:
+        """The family's implementation of a capability class.
+
+        Raises:
+            UnsupportedError: the adapter has none.
+        """
+        found = self.adapter.capability(kind)
+        if found is None:
+            raise UnsupportedError(
+                f"{self.name}: the adapter of family {self.adapter.family!r} has no {kind.__name__}, which is needed "
+                f"here. Write a subclass of {kind.__module__}.{kind.__qualname__} and add an instance of it to "
+                f"the adapter's capabilities."
+            )
+        return found
+
+    @property
+    def layout(self) -> LatentLayout:
+        """How this family packs its latents.
+
+        Raises:
+            UnsupportedError: the adapter has no layout.
+        """
+        from hasten.pipelines.adapters._base import LatentLayout
+
+        return self.capability(LatentLayout)  # type: ignore[type-abstract]
+
+    def call_arguments(self, **given: Any) -> dict[str, Any]:
+        """Arguments of a pipeline call by name, the pipeline's defaults filled in.
+
+        Raises:
+            TypeError: the pipeline has no such argument.
+        """
+        return self.bind((), given)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Like :meth:`call_arguments`, for arguments given by position too."""
+        signature = inspect.signature(type(self.pipe).__call__)
+        bound = signature.bind_partial(self.pipe, *args, **kwargs)
+        bound.apply_defaults()
+        arguments: dict[str, Any] = {}
+        for index, (name, value) in enumerate(bound.arguments.items()):
+            if index == 0:  # self
+                continue
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                arguments.update(value)
+            elif kind is not inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = value
+        return arguments

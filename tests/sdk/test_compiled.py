@@ -1,0 +1,84 @@
+"""Compiled denoisers: the chain stays outside of the compiled callable, so that steps share their graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hasten
+import pytest
+import torch
+from families import FAMILIES
+from torch._dynamo.utils import counters
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compile_denoiser(pipe: Any, how: str) -> None:
+    options = {"backend": "eager", "fullgraph": True}
+    if how == "wrapped":
+        pipe.transformer = torch.compile(pipe.transformer, **options)
+    elif how == "in place":
+        pipe.transformer.compile(**options)
+    else:
+        pipe.transformer.compile_repeated_blocks(**options)
+
+
+HOW = ["wrapped", "in place", "regional"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_steps_and_runs_add_no_graph(flux: Any, run: Any, how: str) -> None:
+    compile_denoiser(flux, how)
+    stock = run(flux, "flux")
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == (2 if how == "regional" else 1)
+    with hasten.accelerate(flux, {"scale": {"factor": 1.0}, "count": {}}) as accel:
+        accel.remove("count")
+        for steps in (2, 3):
+            run(flux, "flux", num_inference_steps=steps)
+        assert torch.equal(run(flux, "flux"), stock)
+    assert torch.equal(run(flux, "flux"), stock)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_compiling_after_accelerating(flux: Any, run: Any, how: str) -> None:
+    with hasten.accelerate(FAMILIES["flux"](), ["scale"]) as eager:
+        expected = run(eager._pipe, "flux")
+    with hasten.accelerate(flux, ["scale"]):
+        compile_denoiser(flux, how)
+        torch.testing.assert_close(run(flux, "flux"), expected)
+        assert len(counters["frames"]) > 0
+
+
+def test_two_resolutions_make_two_graphs(flux: Any, run: Any) -> None:
+    compile_denoiser(flux, "wrapped")
+    torch._dynamo.config.automatic_dynamic_shapes, before = False, torch._dynamo.config.automatic_dynamic_shapes
+    try:
+        with hasten.accelerate(flux, ["scale"]):
+            for _ in range(2):
+                run(flux, "flux", num_inference_steps=3)
+                run(flux, "flux", num_inference_steps=3, height=32, width=32)
+    finally:
+        torch._dynamo.config.automatic_dynamic_shapes = before
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_attention_in_a_compiled_denoiser_is_refused(flux: Any, run: Any, how: str) -> None:
+    accel = hasten.accelerate(flux, ["seen"])
+    compile_denoiser(flux, how)
+    with pytest.raises(hasten.UnsupportedError, match="compiled with torch.compile"):
+        run(flux, "flux")
+    accel.restore()
+    with pytest.raises(hasten.UnsupportedError, match="compiled with torch.compile"):
+        hasten.accelerate(flux, ["seen"])
+    run(flux, "flux")
