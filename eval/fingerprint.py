@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hasten._errors import ConfigError
 from torch import nn
+
+from hasten._errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from hasten._errors import ConfigError
 from torch import Tensor
+
+from hasten._errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,7 +41,7 @@ def to_rgb(image: Image.Image, *, name: str = "image") -> Image.Image:
         return image.convert("RGB")
     if image.mode in ("LA", "RGBA", "P", "PA"):
         rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema()[0] < 255:
+        if int(np.asarray(rgba)[..., 3].min()) < 255:
             raise ConfigError(
                 f"{name} has transparent pixels; composite it on a background of your choice first."
             )

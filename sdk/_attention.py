@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
 from hasten._denoiser import unwrapped
 from hasten._errors import UnsupportedError, suggestion
 from hasten._gate import is_compiled
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from hasten._clock import Step
@@ -243,7 +244,9 @@ class AttentionSeam:
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         output = dispatch_attention_fn(
-            *(tensor.transpose(1, 2) for tensor in (call.query, call.key, call.value)),
+            call.query.transpose(1, 2),
+            call.key.transpose(1, 2),
+            call.value.transpose(1, 2),
             attn_mask=call.mask,
             dropout_p=call.dropout,
             is_causal=call.causal,

@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from hasten._document import SUFFIXES, Document, read_document
-from hasten._errors import ConfigError, PluginError, suggestion
-from hasten._plugins import host
-from hasten._technique import TechniqueConfig
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +20,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from hasten._document import SUFFIXES, Document, read_document
+from hasten._errors import ConfigError, PluginError, suggestion
+from hasten._plugins import host
+from hasten._technique import TechniqueConfig
 
 __all__ = ["Config", "ConfigLike", "TechniqueEntry", "apply_overrides", "load_config"]
 

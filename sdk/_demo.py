@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from hasten._generation import Job, generate
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hasten._config import Config
     from hasten._report import Report
-    from PIL.Image import Image
 
 __all__ = ["ACCELERATED", "BASELINE", "FEWER_STEPS", "Arm", "run_arms"]
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+
 from hasten._clock import Step
 from hasten._numerics import Trail, Watch, tensors_of
 from hasten._recorder import Row, Stopwatch
 from hasten._run import Run
-from torch import nn
 
 if TYPE_CHECKING:
     from hasten.pipelines.adapters._base import LatentLayout

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from hasten._errors import ConfigError
 
 __all__ = ["SUFFIXES", "Document", "read_document"]

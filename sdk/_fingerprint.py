@@ -62,7 +62,7 @@ def fingerprint(pipe: Any) -> Fingerprint:
 def _instance(place: str, thing: Any) -> Iterator[tuple[str, str]]:
     lineage = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(thing).__mro__)
     yield place, " < ".join(lineage)
-    for name, value in vars(thing).items():
+    for name, value in getattr(thing, "__dict__", {}).items():
         yield f"{place}.{name}", _describe(value)
 
 

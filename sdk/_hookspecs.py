@@ -12,6 +12,7 @@ import pluggy
 
 if TYPE_CHECKING:
     import typer
+
     from hasten._plan import Plan
     from hasten._report import Report
     from hasten._technique import Finding, Technique

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from hasten._errors import PluginError
 from torch import nn
+
+from hasten._errors import PluginError
 
 __all__ = ["Journal", "OwnedJournal"]
 

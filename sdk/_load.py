@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
     if name.startswith(_MINI):
         from hasten.pipelines import mini
 
-        return mini.load(name.removeprefix(_MINI), **options)
+        return mini.load(name, **options)
     from diffusers import DiffusionPipeline
 
     if Path(name).is_dir():
@@ -35,7 +37,7 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
             raise UnsupportedError(
                 f"folder {name!r} holds no {DiffusionPipeline.config_name}: it is no saved pipeline"
             )
-        return DiffusionPipeline.from_pretrained(name, **options)
+        return DiffusionPipeline.from_pretrained(name, **(_absent_components(Path(name)) | options))
     if isinstance(name_or_path, Path) or name.count("/") != 1:
         raise UnsupportedError(
             f"{name!r} is no folder here, no bundled miniature ({_MINI}...) and no hub id (owner/name); check the spelling"
@@ -47,3 +49,20 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
             f"{name!r} is no local folder and could not be fetched from the hub: {error}. Without a network, give the "
             f"folder of a downloaded pipeline, or try a bundled miniature ({_MINI}...)."
         ) from error
+
+
+def _absent_components(folder: Path) -> dict[str, None]:
+    """Components that were ``None`` when the pipeline was saved.
+
+    diffusers leaves them out of the index and later refuses to load without them (StableDiffusion3Pipeline without
+    its T5 encoder), so they have to be passed as ``None``.
+    """
+    import diffusers
+
+    index = json.loads((folder / diffusers.DiffusionPipeline.config_name).read_text("utf-8"))
+    cls = getattr(diffusers, index.get("_class_name", ""), None)
+    if cls is None:
+        return {}
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return {name: None for name in required if name != "self" and index.get(name) in (None, [None, None])}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
 from hasten._errors import NumericalError
 from hasten._recorder import Row
 

@@ -12,11 +12,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
+
 from hasten import _hookspecs
 from hasten._errors import ConfigError, HastenError, PluginError, suggestion
 from hasten._hookspecs import PROJECT
@@ -79,7 +80,7 @@ class Host:
         self._records: dict[str, PluginRecord] = {}
         self.registry = Registry()
         for module in built_in:
-            self._load(PluginRecord(module, "built-in", PROJECT), lambda m=module: importlib.import_module(m))
+            self._load(PluginRecord(module, "built-in", PROJECT), partial(importlib.import_module, module))
         for point in entry_points(group=PROJECT) if external else ():
             self._load_external(point)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
 from hasten._clock import Step
 
 __all__ = ["Recorder", "Row", "Stopwatch"]

@@ -52,8 +52,8 @@ def make_subclass(stock: type, attachment: object, call: CallHandler) -> type:
         "__reduce_ex__": __reduce_ex__,
         _MARK: attachment,
     }
-    generated = type(stock)(stock.__name__, (stock,), namespace)
-    return generated
+    generated: Any = type(stock)(stock.__name__, (stock,), namespace)
+    return generated  # type: ignore[no-any-return]
 
 
 def accelerated_by(pipe: object) -> object | None:

@@ -11,8 +11,9 @@ from hasten._errors import UnsupportedError
 from hasten._plugins import host
 
 if TYPE_CHECKING:
-    from hasten.pipelines.adapters._base import Adapter, LatentLayout
     from torch import nn
+
+    from hasten.pipelines.adapters._base import Adapter, LatentLayout
 
 __all__ = ["Target"]
 

@@ -1,11 +1,12 @@
 """Tiny stock pipelines of every supported family, with random weights, built offline in well under a second.
 
 Text encoders are left out and prompt embeddings are passed instead, so a call exercises exactly what `hasten`
-changes: denoiser, scheduler and latents. Sizes are unequal in height and width on purpose, to catch swapped axes,
-and half of every latent size is legal for its family.
+changes: denoiser, scheduler and latents. Sizes are unequal in height and width on purpose, to catch swapped
+axes, and half of every latent size is legal for its family.
 
-``FAMILIES[name]()`` builds a pipeline, ``call_kwargs(name)`` the arguments of a cheap call without randomness,
-``seeded(name)`` adds a fresh generator, ``baseline(pipe, name)`` runs that call and returns the latents.
+``FAMILIES[name]()`` builds a pipeline, ``call_kwargs(name)`` the arguments of a cheap call without
+randomness, ``seeded(name)`` adds a fresh generator, ``baseline(pipe, name)`` runs that call and returns the
+latents.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import PIL.Image
 import torch
+import transformers
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from torch import Tensor, nn
 
@@ -50,8 +53,8 @@ def _family(
 def _tiny(module: str | type[nn.Module], **config: Any) -> Any:
     """A small model in evaluation mode whose every parameter matters.
 
-    Constant parameters (zero-initialised outputs and gates, unit norms) are disturbed, or the model would ignore
-    part of its input.
+    Constant parameters (zero-initialised outputs and gates, unit norms) are disturbed, or the model would
+    ignore part of its input.
     """
     kind = getattr(diffusers, module) if isinstance(module, str) else module
     model = kind(**config).eval().requires_grad_(False)
@@ -95,7 +98,7 @@ def _noise(*shape: int, seed: int = 1) -> Tensor:
 def _prompt(
     width: int, *, seed: int = 1, mask: bool = False, pooled: int = 0, negative: bool = True
 ) -> dict[str, Any]:
-    """Prompt embeddings (and negative ones) of ``width`` channels, with what else a family wants beside them."""
+    """Prompt embeddings of ``width`` channels, negative ones too, and what goes with them."""
     given: dict[str, Any] = {}
     for offset, prefix in enumerate(("", "negative_") if negative else ("",)):
         given[f"{prefix}prompt_embeds"] = _noise(1, TEXT, width, seed=seed + offset)
@@ -116,6 +119,12 @@ def _sized(factor: int, **more: Any) -> dict[str, Any]:
         "output_type": "latent",
         **more,
     }
+
+
+def _picture(factor: int) -> Tensor:
+    """An image of the calls' size, in [0, 1]."""
+    height, width = (side * factor for side in LATENT)
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
 # --- Flux
@@ -158,8 +167,8 @@ def _sd3() -> Any:
     transformer = _tiny(
         "SD3Transformer2DModel",
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
+        in_channels=16,
+        out_channels=16,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -169,7 +178,7 @@ def _sd3() -> Any:
         pos_embed_max_size=16,
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return _pipeline("StableDiffusion3Pipeline", transformer=transformer, vae=_vae(4), scheduler=scheduler)
+    return _pipeline("StableDiffusion3Pipeline", transformer=transformer, vae=_vae(16), scheduler=scheduler)
 
 
 # --- PixArt
@@ -191,7 +200,7 @@ def _pixart_transformer(**config: Any) -> Any:
 
 
 def _pixart_call() -> dict[str, Any]:
-    return _sized(2, **_prompt(24, mask=True), negative_prompt=None, use_resolution_binning=False)
+    return _sized(4, **_prompt(24, mask=True), negative_prompt=None, use_resolution_binning=False)
 
 
 @_family("pixart-sigma", _pixart_call)
@@ -199,7 +208,7 @@ def _pixart_sigma() -> Any:
     return _pipeline(
         "PixArtSigmaPipeline",
         transformer=_pixart_transformer(use_additional_conditions=False),
-        vae=_vae(4),
+        vae=_vae(4, 4),
         scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
     )
 
@@ -316,15 +325,23 @@ def _sdxl_unet() -> Any:
     )
 
 
-@_family("sdxl", lambda: _sized(2, **_prompt(24, pooled=16)))
+@_family("sdxl", lambda: _sized(4, **_prompt(24, pooled=16)))
 def _sdxl() -> Any:
-    return _pipeline("StableDiffusionXLPipeline", unet=_sdxl_unet(), vae=_vae(4), scheduler=_vp_scheduler())
+    return _pipeline(
+        "StableDiffusionXLPipeline", unet=_sdxl_unet(), vae=_vae(4, 4), scheduler=_vp_scheduler()
+    )
 
 
-@_family("flux-img2img", lambda: _sized(2, **_prompt(32, pooled=32, negative=False), image=_picture(2), strength=0.7))
+@_family(
+    "flux-img2img",
+    lambda: _sized(2, **_prompt(32, pooled=32, negative=False), image=_picture(2), strength=0.7),
+)
 def _flux_img2img() -> Any:
     return _pipeline(
-        "FluxImg2ImgPipeline", transformer=_flux_transformer(), vae=_vae(4), scheduler=_dynamic_flow_scheduler()
+        "FluxImg2ImgPipeline",
+        transformer=_flux_transformer(),
+        vae=_vae(4),
+        scheduler=_dynamic_flow_scheduler(),
     )
 
 
@@ -337,7 +354,10 @@ def _kontext_call() -> dict[str, Any]:
 @_family("flux-kontext", _kontext_call)
 def _flux_kontext() -> Any:
     return _pipeline(
-        "FluxKontextPipeline", transformer=_flux_transformer(), vae=_vae(4), scheduler=_dynamic_flow_scheduler()
+        "FluxKontextPipeline",
+        transformer=_flux_transformer(),
+        vae=_vae(4),
+        scheduler=_dynamic_flow_scheduler(),
     )
 
 
@@ -396,15 +416,17 @@ def _pixart_alpha() -> Any:
     pipe = _pipeline(
         "PixArtAlphaPipeline",
         transformer=_pixart_transformer(use_additional_conditions=True),
-        vae=_vae(4),
+        vae=_vae(4, 4),
         scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
     )
-    # The pipeline conditions on resolution if sample_size is 128; the tiny model was built without such a grid.
+    # The pipeline passes the resolution only if sample_size is 128; the tiny model has no such grid.
     pipe.transformer.register_to_config(sample_size=128)
     return pipe
 
 
-@_family("sana", lambda: _sized(8, **_prompt(24, mask=True), negative_prompt=None, use_resolution_binning=False))
+@_family(
+    "sana", lambda: _sized(16, **_prompt(24, mask=True), negative_prompt=None, use_resolution_binning=False)
+)
 def _sana() -> Any:
     transformer = _tiny(
         "SanaTransformer2DModel",
@@ -425,14 +447,14 @@ def _sana() -> Any:
         in_channels=3,
         latent_channels=4,
         attention_head_dim=2,
-        encoder_block_types=("ResBlock",) * 4,
-        decoder_block_types=("ResBlock",) * 4,
-        encoder_block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        encoder_qkv_multiscales=((),) * 4,
-        decoder_qkv_multiscales=((),) * 4,
-        encoder_layers_per_block=(1,) * 4,
-        decoder_layers_per_block=(1,) * 4,
+        encoder_block_types=("ResBlock",) * 5,
+        decoder_block_types=("ResBlock",) * 5,
+        encoder_block_out_channels=(8,) * 5,
+        decoder_block_out_channels=(8,) * 5,
+        encoder_qkv_multiscales=((),) * 5,
+        decoder_qkv_multiscales=((),) * 5,
+        encoder_layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
         downsample_block_type="conv",
         upsample_block_type="interpolate",
         decoder_norm_types="rms_norm",
@@ -499,11 +521,16 @@ def _ltx_i2v() -> Any:
         decoder_layers_per_block=(1, 1, 1, 1, 1),
     )
     return _pipeline(
-        "LTXImageToVideoPipeline", transformer=_ltx_transformer(), vae=vae, scheduler=_dynamic_flow_scheduler()
+        "LTXImageToVideoPipeline",
+        transformer=_ltx_transformer(),
+        vae=vae,
+        scheduler=_dynamic_flow_scheduler(),
     )
 
 
-@_family("hunyuan-video", lambda: _sized(8, **_hunyuan_video_prompt(), num_frames=_FRAMES, true_cfg_scale=2.0))
+@_family(
+    "hunyuan-video", lambda: _sized(8, **_hunyuan_video_prompt(), num_frames=_FRAMES, true_cfg_scale=2.0)
+)
 def _hunyuan_video() -> Any:
     transformer = _tiny(
         "HunyuanVideoTransformer3DModel",
@@ -549,6 +576,7 @@ def _hunyuan_video_15() -> Any:
         text_embed_dim=24,
         text_embed_2_dim=16,
         image_embed_dim=8,
+        target_size=128,
         rope_axes_dim=(4, 6, 6),
     )
     vae = _tiny(
@@ -566,7 +594,9 @@ def _hunyuan_video_15() -> Any:
     )
 
 
-@_family("ltx2", lambda: _sized(32, **_prompt(24, mask=True), num_frames=17, spatio_temporal_guidance_blocks=[0]))
+@_family(
+    "ltx2", lambda: _sized(32, **_prompt(24, mask=True), num_frames=17, spatio_temporal_guidance_blocks=[0])
+)
 def _ltx2() -> Any:
     transformer = _tiny(
         "LTX2VideoTransformer3DModel",
@@ -595,7 +625,12 @@ def _ltx2() -> Any:
     )
     # Eight latent channels of two mel bins make the 16 channels of an audio token.
     audio_vae = _tiny(
-        "AutoencoderKLLTX2Audio", base_channels=16, ch_mult=(1, 1, 1), num_res_blocks=1, mel_bins=8, resolution=16
+        "AutoencoderKLLTX2Audio",
+        base_channels=16,
+        ch_mult=(1, 1, 1),
+        num_res_blocks=1,
+        mel_bins=8,
+        resolution=16,
     )
     return _pipeline(
         "LTX2Pipeline",
@@ -639,7 +674,17 @@ def _cogvideox(scheduler: Any, **config: Any) -> Any:
         max_text_seq_length=TEXT,
         **config,
     )
-    return _pipeline("CogVideoXPipeline", transformer=transformer, scheduler=scheduler)
+    vae = _tiny(
+        "AutoencoderKLCogVideoX",
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    return _pipeline("CogVideoXPipeline", transformer=transformer, vae=vae, scheduler=scheduler)
 
 
 def _cogvideox_call() -> dict[str, Any]:
@@ -688,7 +733,19 @@ def _qwen_image() -> Any:
         joint_attention_dim=24,
         axes_dims_rope=(4, 6, 6),
     )
-    return _pipeline("QwenImagePipeline", transformer=transformer, scheduler=_dynamic_flow_scheduler())
+    vae = _tiny(
+        "AutoencoderKLQwenImage",
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 2.0, 1.0, 1.2],
+    )
+    return _pipeline(
+        "QwenImagePipeline", transformer=transformer, vae=vae, scheduler=_dynamic_flow_scheduler()
+    )
 
 
 def _z_image_call() -> dict[str, Any]:
@@ -730,7 +787,9 @@ def _lumina2() -> Any:
         axes_lens=(64, 32, 32),
         cap_feat_dim=24,
     )
-    return _pipeline("Lumina2Pipeline", transformer=transformer, vae=_vae(4, 8), scheduler=_dynamic_flow_scheduler())
+    return _pipeline(
+        "Lumina2Pipeline", transformer=transformer, vae=_vae(4, 8), scheduler=_dynamic_flow_scheduler()
+    )
 
 
 @_family("aura-flow", lambda: _sized(2, **_prompt(24, mask=True)))
@@ -788,12 +847,12 @@ def _hunyuan_dit() -> Any:
     )
 
 
-@_family("sd15", lambda: _sized(2, **_prompt(24)))
+@_family("sd15", lambda: _sized(4, **_prompt(24)))
 def _sd15() -> Any:
     return _pipeline(
         "StableDiffusionPipeline",
         unet=_unet(),
-        vae=_vae(4),
+        vae=_vae(4, 4),
         scheduler=_vp_scheduler(),
         requires_safety_checker=False,
     )
@@ -815,14 +874,97 @@ def _sd15_img2img() -> Any:
     )
 
 
-def _picture(factor: int) -> Tensor:
-    """An image of the calls' size, in [0, 1]."""
-    height, width = (side * factor for side in LATENT)
-    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(3))
-
-
 FAMILIES: dict[str, Callable[[], Any]] = {name: build for name, (build, _) in _BUILDERS.items()}
 """Builders of the pipelines, by name."""
+
+
+def _mask(factor: int) -> Tensor:
+    """An inpainting mask of the calls' size: the right half."""
+    mask = torch.zeros_like(_picture(factor)[:, :1])
+    mask[..., mask.shape[-1] // 2 :] = 1
+    return mask
+
+
+def _redraw(factor: int) -> Callable[[], dict[str, Any]]:
+    return lambda: {"image": _picture(factor), "strength": 0.7}
+
+
+def _inpaint(factor: int) -> Callable[[], dict[str, Any]]:
+    return lambda: {"image": _picture(factor), "mask_image": _mask(factor), "strength": 0.7}
+
+
+def _negative(width: int) -> dict[str, Any]:
+    return {"negative_prompt_embeds": _noise(1, TEXT, width, seed=2)}
+
+
+def _frame(index: int = 0) -> PIL.Image.Image:
+    return PIL.Image.new("RGB", (LATENT[1] * 8, LATENT[0] * 8), (20 * index, 90, 200))
+
+
+def _video() -> dict[str, Any]:
+    return {"video": [_frame(index) for index in range(_FRAMES)]}
+
+
+def _siglip() -> dict[str, Any]:
+    """The image encoder of HunyuanVideo 1.5."""
+    config = transformers.SiglipVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+    )
+    return {
+        "image_encoder": transformers.SiglipVisionModel(config).eval(),
+        "feature_extractor": transformers.SiglipImageProcessor(size={"height": 28, "width": 28}),
+    }
+
+
+_VARIANTS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "StableDiffusionInpaintPipeline": ("sd15", _inpaint(4)),
+    "StableDiffusionXLImg2ImgPipeline": ("sdxl", _redraw(4)),
+    "StableDiffusionXLInpaintPipeline": ("sdxl", _inpaint(4)),
+    "StableDiffusion3Img2ImgPipeline": ("sd3", _redraw(2)),
+    "StableDiffusion3InpaintPipeline": ("sd3", _inpaint(2)),
+    "FluxInpaintPipeline": ("flux", _inpaint(2)),
+    "FluxKontextInpaintPipeline": ("flux-kontext", _inpaint(2)),
+    "ChromaImg2ImgPipeline": ("chroma", _redraw(2)),
+    "ChromaInpaintPipeline": ("chroma", _inpaint(2)),
+    "Flux2KleinPipeline": ("flux2", lambda: _negative(24)),
+    "Flux2KleinInpaintPipeline": ("flux2", lambda: {**_inpaint(2)(), **_negative(24)}),
+    "WanVideoToVideoPipeline": ("wan", _video),
+    "CogVideoXVideoToVideoPipeline": ("cogvideox-rope", _video),
+    "HunyuanVideo15ImageToVideoPipeline": ("hunyuan-video-1.5", lambda: {"image": _frame()}),
+    "QwenImageImg2ImgPipeline": ("qwen-image", _redraw(8)),
+    "QwenImageInpaintPipeline": ("qwen-image", _inpaint(8)),
+    "QwenImageEditPipeline": ("qwen-image", lambda: {"image": _frame()}),
+    "QwenImageEditPlusPipeline": ("qwen-image", lambda: {"image": [_frame(), _frame(1)]}),
+    "ZImageImg2ImgPipeline": ("z-image", _redraw(2)),
+    "ZImageInpaintPipeline": ("z-image", _inpaint(2)),
+}
+"""Other pipelines over the same components: the family they share, and what their call takes besides."""
+
+
+def variant(kind: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline of class ``kind`` and the arguments of a cheap call."""
+    family, more = _VARIANTS[kind]
+    known = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    components = FAMILIES[family]().components
+    if kind == "ChromaInpaintPipeline":
+        # Its loop asks for this FLUX option, which Chroma's configuration does not have.
+        components["transformer"].register_to_config(guidance_embeds=False)
+    if kind == "HunyuanVideo15ImageToVideoPipeline":
+        components = {**components, **_siglip()}
+    pipe = _pipeline(kind, **{name: part for name, part in components.items() if name in known})
+    pipe.set_progress_bar_config(disable=True)
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    given = {**seeded(family), **more()}
+    return pipe, {name: value for name, value in given.items() if name in accepted}
+
+
+VARIANTS = tuple(_VARIANTS)
+"""Class names for :func:`variant`."""
 
 
 def call_kwargs(name: str) -> dict[str, Any]:

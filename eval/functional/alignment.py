@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
+
 from hasten._errors import ConfigError
 from hasten.eval.functional.mmd import normalized
-from torch import Tensor
 
 #: ``cosine``: mean cosine. ``percent``: 100 times that. ``torchmetrics``: the same, the *mean* clamped at 0.
 #: ``clamped``: each sample clamped at 0 (DeepCache, BK-SDM). ``original``: 2.5 max(cos, 0) (Hessel et al.

@@ -15,9 +15,10 @@ import logging
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from hasten._errors import ConfigError
 from hasten.eval.functional.moments import Moments, as_float64, check_features
-from torch import Tensor
 
 _log = logging.getLogger("hasten")
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from hasten._errors import ConfigError
 from hasten.eval.functional.moments import as_float64
-from torch import Tensor
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

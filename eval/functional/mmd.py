@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from hasten._errors import ConfigError
 from hasten.eval.functional.moments import as_float64, check_features
-from torch import Tensor
 
 #: Rows of the kernel matrix in memory at once.
 BLOCK = 2048

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from hasten._errors import ConfigError
 from torch import Tensor
+
+from hasten._errors import ConfigError
 
 #: Rows converted to float64 at once.
 _BLOCK = 4096

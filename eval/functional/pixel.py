@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hasten.eval.images import check_pair
 from torch import Tensor
+
+from hasten.eval.images import check_pair
 
 #: Identical images have infinite PSNR; in a mean they count as this many decibels.
 PSNR_CAP = 100.0

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hasten.eval.images import check_images
 from PIL import Image
 from torch import Tensor
+
+from hasten.eval.images import check_images
 
 Filter = Literal["bilinear", "bicubic"]
 Size = tuple[int, int]
@@ -90,7 +91,7 @@ def short_side_then_crop(images: Tensor, side: int) -> Tensor:
     Returns:
         float32 ``[N, 3, side, side]`` in 0..255. The ends of a wide image are lost.
     """
-    resized = pil_uint8(images, short_side_size(*images.shape[-2:], side), "bicubic")
+    resized = pil_uint8(images, short_side_size(images.shape[-2], images.shape[-1], side), "bicubic")
     top, left = (resized.shape[-2] - side) // 2, (resized.shape[-1] - side) // 2
     return resized[..., top : top + side, left : left + side]
 

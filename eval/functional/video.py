@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from hasten._errors import ConfigError
 from hasten.eval.functional.pixel import capped, psnr
 from hasten.eval.images import check_images
-from torch import Tensor
 
 #: Compares two batches of images, ``[F, 3, H, W]`` each, to ``[F]``.
 PairMetric = Callable[[Tensor, Tensor], Tensor]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from hasten._errors import CheckpointError, ConfigError
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.lpips import lpips_distance, lpips_input
 from hasten.eval.images import check_pair
 from hasten.eval.networks.features import inference
-from torch import Tensor, nn
 
 #: Channels of the five taps.
 CHANNELS = (64, 192, 384, 256, 256)

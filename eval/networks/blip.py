@@ -1,9 +1,8 @@
-"""BLIP-2 and BLIP image-text retrieval models: contrastive (ITC) embeddings and matching (ITM) logits of
-pairs.
+"""BLIP-2 and BLIP image-text retrieval models: contrastive (ITC) and matching (ITM) scores of pairs.
 
-"BLIP2-T" in the literature means BLIP-2 by name and BLIP-1 by released code, so both are here under their own names.
-Images are stretched to a square (8-bit bicubic) and normalised with CLIP's pixel statistics, as the models
-were trained.
+"BLIP2-T" in the literature means BLIP-2 by name and BLIP-1 by released code, so both are here, under their
+own names. Images are stretched to a square (8-bit bicubic) and normalised with CLIP's pixel statistics, as
+the models were trained.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from hasten._errors import ConfigError
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.resize import clip_normalize, pil_uint8
 from hasten.eval.networks.features import inference
-from torch import Tensor, nn
 
 #: ``hf``: the prompt as it is, cut only at the position limit. ``lavis``: LAVIS' caption cleaning and 32
 #: tokens.

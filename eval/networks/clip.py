@@ -13,12 +13,13 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from hasten._errors import ConfigError
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.resize import CLIP_MEAN, CLIP_STD, crop_to_square, pil_uint8, short_side_then_crop
 from hasten.eval.images import check_images
 from hasten.eval.networks.features import FeatureNetwork, inference
-from torch import Tensor, nn
 
 #: ``crop``: shorter side to the input size, then the central square (CLIP's own). ``square``: the largest
 #: central square first, then the resize (CMMD's).
@@ -262,3 +263,18 @@ def _pixel_statistics(source: str, options: dict[str, Any]) -> tuple[list[float]
     if "image_mean" not in fields or "image_std" not in fields:
         raise ConfigError(f"preprocessor_config.json of {source} must hold image_mean and image_std.")
     return fields["image_mean"], fields["image_std"]
+
+
+def as_clip(
+    network: object, device: torch.device | str = "cpu", *, geometry: Geometry = "crop"
+) -> ClipNetwork:
+    """``network`` if it is a :class:`ClipNetwork` already, else the one at that folder or hub id.
+
+    Raises:
+        ConfigError: if it is neither, or can't be loaded.
+    """
+    if isinstance(network, ClipNetwork):
+        return network
+    if isinstance(network, str | Path):
+        return ClipNetwork.load(network, device=device, geometry=geometry)
+    raise ConfigError(f"A CLIP network is a folder, a hub id or a ClipNetwork, not {type(network).__name__}.")

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+
 from hasten._errors import ConfigError, suggestion
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.resize import (
@@ -20,7 +22,6 @@ from hasten.eval.functional.resize import (
 )
 from hasten.eval.images import check_images
 from hasten.eval.networks.inception import SIDE, load_inception
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ and ``pt_inception-2015-12-05-6726825d.pth`` (pytorch-fid).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hasten._errors import CheckpointError, ConfigError
 from torch import Tensor, nn
+
+from hasten._errors import CheckpointError, ConfigError
 
 #: Input side in pixels and length of the features.
 SIDE, FEATURES = 299, 2048
@@ -125,7 +127,13 @@ def _block_b(inputs: int) -> Branches:
 
 def _block_c(inputs: int, width: int) -> Branches:
     row, column = (1, 7), (7, 1)
-    double = [(width, 1), (width, column), (width, row), (width, column), (192, row)]
+    double: list[tuple[int, int | tuple[int, int]]] = [
+        (width, 1),
+        (width, column),
+        (width, row),
+        (width, column),
+        (192, row),
+    ]
     chains = [
         [_layer("branch1x1", 192)],
         [_layer("branch7x7_1", width), _layer("branch7x7_2", width, row), _layer("branch7x7_3", 192, column)],
@@ -246,6 +254,5 @@ def _state_of(path: Path) -> dict[str, Tensor]:
 def _from_torch_fidelity() -> dict[str, Tensor]:
     if find_spec("torch_fidelity") is None:
         raise ConfigError("Downloading the Inception weights needs the extra: pip install 'hasten[fid]'.")
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
+    extractor = import_module("torch_fidelity.feature_extractor_inceptionv3")
+    return extractor.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import stats  # type: ignore[import-untyped]
+
 from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import Estimate, check_level
-from scipy import stats
 
 
 @dataclass(frozen=True)

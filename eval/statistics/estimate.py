@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from hasten._errors import ConfigError
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
+
+from hasten._errors import ConfigError
 
 FloatArray = NDArray[np.float64]
 
@@ -105,6 +106,11 @@ def cluster_index(clusters: Sequence[object] | None, n: int) -> NDArray[np.intp]
         raise ConfigError(f"There are {len(clusters)} cluster labels for {n} samples.")
     seen: dict[object, int] = {}
     return np.array([seen.setdefault(label, len(seen)) for label in clusters], dtype=np.intp)
+
+
+def cluster_sums(values: FloatArray, index: NDArray[np.intp]) -> FloatArray:
+    """Sum of the values of each cluster, by the numbers of :func:`cluster_index`."""
+    return np.bincount(index, weights=values).astype(np.float64)
 
 
 def bootstrap(

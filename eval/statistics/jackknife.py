@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats  # type: ignore[import-untyped]
+
 from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import Estimate, as_samples, check_level, cluster_index
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 #: Groups unless the caller says otherwise.
 GROUPS = 25

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats  # type: ignore[import-untyped]
+
 from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import (
     RESAMPLES,
@@ -17,9 +20,8 @@ from hasten.eval.statistics.estimate import (
     bootstrap,
     check_level,
     cluster_index,
+    cluster_sums,
 )
-from numpy.typing import ArrayLike
-from scipy import stats
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray, axis: int = -1) -> FloatArray:
@@ -54,8 +56,7 @@ def mean_estimate(
     check_level(level)
     scores = as_samples(values, "values")
     index = cluster_index(clusters, len(scores))
-    counts = np.bincount(index).astype(np.float64)
-    sums = np.bincount(index, weights=scores)
+    sums, counts = cluster_sums(scores, index), cluster_sums(np.ones_like(scores), index)
     value, groups = float(scores.mean()), len(counts)
     if groups == 1:
         return Estimate(value, -math.inf, math.inf, len(scores), 1, math.nan, level, "one cluster")
@@ -141,7 +142,7 @@ def paired_tests(
         raise ConfigError(f"Pairs are needed: the baseline has {len(a)} scores, the candidate {len(b)}.")
     difference = b - a
     index = cluster_index(clusters, len(a))
-    sums = np.bincount(index, weights=difference)
+    sums = cluster_sums(difference, index)
     means = sums / np.bincount(index)
     spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
     p_wilcoxon = 1.0

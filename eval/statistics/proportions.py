@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats  # type: ignore[import-untyped]
+
 from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import (
     RESAMPLES,
@@ -15,9 +18,8 @@ from hasten.eval.statistics.estimate import (
     bootstrap,
     check_level,
     cluster_index,
+    cluster_sums,
 )
-from numpy.typing import ArrayLike
-from scipy import stats
 
 
 def wilson(right: float, asked: float, *, level: float = 0.95) -> tuple[float, float]:
@@ -57,7 +59,7 @@ def _per_cluster(
     if a.sum() == 0:
         raise ConfigError("No question was asked in any sample.")
     index = cluster_index(clusters, len(r))
-    return np.bincount(index, weights=r), np.bincount(index, weights=a), len(r)
+    return cluster_sums(r, index), cluster_sums(a, index), len(r)
 
 
 def ratio_of_sums(

@@ -1,7 +1,7 @@
 """What `hasten` knows of each diffusers family, one small file per family.
 
-The families come in through the same hook as a third party's, ``hasten_register_adapters``. Looking one up goes by
-class name and imports no model code.
+The families come in through the same hook as a third party's, ``hasten_register_adapters``. Looking one up
+goes by class name and imports no model code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a pipeline family has to tell `hasten`: small capability classes, collected in an :class:`Adapter`.
 
-An adapter knows facts about a family (how latents are packed, which arguments carry positions, what the denoiser
-predicts); it never edits a pipeline. It is found by class name along the pipeline's method resolution order, so
-looking one up imports no model code.
+An adapter knows facts about a family (how latents are packed, which arguments carry positions, what the
+denoiser predicts); it never edits a pipeline. It is found by class name along the pipeline's method
+resolution order, so looking one up imports no model code.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class LatentLayout(ABC):
     def encode(
         self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
-        """Arguments of a forward on ``latent`` (of any legal size) at ``level``, positions and conditions rewritten."""
+        """Arguments of a forward on ``latent``, of any legal size, at ``level``.
+
+        Positions and conditions are rewritten. The latents of ``kwargs`` themselves give back ``kwargs``.
+        """
 
     @abstractmethod
     def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
@@ -101,8 +104,8 @@ class LatentLayout(ABC):
     def expert_boundary(self, pipe: Any) -> float | None:  # noqa: ARG002
         """Flow time from which on (upwards) the first denoiser is used and below which the second one is.
 
-        ``None`` for a family with one denoiser. The pipeline chooses by *its* timestep, so a technique that runs a
-        forward at another level may ask an expert for a level it was not trained on.
+        ``None`` for a family with one denoiser. The pipeline chooses by *its* timestep, so a technique that
+        runs a forward at another level may ask an expert for a level it was not trained on.
         """
         return None
 
@@ -118,7 +121,8 @@ class Adapter:
     Args:
         family: short name, for messages (``"flux"``).
         pipelines: class names of the pipelines it covers.
-        denoisers: attribute names of the denoisers, absent ones are skipped (``("transformer", "transformer_2")``).
+        denoisers: attribute names of the denoisers (``("transformer", "transformer_2")``); those that a
+            pipeline does not have are skipped.
         capabilities: instances of capability classes such as :class:`LatentLayout`.
         refused: class names of pipelines of the family that must be refused, with the reason.
     """

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import LatentLayout, LatentSize, Prediction
@@ -45,32 +46,38 @@ class ImageLayout(LatentLayout):
 
     # --- noise
 
+    @override
     def prediction(self, pipe: Any) -> Prediction:
         """What the path says."""
         return self.path(pipe).prediction(pipe)
 
+    @override
     def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
         """What the path says of the timestep argument."""
         return self.path(pipe).level(pipe, kwargs[self.clock])
 
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """A scheduler of another path is refused."""
         return self.path(pipe).refusal(pipe)
 
     # --- forward
 
+    @override
     def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
         """Extent of the unpacked latents."""
         return _extent(self.decode(pipe, kwargs))
 
+    @override
     def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
         """The argument as it is."""
         return self.unpack(pipe, kwargs, kwargs[self.latents])
 
+    @override
     def encode(
         self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
-        """Swap latents and timestep, and whatever depends on the extent. What stays the same stays the same object."""
+        """Swap latents and timestep, and whatever depends on the extent, where they change."""
         size = _extent(latent)
         changed = {**kwargs, self.latents: self.pack(pipe, kwargs, latent)}
         if level != self.level(pipe, kwargs):
@@ -80,14 +87,16 @@ class ImageLayout(LatentLayout):
         return changed
 
     def retime(self, timestep: Any, value: float) -> Any:
-        """``timestep`` with another value, of the same shape. Integers become floats: the value is fractional."""
+        """``timestep`` with another value. Integers become floats: the value is fractional."""
         like = torch.as_tensor(timestep)
         return torch.full_like(like, value, dtype=like.dtype if like.is_floating_point() else torch.float32)
 
+    @override
     def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
         """Unpacked like the latents."""
         return self.unpack(pipe, kwargs, sample)
 
+    @override
     def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """Packed like the latents."""
         return latent.to(_dtype(kwargs[self.latents]))
@@ -103,11 +112,13 @@ class ImageLayout(LatentLayout):
 
     # --- pipeline call
 
+    @override
     def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
         """Latent extent times the autoencoder's factor."""
         factor: int = getattr(pipe, self.factor)
         return size.height * factor, size.width * factor
 
+    @override
     def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
         """From given latents, else ``height`` and ``width``, rounded down as the pipelines do."""
         given = arguments.get("latents")
@@ -142,8 +153,8 @@ class ImageLayout(LatentLayout):
 class VideoLayout(ImageLayout):
     """Plain (B, C, F, H, W) latents.
 
-    Frames whose tokens have timestep 0 hold a given picture. They are clean at every level, so they are resized in
-    natural amplitude, and their timestep stays 0.
+    Frames whose tokens have timestep 0 hold a given picture. They are clean at every level, so they are
+    resized in natural amplitude, and their timestep stays 0.
     """
 
     factor = "vae_scale_factor_spatial"
@@ -151,17 +162,18 @@ class VideoLayout(ImageLayout):
     """Pipeline attribute: frames per latent frame, the first one counted apart."""
     ndim = 5
 
+    @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Video pipelines have their default in the signature, so that it is among the arguments."""
-        raise UnsupportedError(
-            f"{type(pipe).__name__} takes its size from the given image; pass height and width to plan ahead"
-        )
+        raise unknown_size(pipe)
 
+    @override
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """``num_frames``, or as many as the given video has; rounded down to whole latent frames."""
         frames = arguments.get("num_frames") or len(arguments["video"])
         return (frames - 1) // int(getattr(pipe, self.frame_factor)) + 1
 
+    @override
     def encode(
         self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
@@ -182,7 +194,7 @@ class VideoLayout(ImageLayout):
 
 
 class ConditionedVideoLayout(VideoLayout):
-    """Plain video latents followed by condition channels: encoded pictures and masks, which carry no noise."""
+    """Plain video latents followed by channels without noise: encoded pictures and masks."""
 
     @abstractmethod
     def channels(self, pipe: Any) -> int:
@@ -192,21 +204,23 @@ class ConditionedVideoLayout(VideoLayout):
     def masks(self, conditions: int, channels: int) -> slice:
         """Which of the ``conditions`` channels behind ``channels`` latent channels are masks."""
 
+    @override
     def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
         """Only the noisy channels."""
         return super().decode(pipe, kwargs)[:, : self.channels(pipe)]
 
+    @override
     def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """Append the conditions: pictures in natural amplitude, masks by nearest neighbour."""
         whole: Tensor = kwargs[self.latents]
-        count = self.channels(pipe)
-        conditions = whole[:, count:]
-        if conditions.shape[1] and conditions.shape[-2:] != latent.shape[-2:]:
-            masks = self.masks(conditions.shape[1], count)
-            resized = resize_clean(conditions, _extent(latent))
-            resized[:, masks] = _resize_mask(conditions[:, masks], _extent(latent))
-            conditions = resized
-        return torch.cat([latent.to(whole.dtype), conditions], dim=1)
+        noisy, size = latent.to(whole.dtype), _extent(latent)
+        conditions = whole[:, latent.shape[1] :]
+        if not conditions.shape[1]:
+            return noisy
+        masks = self.masks(conditions.shape[1], latent.shape[1])
+        resized = resize_clean(conditions, size).clone()
+        resized[:, masks] = _resize_mask(conditions[:, masks], size)
+        return torch.cat([noisy, resized], dim=1)
 
 
 class PackedLayout(ImageLayout):
@@ -219,23 +233,27 @@ class PackedLayout(ImageLayout):
     def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """Rows and columns of latent tokens."""
 
+    @override
     def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
         """Twice the token grid."""
         rows, columns = self.grid(pipe, kwargs)
         return LatentSize(2 * rows, 2 * columns)
 
+    @override
     def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Latent tokens as (B, C, H, W)."""
         rows, columns = self.grid(pipe, kwargs)
         blocks = packed[:, : rows * columns].unflatten(1, (rows, columns)).unflatten(3, (-1, 2, 2))
         return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
+    @override
     def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``, then the reference tokens."""
         whole: Tensor = kwargs[self.latents]
         rows, columns = self.grid(pipe, kwargs)
         return torch.cat([_pack(latent).to(whole.dtype), whole[:, rows * columns :]], dim=1)
 
+    @override
     def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``, then zeros for the reference tokens, whose outputs the pipelines drop."""
         tokens = _pack(latent).to(kwargs[self.latents].dtype)
@@ -250,28 +268,34 @@ class TokenLayout(VideoLayout):
     frame_factor = "vae_temporal_compression_ratio"
     multiple = 1
 
-    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:  # noqa: ARG002
+    @override
+    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
         """From the arguments."""
         return LatentSize(kwargs["height"], kwargs["width"], kwargs["num_frames"])
 
+    @override
     def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Tokens as (B, C, F, H, W)."""
         size = self.size(pipe, kwargs)
         result: Tensor = packed.transpose(1, 2).unflatten(2, (size.frames or 1, size.height, size.width))
         return result
 
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:  # noqa: ARG002
+    @override
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``."""
         return latent.flatten(2).transpose(1, 2).to(kwargs[self.latents].dtype)
 
+    @override
     def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``."""
         return self.pack(pipe, kwargs, latent)
 
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:  # noqa: ARG002
+    @override
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Height and width; the rotary scale is physical and stays."""
         return {"height": size.height, "width": size.width}
 
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """Larger patches exist in the configuration, but no released model has them."""
         config = pipe.transformer.config
@@ -294,8 +318,15 @@ def resize_clean(content: Tensor, size: LatentSize) -> Tensor:
     return (change(content.float(), size.height, size.width) * gain).to(content.dtype)
 
 
+def unknown_size(pipe: Any) -> UnsupportedError:
+    """The error for a call whose size only the call itself will find out."""
+    return UnsupportedError(
+        f"{type(pipe).__name__} decides its size during the call; pass height and width to know it ahead"
+    )
+
+
 def image_pixels(pipe: Any, image: Any) -> tuple[int, int]:
-    """Height and width that an image-to-image pipeline gives to ``image`` (a list counts as its first entry)."""
+    """Height and width that an image-to-image pipeline gives to ``image``, or to the first of several."""
     first = image[0] if isinstance(image, (list, tuple)) else image
     height, width = pipe.image_processor.get_default_height_width(first)
     return int(height), int(width)

@@ -1,7 +1,7 @@
 """Noise paths: what a timestep argument means, and what the denoiser predicts there.
 
-A path translates between the number a denoiser is told and :class:`~hasten.schedules.noise.NoiseLevel`, both ways.
-None of the slips one can make here crashes; they just ruin pictures.
+A path translates between the number a denoiser is told and :class:`~hasten.schedules.noise.NoiseLevel`, both
+ways. None of the slips one can make here crashes; they just ruin pictures.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import Prediction
@@ -45,28 +46,33 @@ class Path(ABC):
 class FlowPath(Path):
     """Rectified flow, ``x = (1 - t) x0 + t noise``, told as ``scale * t``.
 
-    With ``data_fraction`` the model is told ``scale * (1 - t)`` and predicts the derivative along that, ``x0 - noise``:
-    reversed time and a negated output are one convention, and the pipeline undoes both in its loop.
+    With ``data_fraction`` the model is told ``scale * (1 - t)`` and predicts the derivative along that, ``x0
+    - noise``: reversed time and a negated output are one convention, and the pipeline undoes both in its
+    loop.
     """
 
     scale: float = 1000.0
     data_fraction: bool = False
 
+    @override
     def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
         """Level of the solver's state; see :func:`_solver_time` for why it is not just the timestep."""
         told = torch.as_tensor(timestep).float() / self.scale
         time = 1.0 - told.min() if self.data_fraction else told.max()
         return NoiseLevel.flow(_solver_time(pipe.scheduler, time, torch.as_tensor(timestep).dtype))
 
-    def timestep(self, pipe: Any, level: NoiseLevel) -> float:  # noqa: ARG002
+    @override
+    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
         """``scale * t``, or ``scale * (1 - t)``. Flow models take fractional timesteps."""
         time = level.time
         return self.scale * (1.0 - time if self.data_fraction else time)
 
-    def prediction(self, pipe: Any) -> Prediction:  # noqa: ARG002
+    @override
+    def prediction(self, pipe: Any) -> Prediction:
         """Velocity, negated for models that are told the data fraction."""
         return Prediction.NEGATIVE_VELOCITY if self.data_fraction else Prediction.VELOCITY
 
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """Refuse diffusion schedulers that were not switched to flow (``use_flow_sigmas``)."""
         scheduler = pipe.scheduler
@@ -81,9 +87,9 @@ class FlowPath(Path):
 def _solver_time(scheduler: Any, told: Tensor, dtype: torch.dtype) -> float:
     """Flow time of the solver's state, for the time a model is ``told`` in precision ``dtype``.
 
-    The model often gets a rounded number (UniPC and DPM-Solver++ cast timesteps to integers, FLUX casts them to
-    half precision), while the state was made with the scheduler's own sigma. Times that are not in the scheduler's
-    table within that rounding are taken as they are.
+    The model often gets a rounded number (UniPC and DPM-Solver++ cast timesteps to integers, FLUX casts them
+    to half precision), while the state was made with the scheduler's own sigma. Times that are not in the
+    scheduler's table within that rounding are taken as they are.
     """
     timesteps, sigmas = getattr(scheduler, "timesteps", None), getattr(scheduler, "sigmas", None)
     if timesteps is None or sigmas is None or len(timesteps) == 0 or len(sigmas) < len(timesteps):
@@ -99,21 +105,24 @@ def _solver_time(scheduler: Any, told: Tensor, dtype: torch.dtype) -> float:
 class VariancePreservingPath(Path):
     """Diffusion, ``alpha**2 + sigma**2 = 1``, on the scheduler's table ``alphas_cumprod``.
 
-    Between two entries the angle ``atan2(sigma, alpha)`` is interpolated: it stays finite where a schedule of zero
-    terminal SNR has ``alpha = 0``. The models embed timesteps by sines, so they take fractional ones.
+    Between two entries the angle ``atan2(sigma, alpha)`` is interpolated: it stays finite where a schedule of
+    zero terminal SNR has ``alpha = 0``. The models embed timesteps by sines, so they take fractional ones.
     """
 
+    @override
     def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
         """Level of table entry ``timestep``."""
         angles = self._angles(pipe)
         angle = float(np.interp(float(torch.as_tensor(timestep).max()), np.arange(len(angles)), angles))
         return NoiseLevel(math.cos(angle), math.sin(angle))
 
+    @override
     def timestep(self, pipe: Any, level: NoiseLevel) -> float:
         """Fractional table index, clamped to the table's ends."""
         angles = self._angles(pipe)
         return float(np.interp(math.atan2(level.sigma, level.alpha), angles, np.arange(len(angles))))
 
+    @override
     def prediction(self, pipe: Any) -> Prediction:
         """From the scheduler's ``prediction_type``.
 
@@ -124,12 +133,13 @@ class VariancePreservingPath(Path):
             raise UnsupportedError(f"{type(pipe).__name__}: {reason}")
         return _PREDICTIONS[pipe.scheduler.config.prediction_type]
 
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """Refuse schedulers of another path and other predictions."""
         scheduler = pipe.scheduler
         name = type(scheduler).__name__
         if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas", False):
-            return f"its scheduler {name} is not variance preserving; use DDIMScheduler or another diffusion scheduler"
+            return f"its scheduler {name} is not variance preserving; use DDIMScheduler or one like it"
         kind = scheduler.config.get("prediction_type")
         if kind not in _PREDICTIONS:
             return f"its scheduler {name} has prediction_type={kind!r}; supported: {', '.join(_PREDICTIONS)}"

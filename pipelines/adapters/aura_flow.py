@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
@@ -13,11 +15,13 @@ from hasten.pipelines.adapters._paths import FlowPath, Path
 class AuraFlowLayout(ImageLayout):
     """Plain latents; positions are a centre crop of one learned grid, taken from the shape."""
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow, told ``t``."""
         return FlowPath(scale=1.0)
 
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+    @override
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the transformer."""
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters.flux import FluxLayout
@@ -17,6 +18,7 @@ class ChromaLayout(FluxLayout):
 
     guidance = Guidance.SEQUENTIAL
 
+    @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Ids, and a mask of the new length."""
         changed = super().positions(pipe, kwargs, size)

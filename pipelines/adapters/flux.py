@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters._layouts import PackedLayout
@@ -26,17 +27,20 @@ class FluxLayout(PackedLayout):
 
     guidance = Guidance.EMBEDDED
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow, told ``t``."""
         return FlowPath(scale=1.0)
 
-    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
-        """From the ids. Counting beats taking the largest: half precision cannot tell rows beyond 256 apart."""
+    @override
+    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """Counted in the ids; their largest would do, but half precision merges rows beyond 256."""
         ids = _of_one(kwargs["img_ids"])
         ours = ids[:, 0] == 0
         count, columns = torch.stack([ours.sum(), (ours & (ids[:, 1] == 0)).sum()]).tolist()
         return count // columns, columns
 
+    @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Rows and columns from 0 in unit steps, as in a small picture; reference ids stay."""
         old: Tensor = kwargs["img_ids"]
@@ -48,6 +52,7 @@ class FluxLayout(PackedLayout):
         before_rows, before_columns = self.grid(pipe, kwargs)
         return {"img_ids": torch.cat([ids, old[..., before_rows * before_columns :, :]], dim=-2)}
 
+    @override
     def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Kontext keeps only the aspect ratio of ``height`` and ``width``, and fills ``max_area``."""
         height, width = super().call_pixels(pipe, arguments)

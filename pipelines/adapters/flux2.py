@@ -6,28 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
-from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import Adapter, LatentSize
+from hasten.pipelines.adapters._layouts import unknown_size
 from hasten.pipelines.adapters.flux import FluxLayout
 
 
 class Flux2Layout(FluxLayout):
-    """FLUX.1's layout with a fourth id axis and one set of ids per sample; references have times from 10 upwards.
+    """FLUX.1's layout with four id axes and ids for every sample; references are numbered from 10 upwards.
 
-    The autoencoder's statistics are per channel of a packed token, so unpacked neighbours differ slightly in scale.
+    The autoencoder's statistics are per channel of a packed token, so unpacked neighbours differ slightly in
+    scale.
     """
 
+    @override
     def given_size(self, latents: Tensor) -> LatentSize:
         """The pipeline takes latents as (B, 4C, H/2, W/2)."""
         return LatentSize(2 * latents.shape[-2], 2 * latents.shape[-1])
 
+    @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """A given image decides, after a resize that depends on its area."""
         if arguments.get("image") is not None:
-            raise UnsupportedError(
-                f"{type(pipe).__name__} takes its size from the given image; pass height and width to plan ahead"
-            )
+            raise unknown_size(pipe)
         return super().default_pixels(pipe, arguments)
 
 

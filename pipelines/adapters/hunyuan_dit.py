@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
@@ -17,12 +19,14 @@ class HunyuanDiTLayout(ImageLayout):
     ``image_meta_size`` (original size, target size, crop) stays, as for Stable Diffusion XL.
     """
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
+    @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
-        """Rotary embeddings over a grid that is stretched to the one of 512 pixels, as ``__call__`` makes them."""
+        """Rotary embeddings of the grid stretched over that of 512 pixels, as ``__call__`` makes them."""
         from diffusers.models.embeddings import get_2d_rotary_pos_embed
         from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 
@@ -38,8 +42,9 @@ class HunyuanDiTLayout(ImageLayout):
         )
         return {"image_rotary_emb": rotary}
 
+    @override
     def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """Multiples of 16, then the nearest of the supported shapes unless ``use_resolution_binning`` is off."""
+        """Multiples of 16; ``use_resolution_binning`` picks the nearest of the supported shapes."""
         from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import SUPPORTED_SHAPE, map_to_standard_shapes
 
         height, width = (side // 16 * 16 for side in super().call_pixels(pipe, arguments))

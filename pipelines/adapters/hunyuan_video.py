@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter, Guidance
 from hasten.pipelines.adapters._layouts import VideoLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
@@ -16,7 +18,8 @@ class HunyuanVideoLayout(VideoLayout):
 
     guidance = Guidance.EMBEDDED
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow."""
         return FlowPath()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter, Guidance
 from hasten.pipelines.adapters._layouts import ConditionedVideoLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
@@ -16,29 +18,33 @@ class HunyuanVideo15Layout(ConditionedVideoLayout):
     guidance = Guidance.SEQUENTIAL
     multiple = 1
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow."""
         return FlowPath()
 
+    @override
     def channels(self, pipe: Any) -> int:
         """``out_channels``."""
         count: int = pipe.transformer.config.out_channels
         return count
 
+    @override
     def masks(self, conditions: int, channels: int) -> slice:
         """Behind the picture."""
         return slice(channels, conditions)
 
+    @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """``target_size`` of the transformer at 16:9; a given image decides instead."""
-        if "image" in arguments:
-            return super().default_pixels(pipe, arguments)
-        columns, rows = pipe.default_aspect_ratio
+        """``target_size`` of the transformer in the given image's aspect ratio, or in 16:9."""
+        image = arguments.get("image")
+        columns, rows = pipe.default_aspect_ratio if image is None else image.size
         height, width = pipe.video_processor.calculate_default_height_width(rows, columns, pipe.target_size)
         return height, width
 
+    @override
     def refusal(self, pipe: Any) -> str | None:
-        """Mean-flow models are told two times, and the second one has no counterpart at another resolution."""
+        """Mean-flow models are told two times; the second has no counterpart at another resolution."""
         if pipe.transformer.config.use_meanflow:
             return "its mean-flow denoiser is told the next timestep too"
         return super().refusal(pipe)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import TokenLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
@@ -12,7 +14,8 @@ from hasten.pipelines.adapters._paths import FlowPath, Path
 class LTXLayout(TokenLayout):
     """One token per latent pixel; image to video has the clean first frame among them, at timestep 0."""
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow."""
         return FlowPath()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import TokenLayout
@@ -16,12 +17,14 @@ _CONDITIONED = "its conditions are tokens with timesteps of their own, beside th
 
 
 class LTX2Layout(TokenLayout):
-    """LTX's tokens with explicit coordinates, in pixels and seconds. The audio is not touched: it keeps its level."""
+    """LTX's tokens with explicit coordinates, in pixels and seconds. The audio keeps its level."""
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow."""
         return FlowPath()
 
+    @override
     def encode(
         self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
@@ -35,6 +38,7 @@ class LTX2Layout(TokenLayout):
             changed["sigma"] = self.retime(kwargs["sigma"], self.path(pipe).timestep(pipe, level))
         return changed
 
+    @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Extent, and coordinates where they are given."""
         changed = super().positions(pipe, kwargs, size)
@@ -45,6 +49,7 @@ class LTX2Layout(TokenLayout):
             )
         return changed
 
+    @override
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """Without ``num_frames`` the pipeline makes 121 frames."""
         return super().call_frames(pipe, {**arguments, "num_frames": arguments.get("num_frames") or 121})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter, Guidance
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
@@ -14,7 +16,8 @@ class Lumina2Layout(ImageLayout):
 
     guidance = Guidance.SEQUENTIAL
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow, told the data fraction ``1 - t``; the pipeline negates the output."""
         return FlowPath(scale=1.0, data_fraction=True)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
@@ -15,13 +16,16 @@ from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
 class PixArtLayout(ImageLayout):
     """Plain latents; the output has a learned variance behind the noise. Positions follow the shape.
 
-    Alpha's 1024-pixel model (``sample_size`` 128) is also told resolution and aspect ratio of the picture it makes.
+    Alpha's 1024-pixel model (``sample_size`` 128) is also told resolution and aspect ratio of the picture it
+    makes.
     """
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
+    @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """``added_cond_kwargs`` of the small picture, where the model takes them."""
         old = kwargs.get("added_cond_kwargs") or {}
@@ -32,11 +36,13 @@ class PixArtLayout(ImageLayout):
         ratio = torch.full_like(old["aspect_ratio"], height / width)
         return {"added_cond_kwargs": {**old, "resolution": resolution, "aspect_ratio": ratio}}
 
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+    @override
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the transformer."""
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side
 
+    @override
     def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``use_resolution_binning`` picks the nearest aspect ratio of the training set."""
         height, width = super().call_pixels(pipe, arguments)
@@ -46,7 +52,7 @@ class PixArtLayout(ImageLayout):
 
 
 def binned_pixels(pipe: Any, height: int, width: int, bins: dict[str, list[float]] | None) -> tuple[int, int]:
-    """The training resolution next to ``height`` and ``width``, as the pipeline's image processor picks it."""
+    """The training resolution nearest in aspect ratio, as the pipeline's image processor picks it."""
     if bins is None:  # the pipeline raises; let it
         return height, width
     height, width = pipe.image_processor.classify_height_width_bin(height, width, ratios=bins)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
@@ -19,10 +21,12 @@ class SanaLayout(ImageLayout):
 
     multiple = 1
 
+    @override
     def path(self, pipe: Any) -> Path:
         """Rectified flow; the pipeline multiplies the timestep by the transformer's ``timestep_scale``."""
         return FlowPath(scale=1000.0 * pipe.transformer.config.timestep_scale)
 
+    @override
     def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``use_resolution_binning`` picks the nearest aspect ratio of the training set."""
         height, width = super().call_pixels(pipe, arguments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
@@ -25,22 +27,26 @@ class StableDiffusionLayout(ImageLayout):
     latents = "sample"
     multiple = 1
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+    @override
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the UNet, which may be a pair."""
         side = pipe.unet.config.sample_size
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
         return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
+    @override
     def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Image-to-image calls have no ``height``: the image decides."""
         if "height" not in arguments:
             return image_pixels(pipe, arguments["image"])
         return super().call_pixels(pipe, arguments)
 
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """Inpainting UNets have nine input channels."""
         config = pipe.unet.config

@@ -1,12 +1,14 @@
 """Stable Diffusion 3 and 3.5 (diffusers ``SD3Transformer2DModel``).
 
-The position embedding is a centre crop of one fixed grid: a smaller latent sees the middle of what a larger one
-sees, at the same spacing. The model does that itself, from the shape.
+The position embedding is a centre crop of one fixed grid: a smaller latent sees the middle of what a larger
+one sees, at the same spacing. The model does that itself, from the shape.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout
@@ -17,10 +19,12 @@ from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED
 class StableDiffusion3Layout(ImageLayout):
     """Plain latents, told ``1000 t``."""
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow."""
         return FlowPath()
 
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """``StableDiffusion3InpaintPipeline`` appends channels for models with 33 of them."""
         config = pipe.transformer.config

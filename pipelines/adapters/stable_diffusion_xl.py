@@ -1,14 +1,16 @@
 """Stable Diffusion XL (diffusers ``StableDiffusionXLPipeline``).
 
-``added_cond_kwargs["time_ids"]`` stay: the original size tells the quality of the training picture, not the extent
-of the latents, and the target size names the aspect ratio in which the model was fine-tuned. Halving them asks for
-a blurred picture.
+``added_cond_kwargs["time_ids"]`` stay: the original size tells the quality of the training picture, not the
+extent of the latents, and the target size names the aspect ratio in which the model was fine-tuned. Halving
+them asks for a blurred picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED, StableDiffusionLayout
@@ -17,7 +19,8 @@ from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED,
 class StableDiffusionXLLayout(StableDiffusionLayout):
     """As Stable Diffusion; the pipeline keeps its default size itself."""
 
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+    @override
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``default_sample_size`` of the pipeline."""
         side: int = pipe.default_sample_size * pipe.vae_scale_factor
         return side, side

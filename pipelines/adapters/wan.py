@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from hasten.pipelines.adapters._base import Adapter, Guidance
 from hasten.pipelines.adapters._layouts import ConditionedVideoLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
@@ -13,30 +15,36 @@ from hasten.pipelines.adapters._paths import FlowPath, Path
 class WanLayout(ConditionedVideoLayout):
     """Plain latents; positions follow the shape.
 
-    Image-to-video models append a mask and an encoded picture as channels; TI2V (``expand_timesteps``) instead puts
-    the clean first frame among the latents and gives every token its own timestep.
+    Image-to-video models append a mask and an encoded picture as channels; TI2V (``expand_timesteps``)
+    instead puts the clean first frame among the latents and gives every token its own timestep.
     """
 
     guidance = Guidance.SEQUENTIAL
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow."""
         return FlowPath()
 
+    @override
     def channels(self, pipe: Any) -> int:
         """``out_channels``; of two experts one may be absent."""
-        count: int = (pipe.transformer or pipe.transformer_2).config.out_channels
+        expert = pipe.transformer_2 if pipe.transformer is None else pipe.transformer
+        count: int = expert.config.out_channels
         return count
 
+    @override
     def masks(self, conditions: int, channels: int) -> slice:
         """One mask channel for each frame of a latent frame, in front of the picture."""
         return slice(0, conditions - channels)
 
+    @override
     def expert_boundary(self, pipe: Any) -> float | None:
         """``boundary_ratio`` of the pipeline's configuration."""
         boundary: float | None = pipe.config.get("boundary_ratio")
         return boundary
 
+    @override
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """Frame numbers that don't fit are rounded to the next multiple plus one."""
         frames, step = arguments.get("num_frames"), pipe.vae_scale_factor_temporal

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
@@ -23,22 +24,27 @@ class ZImageLayout(ImageLayout):
     latents = "x"
     clock = "t"
 
-    def path(self, pipe: Any) -> Path:  # noqa: ARG002
+    @override
+    def path(self, pipe: Any) -> Path:
         """Rectified flow, told the data fraction ``1 - t``; the pipeline negates the output."""
         return FlowPath(scale=1.0, data_fraction=True)
 
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:  # noqa: ARG002
+    @override
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Stacked, without the frame axis."""
         return torch.stack(list(packed)).squeeze(2)
 
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> list[Tensor]:  # noqa: ARG002
+    @override
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> list[Tensor]:
         """One tensor per sample."""
         return list(latent.unsqueeze(2).to(kwargs[self.latents][0].dtype).unbind(0))
 
+    @override
     def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> list[Tensor]:
         """Like the latents."""
         return self.pack(pipe, kwargs, latent)
 
+    @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """1024, or the given image's."""
         image = arguments.get("image")

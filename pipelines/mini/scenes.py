@@ -22,6 +22,7 @@ __all__ = [
     "COUNTS",
     "HELD_OUT",
     "PLACES",
+    "ROW_OFFSETS",
     "SHAPES",
     "SIZES",
     "Group",
@@ -80,7 +81,7 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
 
 _ROW_PLACES = ("at the top", "in the centre", "at the bottom")
 _PAIRS = (("on the left", "on the right"), ("at the top", "at the bottom"))
-_ROW_OFFSETS = {1: (0.0,), 2: (-0.15, 0.15), 3: (-0.25, 0.0, 0.25)}
+ROW_OFFSETS = {1: (0.0,), 2: (-0.15, 0.15), 3: (-0.25, 0.0, 0.25)}
 _COUNT_WORDS = {number: word for word, number in COUNTS.items()}
 
 
@@ -153,7 +154,7 @@ def place(scene: Scene, seed: int, index: int) -> tuple[tuple[Placed, ...], tupl
         rgb = _tinted(COLOURS[group.colour], rng)
         x, y = PLACES[group.place]
         dx, dy = rng.uniform(-0.03, 0.03, 2)
-        for offset in _ROW_OFFSETS[group.count]:
+        for offset in ROW_OFFSETS[group.count]:
             rotation = rng.uniform(-0.15, 0.15)
             objects.append(Placed(group.shape, rgb, x + offset + dx, y + dy, radius, rotation))
     return tuple(objects), _tinted(BACKGROUNDS[scene.background], rng)

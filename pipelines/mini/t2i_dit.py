@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,15 @@ from hasten.pipelines.mini.training import Recipe, Schedule
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-__all__ = ["SHIFT", "LatentPool", "TextToImage", "assemble", "build_transformer", "encode_text"]
+__all__ = ["SHIFT", "Pool", "TextToImage", "assemble", "build_transformer", "encode_text", "start_at_identity"]
 
 SHIFT = 2.0
 """Static timestep shift of the scheduler at full resolution; half of it at half the side (same SNR)."""
-_POOL_SEED = 77
 _JOINT = 2 * WIDTH
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """An untrained SD3Transformer2DModel of about 4.1 M parameters: 7 joint blocks of width 128."""
+    """An untrained SD3Transformer2DModel of about 3.1 M parameters: 6 joint blocks of width 120."""
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
@@ -37,10 +37,10 @@ def build_transformer() -> SD3Transformer2DModel:
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=7,
-        attention_head_dim=64,
-        num_attention_heads=2,
-        caption_projection_dim=128,
+        num_layers=6,
+        attention_head_dim=40,
+        num_attention_heads=3,
+        caption_projection_dim=120,
         joint_attention_dim=_JOINT,
         pooled_projection_dim=_JOINT,
         pos_embed_max_size=32,
@@ -49,121 +49,149 @@ def build_transformer() -> SD3Transformer2DModel:
 
 
 @torch.no_grad()
-def encode_text(tower: Any, tokenizer: Any, captions: list[str], device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Prompt embeddings as StableDiffusion3Pipeline makes them when both CLIP slots hold ``tower``.
+def encode_text(tower: Any, tokenizer: Any, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Token states (B, 24, 96) and pooled embeddings (B, 96) of the text tower, as the pipeline reads them.
 
-    Returns:
-        token embeddings (B, 24, 192) and pooled embeddings (B, 192), float32.
+    The pipeline concatenates the result of its two CLIP slots; here both hold the same tower.
     """
     ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    out = tower(ids.input_ids.to(device), output_hidden_states=True)
-    tokens, pooled = out.hidden_states[-2].float(), out.text_embeds.float()
-    return torch.cat([tokens, tokens], -1), torch.cat([pooled, pooled], -1)
+    out = tower(ids.input_ids.to(next(tower.parameters()).device), output_hidden_states=True)
+    return out.hidden_states[-2].float(), out.text_embeds.float()
 
 
 @dataclass(frozen=True)
-class LatentPool:
-    """Latents and captions of the first ``len(captions)`` training scenes at one resolution, float16."""
+class Pool:
+    """Training scenes of one resolution, encoded once: what the denoiser needs of them, in half precision.
+
+    Args:
+        latents: normalised latents (N, 4, h, w).
+        tokens: token states (N, 24, 96) of the captions.
+        pooled: pooled embeddings (N, 96).
+    """
 
     latents: Tensor
-    captions: list[str]
+    tokens: Tensor
+    pooled: Tensor
 
     @classmethod
-    def make(cls, vae: Any, count: int, pixels: int, progress: Callable[[Any], Any] = iter) -> LatentPool:
-        """Render and encode ``count`` scenes of ``pixels`` squared."""
-        device = next(vae.parameters()).device
-        latents, captions, chunk = [], [], 64
-        for first in progress(range(0, count, chunk)):
-            scenes = [sample_scene(_POOL_SEED, i) for i in range(first, min(first + chunk, count))]
-            images = render_scenes(scenes, _POOL_SEED, first, pixels).to(device)
-            with torch.autocast(device.type, torch.bfloat16):
-                latents.append(encode(vae, images).to("cpu", torch.float16))
-            captions += [scene.caption() for scene in scenes]
-        return cls(torch.cat(latents), captions)
+    def make(cls, vae: Any, tower: Any, count: int, pixels: int) -> Pool:
+        """Render and encode ``count`` scenes of ``pixels`` squared; every size has scenes of its own."""
+        from tqdm import tqdm
 
-    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """``count`` random entries: float32 latents and captions."""
-        rows = torch.randint(len(self.captions), (count,), generator=generator)
-        return self.latents[rows].float(), [self.captions[row] for row in rows.tolist()]
+        device, tokenizer = next(vae.parameters()).device, build_tokenizer()
+        parts, chunk = [], 32
+        for first in tqdm(range(0, count, chunk), desc=f"encode {pixels} px", mininterval=5):
+            scenes = [sample_scene(pixels, i) for i in range(first, first + chunk)]
+            with torch.autocast(device.type, torch.bfloat16):
+                latents = encode(vae, render_scenes(scenes, pixels, first, pixels).to(device))
+            parts.append((latents, *encode_text(tower, tokenizer, [scene.caption() for scene in scenes])))
+        return cls(*(torch.cat(column).to("cpu", torch.float16) for column in zip(*parts)))
+
+    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """``count`` random rows, float32."""
+        rows = torch.randint(len(self.latents), (count,), generator=generator)
+        return self.latents[rows].float(), self.tokens[rows].float(), self.pooled[rows].float()
 
 
 class TextToImage(Recipe):
     """Rectified flow on latents, first at 64 tokens, then mostly at 256 with some 64 kept in.
 
     Args:
-        vae: the trained autoencoder, its scale and shift set.
+        vae: the trained autoencoder, its shift and scale set.
         tower: the trained text tower (``CLIPTextModelWithProjection``).
-        images: scenes in the pool at each resolution.
+        steps: length of the run, if not the schedule's.
+        images: scenes in the pool of each resolution.
+        cache: folder that keeps the encoded pools for a resumed run.
         compiled: run the denoiser through ``torch.compile`` (half again as fast on a CPU, needs a C++ compiler).
     """
 
     name = "t2i-dit"
-    schedule = Schedule(steps=7000, learning_rate=1.2e-3, warmup=200, decay_from=0.6, average=0.999)
-    low_steps = 2400
+    schedule = Schedule(steps=8000, learning_rate=1.2e-3, warmup=200, decay_from=0.65, average=0.999)
+    low_steps = 2000
     """Steps at 64 tokens before the first one at 256."""
     low_every = 8
     """In the rest, every so many steps is at 64 tokens."""
     low_batch, full_batch = 64, 32
-    padded_from = 0.85
-    """From this share of the run on, one step in four appends the zero tokens of a default pipeline call."""
+    padded_from = 0.8
+    """From this share of the run on, two steps in eight append the zero tokens of a default pipeline call."""
 
-    def __init__(self, vae: Any, tower: Any, *, images: int = 24_000, compiled: bool = False) -> None:
-        from tqdm import tqdm
-
-        self.tower, self.tokenizer = tower, build_tokenizer()
-        self.vae = vae
-        self.low = LatentPool.make(vae, images, 64, lambda r: tqdm(r, desc="latents 64 px", mininterval=5))
-        self.full = LatentPool.make(vae, images, 128, lambda r: tqdm(r, desc="latents 128 px", mininterval=5))
-        self.empty = encode_text(tower, self.tokenizer, [""], self._device())
-        self.compiled = compiled
+    def __init__(
+        self,
+        vae: Any,
+        tower: Any,
+        *,
+        steps: int | None = None,
+        images: int = 16_000,
+        compiled: bool = False,
+        cache: Path | None = None,
+    ) -> None:
+        self.vae, self.tower, self.cache = vae, tower, cache
+        self.images, self.compiled = images, compiled
+        if steps is not None:
+            self.schedule = replace(self.schedule, steps=steps)
+        self.empty = encode_text(tower, build_tokenizer(), [""])
+        self._pools: dict[int, Pool] = {}
         self._forward: Callable[..., Any] | None = None
 
     def build(self) -> nn.Module:
-        """The untrained denoiser."""
-        return build_transformer()
+        """The untrained denoiser, every residual branch switched off as in Peebles & Xie (2023)."""
+        return start_at_identity(build_transformer())
 
     def loss(self, model: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Mean squared velocity error of one step."""
         low = step < self.low_steps or step % self.low_every == 0
-        pool, count, shift = (
-            (self.low, self.low_batch, SHIFT / 2) if low else (self.full, self.full_batch, SHIFT)
-        )
-        device = self._device()
-        clean, captions = pool.batch(count, generator)
-        tokens, pooled = self._conditions(captions, generator)
+        count, shift = (self.low_batch, SHIFT / 2) if low else (self.full_batch, SHIFT)
+        clean, tokens, pooled = self._pool(64 if low else 128).batch(count, generator)
+        tokens, pooled = self._without_some(tokens, pooled, generator)
         padded = 0 if low else self._padding(step, generator)
         tokens = torch.cat([tokens, tokens.new_zeros(count, padded, _JOINT)], 1)
         time = torch.sigmoid(torch.randn(count, generator=generator))
         time = shift * time / (1 + (shift - 1) * time)
         noise = torch.randn(clean.shape, generator=generator)
         mixed = torch.lerp(clean, noise, time.view(-1, 1, 1, 1))
+        device = next(model.parameters()).device
         forward = model if padded else self._compiled(model)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             velocity = forward(
                 hidden_states=mixed.to(device),
-                encoder_hidden_states=tokens,
-                pooled_projections=pooled,
+                encoder_hidden_states=tokens.to(device),
+                pooled_projections=pooled.to(device),
                 timestep=(time * 1000).to(device),
                 return_dict=False,
             )[0]
         loss = (velocity.float() - (noise - clean).to(device)).square().mean()
-        return loss, {"tokens": float(clean.shape[-1] ** 2 / 4)}
+        return loss, {"image_tokens": float(clean[0, 0].numel() // 4), "zero_tokens": float(padded)}
 
-    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
-        """A sheet of samples at both resolutions for held-out captions."""
+    def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """A sheet of samples at both resolutions."""
         from hasten.pipelines.mini.sheets import sample_sheet
 
-        pipe = assemble(self.vae, self.tower, model)
-        sample_sheet(pipe, folder / f"samples-{step:06d}.png")
+        sample_sheet(assemble(self.vae, self.tower, model), folder / f"samples-{step:06d}.png")
+        return {}
 
-    def _device(self) -> str:
-        return str(next(self.tower.parameters()).device)
+    def _pool(self, pixels: int) -> Pool:
+        if pixels not in self._pools:
+            self._pools[pixels] = self._stored_pool(pixels)
+        return self._pools[pixels]
 
-    def _conditions(self, captions: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        tokens, pooled = encode_text(self.tower, self.tokenizer, captions, self._device())
-        dropped = torch.rand(len(captions), generator=generator).to(tokens.device) < 0.1
-        tokens = torch.where(dropped.view(-1, 1, 1), self.empty[0], tokens)
-        return tokens, torch.where(dropped.view(-1, 1), self.empty[1], pooled)
+    def _stored_pool(self, pixels: int) -> Pool:
+        if self.cache is None:
+            return Pool.make(self.vae, self.tower, self.images, pixels)
+        path = self.cache / f"pool-{pixels}-{self.images}.pt"
+        if path.exists():
+            return Pool(**torch.load(path, weights_only=True))
+        pool = Pool.make(self.vae, self.tower, self.images, pixels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(vars(pool), path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+        return pool
+
+    def _without_some(self, tokens: Tensor, pooled: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        # One caption in ten becomes the empty one: the unconditional branch of guidance.
+        dropped = torch.rand(len(tokens), generator=generator) < 0.1
+        tokens = torch.where(dropped.view(-1, 1, 1), self.empty[0].cpu(), tokens)
+        pooled = torch.where(dropped.view(-1, 1), self.empty[1].cpu(), pooled)
+        return torch.cat([tokens, tokens], -1), torch.cat([pooled, pooled], -1)
 
     def _padding(self, step: int, generator: torch.Generator) -> int:
         draw = int(torch.randint(8, (1,), generator=generator))
@@ -173,6 +201,19 @@ class TextToImage(Recipe):
         if self._forward is None:
             self._forward = torch.compile(model, dynamic=False) if self.compiled else model
         return self._forward
+
+
+def start_at_identity(model: SD3Transformer2DModel) -> SD3Transformer2DModel:
+    """Xavier weights, and zero in every modulation and in the output layer."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    modulations = [block.norm1.linear for block in model.transformer_blocks]
+    modulations += [block.norm1_context.linear for block in model.transformer_blocks]
+    for layer in (*modulations, model.norm_out.linear, model.proj_out):
+        nn.init.zeros_(layer.weight)
+    return model
 
 
 def assemble(vae: Any, tower: Any, transformer: Any) -> StableDiffusion3Pipeline:

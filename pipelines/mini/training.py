@@ -12,7 +12,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Schedule:
     weight_decay: float = 1e-3
     average: float = 0.999
 
+    @property
+    def plateau_ends(self) -> int:
+        """First step of the decay; up to there a run can still be made longer or shorter."""
+        return int(self.decay_from * self.steps)
+
     def rate(self, step: int) -> float:
         """Learning rate of ``step``."""
         progress = step / max(1, self.steps)
@@ -64,8 +69,9 @@ class Recipe(ABC):
     def loss(self, model: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Loss of one step and figures for the curve."""
 
-    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
-        """Write pictures of the present state into ``folder``."""
+    def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Write pictures of the present state into ``folder``; returns figures for the curve."""
+        return {}
 
 
 class Average:
@@ -126,7 +132,7 @@ def train(
         model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
     )
     average = Average(model, schedule.average)
-    identity = {"recipe": recipe.name, "seed": seed, "schedule": repr(schedule)}
+    identity = {"recipe": recipe.name, "seed": seed, "schedule": asdict(schedule)}
     step, seconds = _resume(folder, identity, model, optimizer, average)
     began = time.perf_counter() - seconds
     last = min(schedule.steps, stop_after or schedule.steps)
@@ -145,7 +151,8 @@ def train(
         if done % save_every == 0 or done == last:
             _save(folder, identity, done, time.perf_counter() - began, model, optimizer, average)
         if done % preview_every == 0 or done == last:
-            recipe.preview(_averaged(recipe, average, device), folder, done)
+            figures = recipe.preview(_averaged(recipe, average, device), folder, done)
+            _log(folder, {"step": done, **figures, "seconds": time.perf_counter() - began})
     return _averaged(recipe, average, device)
 
 
@@ -202,16 +209,32 @@ def _resume(
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True)
-    if state["identity"] != identity:
-        raise CheckpointError(
-            f"{path} belongs to another run ({state['identity']}, wanted {dict(identity)}); "
-            "choose another folder or delete it"
-        )
+    _check_identity(path, state["identity"], identity, state["step"])
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     average.state = state["average"]
     _cut_curve(folder, state["step"])
     return int(state["step"]), float(state["seconds"])
+
+
+def _check_identity(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> None:
+    if stored == wanted:
+        return
+    schedules = [dict(identity["schedule"]) for identity in (stored, wanted)]
+    on_plateau = all(step <= Schedule(**schedule).plateau_ends for schedule in schedules)
+    for schedule in schedules:
+        del schedule["steps"]
+    others = [{**identity, "schedule": schedule} for identity, schedule in zip((stored, wanted), schedules)]
+    if others[0] != others[1]:
+        raise CheckpointError(
+            f"{path} belongs to another run ({dict(stored)}, wanted {dict(wanted)}); "
+            "choose another folder or delete it"
+        )
+    if not on_plateau:
+        raise CheckpointError(
+            f"{path}: at step {step} the learning rate has begun to fall in a run of {stored['schedule']['steps']} "
+            f"steps; its length cannot become {wanted['schedule']['steps']} any more"
+        )
 
 
 def _cut_curve(folder: Path, step: int) -> None:

@@ -1,2 +1,89 @@
-def add_commands(app):
-    pass
+"""The command ``hasten spectrum``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["add_commands", "fit_model"]
+
+
+def add_commands(app: Any) -> None:
+    """Add ``spectrum`` to the command line ``app``."""
+    app.command("spectrum")(_spectrum)
+
+
+def _spectrum(
+    model: Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")],
+    images: Annotated[Path, typer.Argument(help="Folder of photographs; about 100 are enough.")],
+    side: Annotated[
+        int | None, typer.Option(min=64, help="Pixels a side. [default: the size the model was made for]")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Use at most so many images.")] = 100,
+    device: Annotated[str, typer.Option(help="Where the autoencoder runs.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Also write it here; as hasten.json beside the model it is used by itself.")
+    ] = None,
+) -> None:
+    """Fit the power spectrum of a model's latents, which tells `bottleneck` how long it may stay at low resolution."""
+    fitted = fit_model(model, images, side, limit, device)
+    if out is not None:
+        _merge(out, fitted)
+    typer.echo(json.dumps(fitted, indent=2))
+
+
+def fit_model(model: str, images: Path, side: int | None, limit: int, device: str) -> dict[str, Any]:
+    """The fitted spectrum of a model's autoencoder, as it stands in ``hasten.json``.
+
+    Args:
+        model: what :func:`hasten.load` accepts.
+        images: folder of images.
+        side: pixels a side; ``None`` takes the model's native size.
+        limit: at most so many images.
+        device: where the autoencoder runs.
+
+    Raises:
+        ConfigError: the folder is unusable, or the native size is not known and ``side`` is ``None``.
+        UnsupportedError: the model has no autoencoder, or one whose units are not known.
+    """
+    from hasten._errors import UnsupportedError
+    from hasten._load import load
+    from hasten.plugins.bottleneck.fit import fit_folder
+
+    pipe = load(model)
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise UnsupportedError(f"{model}: this {type(pipe).__name__} has no autoencoder to measure")
+    chosen = _native_side(pipe) if side is None else side
+    return fit_folder(vae.float().to(device), images, chosen, limit).to_dict()
+
+
+def _native_side(pipe: Any) -> int:
+    """Short side in pixels of a call without a size."""
+    from hasten._errors import ConfigError
+    from hasten._target import Target
+    from hasten.plugins.bottleneck.levels import call_size
+
+    target = Target.of(pipe)
+    size = call_size(target, target.call_arguments())
+    if size is None:
+        raise ConfigError(f"{target.name} has no native size of its own; pass --side")
+    return min(target.layout.pixels(pipe, size))
+
+
+def _merge(path: Path, fitted: dict[str, Any]) -> None:
+    """Write into ``path``, keeping what else the file holds."""
+    from hasten._errors import CheckpointError
+
+    kept: Any = {}
+    if path.is_file():
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path} exists and is no JSON ({error}); remove it or choose another file") from error
+        if not isinstance(kept, dict):
+            raise CheckpointError(f"{path} exists and is no JSON object; remove it or choose another file")
+    path.write_text(json.dumps({**kept, **fitted}, indent=2) + "\n", encoding="utf-8")

@@ -49,6 +49,12 @@ class Stage(TechniqueConfig):
         return value
 
 
+    @property
+    def first(self) -> int:
+        """Index of the first step that runs, as diffusers' image-to-image pipelines count."""
+        return int(self.steps - min(self.steps * self.strength, self.steps))
+
+
 class BottleneckConfig(TechniqueConfig):
     """Options of the technique ``bottleneck``.
 

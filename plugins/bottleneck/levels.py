@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "FALLBACK_MIN_PIXELS",
     "LowLevel",
     "Resolutions",
+    "call_size",
     "check_minimum",
     "low_size",
     "minimum_pixels",
@@ -148,14 +150,24 @@ def minimum_pixels(config: BottleneckConfig, target: Target) -> int:
     if config.min_pixels is not None:
         return config.min_pixels
     layout = target.layout
+    native = call_size(target, target.call_arguments())
+    if native is None:
+        return FALLBACK_MIN_PIXELS
     try:
-        native = layout.call_size(target.pipe, target.call_arguments())
         half = snap_size((native.height, native.width), 0.5, layout.multiple)
-    except (UnsupportedError, ValueError, TypeError, KeyError, AttributeError):
-        return FALLBACK_MIN_PIXELS  # no default size: it comes with a picture, or the pipeline has been stripped
+    except ValueError:
+        return FALLBACK_MIN_PIXELS
     native_height, native_width = layout.pixels(target.pipe, native)
     height, width = layout.pixels(target.pipe, LatentSize(*half, native.frames))
     return min(native_height * native_width // 4, height * width)
+
+
+def call_size(target: Target, arguments: Mapping[str, Any]) -> LatentSize | None:
+    """Latent size of a call, ``None`` where it comes from something that a plan has not been given (a picture)."""
+    try:
+        return target.layout.call_size(target.pipe, arguments)
+    except (UnsupportedError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def check_minimum(

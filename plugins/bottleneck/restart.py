@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hasten._denoiser import DenoiserCall, unwrapped
-from hasten._errors import HastenError
+from hasten._errors import HastenError, UnsupportedError
 from hasten._technique import Finding
+from hasten.pipelines.adapters._base import LatentSize
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.staged import StageRun, staged_scheduler
 from hasten.plugins.bottleneck.stages import is_flow, plan_stages, preset_for
@@ -27,32 +28,73 @@ if TYPE_CHECKING:
     from hasten._run import RunCall
     from hasten._target import Target
 
-__all__ = ["Restart", "findings", "resize_clean"]
+__all__ = ["Restart", "Transition", "findings", "planned_run", "resize_clean"]
 
-_STARTS_FROM_A_PICTURE = ("image", "images", "mask_image", "control_image", "video", "strength")
+_REFUSED_FAMILIES = {
+    "ltx2": "it steps the sound with a copy of the same scheduler",
+    "z-image": "it passes the denoiser a list of latents",
+}
+_PICTURES = ("image", "images", "mask_image", "control_image", "video")
 
 
 def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
     """What restart mode finds wrong, or worth saying, about a pipeline."""
     accepted = inspect.signature(type(target.pipe).__call__).parameters
-    given = [name for name in _STARTS_FROM_A_PICTURE if name in accepted]
-    if given:
+    given = [name for name in _PICTURES if name in accepted and accepted[name].default is inspect.Parameter.empty]
+    if "strength" in accepted or given:
+        yield Finding("error", _builds_on_a_picture(target, given or ["strength"]))
+    conditions = _condition_channels(target)
+    if conditions and not given:
         yield Finding(
             "error",
-            f"mode='restart' replaces the latents between stages, and {target.name} builds on a given picture "
-            f"({', '.join(given)}); use mode='continuous'",
+            f"mode='restart' cannot resize the {conditions} condition channels that {target.name} appends to the "
+            f"latents in its loop; use mode='continuous'",
         )
+    if reason := _REFUSED_FAMILIES.get(target.adapter.family):
+        yield Finding("error", f"mode='restart' does not work on {target.name}: {reason}; use mode='continuous'")
     if config.stages is None and config.preset is None and preset_for(target) is None:
         yield Finding(
             "error",
             "mode='restart' has published stages for FLUX.1-dev and HunyuanVideo only; give stages, or a preset to "
             "start from",
         )
+    for number, stage in enumerate(config.stages or ()):
+        if number > 0 and stage.first == 0:
+            yield Finding(
+                "warning",
+                f"stages.{number} begins at pure noise (strength {stage.strength} cuts none of its {stage.steps} steps), "
+                f"so the stages before it have no effect; lower its strength or give it more steps",
+            )
     flow = is_flow(target.pipe.scheduler)
     for option, value in (("switch", "x0"), ("mix", "strength")):
         if getattr(config, option) == value and not flow:
             yield Finding("error", f"{option}={value!r} is defined for flow-matching schedulers only")
     yield Finding("note", "mode='restart' has step counts of its own: num_inference_steps has no effect")
+
+
+def _builds_on_a_picture(target: Target, arguments: list[str]) -> str:
+    return (
+        f"mode='restart' replaces the latents between stages, and {target.name} builds on a given picture "
+        f"({', '.join(arguments)}); use mode='continuous'"
+    )
+
+
+def _condition_channels(target: Target) -> int:
+    """How many channels beside the noisy latents the denoiser is given."""
+    config = getattr(next(iter(target.denoisers.values()), None), "config", {})
+    inner, outer = config.get("in_channels"), config.get("out_channels")
+    if not isinstance(inner, int) or not isinstance(outer, int) or inner == 4 * outer:  # tokens of 2 x 2 patches
+        return 0
+    return max(inner - outer, 0)
+
+
+def planned_run(config: BottleneckConfig, target: Target, scheduler: Any, size: LatentSize) -> StageRun:
+    """The stages of a run whose latents have ``size``, each on a copy of ``scheduler``.
+
+    Raises:
+        ConfigError: a stage is not possible.
+    """
+    return StageRun(scheduler, plan_stages(config, target, size), hand_over_estimate=config.switch == "x0")
 
 
 class Restart:
@@ -71,18 +113,20 @@ class Restart:
 
     def stage_scheduler(self, scheduler: Any, call: RunCall) -> Any:
         """The scheduler of one run."""
+        given = [name for name in _PICTURES if call.arguments.get(name) is not None]
+        if given:
+            raise UnsupportedError(_builds_on_a_picture(self._target, given))
         size = self._target.layout.call_size(call.pipe, call.arguments)
-        stages = plan_stages(self._config, self._target, size)
-        transition = Transition(self._config, self._target, call.arguments.get("generator"))
-        estimate = self._config.switch == "x0"
-        run = StageRun(scheduler, stages, transition, hand_over_estimate=estimate)
-        run.transition = transition
+        run = planned_run(self._config, self._target, scheduler, size)
+        run.switch = Transition(self._config, self._target, call.arguments.get("generator"))
         return staged_scheduler(scheduler, run)
 
     def rewrite_positions(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
         """One forward, its position arguments those of the current stage's size."""
         run: StageRun = call.run.pipe.scheduler.stage_run
-        transition: Transition = run.transition
+        transition = run.switch
+        if not isinstance(transition, Transition):
+            raise HastenError("restart mode runs on a scheduler that is not its own")
         transition.remember(call)
         call.run.record(self._name, stage=run.stage + 1)
         if run.size == transition.full:

@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
@@ -21,6 +21,11 @@ from torch import Tensor
 
 from hasten._errors import HastenError
 from hasten.plugins.bottleneck.stages import PlannedStage, stage_scheduler
+from hasten.plugins.bottleneck.timesteps import levels_of
+from hasten.schedules.noise import NoiseLevel
+
+if TYPE_CHECKING:
+    from hasten._target import Target
 
 __all__ = ["Switch", "StageRun", "staged_scheduler"]
 
@@ -34,21 +39,21 @@ class StageRun:
     Args:
         base: the pipeline's scheduler, left as it is.
         planned: the stages.
-        switch: takes a stage's last sample to the first one of the next.
         hand_over_estimate: stop a stage where the next one starts and switch with its estimate of the clean latents.
     """
 
-    def __init__(
-        self, base: Any, planned: Sequence[PlannedStage], switch: Switch, *, hand_over_estimate: bool = False
-    ) -> None:
+    switch: Switch | None = None
+    """Takes a stage's last sample to the first one of the next; needed to step, not to plan."""
+
+    def __init__(self, base: Any, planned: Sequence[PlannedStage], *, hand_over_estimate: bool = False) -> None:
         self._base = base
         self.planned = tuple(planned)
-        self._switch = switch
         self._hand_over_estimate = hand_over_estimate
         self.schedulers: list[Any] = []
         self.times: list[Tensor] = []
         """Timesteps that run, per stage."""
         self._sigmas: list[Tensor] = []
+        self._first: list[int] = []
         self.stage = 0
         self.position = 0
 
@@ -66,6 +71,7 @@ class StageRun:
         """Set every stage to its timesteps and go back to the first."""
         made = [stage_scheduler(self._base, planned, device, mu) for planned in self.planned]
         self.schedulers = [scheduler for scheduler, _ in made]
+        self._first = [first for _, first in made]
         self.times = [scheduler.timesteps[first:] for scheduler, first in made]
         self._sigmas = [
             scheduler.sigmas[first : first + len(times)] if hasattr(scheduler, "sigmas") else times.float()
@@ -81,6 +87,13 @@ class StageRun:
             reached = self._sigmas[i][1:] <= self._sigmas[i + 1][0]
             kept = int(reached.int().argmax()) + 1 if bool(reached.any()) else len(self.times[i])
             self.times[i], self._sigmas[i] = self.times[i][:kept], self._sigmas[i][:kept]
+
+    def levels(self, target: Target) -> list[list[NoiseLevel]]:
+        """Noise levels that run, per stage."""
+        return [
+            levels_of(target, scheduler)[first : first + len(times)]
+            for scheduler, first, times in zip(self.schedulers, self._first, self.times)
+        ]
 
     def timesteps(self) -> Tensor:
         """Timesteps of all stages, one after the other."""
@@ -111,7 +124,9 @@ class StageRun:
         size = self.size
         self.stage, self.position = self.stage + 1, 0
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
-        return _with_sample(result, self._switch(previous, size, self.size, self))
+        if self.switch is None:
+            raise HastenError("these stages were planned only: set 'switch' before stepping through them")
+        return _with_sample(result, self.switch(previous, size, self.size, self))
 
 
 def _flow_estimate(bound: inspect.BoundArguments, sigma: float) -> Any:

@@ -105,8 +105,7 @@ def stage_scheduler(base: Any, planned: PlannedStage, device: Any, mu: float | N
         _set_flow_timesteps(scheduler, planned, device, mu)
     else:
         _set_diffusion_timesteps(scheduler, planned, device)
-    steps = planned.stage.steps
-    first = int(steps - min(steps * planned.stage.strength, steps)) * getattr(scheduler, "order", 1)
+    first = planned.stage.first * getattr(scheduler, "order", 1)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return scheduler, first

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hasten._cli._app import app, main
+from hasten._cli._app import build_app, main
 
-__all__ = ["app", "main"]
+__all__ = ["build_app", "main"]

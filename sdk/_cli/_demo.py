@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from hasten._cli import _options as options
-from hasten._demo import ACCELERATED, BASELINE, Arm, run_arms
-from hasten._generation import Job, prepare_folder
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from hasten._cli import _options as options
+from hasten._cli._loading import load_quietly
+from hasten._demo import ACCELERATED, BASELINE, Arm, run_arms
+from hasten._generation import Job, prepare_folder
 
 __all__ = ["register"]
 
@@ -48,17 +50,15 @@ def _command(
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
-    import hasten
     from hasten.pipelines import mini
 
     folder = prepare_folder(out)
     if config is None and not enable:
         enable = ["bottleneck"]
     settings = options.configuration(config, enable, sets)
-    call = options.call_arguments(_MODEL, {"num_inference_steps": steps})
+    call = options.call_arguments(_MODEL, settings, {"num_inference_steps": steps})
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
-    pipe = hasten.load(_MODEL)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_quietly(_MODEL)
     console = Console(stderr=True)
     total = 3 * -(-num_prompts // batch_size)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -75,57 +75,68 @@ def _command(
 
 def _score(arms: dict[str, Arm], job: Job) -> list[dict[str, Any]]:
     from hasten.eval.efficiency import Timings
-    from hasten.eval.functional.pixel import mean_psnr, psnr
+    from hasten.eval.functional.pixel import psnr, summarize_psnr
     from hasten.eval.images import to_uint8
-    from hasten.eval.statistics import share, share_difference
     from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 
     timings = Timings({name: tuple(arm.seconds) for name, arm in arms.items()})
-    reference = to_uint8(arms[BASELINE].images)
-    judges = {"classifier": AttributeScorer(), "parser": PixelParser()}
-    base = {judge: scorer.score(arms[BASELINE].images, list(job.prompts)) for judge, scorer in judges.items()}
-    rows = []
+    base = arms[BASELINE]
+    rows: list[dict[str, Any]] = []
     for name, arm in arms.items():
         row: dict[str, Any] = {
             "name": name,
             "steps": arm.steps,
             "seconds_per_image": timings.median(name) / min(job.batch_size, len(job.prompts)),
-            "speedup": timings.ratio(BASELINE, name).to_dict(),
+            "speedup": timings.ratio(BASELINE, name).as_dict(),
             "flops_per_image": arm.flops,
-            "flops_ratio": arms[BASELINE].flops / arm.flops,
-            "psnr_to_baseline_db": None
-            if name == BASELINE
-            else mean_psnr(psnr(to_uint8(arm.images), reference)),
+            "flops_ratio": base.flops / arm.flops,
         }
-        for judge, scorer in judges.items():
-            score = scorer.score(arm.images, list(job.prompts))
-            row[f"attributes_{judge}"] = share(score.right, score.asked).to_dict()
-            row[f"attributes_{judge}_change"] = share_difference(
-                base[judge].right, score.right, score.asked
-            ).to_dict()
+        if name != BASELINE:
+            row["psnr_to_baseline_db"] = summarize_psnr(
+                psnr(to_uint8(arm.images), to_uint8(base.images))
+            ).mean
         rows.append(row)
+    for judge, scorer in (("classifier", AttributeScorer()), ("parser", PixelParser())):
+        for row, figures in zip(rows, _attributes(scorer, arms, list(job.prompts)), strict=True):
+            row[judge] = figures
     return rows
+
+
+def _attributes(scorer: Any, arms: dict[str, Arm], prompts: list[str]) -> list[dict[str, Any]]:
+    """Per arm: the share of attributes that are right, and its difference to the baseline with an interval."""
+    from hasten.eval.statistics import paired_ratio_difference, ratio_of_sums
+
+    scores = {name: scorer.score(arm.images, prompts) for name, arm in arms.items()}
+    base = scores[BASELINE]
+    return [
+        {
+            "right": ratio_of_sums(score.right, score.asked).as_dict(),
+            "change": paired_ratio_difference(base.right, score.right, score.asked).as_dict(),
+        }
+        for score in scores.values()
+    ]
 
 
 def _write(folder: Path, arms: dict[str, Arm], job: Job, rows: list[dict[str, Any]], settings: Any) -> None:
     from hasten import __version__
     from hasten._grid import comparison_grid
 
+    report = arms[ACCELERATED].report
     shown = min(_GRID_ROWS, len(job.prompts))
     titles = {f"{name} ({arm.steps} steps)": arm.images[:shown] for name, arm in arms.items()}
     comparison_grid(titles, job.prompts[:shown]).save(folder / "grid.png")
     document = {
         "hasten": __version__,
         "model": _MODEL,
-        "config": settings.model_dump(mode="json"),
+        "config": settings.to_dict(),
         "call": dict(job.call),
         "seed": job.seed,
         "prompts": list(job.prompts),
         "rows": rows,
         "seconds": {name: arm.seconds for name, arm in arms.items()},
-        "report": json.loads(arms[ACCELERATED].report.to_json()) if arms[ACCELERATED].report else None,
+        "report": report.to_dict() if report is not None else None,
     }
-    (folder / "demo.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+    (folder / "demo.json").write_text(json.dumps(document, indent=2, default=str), encoding="utf-8")
 
 
 def _print(console: Console, rows: list[dict[str, Any]], arms: dict[str, Arm], folder: Path) -> None:
@@ -146,27 +157,30 @@ def _print(console: Console, rows: list[dict[str, Any]], arms: dict[str, Arm], f
     console.print(table)
     report = arms[ACCELERATED].report
     if report is not None:
-        console.print(report.resolutions(), markup=False, highlight=False)
+        ran = ", ".join(
+            f"{total.count} at {'x'.join(map(str, total.resolution or ()))} ({total.median_milliseconds:.0f} ms each)"
+            for total in report.totals
+        )
+        console.print(f"denoiser forwards of the accelerated row's last batch, by latent size: {ran}")
     console.print(f"pictures: {folder / 'grid.png'}   figures: {folder / 'demo.json'}", highlight=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    psnr = row["psnr_to_baseline_db"]
+    plain = row["name"] == BASELINE
+    speed = row["speedup"]
     return [
         row["name"],
         str(row["steps"]),
         f"{row['seconds_per_image']:.3f}",
-        f"{row['speedup']['value']:.2f}x [{row['speedup']['low']:.2f}, {row['speedup']['high']:.2f}]",
-        f"{row['flops_ratio']:.2f}x less"
-        if row["name"] != BASELINE
-        else f"{row['flops_per_image'] / 1e9:.1f} G",
-        *(_attribute_cell(row, judge) for judge in ("classifier", "parser")),
-        "" if psnr is None else f"{psnr:.1f} dB",
+        "1" if plain else f"{speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}]",
+        f"{row['flops_per_image'] / 1e9:.1f} G" if plain else f"{row['flops_ratio']:.2f}x less",
+        *(_attribute_cell(row[judge], plain) for judge in ("classifier", "parser")),
+        "" if plain else f"{row['psnr_to_baseline_db']:.1f} dB",
     ]
 
 
-def _attribute_cell(row: dict[str, Any], judge: str) -> str:
-    change, value = row[f"attributes_{judge}_change"], row[f"attributes_{judge}"]["value"]
-    if row["name"] == BASELINE:
-        return f"{100 * value:.1f} %"
-    return f"{100 * value:.1f} % ({100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}])"
+def _attribute_cell(figures: dict[str, Any], plain: bool) -> str:
+    change, share = figures["change"], f"{100 * figures['right']['value']:.1f} %"
+    if plain:
+        return share
+    return f"{share} ({100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}])"

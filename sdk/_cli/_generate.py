@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from hasten._cli import _options as options
-from hasten._generation import Job, generate, prepare_folder, save_sample
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from hasten._cli import _options as options
+from hasten._cli._loading import load_quietly
+from hasten._generation import Job, generate, prepare_folder, save_sample
 
 __all__ = ["register"]
 
@@ -37,7 +39,7 @@ def _command(
     prompt: options.Prompt = None,
     prompts: options.PromptsFile = None,
     num_prompts: options.NumPrompts = None,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out"),
+    out: Annotated[Path | None, typer.Option(help="Output folder. [out]")] = None,
     seed: options.Seed = None,
     steps: options.Steps = None,
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
@@ -56,15 +58,13 @@ def _command(
 ) -> None:
     settings = options.configuration(config, enable, sets)
     model = options.choose_model(model, settings)
-    seed = seed if seed is not None else settings.seed
+    seed = seed if seed is not None else settings.seed or 0
     texts = options.choose_prompts(model, settings, prompt, prompts, num_prompts, seed)
-    folder = prepare_folder(out)
-    call = options.call_arguments(
-        model,
-        {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale},
-    )
+    folder = prepare_folder(out if out is not None else settings.out or "out")
+    given = {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale}
+    call = options.call_arguments(model, settings, given)
     job = Job(texts, seed, call, batch_size)
-    pipe = _load(model, device, dtype)
+    pipe = load_quietly(model, device, dtype)
     runs: dict[str, Any] = {"baseline": None} if baseline or not settings.techniques else {}
     if settings.techniques:
         runs["accelerated"] = settings
@@ -73,21 +73,6 @@ def _command(
         typer.echo(json.dumps({"model": model, "out": str(folder), "runs": summary}, indent=2))
     else:
         _print_summary(summary)
-
-
-def _load(model: str, device: str | None, dtype: str | None) -> Any:
-    import hasten
-    import torch
-    from hasten._errors import ConfigError
-
-    loaded: dict[str, Any] = {}
-    if dtype is not None:
-        loaded["torch_dtype"] = getattr(torch, dtype, None)
-        if not isinstance(loaded["torch_dtype"], torch.dtype):
-            raise ConfigError(f"--dtype {dtype} is not a torch dtype; use float32, bfloat16 or float16")
-    pipe = hasten.load(model, **loaded)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device) if device is not None else pipe
 
 
 def _run(pipe: Any, job: Job, settings: Any, folder: Path, name: str, quiet: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from hasten._errors import ConfigError
 from hasten._generation import read_prompts
 
@@ -67,11 +68,9 @@ def configuration(file: Path | None, enable: list[str] | None, sets: list[str] |
     Raises:
         ConfigError: with the dotted path, and the line for YAML.
     """
-    from hasten._config import apply_overrides, load_config
+    from hasten._config import apply_overrides
 
-    return apply_overrides(
-        load_config(file if file is not None else []), enable=enable or [], sets=sets or []
-    )
+    return apply_overrides(file, enable=enable or [], sets=sets or [])
 
 
 def choose_model(name: str | None, config: Config) -> str:
@@ -90,11 +89,12 @@ def choose_model(name: str | None, config: Config) -> str:
 def choose_prompts(
     model: str, config: Config, prompt: list[str] | None, file: Path | None, limit: int | None, seed: int
 ) -> tuple[str, ...]:
-    """Prompts from ``--prompt``, ``--prompts``, the configuration, or a miniature's own data set, in that order.
+    """Prompts from ``--prompt`` and ``--prompts``, else the configuration, else a miniature's own data set.
 
     Raises:
         ConfigError: if there are none.
     """
+    limit = limit if limit is not None else config.num_prompts
     found: tuple[str, ...] = tuple(prompt or ())
     if file is not None:
         found += read_prompts(file)
@@ -110,17 +110,18 @@ def choose_prompts(
 
 
 def _configured_prompts(config: Config) -> tuple[str, ...]:
-    prompts = config.prompts
-    if prompts is None:
-        return ()
-    return read_prompts(prompts) if isinstance(prompts, str | Path) else tuple(prompts)
+    if config.prompts is None or isinstance(config.prompts, tuple):
+        return config.prompts or ()
+    return read_prompts(config.prompts)
 
 
-def call_arguments(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the pipeline call: a miniature's recommended ones, with those that were given on top."""
-    base: dict[str, Any] = {}
+def call_arguments(model: str, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline call: a miniature's recommended ones, then the file's, then the command line's."""
+    layers: list[Mapping[str, Any]] = []
     if model.startswith("mini/"):
         from hasten.pipelines import mini
 
-        base = dict(mini.recommended_call(model))
-    return base | {name: value for name, value in given.items() if value is not None}
+        layers.append(mini.recommended_call(model))
+    layers.append({"num_inference_steps": config.steps, "height": config.height, "width": config.width})
+    layers.append(given)
+    return {name: value for layer in layers for name, value in layer.items() if value is not None}

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hasten
 import pytest
 import torch
+
+import hasten
 from hasten._plugins import host
 from hasten._technique import Technique, TechniqueConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from families import FAMILIES, baseline  # noqa: E402
+from families import FAMILIES, baseline
 
 
 class ScaleConfig(TechniqueConfig):

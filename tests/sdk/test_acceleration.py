@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import hasten
 import pytest
 import torch
 from families import FAMILIES, seeded
+
+import hasten
 from hasten._fingerprint import fingerprint
 
 BOTH = {"scale": {"factor": 0.5}, "count": {}}
@@ -154,7 +155,13 @@ def test_run_handler_may_run_the_pipeline_several_times(flux: Any, run: Any, reg
     with hasten.accelerate(flux, ["extra"]) as accel:
         assert torch.equal(run(flux, "flux"), stock)
     assert clocks == [[0, 1], [0, 1, 2]]
-    assert [(step.run, step.index) for step in accel.report().steps] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert [(step.run, step.index) for step in accel.report().steps] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
 
 
 def test_callback_may_call_the_same_pipeline(flux: Any, run: Any) -> None:
@@ -176,7 +183,9 @@ def test_callback_may_call_the_same_pipeline(flux: Any, run: Any) -> None:
         assert "_compiled_call_impl" not in vars(flux.transformer)
 
 
-def test_handler_that_calls_the_module_itself_gets_the_module_itself(flux: Any, run: Any, register: Any) -> None:
+def test_handler_that_calls_the_module_itself_gets_the_module_itself(
+    flux: Any, run: Any, register: Any
+) -> None:
     def attach(target: Any, seams: Any) -> None:
         seams.denoiser(lambda call, proceed: call.module(**call.kwargs))
 
@@ -208,12 +217,18 @@ def test_custom_loop(flux: Any, run: Any) -> None:
 def test_custom_loop_refuses_techniques_that_rewrite_calls(flux: Any, register: Any) -> None:
     register(technique(lambda target, seams: seams.run(lambda call, proceed: proceed(call))))
     accel = hasten.accelerate(flux, ["extra"])
-    with pytest.raises(hasten.UnsupportedError, match=r"extra rewrites whole pipeline calls.*remove"), accel.run():
+    with (
+        pytest.raises(hasten.UnsupportedError, match=r"extra rewrites whole pipeline calls.*remove"),
+        accel.run(),
+    ):
         pass
 
 
 def test_wrong_argument_gets_the_pipelines_own_error(flux: Any) -> None:
-    with hasten.accelerate(flux, ["scale"]), pytest.raises(TypeError, match="unexpected keyword argument 'promt'"):
+    with (
+        hasten.accelerate(flux, ["scale"]),
+        pytest.raises(TypeError, match="unexpected keyword argument 'promt'"),
+    ):
         flux(promt="a fox")
 
 
@@ -278,7 +293,9 @@ def test_zero_wrapped_forwards_is_an_error(flux: Any, run: Any) -> None:
     pipe.set_progress_bar_config(disable=True)
     with (
         hasten.accelerate(pipe, ["scale"]),
-        pytest.raises(hasten.UnsupportedError, match=r"without one forward of transformer.*scale did nothing"),
+        pytest.raises(
+            hasten.UnsupportedError, match=r"without one forward of transformer.*scale did nothing"
+        ),
     ):
         run(pipe, "flux")
 
@@ -292,7 +309,9 @@ def test_nan_names_step_and_technique(flux: Any, run: Any) -> None:
         flux.transformer.proj_out.bias.fill_(float("inf"))
     with (
         hasten.accelerate(flux, ["scale"]),
-        pytest.raises(hasten.NumericalError, match=r"the denoiser returned NaN or infinity at step 0 .*'scale'"),
+        pytest.raises(
+            hasten.NumericalError, match=r"the denoiser returned NaN or infinity at step 0 .*'scale'"
+        ),
     ):
         run(flux, "flux")
 
@@ -324,7 +343,6 @@ def test_empty_configuration_only_measures(flux: Any, run: Any) -> None:
         assert torch.equal(run(flux, "flux"), stock)
         assert [step.index for step in accel.report().steps] == [0, 1]
         assert accel.report().totals[0].count == 2
-
 
 
 def test_swapped_denoiser_is_picked_up(flux: Any, run: Any) -> None:

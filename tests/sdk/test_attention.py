@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import hasten
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+
+import hasten
 from hasten._fingerprint import fingerprint
 
 FIRST = "transformer.transformer_blocks.0.attn"
@@ -70,14 +71,16 @@ def test_unknown_layer_is_refused(flux: Any, register: Any, layer: str) -> None:
 
 def test_fewer_interceptions_than_planned_is_an_error(flux: Any, run: Any) -> None:
     class Eager:
-        def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, **_: Any) -> Any:
+        def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, *_: Any) -> Any:
             if encoder_hidden_states is None:
                 return hidden_states
             return hidden_states, encoder_hidden_states
 
     flux.transformer.transformer_blocks[0].attn.processor = Eager()
     with hasten.accelerate(flux, ["seen"]):
-        with pytest.raises(hasten.UnsupportedError, match=rf"seen: .*{FIRST} was not intercepted.*Eager does not use"):
+        with pytest.raises(
+            hasten.UnsupportedError, match=rf"seen: .*{FIRST} was not intercepted.*Eager does not use"
+        ):
             run(flux, "flux")
         assert not any(module._forward_pre_hooks for module in flux.transformer.modules())
 

@@ -9,10 +9,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import hasten
 import pytest
 import torch
 from families import FAMILIES
+
+import hasten
 from hasten._fingerprint import fingerprint
 
 BOTH = {"scale": {"factor": 0.5}, "count": {}}
@@ -73,10 +74,14 @@ def test_saves_what_the_stock_pipeline_saves(pipe: Any, family: str, run: Any, t
     with hasten.accelerate(pipe, ["scale"]):
         run(pipe, family)
         pipe.save_pretrained(tmp_path / "ours")
-    files = [path.relative_to(tmp_path / "stock") for path in (tmp_path / "stock").rglob("*") if path.is_file()]
+    files = [
+        path.relative_to(tmp_path / "stock") for path in (tmp_path / "stock").rglob("*") if path.is_file()
+    ]
     assert files
     assert len(files) == sum(path.is_file() for path in (tmp_path / "ours").rglob("*"))
-    _, mismatch, missing = filecmp.cmpfiles(tmp_path / "stock", tmp_path / "ours", map(str, files), shallow=False)
+    _, mismatch, missing = filecmp.cmpfiles(
+        tmp_path / "stock", tmp_path / "ours", map(str, files), shallow=False
+    )
     assert not mismatch
     assert not missing
 

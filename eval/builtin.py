@@ -1,0 +1,67 @@
+"""Registers the metrics that come with hasten. Importing this loads no network code; a metric's first use
+does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("hasten")
+
+#: Name -> (module, class, fixed options, one line).
+METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "psnr": ("fidelity", "Psnr", {}, "dB against the baseline's image, per image"),
+    "ssim": ("fidelity", "Ssim", {}, "structural similarity to the baseline's image"),
+    "ms_ssim": ("fidelity", "Ssim", {"multi_scale": True}, "structural similarity over five scales"),
+    "lpips": (
+        "fidelity",
+        "LpipsMetric",
+        {},
+        "perceptual distance to the baseline's image (AlexNet weights by path)",
+    ),
+    "clip_i": ("fidelity", "ImageCosine", {}, "cosine of CLIP image embeddings, candidate against baseline"),
+    "clip_score": ("alignment", "ClipScore", {}, "image-prompt cosine by CLIP, on a published scale"),
+    "blip2_t": (
+        "alignment",
+        "RetrievalScore",
+        {"name": "blip2_t"},
+        "BLIP-2 contrastive image-prompt score (ITC)",
+    ),
+    "blip2_itm": (
+        "alignment",
+        "RetrievalScore",
+        {"name": "blip2_itm"},
+        "BLIP-2 probability of a match (ITM)",
+    ),
+    "blip_t_classdiffusion": (
+        "alignment",
+        "RetrievalScore",
+        {"name": "blip_t_classdiffusion"},
+        "BLIP-1 contrastive score, as the released ClassDiffusion code computes it",
+    ),
+    "blip_itm": ("alignment", "RetrievalScore", {"name": "blip_itm"}, "BLIP-1 probability of a match (ITM)"),
+    "fid": ("sets", "Fid", {}, "Frechet distance of features to a reference set"),
+    "kid": ("sets", "Kid", {}, "unbiased kernel distance of features to a reference set"),
+    "cmmd": ("sets", "Cmmd", {}, "CLIP maximum mean discrepancy to a reference set, as published"),
+    "mmd_clip_median": ("sets", "Cmmd", {"sigma": None}, "the same at the bandwidth of the data, unbiased"),
+}
+
+
+def _factory(module: str, name: str, fixed: dict[str, Any]) -> Callable[..., Any]:
+    """Import the metric's module when the metric is made, not before."""
+
+    def make(**options: Any) -> Any:
+        return getattr(import_module(f"hasten.eval.metrics.{module}"), name)(**fixed, **options)
+
+    return make
+
+
+@hookimpl
+def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], None]) -> None:
+    """Offer every metric of :data:`METRICS`."""
+    for name, (module, class_name, fixed, summary) in METRICS.items():
+        register(name, _factory(module, class_name, fixed), summary)

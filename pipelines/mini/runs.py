@@ -1,0 +1,92 @@
+"""Runs by name: what to train first, where it lies, and how to read the result back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hasten._errors import CheckpointError, ConfigError
+from hasten.pipelines.mini.training import Recipe, train
+
+__all__ = ["REQUIRES", "load_autoencoder", "load_text_tower", "load_trained", "run"]
+
+REQUIRES: dict[str, tuple[str, ...]] = {
+    "autoencoder": (),
+    "text-image": (),
+    "judge": ("autoencoder",),
+    "t2i-dit": ("autoencoder", "text-image"),
+}
+"""Model -> the models that have to be trained before it."""
+
+
+def run(name: str, root: Path, *, steps: int | None = None, compiled: bool = False, **options: Any) -> None:
+    """Train ``name`` in ``root / name`` after everything it requires; finished parts are left as they are.
+
+    Args:
+        name: a key of :data:`REQUIRES`.
+        root: folder of all runs.
+        steps: length of the run, if not the recipe's own.
+        compiled: use ``torch.compile`` where the recipe can.
+        **options: of :func:`hasten.pipelines.mini.training.train`.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name not in REQUIRES:
+        raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(REQUIRES)}")
+    for part in REQUIRES[name]:
+        run(part, root)
+    train(recipe(name, root, steps=steps, compiled=compiled), root / name, **options)
+
+
+def recipe(name: str, root: Path, *, steps: int | None = None, compiled: bool = False) -> Recipe:
+    """The recipe of ``name`` over the trained parts in ``root``."""
+    if name == "autoencoder":
+        from hasten.pipelines.mini.autoencoder import Autoencoder
+
+        return Autoencoder()
+    if name == "text-image":
+        from hasten.pipelines.mini.contrastive import Contrastive
+
+        return Contrastive()
+    from hasten.pipelines.mini.t2i_dit import TextToImage
+
+    vae, tower = load_autoencoder(root), load_text_tower(root)
+    return TextToImage(vae, tower, steps=steps, compiled=compiled, cache=root / name)
+
+
+def load_trained(name: str, root: Path, model: Any) -> Any:
+    """``model`` with the averaged weights of the run ``name``, frozen.
+
+    Raises:
+        CheckpointError: if there is no such run yet.
+    """
+    path = root / name / "checkpoint.pt"
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}; run `hasten mini train {name}` first")
+    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["average"])
+    return model.eval().requires_grad_(False)
+
+
+def load_autoencoder(root: Path) -> Any:
+    """The trained autoencoder with its latent shift and scale set."""
+    from hasten.pipelines.mini.autoencoder import build_autoencoder, calibrate
+
+    model = load_trained("autoencoder", root, build_autoencoder())
+    calibrate(model)
+    return model
+
+
+def load_text_tower(root: Path) -> Any:
+    """The text tower of the trained text-image model, in the class the pipelines use."""
+    from transformers import CLIPTextModelWithProjection
+
+    from hasten.pipelines.mini.contrastive import build_clip
+
+    clip = load_trained("text-image", root, build_clip())
+    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    text = {key: value for key, value in clip.state_dict().items() if key.startswith("text_")}
+    tower.load_state_dict(text)
+    return tower.eval().requires_grad_(False)

@@ -1,0 +1,130 @@
+"""Measure the power spectrum of an autoencoder's latents on a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from hasten._errors import ConfigError, UnsupportedError
+from hasten.schedules.spectrum import Spectrum, fit_spectrum
+
+__all__ = ["FittedSpectrum", "encode", "fit_folder"]
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class FittedSpectrum:
+    """A spectrum with what it was measured on: how many images, of how many pixels a side."""
+
+    spectrum: Spectrum
+    images: int
+    side: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a model's ``hasten.json``."""
+        law = {"A": self.spectrum.amplitude, "beta": self.spectrum.exponent}
+        return {"spectrum": {**law, "images": self.images, "side": self.side}}
+
+
+def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpectrum:
+    """Encode the images of a folder and fit a power law to their latents.
+
+    Args:
+        vae: a diffusers autoencoder; on a GPU it is used there. It should compute in single precision.
+        folder: with image files, searched recursively.
+        side: pixels a side; images are cropped to their central square and shrunk to it. Use the size that the model
+            generates at: the power at a frequency in cycles per image grows with the number of pixels.
+        limit: at most so many images, in order of their names.
+
+    Raises:
+        ConfigError: the folder has no image of at least ``side`` pixels, or a file is no image.
+        UnsupportedError: how the autoencoder scales its latents is not known.
+    """
+    latents = [encode(vae, picture) for picture in _pictures(folder, side, limit)]
+    if not latents:
+        raise ConfigError(
+            f"{folder} has no image ({', '.join(SUFFIXES)}) of at least {side} x {side} pixels. Enlarging smaller ones "
+            f"would invent a spectrum: use larger images or a smaller side"
+        )
+    try:
+        return FittedSpectrum(fit_spectrum(torch.cat(latents)), len(latents), side)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+
+
+def _pictures(folder: Path, side: int, limit: int) -> Iterator[Tensor]:
+    """(1, 3, side, side) in [-1, 1]."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder")
+    found = 0
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+        if found == limit:
+            return
+        try:
+            with Image.open(path) as image:
+                short = min(image.size)
+                if short < side:
+                    continue
+                left, top = (image.width - short) // 2, (image.height - short) // 2
+                square = image.convert("RGB").crop((left, top, left + short, top + short))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ConfigError(f"{path} cannot be read as an image: {error}; remove it") from error
+        pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
+        found += 1
+        yield torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)[None]
+
+
+@torch.no_grad()
+def encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents of an image in the units of the denoiser.
+
+    Args:
+        vae: a diffusers autoencoder of images or videos.
+        pixels: (1, 3, H, W) in [-1, 1].
+
+    Returns:
+        (1, C, h, w), single precision.
+
+    Raises:
+        UnsupportedError: how the autoencoder scales its latents is not known.
+    """
+    weight = next(vae.parameters())
+    video = any(isinstance(module, nn.Conv3d) for module in vae.modules())
+    given = pixels.to(weight.device, weight.dtype)
+    encoded = vae.encode(given[:, :, None] if video else given)
+    distribution = getattr(encoded, "latent_dist", None)
+    latent: Tensor = encoded.latent if distribution is None else distribution.mode()
+    scaled = _scaled(vae, latent.float())
+    return scaled[:, :, 0] if video else scaled
+
+
+def _scaled(vae: Any, latent: Tensor) -> Tensor:
+    """Raw latents in the denoiser's units, by the constants the autoencoder carries."""
+    config = vae.config
+    mean, deviation = (_per_channel(vae, name, latent) for name in ("latents_mean", "latents_std"))
+    scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
+    if mean is not None and deviation is not None:
+        return (latent - mean) / deviation * (1.0 if scale is None else scale)
+    if scale is None:
+        raise UnsupportedError(
+            f"{type(vae).__name__} carries neither scaling_factor nor latents_mean and latents_std, so the units of "
+            f"its denoiser are not known; measure A and beta yourself and pass them as spectrum"
+        )
+    return (latent - shift) * scale
+
+
+def _per_channel(vae: Any, name: str, latent: Tensor) -> Tensor | None:
+    values = getattr(vae, name, None)
+    values = vae.config.get(name) if values is None else values
+    if values is None:
+        return None
+    return torch.as_tensor(values, dtype=latent.dtype, device=latent.device).view(1, -1, *[1] * (latent.ndim - 2))
+

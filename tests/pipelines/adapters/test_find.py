@@ -1,0 +1,104 @@
+"""Looking adapters up, and refusing what they can't do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import diffusers
+import pytest
+from families import FAMILIES, _unet
+
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters import LatentLayout, families, find, hasten_register_adapters
+
+REFUSED = [(name, reason) for adapter in families() for name, reason in (adapter.refused or {}).items()]
+
+
+def named(name: str, *bases: type) -> Any:
+    return type(name, bases or (object,), {})()
+
+
+def test_every_named_pipeline_exists() -> None:
+    names = [name for adapter in families() for name in (*adapter.pipelines, *(adapter.refused or ()))]
+    assert [name for name in names if not hasattr(diffusers, name)] == []
+    assert len(names) == len(set(names))
+
+
+def test_built_in_adapters_come_through_the_hook() -> None:
+    seen: list[Any] = []
+    hasten_register_adapters(seen.append)
+    assert tuple(seen) == families()
+    assert all(adapter.capability(LatentLayout) is not None for adapter in seen)  # type: ignore[type-abstract]
+
+
+def test_the_most_specific_class_counts() -> None:
+    class FluxPipeline: ...
+
+    assert find(named("MyOwnFlux", FluxPipeline)).family == "flux"
+    with pytest.raises(UnsupportedError, match="condition channels"):
+        find(named("FluxFillPipeline", FluxPipeline))
+
+
+@pytest.mark.parametrize(("name", "reason"), REFUSED)
+def test_refused_pipelines_say_why(name: str, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=name) as caught:
+        find(named(name))
+    assert reason in str(caught.value)
+
+
+def test_unknown_family_is_told_what_to_write() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"AllegroPipeline.*hasten_register_adapters.*docs/plugins\.md"
+    ):
+        find(named("AllegroPipeline"))
+
+
+def refusal(pipe: Any) -> str:
+    return find(pipe).capability(LatentLayout).refusal(pipe) or ""  # type: ignore[type-abstract, union-attr]
+
+
+def test_learned_positions_are_refused() -> None:
+    pipe = FAMILIES["cogvideox-rope"]()
+    pipe.transformer.register_to_config(use_learned_positional_embeddings=True)
+    assert "learned for one latent size" in refusal(pipe)
+
+
+def test_inpainting_unet_is_refused() -> None:
+    pipe = FAMILIES["sd15"]()
+    pipe.unet = _unet(in_channels=9)
+    assert "appends condition channels" in refusal(pipe)
+
+
+def test_inpainting_transformer_is_refused() -> None:
+    pipe = FAMILIES["sd3"]()
+    pipe.transformer.register_to_config(in_channels=33)
+    assert "appends condition channels" in refusal(pipe)
+
+
+def test_mean_flow_is_refused() -> None:
+    pipe = FAMILIES["hunyuan-video-1.5"]()
+    pipe.transformer.register_to_config(use_meanflow=True)
+    assert "mean-flow" in refusal(pipe)
+
+
+def test_larger_ltx_patches_are_refused() -> None:
+    pipe = FAMILIES["ltx"]()
+    pipe.transformer.register_to_config(patch_size=2)
+    assert "patches of 1x2x2" in refusal(pipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [("flux", diffusers.DDIMScheduler()), ("sdxl", diffusers.FlowMatchEulerDiscreteScheduler())],
+)
+def test_swapped_scheduler_is_refused(name: str, scheduler: Any) -> None:
+    pipe = FAMILIES[name]()
+    pipe.scheduler = scheduler
+    assert type(scheduler).__name__ in refusal(pipe)
+
+
+def test_looking_up_imports_no_diffusers() -> None:
+    code = "import hasten.pipelines.adapters as a, sys; a.families(); sys.exit('diffusers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

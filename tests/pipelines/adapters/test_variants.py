@@ -1,0 +1,50 @@
+"""The other pipelines of each family: redrawing, inpainting, editing, image and video to video."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import VARIANTS, variant
+from observation import observe_call
+from test_layouts import low_level, same
+
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters import families
+from hasten.schedules.dct import dct_truncate
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_variant(kind: str) -> None:
+    pipe, given = variant(kind)
+    seen = observe_call(pipe, given)
+    layout, forward = seen.layout, seen.forwards[-1]
+    assert layout.refusal(pipe) is None
+
+    level, latent = layout.level(pipe, forward.kwargs), layout.decode(pipe, forward.kwargs)
+    assert level.time == pytest.approx(seen.levels[forward.step].time, abs=1e-6)
+    size = layout.size(pipe, forward.kwargs)
+    assert layout.call_size(pipe, seen.arguments) == size
+    assert same(layout.encode(pipe, forward.kwargs, latent, level), forward.kwargs)
+
+    half = [side // 2 // layout.multiple * layout.multiple for side in (size.height, size.width)]
+    kwargs = layout.encode(pipe, forward.kwargs, dct_truncate(latent, *half), low_level(level, 2.0))
+    with torch.no_grad():
+        sample = forward.module(**kwargs)[0]
+    output = layout.decode_output(pipe, kwargs, sample)
+    assert output.shape == (*latent.shape[:-2], *half)
+    assert output.isfinite().all()
+
+
+def test_every_supported_pipeline_is_tried() -> None:
+    from families import FAMILIES
+
+    tried = {*VARIANTS, *(type(build()).__name__ for build in FAMILIES.values())}
+    assert {name for adapter in families() for name in adapter.pipelines} == tried
+
+
+@pytest.mark.parametrize("kind", ["Flux2KleinPipeline", "QwenImageEditPipeline"])
+def test_size_that_only_the_image_knows_is_not_guessed(kind: str) -> None:
+    pipe, given = variant(kind)
+    layout = next(a for a in families() if kind in a.pipelines).capabilities[0]
+    with pytest.raises(UnsupportedError, match="pass height and width"):
+        layout.call_size(pipe, {**given, "image": object(), "height": None, "width": None})  # type: ignore[attr-defined]
