@@ -20,6 +20,10 @@ from hasten.schedules.dct import apply_separable, cosine_basis
 __all__ = ["Spectrum", "fit_spectrum", "radial_power"]
 
 
+_ROUNDING = 1e-12
+"""Power, relative to that of all latents, which is nothing but rounding."""
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Power law ``P(w) = A w^-beta`` of latents in the units the denoiser sees.
@@ -86,7 +90,7 @@ def fit_spectrum(latents: Tensor) -> Spectrum:
         ValueError: on Inf or NaN, on constant latents, and where power does not fall with frequency.
     """
     frequency, power = (values[1:] for values in radial_power(latents))
-    if not (power > 0).all():
+    if power.min() <= _ROUNDING * latents.double().square().mean():
         raise ValueError("latents are constant in some frequency band: fit on photographs, not on flat images")
     x, y = frequency.log(), power.log()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()

@@ -103,7 +103,7 @@ def check_layers(target: Target, layers: frozenset[str] | None) -> None:
     """Refuse names that are no attention layers.
 
     Raises:
-        UnsupportedError: a denoiser is compiled, a named layer does not exist, or the pipeline has no attention layer at all.
+        UnsupportedError: a denoiser is compiled, a named layer does not exist, or there is no attention layer at all.
     """
     refuse_compiled(target)
     known = attention_layers(target)
@@ -304,8 +304,8 @@ class AttentionSeam:
         processor = type(self._layers[names[0]].processor).__name__
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UnsupportedError(
-            f"{', '.join(self._owners)}: the attention of {', '.join(names[:3])}{more} was not intercepted, so it would "
-            f"have been computed as if the technique were off. Its processor {processor} does not use torch's "
+            f"{', '.join(self._owners)}: the attention of {', '.join(names[:3])}{more} was not intercepted, so it "
+            f"would have been computed as if the technique were off. Its processor {processor} does not use torch's "
             f"scaled_dot_product_attention; undo enable_xformers_memory_efficient_attention() or attention slicing, "
             f"or call set_attn_processor() with a stock processor."
         )

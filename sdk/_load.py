@@ -40,7 +40,8 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
         return DiffusionPipeline.from_pretrained(name, **(_absent_components(Path(name)) | options))
     if isinstance(name_or_path, Path) or name.count("/") != 1:
         raise UnsupportedError(
-            f"{name!r} is no folder here, no bundled miniature ({_MINI}...) and no hub id (owner/name); check the spelling"
+            f"{name!r} is no folder here, no bundled miniature ({_MINI}...) and no hub id (owner/name); "
+            f"check the spelling"
         )
     try:
         return DiffusionPipeline.from_pretrained(name, **options)

@@ -53,7 +53,7 @@ def make_subclass(stock: type, attachment: object, call: CallHandler) -> type:
         _MARK: attachment,
     }
     generated: Any = type(stock)(stock.__name__, (stock,), namespace)
-    return generated  # type: ignore[no-any-return]
+    return generated
 
 
 def accelerated_by(pipe: object) -> object | None:

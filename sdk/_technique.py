@@ -79,11 +79,11 @@ class Technique(ABC, Generic[ConfigT]):
     def claims(self, target: Target) -> Sequence[Claim]:
         """The slots this configuration touches on ``target``."""
 
-    def check(self, target: Target) -> Iterable[Finding]:
+    def check(self, target: Target) -> Iterable[Finding]:  # noqa: ARG002
         """Look at the pipeline without touching it. Findings of severity ``error`` refuse the technique."""
         return ()
 
-    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:  # noqa: ARG002
         """Predict steps, sizes and FLOPs of a pipeline call with these bound arguments, or ``None``."""
         return None
 

@@ -38,7 +38,10 @@ def _blur(images: Tensor) -> Tensor:
 
 
 def _maps(a: Tensor, b: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:
-    """Similarity and contrast-structure maps of float64 images ``[N, C, H, W]`` in 0..255."""
+    """Similarity and contrast-structure maps of float64 images ``[N, C, H, W]`` in 0..255.
+
+    The second covers the valid region in either variant.
+    """
     if variant == "torchmetrics":
         pad = [WINDOW // 2] * 4
         a, b = F.pad(a, pad, mode="reflect"), F.pad(b, pad, mode="reflect")
@@ -51,7 +54,8 @@ def _maps(a: Tensor, b: Tensor, variant: Variant) -> tuple[Tensor, Tensor]:
     variance = (aa - mu_a * mu_a).clamp(min=0) + (bb - mu_b * mu_b).clamp(min=0)
     contrast = (2 * (ab - mu_a * mu_b) + _C2) / (variance + _C2)
     luminance = (2 * mu_a * mu_b + _C1) / (mu_a * mu_a + mu_b * mu_b + _C1)
-    return luminance * contrast, contrast
+    inner = slice(WINDOW // 2, -(WINDOW // 2)) if variant == "torchmetrics" else slice(None)
+    return luminance * contrast, contrast[..., inner, inner]
 
 
 def ssim(a: Tensor, b: Tensor, *, variant: Variant = "valid") -> Tensor:
@@ -79,8 +83,8 @@ def ssim(a: Tensor, b: Tensor, *, variant: Variant = "valid") -> Tensor:
 def ms_ssim(a: Tensor, b: Tensor, *, variant: Variant = "valid") -> Tensor:
     """Multi-scale structural similarity of each pair over five scales, halved by 2x2 averages.
 
-    Per scale the contrast-structure term, at the last the full similarity, is averaged over the image per
-    channel, clamped at 0, raised to its weight and multiplied; channels are averaged at the end.
+    Per scale the contrast-structure term, at the last the full similarity, is averaged over the image and its
+    channels, clamped at 0, raised to its weight and multiplied.
 
     Args:
         a: uint8 ``[N, 3, H, W]``, sides over 160.
@@ -101,11 +105,11 @@ def ms_ssim(a: Tensor, b: Tensor, *, variant: Variant = "valid") -> Tensor:
 
 
 def _multi_scale(a: Tensor, b: Tensor, variant: Variant) -> Tensor:
-    product = a.new_ones(a.shape[:2])
+    product = a.new_ones(len(a))
     last = len(_SCALE_WEIGHTS) - 1
     for scale, weight in enumerate(_SCALE_WEIGHTS):
         similarity, contrast = _maps(a, b, variant)
         term = similarity if scale == last else contrast
-        product = product * term.flatten(2).mean(2).clamp(min=0) ** weight
+        product = product * term.flatten(1).mean(1).clamp(min=0) ** weight
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return product.mean(1)
+    return product

@@ -113,10 +113,22 @@ def cluster_sums(values: FloatArray, index: NDArray[np.intp]) -> FloatArray:
     return np.bincount(index, weights=values).astype(np.float64)
 
 
+def _expanded_level(level: float, clusters: int, resamples: int) -> float:
+    """The level at which a bootstrap of few clusters covers as wanted (Hesterberg 2015, section 4.2).
+
+    Resampling k values spreads sqrt((k - 1) / k) too little, and its quantiles are normal where Student's t
+    is due: at ten clusters a nominal 95 % interval covers 90 %. Both are made good by moving the quantiles
+    outwards.
+    """
+    quantile = stats.t.isf((1 - level) / 2, clusters - 1) * math.sqrt(clusters / (clusters - 1))
+    return min(1 - 2 * float(stats.norm.sf(quantile)), 1 - 1 / (resamples + 1))
+
+
 def bootstrap(
     statistic: Callable[..., Any], data: Sequence[FloatArray], *, level: float, seed: int, resamples: int
 ) -> tuple[float, float, float]:
-    """BCa interval and standard error of ``statistic`` under resampling whole clusters.
+    """BCa interval, expanded for small samples, and standard error of ``statistic`` under resampling
+    clusters.
 
     Args:
         statistic: vectorised over ``axis``; takes the arrays of ``data``.
@@ -128,6 +140,7 @@ def bootstrap(
     Returns:
         ``(low, high, standard error)``. Needs at least two clusters that differ.
     """
+    expanded = _expanded_level(level, len(data[0]), resamples)
     options: dict[str, Any] = {_RNG_ARGUMENT: np.random.default_rng(seed)}
     result = stats.bootstrap(
         data,
@@ -136,7 +149,7 @@ def bootstrap(
         vectorized=True,
         n_resamples=resamples,
         batch=_BATCH,
-        confidence_level=level,
+        confidence_level=expanded,
         method="BCa",
         **options,
     )
@@ -145,6 +158,6 @@ def bootstrap(
     if math.isnan(low) or math.isnan(high):
         # BCa's correction is undefined when every resample falls on one side of the estimate (few distinct
         # values); the percentiles of the same resamples still are an interval.
-        tail = (1 - level) / 2
+        tail = (1 - expanded) / 2
         low, high = (float(x) for x in np.quantile(result.bootstrap_distribution, [tail, 1 - tail]))
     return low, high, float(result.standard_error)

@@ -5,6 +5,7 @@ little (Kynkäänniemi et al., 2024, arXiv 2404.07724). Outside of the interval 
 branch alone and hands it to the pipeline as both branches: ``u + w * (c - u)`` is then ``c`` at any scale ``w``.
 """
 
+# ruff: noqa: ARG002 (the host passes arguments that a technique may not need)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -26,10 +26,12 @@ class ImageLayout(LatentLayout):
 
     latents: ClassVar[str] = "hidden_states"
     """Name of the denoiser argument with the latents."""
-    clock: ClassVar[str] = "timestep"
+    timestep: ClassVar[str] = "timestep"
     """Name of the denoiser argument with the timestep."""
     factor: ClassVar[str] = "vae_scale_factor"
     """Pipeline attribute: image pixels per latent pixel."""
+    ndim: ClassVar[int] = 4
+    """Dimensions of a pipeline's unpacked ``latents`` argument; packed ones don't tell their extent."""
 
     @abstractmethod
     def path(self, pipe: Any) -> Path:
@@ -54,7 +56,7 @@ class ImageLayout(LatentLayout):
     @override
     def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
         """What the path says of the timestep argument."""
-        return self.path(pipe).level(pipe, kwargs[self.clock])
+        return self.path(pipe).level(pipe, kwargs[self.timestep])
 
     @override
     def refusal(self, pipe: Any) -> str | None:
@@ -81,7 +83,7 @@ class ImageLayout(LatentLayout):
         size = _extent(latent)
         changed = {**kwargs, self.latents: self.pack(pipe, kwargs, latent)}
         if level != self.level(pipe, kwargs):
-            changed[self.clock] = self.retime(kwargs[self.clock], self.path(pipe).timestep(pipe, level))
+            changed[self.timestep] = self.retime(kwargs[self.timestep], self.path(pipe).timestep(pipe, level))
         if size != self.size(pipe, kwargs):
             changed.update(self.positions(pipe, kwargs, size))
         return changed
@@ -98,17 +100,21 @@ class ImageLayout(LatentLayout):
 
     @override
     def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
-        """Packed like the latents."""
-        return latent.to(_dtype(kwargs[self.latents]))
+        """Arranged like the latents."""
+        return self.arrange(latent.to(_dtype(kwargs[self.latents])))
 
     def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:  # noqa: ARG002
         """Latents or outputs in the order (B, C, [F,] H, W)."""
         result: Tensor = packed
         return result
 
+    def arrange(self, latent: Tensor) -> Any:
+        """Inverse of :meth:`unpack`."""
+        return latent
+
     def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:  # noqa: ARG002
         """The latents argument for ``latent``, conditions that came with it included."""
-        return latent.to(_dtype(kwargs[self.latents]))
+        return self.arrange(latent.to(_dtype(kwargs[self.latents])))
 
     # --- pipeline call
 
@@ -129,9 +135,6 @@ class ImageLayout(LatentLayout):
         return LatentSize(
             height // step * self.multiple, width // step * self.multiple, self.call_frames(pipe, arguments)
         )
-
-    ndim: ClassVar[int] = 4
-    """Dimensions of a pipeline's unpacked ``latents`` argument; packed ones don't tell their extent."""
 
     def given_size(self, latents: Tensor) -> LatentSize:
         """Extent of the pipeline's ``latents`` argument."""
@@ -178,18 +181,18 @@ class VideoLayout(ImageLayout):
         self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
         """Like images, with clean frames and one timestep per token taken care of."""
-        timestep = kwargs[self.clock]
-        if timestep.ndim < 2 or timestep.shape[1] == 1:
+        told = kwargs[self.timestep]
+        if told.ndim < 2:
             return super().encode(pipe, kwargs, latent, level)
-        old, size = self.size(pipe, kwargs), _extent(latent)
-        per_frame = timestep.view(len(timestep), old.frames or 1, -1)
-        clean = per_frame[:, None, :, :1, None] == 0
-        latent = torch.where(clean, resize_clean(self.decode(pipe, kwargs), size), latent)
+        before, after = self.size(pipe, kwargs), _extent(latent)
+        tokens = told.unflatten(1, (before.frames or 1, -1))
+        clean = tokens[:, :, :1] == 0
+        content = resize_clean(self.decode(pipe, kwargs), after)
+        latent = torch.where(clean[:, None, ..., None], content, latent)
         changed = super().encode(pipe, kwargs, latent, level)
-        tokens = per_frame.shape[2] * size.height * size.width // (old.height * old.width)
-        value = changed[self.clock].view_as(per_frame)[:, :, :1]
-        value = torch.where(per_frame[:, :, :1] == 0, 0, value)
-        changed[self.clock] = value.expand(-1, -1, tokens).reshape(len(timestep), -1)
+        times = changed[self.timestep].view_as(tokens)[:, :, :1].masked_fill(clean, 0)
+        count = tokens.shape[2] * after.height * after.width // (before.height * before.width)
+        changed[self.timestep] = times.expand(-1, -1, count).flatten(1)
         return changed
 
 
@@ -213,7 +216,7 @@ class ConditionedVideoLayout(VideoLayout):
     def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """Append the conditions: pictures in natural amplitude, masks by nearest neighbour."""
         whole: Tensor = kwargs[self.latents]
-        noisy, size = latent.to(whole.dtype), _extent(latent)
+        noisy, size = super().pack(pipe, kwargs, latent), _extent(latent)
         conditions = whole[:, latent.shape[1] :]
         if not conditions.shape[1]:
             return noisy
@@ -247,16 +250,22 @@ class PackedLayout(ImageLayout):
         return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     @override
+    def arrange(self, latent: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, H/2 * W/2, C * 2 * 2)."""
+        blocks = latent.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
+
+    @override
     def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``, then the reference tokens."""
         whole: Tensor = kwargs[self.latents]
         rows, columns = self.grid(pipe, kwargs)
-        return torch.cat([_pack(latent).to(whole.dtype), whole[:, rows * columns :]], dim=1)
+        return torch.cat([super().pack(pipe, kwargs, latent), whole[:, rows * columns :]], dim=1)
 
     @override
     def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``, then zeros for the reference tokens, whose outputs the pipelines drop."""
-        tokens = _pack(latent).to(kwargs[self.latents].dtype)
+        tokens = super().encode_output(pipe, kwargs, latent)
         references = kwargs[self.latents].shape[1] - tokens.shape[1]
         return functional.pad(tokens, (0, 0, 0, references))
 
@@ -281,14 +290,9 @@ class TokenLayout(VideoLayout):
         return result
 
     @override
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
-        """Tokens of ``latent``."""
-        return latent.flatten(2).transpose(1, 2).to(kwargs[self.latents].dtype)
-
-    @override
-    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
-        """Tokens of ``latent``."""
-        return self.pack(pipe, kwargs, latent)
+    def arrange(self, latent: Tensor) -> Tensor:
+        """Frames, rows and columns become one axis, before the channels."""
+        return latent.flatten(2).transpose(1, 2)
 
     @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
@@ -339,12 +343,6 @@ def _extent(latent: Tensor) -> LatentSize:
 
 def _dtype(packed: Tensor | list[Tensor]) -> torch.dtype:
     return packed[0].dtype if isinstance(packed, list) else packed.dtype
-
-
-def _pack(latent: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H/2 * W/2, C * 2 * 2)."""
-    blocks = latent.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
 
 
 def _resize_mask(mask: Tensor, size: LatentSize) -> Tensor:

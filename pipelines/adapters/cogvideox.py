@@ -32,14 +32,9 @@ class CogVideoXLayout(VideoLayout):
         return result
 
     @override
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+    def arrange(self, latent: Tensor) -> Tensor:
         """Frames before channels."""
-        return latent.transpose(1, 2).to(kwargs[self.latents].dtype)
-
-    @override
-    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
-        """Like the latents."""
-        return self.pack(pipe, kwargs, latent)
+        return latent.transpose(1, 2)
 
     @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class ZImageLayout(ImageLayout):
     """
 
     latents = "x"
-    clock = "t"
+    timestep = "t"
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -35,14 +35,9 @@ class ZImageLayout(ImageLayout):
         return torch.stack(list(packed)).squeeze(2)
 
     @override
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> list[Tensor]:
+    def arrange(self, latent: Tensor) -> list[Tensor]:
         """One tensor per sample."""
-        return list(latent.unsqueeze(2).to(kwargs[self.latents][0].dtype).unbind(0))
-
-    @override
-    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> list[Tensor]:
-        """Like the latents."""
-        return self.pack(pipe, kwargs, latent)
+        return list(latent.unsqueeze(2).unbind(0))
 
     @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:

@@ -26,7 +26,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Length of the run; default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data.")] = 0,
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
-    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")
+    ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
     preview_every: Annotated[int, typer.Option(help="Steps between sheets of samples.")] = 500,
 ) -> None:

@@ -57,7 +57,9 @@ class Autoencoder(Recipe):
         model: nn.Module = build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
-    def loss(self, model: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Reconstruction loss of one batch and its PSNR in dB."""
         device = next(model.parameters()).device
         images = _crops(self.batch, step, generator).to(device, memory_format=torch.channels_last)
@@ -67,7 +69,9 @@ class Autoencoder(Recipe):
             decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]
         error = decoded - images
         slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        loss = error.abs().mean() + 0.5 * slopes + error.square().mean() + self.kl_weight * posterior.kl().mean()
+        loss = (
+            error.abs().mean() + 0.5 * slopes + error.square().mean() + self.kl_weight * posterior.kl().mean()
+        )
         return loss, {"psnr": float(psnr(decoded.detach(), images).mean())}
 
     @torch.no_grad()

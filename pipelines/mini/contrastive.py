@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.pipelines.mini.batches import scene_batch
+from hasten.pipelines.mini.grids import save_grid
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer, vocabulary
-from hasten.pipelines.mini.training import Recipe, Schedule
+from hasten.pipelines.mini.training import Recipe, Schedule, step_generator
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -70,21 +71,45 @@ class Contrastive(Recipe):
         """The untrained model."""
         return build_clip()
 
-    def loss(self, model: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Loss and retrieval accuracy within the batch."""
         device = next(model.parameters()).device
         scenes, images = scene_batch(self.batch, IMAGE_SIZE, generator)
         tokens = self.tokenizer(
-            [scene.caption() for scene in scenes], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
+            [scene.caption() for scene in scenes],
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
         )
         with torch.autocast(device.type, torch.bfloat16):
             out = model(
-                input_ids=tokens.input_ids.to(device), pixel_values=preprocess(_disturbed(images, generator)).to(device)
+                input_ids=tokens.input_ids.to(device),
+                pixel_values=preprocess(_disturbed(images, generator)).to(device),
             )
         logits = out.logits_per_image.float()
         truth = torch.arange(len(scenes), device=device)
         loss = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
         return loss, {"retrieval": float((logits.argmax(1) == truth).float().mean())}
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Similarity matrix of sixteen scenes with their captions, as a picture, and retrieval among 200 scenes."""
+        scenes, images = scene_batch(200, IMAGE_SIZE, step_generator(1, step))
+        tokens = self.tokenizer(
+            [scene.caption() for scene in scenes],
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+        )
+        device = next(model.parameters()).device
+        out = model(input_ids=tokens.input_ids.to(device), pixel_values=images.to(device))
+        similarity = out.logits_per_image / out.logits_per_image.abs().max()
+        picture = similarity[:16, :16].expand(1, 3, -1, -1)
+        save_grid(F.interpolate(picture, scale_factor=16.0), folder / f"similarity-{step:06d}.png", columns=1)
+        hits = similarity.argmax(1).cpu() == torch.arange(len(scenes))
+        return {"retrieval_of_200": float(hits.float().mean())}
 
 
 def _disturbed(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -108,7 +108,8 @@ def _describe(cover: Pixels, colour: Pixels) -> Found:
     area = cover.sum() / side**2
     x, y = (cover.sum(0) @ axis) / cover.sum(), (cover.sum(1) @ axis) / cover.sum()
     best = max(
-        (_overlap(cover, shape, turn, area, x, y) for shape in SHAPES for turn in _TURNS), key=lambda fit: fit[0]
+        (_overlap(cover, shape, turn, area, x, y) for shape in SHAPES for turn in _TURNS),
+        key=lambda fit: fit[0],
     )
     overlap, shape, radius = best
     return Found(

@@ -38,7 +38,10 @@ def run(name: str, root: Path, *, steps: int | None = None, compiled: bool = Fal
         raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(REQUIRES)}")
     for part in REQUIRES[name]:
         run(part, root)
-    train(recipe(name, root, steps=steps, compiled=compiled), root / name, **options)
+    flags = [f"--steps {steps}"] if steps is not None else []
+    flags += [f"--{key} {options[key]}" for key in ("seed", "device") if key in options]
+    command = " ".join(["hasten mini train", name, *flags, *(["--compile"] if compiled else [])])
+    train(recipe(name, root, steps=steps, compiled=compiled), root / name, command=command, **options)
 
 
 def recipe(name: str, root: Path, *, steps: int | None = None, compiled: bool = False) -> Recipe:
@@ -51,6 +54,10 @@ def recipe(name: str, root: Path, *, steps: int | None = None, compiled: bool = 
         from hasten.pipelines.mini.contrastive import Contrastive
 
         return Contrastive()
+    if name == "judge":
+        from hasten.pipelines.mini.judge import JudgeRecipe
+
+        return JudgeRecipe(load_autoencoder(root))
     from hasten.pipelines.mini.t2i_dit import TextToImage
 
     vae, tower = load_autoencoder(root), load_text_tower(root)

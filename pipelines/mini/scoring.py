@@ -17,6 +17,8 @@ from hasten.pipelines.mini.scenes import PLACES, ROW_OFFSETS, Group, Scene, pars
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hasten.pipelines.mini.judge import Judge
+
 __all__ = ["AttributeScorer", "AttributeScores", "PixelParser", "compare"]
 
 PLACE_TOLERANCE = 0.12
@@ -74,18 +76,20 @@ class PixelParser:
 
 
 class AttributeScorer:
-    """Scores pictures with the bundled attribute classifier.
+    """Scores pictures with an attribute classifier.
 
     Args:
-        folder: folder of the classifier, if not the bundled one.
+        judge: the classifier, or the folder of one; the bundled one unless given.
         device: torch device.
     """
 
-    def __init__(self, folder: str | Path | None = None, device: str = "cpu") -> None:
-        from hasten.pipelines.mini.judge import load_judge
+    def __init__(self, judge: Judge | str | Path | None = None, device: str = "cpu") -> None:
+        from hasten.pipelines.mini.judge import Judge, load_judge
 
-        default = Path(__file__).with_name("weights") / "scorers" / "judge"
-        self._judge = load_judge(Path(folder) if folder is not None else default).to(device)
+        if not isinstance(judge, Judge):
+            bundled = Path(__file__).with_name("weights") / "scorers" / "judge"
+            judge = load_judge(Path(judge) if judge is not None else bundled)
+        self._judge = judge.to(device)
         self._device = device
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> AttributeScores:
@@ -109,9 +113,13 @@ def compare(scene: Scene, seen: Observation) -> dict[str, bool]:
     from scipy.optimize import linear_sum_assignment
 
     slots = [(group, offset) for group in scene.groups for offset in ROW_OFFSETS[group.count]]
-    cost = np.array([[_disagreement(group, offset, item) for item in seen.objects] for group, offset in slots])
+    cost = np.array(
+        [[_disagreement(group, offset, item) for item in seen.objects] for group, offset in slots]
+    )
     cost = cost.reshape(len(slots), len(seen.objects))
-    chosen: dict[int, Found] = {row: seen.objects[column] for row, column in zip(*linear_sum_assignment(cost))}
+    chosen: dict[int, Found] = {
+        row: seen.objects[column] for row, column in zip(*linear_sum_assignment(cost))
+    }
     verdict = {"background": seen.background == scene.background}
     for number, group in enumerate(scene.groups, 1):
         rows = [row for row, (owner, _) in enumerate(slots) if owner is group]

@@ -5,25 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from torch.nn import functional as F
 
-from hasten.pipelines.mini.scenes import sample_scene
+from hasten.pipelines.mini._models import prompts
+from hasten.pipelines.mini.evaluate import generate
+from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.scoring import PixelParser
 
 __all__ = ["CALL", "sample_sheet"]
 
-CALL = {"num_inference_steps": 28, "guidance_scale": 3.0, "max_sequence_length": 0}
-"""The call the image miniatures are meant for."""
+CALL = {
+    "num_inference_steps": 28,
+    "guidance_scale": 3.0,
+    "max_sequence_length": 0,
+    "height": 128,
+    "width": 128,
+}
+"""The call the text-to-image miniature is meant for."""
 
 
-def sample_sheet(pipe: Any, path: Path, count: int = 8) -> None:
-    """Two rows of samples for the first captions of either split: 128 px above, 64 px (enlarged) below."""
-    captions = [sample_scene(5, i, "train" if i % 2 else "held_out").caption() for i in range(count)]
-    pipe.set_progress_bar_config(disable=True)
-    sheet = Image.new("RGB", (128 * count, 256), "white")
-    for row, pixels in enumerate((128, 64)):
-        generators = [torch.Generator().manual_seed(i) for i in range(count)]
-        images = pipe(captions, height=pixels, width=pixels, generator=generators, **CALL).images
-        for column, image in enumerate(images):
-            sheet.paste(image.resize((128, 128), Image.Resampling.NEAREST), (128 * column, 128 * row))
-    sheet.save(path)
+def sample_sheet(pipe: Any, path: Path, count: int = 16) -> dict[str, float]:
+    """Sample captions of both splits at 128 px (upper rows) and at 64 px (lower rows, enlarged) into one PNG.
+
+    Returns:
+        Share of the attributes asked for that the pixel parser finds, by size.
+    """
+    captions = prompts(count // 2, 5, "train") + prompts(count - count // 2, 5, "held_out")
+    sheets, figures = [], {}
+    for pixels in (128, 64):
+        images = generate(pipe, captions, {**CALL, "height": pixels, "width": pixels})
+        figures[f"parser_{pixels}"] = PixelParser().score(images, captions).mean
+        stack = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+        sheets.append(F.interpolate(stack.float() / 127.5 - 1, size=(128, 128), mode="nearest"))
+    save_grid(torch.cat(sheets), path, columns=8)
+    return figures

@@ -21,7 +21,15 @@ from hasten.pipelines.mini.training import Recipe, Schedule
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-__all__ = ["SHIFT", "Pool", "TextToImage", "assemble", "build_transformer", "encode_text", "start_at_identity"]
+__all__ = [
+    "SHIFT",
+    "Pool",
+    "TextToImage",
+    "assemble",
+    "build_transformer",
+    "encode_text",
+    "start_at_identity",
+]
 
 SHIFT = 2.0
 """Static timestep shift of the scheduler at full resolution; half of it at half the side (same SNR)."""
@@ -54,7 +62,9 @@ def encode_text(tower: Any, tokenizer: Any, captions: list[str]) -> tuple[Tensor
 
     The pipeline concatenates the result of its two CLIP slots; here both hold the same tower.
     """
-    ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    ids = tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
     out = tower(ids.input_ids.to(next(tower.parameters()).device), output_hidden_states=True)
     return out.hidden_states[-2].float(), out.text_embeds.float()
 
@@ -137,7 +147,9 @@ class TextToImage(Recipe):
         """The untrained denoiser, every residual branch switched off as in Peebles & Xie (2023)."""
         return start_at_identity(build_transformer())
 
-    def loss(self, model: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Mean squared velocity error of one step."""
         low = step < self.low_steps or step % self.low_every == 0
         count, shift = (self.low_batch, SHIFT / 2) if low else (self.full_batch, SHIFT)
@@ -163,11 +175,10 @@ class TextToImage(Recipe):
         return loss, {"image_tokens": float(clean[0, 0].numel() // 4), "zero_tokens": float(padded)}
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """A sheet of samples at both resolutions."""
+        """A sheet of samples at both resolutions, and what the pixel parser finds in them."""
         from hasten.pipelines.mini.sheets import sample_sheet
 
-        sample_sheet(assemble(self.vae, self.tower, model), folder / f"samples-{step:06d}.png")
-        return {}
+        return sample_sheet(assemble(self.vae, self.tower, model), folder / f"samples-{step:06d}.png")
 
     def _pool(self, pixels: int) -> Pool:
         if pixels not in self._pools:
@@ -186,7 +197,9 @@ class TextToImage(Recipe):
         os.replace(path.with_suffix(".part"), path)
         return pool
 
-    def _without_some(self, tokens: Tensor, pooled: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _without_some(
+        self, tokens: Tensor, pooled: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         # One caption in ten becomes the empty one: the unconditional branch of guidance.
         dropped = torch.rand(len(tokens), generator=generator) < 0.1
         tokens = torch.where(dropped.view(-1, 1, 1), self.empty[0].cpu(), tokens)

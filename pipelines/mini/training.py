@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
+from hasten.pipelines.mini.provenance import describe_hardware, write_record
 
 __all__ = ["Average", "Recipe", "Schedule", "step_generator", "train"]
 
@@ -52,7 +53,9 @@ class Schedule:
         """Learning rate of ``step``."""
         progress = step / max(1, self.steps)
         tail = max(0.0, (progress - self.decay_from) / (1 - self.decay_from))
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * (0.51 + 0.49 * math.cos(math.pi * tail))
+        return (
+            self.learning_rate * min(1.0, (step + 1) / self.warmup) * (0.51 + 0.49 * math.cos(math.pi * tail))
+        )
 
 
 class Recipe(ABC):
@@ -66,12 +69,14 @@ class Recipe(ABC):
         """A fresh model; the caller has seeded torch."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """Loss of one step and figures for the curve."""
 
+    @abstractmethod
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Write pictures of the present state into ``folder``; returns figures for the curve."""
-        return {}
 
 
 class Average:
@@ -106,6 +111,7 @@ def train(
     save_every: int = 250,
     preview_every: int = 1000,
     stop_after: int | None = None,
+    command: str = "",
 ) -> nn.Module:
     """Train ``recipe`` in ``folder``, going on from its checkpoint if there is one.
 
@@ -117,6 +123,7 @@ def train(
         save_every: steps between checkpoints; each replaces the last one atomically.
         preview_every: steps between preview pictures.
         stop_after: stop once this many steps are done (a later call goes on).
+        command: what the user typed, for the record of the finished run.
 
     Returns:
         The model with the averaged weights, in evaluation mode.
@@ -129,31 +136,66 @@ def train(
     model = recipe.build().to(device).train()
     schedule = recipe.schedule
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
+        model.parameters(),
+        lr=schedule.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=schedule.weight_decay,
+        fused=True,
     )
     average = Average(model, schedule.average)
     identity = {"recipe": recipe.name, "seed": seed, "schedule": asdict(schedule)}
-    step, seconds = _resume(folder, identity, model, optimizer, average)
+    start, seconds = _resume(folder, identity, model, optimizer, average)
     began = time.perf_counter() - seconds
     last = min(schedule.steps, stop_after or schedule.steps)
-    for step in _progress(recipe.name, step, last, schedule.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
-        loss, figures = recipe.loss(model, step, step_generator(seed, step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    for step in _progress(recipe.name, start, last, schedule.steps):
+        loss, figures = _advance(recipe, model, optimizer, step, seed)
         average.update(model, step)
-        done = step + 1
+        done, seconds = step + 1, time.perf_counter() - began
         if done % 10 == 0:
-            _log(folder, {"step": done, "loss": float(loss), **figures, "seconds": time.perf_counter() - began})
+            _log(folder, {"step": done, "loss": float(loss), **figures, "seconds": seconds})
         if done % save_every == 0 or done == last:
-            _save(folder, identity, done, time.perf_counter() - began, model, optimizer, average)
+            _save(folder, identity, done, seconds, model, optimizer, average)
         if done % preview_every == 0 or done == last:
-            figures = recipe.preview(_averaged(recipe, average, device), folder, done)
-            _log(folder, {"step": done, **figures, "seconds": time.perf_counter() - began})
+            shown = recipe.preview(_averaged(recipe, average, device), folder, done)
+            _log(folder, {"step": done, **shown, "seconds": time.perf_counter() - began})
+    if last == schedule.steps:
+        write_record(folder, _record(folder, identity, model, seconds, device, command))
     return _averaged(recipe, average, device)
+
+
+def _advance(
+    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seed: int
+) -> tuple[Tensor, dict[str, float]]:
+    """One optimizer step; returns the detached loss and the recipe's figures."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.schedule.rate(step)
+    loss, figures = recipe.loss(model, step, step_generator(seed, step))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach(), figures
+
+
+def _record(
+    folder: Path, identity: Mapping[str, Any], model: nn.Module, seconds: float, device: str, command: str
+) -> dict[str, Any]:
+    lines = (folder / "curve.jsonl").read_text("utf-8").splitlines()[-50:]
+    columns: dict[str, list[float]] = {}
+    for line in lines:
+        for key, value in json.loads(line).items():
+            columns.setdefault(key, []).append(value)
+    return {
+        "recipe": identity["recipe"],
+        "command": command,
+        "seed": identity["seed"],
+        "steps": identity["schedule"]["steps"],
+        "seconds": round(seconds, 1),
+        "hardware": describe_hardware(device),
+        "torch": torch.__version__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "final": {key: sum(c) / len(c) for key, c in columns.items() if key not in ("step", "seconds")},
+    }
 
 
 def _averaged(recipe: Recipe, average: Average, device: str) -> nn.Module:

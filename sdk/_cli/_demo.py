@@ -120,6 +120,7 @@ def _attributes(scorer: Any, arms: dict[str, Arm], prompts: list[str]) -> list[d
 def _write(folder: Path, arms: dict[str, Arm], job: Job, rows: list[dict[str, Any]], settings: Any) -> None:
     from hasten import __version__
     from hasten._grid import comparison_grid
+    from hasten._machine import describe_machine
 
     report = arms[ACCELERATED].report
     shown = min(_GRID_ROWS, len(job.prompts))
@@ -127,6 +128,7 @@ def _write(folder: Path, arms: dict[str, Arm], job: Job, rows: list[dict[str, An
     comparison_grid(titles, job.prompts[:shown]).save(folder / "grid.png")
     document = {
         "hasten": __version__,
+        "machine": describe_machine(),
         "model": _MODEL,
         "config": settings.to_dict(),
         "call": dict(job.call),

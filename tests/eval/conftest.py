@@ -45,6 +45,7 @@ def clip_model() -> nn.Module:
     vision = {
         "image_size": 32,
         "patch_size": 8,
+        "projection_dim": 16,
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,

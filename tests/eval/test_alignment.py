@@ -45,7 +45,7 @@ class TestScales:
 
     def test_unknown_scale(self) -> None:
         with pytest.raises(ConfigError, match="percent"):
-            scale_cosines(torch.zeros(1), "logits")  # type: ignore[arg-type]
+            scale_cosines(torch.zeros(1), "logits")
 
     def test_rows_must_match_and_have_a_direction(self) -> None:
         with pytest.raises(ConfigError, match="row by row"):

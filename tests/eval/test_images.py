@@ -69,4 +69,4 @@ def test_canonical_only(value: object) -> None:
     if isinstance(value, torch.Tensor):
         value = value.to(torch.uint8)
     with pytest.raises(ConfigError):
-        check_images(value)  # type: ignore[arg-type]
+        check_images(value)

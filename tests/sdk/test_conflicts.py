@@ -64,7 +64,7 @@ def test_different_slots_are_fine() -> None:
 
 def test_misspelt_slot_is_refused_and_own_slots_are_not() -> None:
     check_claims([("left", [Claim("left.cache", Access.WRITES)])])
-    with pytest.raises(PluginError, match="unknown slot 'atention.self'; did you mean 'attention.self'"):
+    with pytest.raises(PluginError, match=r"unknown slot 'atention\.self'; did you mean 'attention\.self'"):
         check_claims([("left", [Claim("atention.self", Access.READS)])])
 
 
@@ -79,6 +79,6 @@ def test_conflict_is_found_before_anything_is_touched(flux: object) -> None:
     before = fingerprint(flux)
     config = {"count": {"slot": "tokens.shape", "access": "exclusive"}, "scale": {}}
     for ask in (hasten.plan, hasten.accelerate):
-        with pytest.raises(ConflictError, match="'count' needs slot 'tokens.shape'"):
+        with pytest.raises(ConflictError, match=r"'count' needs slot 'tokens\.shape'"):
             ask(flux, config)
     assert fingerprint(flux) == before

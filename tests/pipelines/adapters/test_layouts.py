@@ -112,7 +112,7 @@ def test_positions_are_those_of_a_small_call(family: str, observed: Observation)
     encoded = layout.encode(pipe, large, small, layout.level(pipe, large))
     skipped = {
         layout.latents,
-        layout.clock,
+        layout.timestep,
         "sigma",
         "audio_timestep",
         "audio_sigma",
@@ -121,7 +121,7 @@ def test_positions_are_those_of_a_small_call(family: str, observed: Observation)
     }
     different = [key for key in native if key not in skipped and not same(encoded[key], native[key])]
     assert different == []
-    assert encoded[layout.clock].shape == native[layout.clock].shape
+    assert encoded[layout.timestep].shape == native[layout.timestep].shape
 
 
 def test_prediction_leads_to_the_picture(family: str) -> None:

@@ -129,7 +129,6 @@ def test_stepping_before_timesteps_are_set_is_an_error():
     ("family", "scheduler"),
     [
         ("sd3", SCHEDULERS["unipc"]),
-        ("sd3", diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)),
         ("wan", diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")),
         ("wan", diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)),
         ("sdxl", diffusers.EulerDiscreteScheduler()),
@@ -145,13 +144,29 @@ def test_stepping_before_timesteps_are_set_is_an_error():
 def test_every_kind_of_scheduler_steps_through(family, scheduler, options):
     pipe = FAMILIES[family]()
     pipe.scheduler = scheduler
-    call = {} if isinstance(scheduler, diffusers.FlowMatchHeunDiscreteScheduler) else {"num_inference_steps": 4}
     with hasten.accelerate(pipe, {"bottleneck": options}) as acceleration:
-        output = baseline(pipe, family, **call)
+        output = baseline(pipe, family, num_inference_steps=4)
         sizes = {step.resolution[-2:] for step in acceleration.report().steps}
     assert torch.isfinite(output).all()
     assert sizes == {(8, 12), (4, 6)}
     assert pipe.scheduler is scheduler
+
+
+def test_a_solver_that_calls_twice_per_step_runs_in_continuous_mode_only():
+    pipe = FAMILIES["sd3"]()
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    with hasten.accelerate(pipe, {"bottleneck": {"low_until": 0.4, "min_pixels": 1}}):
+        assert torch.isfinite(baseline(pipe, "sd3")).all()
+    with pytest.raises(UnsupportedError, match="FlowMatchHeunDiscreteScheduler has no adjustable shift"):
+        hasten.plan(pipe, {"bottleneck": RESTART})
+
+
+def test_a_stage_that_begins_at_pure_noise_is_pointed_out():
+    stages = [{"steps": 2}, {"steps": 3, "scale": 0.5, "strength": 0.8}, {"steps": 4, "strength": 0.5}]
+    plan = hasten.plan(FAMILIES["sd3"](), {"bottleneck": {**RESTART, "stages": stages}})
+    warnings = [finding.message for finding in plan.findings if finding.severity == "warning"]
+    assert len(warnings) == 1
+    assert "stages.1 begins at pure noise" in warnings[0]
 
 
 def run_restart(**changes: Any) -> torch.Tensor:

@@ -1,0 +1,102 @@
+"""The bundled miniatures: where they lie, how they are loaded and how they are meant to be called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten.pipelines.mini.scenes import Split, sample_scene
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["load", "names", "path", "prompts", "recommended_call"]
+
+_PREFIX = "mini/"
+_MODELS = ("t2i-dit",)
+_WEIGHTS = Path(__file__).with_name("weights")
+_PROMPT_STREAM = 2**41
+"""Prompts come from streams of scenes that no training run draws from."""
+
+
+def names() -> list[str]:
+    """Names of the bundled pipelines, as :func:`load` and ``hasten.load`` take them."""
+    return [_PREFIX + model for model in _MODELS]
+
+
+def path(name: str) -> Path:
+    """Folder of a bundled pipeline; ``name`` with or without its ``mini/``.
+
+    Raises:
+        UnsupportedError: for an unknown name.
+        CheckpointError: if the weights are not installed.
+    """
+    model = name.removeprefix(_PREFIX)
+    if model not in _MODELS:
+        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {', '.join(names())}")
+    folder = _WEIGHTS / model
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"the weights of {name!r} are missing from {folder}; reinstall hasten, or make them with "
+            f"`hasten mini train {model}` and `hasten mini export {model} {folder}`"
+        )
+    return folder
+
+
+def load(name: str, **options: Any) -> DiffusionPipeline:
+    """Load a bundled pipeline from its packaged folder; the network is never asked.
+
+    Args:
+        name: one of :func:`names`.
+        **options: passed on to ``from_pretrained``; ``torch_dtype`` is float32 unless given.
+
+    Raises:
+        UnsupportedError: for an unknown name.
+        CheckpointError: if the weights are not installed.
+    """
+    folder = path(name)
+    import torch
+    from diffusers import DiffusionPipeline
+
+    options.setdefault("torch_dtype", torch.float32)
+    return DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
+
+
+def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
+    """Arguments the pipeline of a name or folder is meant to be called with (steps, guidance, size).
+
+    Raises:
+        UnsupportedError: for an unknown name.
+        CheckpointError: if the folder says nothing about it.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        folder = path(str(name_or_path))
+    settings = folder / "hasten.json"
+    if not settings.is_file():
+        raise CheckpointError(f"{folder} has no hasten.json, which would hold the recommended call")
+    call: dict[str, Any] = json.loads(settings.read_text("utf-8"))["call"]
+    return call
+
+
+def prompts(n: int, seed: int = 0, split: Split = "train") -> list[str]:
+    """``n`` different captions of the scenes data set.
+
+    Args:
+        n: how many.
+        seed: which ones.
+        split: combinations seen in training, or those held out of it.
+
+    Raises:
+        ConfigError: if the split has not so many captions.
+    """
+    found: dict[str, None] = {}
+    for index in range(200 * n + 1000):
+        if len(found) == n:
+            break
+        found[sample_scene(_PROMPT_STREAM + seed, index, split).caption()] = None
+    else:
+        raise ConfigError(f"the {split!r} split has no {n} different captions; ask for fewer")
+    return list(found)

@@ -1,0 +1,119 @@
+"""Does the miniature draw what it is asked for? Two judges, two splits, full and quarter resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from hasten.pipelines.mini._models import prompts
+from hasten.pipelines.mini.scenes import Split
+from hasten.pipelines.mini.scoring import AttributeScores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Row", "Scorer", "evaluate", "generate"]
+
+BARS: dict[tuple[Split, bool], float] = {
+    ("train", True): 0.9,
+    ("held_out", True): 0.8,
+    ("train", False): 0.85,
+}
+"""(split, full resolution) -> the least share of attributes a good miniature gets right."""
+
+
+class Scorer(Protocol):
+    """Anything that scores pictures against prompts."""
+
+    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> AttributeScores:
+        """Compare every picture with its prompt."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Share of the attributes asked for that one judge found, with its 95 % interval (over prompts)."""
+
+    split: str
+    pixels: int
+    judge: str
+    right: float
+    low: float
+    high: float
+    prompts: int
+    bar: float | None
+    by_attribute: Mapping[str, float]
+
+    @property
+    def missed(self) -> bool:
+        """Whether the share lies below the bar."""
+        return self.bar is not None and self.right < self.bar
+
+
+def generate(
+    pipe: Any,
+    captions: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Image]:
+    """One picture per caption; picture ``i`` starts from the noise of seed ``seed + i`` whatever the batch size."""
+    pipe.set_progress_bar_config(disable=True)
+    images: list[Image] = []
+    for first in range(0, len(captions), batch):
+        chunk = list(captions[first : first + batch])
+        noise = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
+        images += pipe(chunk, generator=noise, **call).images
+        progress(len(chunk))
+    return images
+
+
+def evaluate(
+    pipe: Any,
+    call: Mapping[str, Any],
+    scorers: Mapping[str, Scorer],
+    count: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Row]:
+    """Sample ``count`` prompts of both splits at the full and at half the side, and let every scorer judge them.
+
+    Args:
+        pipe: the text-to-image pipeline.
+        call: its recommended arguments, ``height`` and ``width`` among them.
+        scorers: judges by name.
+        count: prompts per split and size.
+        seed: of prompts and noise.
+        progress: called with the number of pictures made.
+    """
+    from hasten.eval.statistics.proportions import ratio_of_sums
+
+    rows = []
+    for full in (True, False):
+        pixels = call["height"] if full else call["height"] // 2
+        for split in ("train", "held_out"):
+            captions = prompts(count, seed, split)
+            sized = {**call, "height": pixels, "width": pixels}
+            images = generate(pipe, captions, sized, seed=seed, progress=progress)
+            for name, scorer in scorers.items():
+                scores = scorer.score(images, captions)
+                estimate = ratio_of_sums(scores.right, scores.asked)
+                rows.append(
+                    Row(
+                        split=split,
+                        pixels=pixels,
+                        judge=name,
+                        right=estimate.value,
+                        low=estimate.low,
+                        high=estimate.high,
+                        prompts=count,
+                        bar=BARS.get((split, full)),
+                        by_attribute=scores.by_attribute(),
+                    )
+                )
+    return rows
