@@ -22,7 +22,11 @@ MODES: dict[str, dict[str, Any]] = {
             "mode": "restart",
             "min_pixels": 1,
             "seed": 0,
-            "stages": [{"steps": 2}, {"steps": 3, "scale": 0.5, "strength": 0.7}, {"steps": 3, "strength": 0.7}],
+            "stages": [
+                {"steps": 2},
+                {"steps": 3, "scale": 0.5, "strength": 0.7},
+                {"steps": 3, "strength": 0.7},
+            ],
         }
     },
 }
@@ -42,7 +46,8 @@ def attempt(family: str, config: dict[str, Any]) -> str:
             latents = baseline(pipe, family)
             report = acceleration.report()
     except hasten.HastenError as error:
-        return f"refused: {error}"
+        reason = str(error)
+        return "refused: " + (reason.partition(": ")[2] if " refuses this " in reason else reason)
     finite = bool(torch.isfinite(latents).all())
     # Continuous mode keeps the solver's latents at full size, restart mode changes them.
     small = len(report.totals) > 1 or any(step.resolution != step.size for step in report.steps)
@@ -71,7 +76,13 @@ def page() -> str:
     for family in FAMILIES:
         cells = [attempt(family, config) for config in MODES.values()]
         lines.append(f"| {family} | " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
-    lines += ["", "## Pipeline classes", "", "| family | classes | refused, with the reason |", "|---|---|---|"]
+    lines += [
+        "",
+        "## Pipeline classes",
+        "",
+        "| family | classes | refused, with the reason |",
+        "|---|---|---|",
+    ]
     for adapter in sorted(adapters, key=lambda a: a.family):
         classes = ", ".join(f"`{name}`" for name in adapter.pipelines)
         refused = "; ".join(f"`{name}`: {reason}" for name, reason in (adapter.refused or {}).items())
@@ -86,8 +97,10 @@ def together() -> list[str]:
 
     names = sorted(host().registry.techniques)
     if len(names) < 2:
-        return ["There is one technique so far. Two that want the same slot are refused with the slot's name; two in"
-                " different slots are allowed and marked *untested* in the plan until a combination test exists."]
+        return [
+            "There is one technique so far. Two that want the same slot are refused with the slot's name; two in"
+            " different slots are allowed and marked *untested* in the plan until a combination test exists."
+        ]
     pairs = [f"| {a} + {b} |" for i, a in enumerate(names) for b in names[i + 1 :]]
     return ["| pair |", "|---|", *pairs]
 

@@ -16,7 +16,7 @@ from torchmetrics import Metric as TorchMetric
 from hasten._errors import ConfigError
 from hasten.eval.functional.frechet import frechet_distance
 from hasten.eval.functional.moments import Moments, merge_all
-from hasten.eval.metric import Batch, SampleMetric, SetMetric
+from hasten.eval.metric import Batch, Metric, SampleMetric, SetMetric
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
 
 
@@ -98,6 +98,13 @@ class _Rows(TorchMetric):
     is_differentiable = False
     full_state_update = False
 
+    metric: Metric
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        """Direction of the wrapped metric."""
+        return self.metric.higher_is_better
+
     def _add_rows(self, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
         self._shapes = shapes
         for name in shapes:
@@ -127,13 +134,13 @@ class SampleScore(_Rows):
         options: of ``torchmetrics.Metric``.
     """
 
+    metric: SampleMetric
+    scores: list[Tensor]
+
     def __init__(self, metric: SampleMetric, **options: Any) -> None:
         super().__init__(**options)
         self.metric = metric
-        self.higher_is_better = metric.higher_is_better
         self._add_rows({"scores": ((), torch.float64)})
-
-    scores: list[Tensor]
 
     def update(
         self, images: Tensor, prompts: Sequence[str] | None = None, baseline: Tensor | None = None
@@ -163,13 +170,13 @@ class SetScore(_Rows):
         options: of ``torchmetrics.Metric``.
     """
 
+    metric: SetMetric
     real: list[Tensor]
     fake: list[Tensor]
 
     def __init__(self, metric: SetMetric, **options: Any) -> None:
         super().__init__(**options)
         self.metric = metric
-        self.higher_is_better = metric.higher_is_better
         probe = metric.embed(Batch(torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)))
         if set(probe) != {"features"}:
             raise ConfigError(

@@ -118,7 +118,9 @@ def dct_expand(x: Tensor, height: int, width: int, taper: int = 0) -> Tensor:
     return apply_separable(x, rows.T, columns.T)
 
 
-def _matrices(x: Tensor, rows: tuple[int, int], columns: tuple[int, int], taper: int) -> tuple[Tensor, Tensor]:
+def _matrices(
+    x: Tensor, rows: tuple[int, int], columns: tuple[int, int], taper: int
+) -> tuple[Tensor, Tensor]:
     if not x.is_floating_point():
         raise TypeError(f"the DCT needs a floating-point tensor, got {x.dtype}")
     dtype = torch.promote_types(x.dtype, torch.float32)

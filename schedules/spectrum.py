@@ -58,7 +58,9 @@ def radial_power(latents: Tensor) -> tuple[Tensor, Tensor]:
         around 1, 2, ... cycles per (short side of the) image. The mean of each image and channel does not count.
     """
     if latents.ndim != 4 or not latents.is_floating_point():
-        raise ValueError(f"latents must be floating point (N, C, H, W), got {tuple(latents.shape)}, {latents.dtype}")
+        raise ValueError(
+            f"latents must be floating point (N, C, H, W), got {tuple(latents.shape)}, {latents.dtype}"
+        )
     height, width = latents.shape[-2:]
     short = min(height, width)
     if short < 8:
@@ -91,9 +93,13 @@ def fit_spectrum(latents: Tensor) -> Spectrum:
     """
     frequency, power = (values[1:] for values in radial_power(latents))
     if power.min() <= _ROUNDING * latents.double().square().mean():
-        raise ValueError("latents are constant in some frequency band: fit on photographs, not on flat images")
+        raise ValueError(
+            "latents are constant in some frequency band: fit on photographs, not on flat images"
+        )
     x, y = frequency.log(), power.log()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     if slope > 0:
-        raise ValueError(f"power grows with frequency (beta = {-slope:.3f}): these are not latents of natural images")
+        raise ValueError(
+            f"power grows with frequency (beta = {-slope:.3f}): these are not latents of natural images"
+        )
     return Spectrum(float((y.mean() - slope * x.mean()).exp()), float(-slope))

@@ -46,9 +46,10 @@ def mean_estimate(
         resamples: bootstrap resamples.
 
     Returns:
-        The mean over samples. With a single cluster the interval is unbounded; where all clusters have the
-        same mean the bootstrap has nothing to resample and the interval is that value (method
-        ``"constant"``).
+        The mean over samples. Below some twenty clusters the interval still covers a few points less than
+        ``level`` (simulated on normal scores: 91 % at eight, 92 % at fifteen, for 95 %). With a single
+        cluster the interval is unbounded; where all clusters have the same mean the bootstrap has nothing to
+        resample and the interval is that value (method ``"constant"``).
 
     Raises:
         ConfigError: on empty or non-finite values, or a wrong number of labels.

@@ -25,7 +25,7 @@ class ChromaLayout(FluxLayout):
         mask: Tensor | None = kwargs.get("attention_mask")
         if mask is not None:
             text = mask[:, : kwargs["txt_ids"].shape[-2]]
-            image = torch.ones_like(mask[:, :1]).expand(-1, 24)
+            image = torch.ones_like(mask[:, :1]).expand(-1, changed["img_ids"].shape[-2])
             changed["attention_mask"] = torch.cat([text, image], dim=1)
         return changed
 

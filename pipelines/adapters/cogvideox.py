@@ -61,10 +61,10 @@ class CogVideoXLayout(VideoLayout):
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """1.5 adds latent frames until its temporal patches are full."""
         config = pipe.transformer.config
-        wanted = (
-            arguments if "video" in arguments else {"num_frames": config.sample_frames, **_known(arguments)}
-        )
-        frames = super().call_frames(pipe, wanted) or 1
+        given = arguments.get("num_frames")
+        if given is None and "video" not in arguments:
+            given = config.sample_frames
+        frames = super().call_frames(pipe, {**arguments, "num_frames": given}) or 1
         patch = config.patch_size_t or 1
         return -(-frames // patch) * patch
 
@@ -74,10 +74,6 @@ class CogVideoXLayout(VideoLayout):
         if pipe.transformer.config.use_learned_positional_embeddings:
             return "its position embeddings are learned for one latent size"
         return super().refusal(pipe)
-
-
-def _known(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 ADAPTER = Adapter(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from hasten.pipelines.mini.evaluate import Row
 
 __all__ = ["app"]
 
@@ -30,7 +36,7 @@ def train(
         bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")
     ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
-    preview_every: Annotated[int, typer.Option(help="Steps between sheets of samples.")] = 500,
+    preview_every: Annotated[int, typer.Option(help="Steps between sheets of samples.")] = 1000,
 ) -> None:
     """Train a model, and first what it builds on. Going on after an interruption is the default."""
     from hasten.pipelines.mini.runs import run
@@ -45,3 +51,72 @@ def train(
         save_every=save_every,
         preview_every=preview_every,
     )
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="t2i-dit or scorers")],
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    runs: RunsOption = Path("runs"),
+    prompts: Annotated[
+        int, typer.Option(help="Prompts per split and size to measure it with; 0: none.")
+    ] = 200,
+) -> None:
+    """Write a trained model in half precision, with a README of how it was made and what it can do."""
+    from hasten.pipelines.mini.export import export as write
+
+    with _pictures(4 * prompts if name != "scorers" else 0) as advance:
+        rows = write(name, runs, folder, prompts=prompts, progress=advance)
+    _print_rows(rows)
+
+
+@app.command("eval")
+def evaluate_model(
+    name: Annotated[str, typer.Argument(help="A bundled miniature or the folder of one.")] = "mini/t2i-dit",
+    prompts: Annotated[int, typer.Option(help="Prompts per split and size.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and noise.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure how much of what prompts ask for is in the pictures. Exit code 3 if a bar is missed."""
+    from dataclasses import asdict
+
+    from hasten import load
+    from hasten.pipelines.mini import recommended_call
+    from hasten.pipelines.mini.evaluate import evaluate
+    from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
+
+    scorers = {"classifier": AttributeScorer(), "parser": PixelParser()}
+    with _pictures(4 * prompts) as advance:
+        rows = evaluate(load(name), recommended_call(name), scorers, prompts, seed=seed, progress=advance)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        _print_rows(rows)
+    if any(row.missed for row in rows):
+        raise typer.Exit(3)
+
+
+@contextmanager
+def _pictures(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not total) as progress:
+        task = progress.add_task("pictures", total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def _print_rows(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(title=f"Attributes in the picture, {rows[0].prompts} prompts a line (miniature figures)")
+    for column in ("prompts", "pixels", "judge", "right", "95 % interval", "bar"):
+        table.add_column(column)
+    for row in rows:
+        bar = "" if row.bar is None else f"{row.bar:.2f}" + (" missed" if row.missed else "")
+        interval = f"{row.low:.3f} to {row.high:.3f}"
+        table.add_row(row.split, str(row.pixels), row.judge, f"{row.right:.3f}", interval, bar)
+    Console().print(table)

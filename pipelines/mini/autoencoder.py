@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,13 @@ from hasten.pipelines.mini.batches import scene_batch
 from hasten.pipelines.mini.grids import save_grid
 from hasten.pipelines.mini.training import Recipe, Schedule, step_generator
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
 __all__ = ["LATENT_CHANNELS", "Autoencoder", "build_autoencoder", "calibrate", "encode", "psnr"]
 
 LATENT_CHANNELS = 4
 CROP = 64
 
 
-def build_autoencoder() -> AutoencoderKL:
+def build_autoencoder() -> Any:
     """An untrained AutoencoderKL of 0.77 M parameters, fully convolutional, so that any size works."""
     from diffusers import AutoencoderKL
 
@@ -54,7 +51,7 @@ class Autoencoder(Recipe):
 
     def build(self) -> nn.Module:
         """The untrained model."""
-        model: nn.Module = build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model: nn.Module = build_autoencoder().to(memory_format=torch.channels_last)
         return model
 
     def loss(
@@ -89,7 +86,7 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def calibrate(model: AutoencoderKL, seed: int = 0, scenes: int = 128) -> None:
+def calibrate(model: Any, seed: int = 0, scenes: int = 128) -> None:
     """Set shift and scale so that the latents of 128 px scenes have mean 0 and standard deviation 1."""
     generator = step_generator(seed, -1)
     latents = torch.cat(
@@ -99,10 +96,11 @@ def calibrate(model: AutoencoderKL, seed: int = 0, scenes: int = 128) -> None:
 
 
 @torch.no_grad()
-def encode(model: AutoencoderKL, images: Tensor) -> Tensor:
+def encode(model: Any, images: Tensor) -> Tensor:
     """Normalised latents (B, 4, H / 4, W / 4), as the pipeline's denoiser sees them, of (B, 3, H, W) in [-1, 1]."""
-    latents = model.encode(images).latent_dist.mode()
-    return (latents - model.config.shift_factor) * model.config.scaling_factor
+    latents: Tensor = model.encode(images).latent_dist.mode()
+    normalised: Tensor = (latents - model.config.shift_factor) * model.config.scaling_factor
+    return normalised
 
 
 def _crops(count: int, step: int, generator: torch.Generator) -> Tensor:

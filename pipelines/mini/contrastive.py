@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +14,25 @@ from hasten.pipelines.mini.grids import save_grid
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer, vocabulary
 from hasten.pipelines.mini.training import Recipe, Schedule, step_generator
 
-if TYPE_CHECKING:
-    from transformers import CLIPModel
-
 __all__ = ["Contrastive", "build_clip", "export_clip", "preprocess"]
 
 IMAGE_SIZE = 64
 WIDTH = 96
 
 
-def build_clip() -> CLIPModel:
+def build_clip() -> Any:
     """An untrained CLIPModel of about 0.8 M parameters for 64 px pictures and 24 words."""
     from transformers import CLIPConfig, CLIPModel
 
     words = vocabulary()
-    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_attention_heads": 4,
+        "projection_dim": WIDTH,
+        # The default initialisation assumes towers ten times as wide and starts almost without signal.
+        "initializer_factor": 2.0,
+    }
     text = tower | {
         "vocab_size": len(words),
         "max_position_embeddings": MAX_TOKENS,
@@ -36,17 +40,13 @@ def build_clip() -> CLIPModel:
         "bos_token_id": words["<start>"],
         "eos_token_id": words["<end>"],
         "pad_token_id": words["<pad>"],
-        "projection_dim": WIDTH,
     }
     vision = tower | {
         "image_size": IMAGE_SIZE,
         "patch_size": 8,
         "num_hidden_layers": 4,
-        "projection_dim": WIDTH,
     }
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
-    # The default initialisation assumes towers ten times as wide and starts almost without signal.
-    config.text_config.initializer_factor = config.vision_config.initializer_factor = 2.0
     return CLIPModel(config)
 
 
@@ -72,7 +72,10 @@ class Contrastive(Recipe):
         return build_clip()
 
     def loss(
-        self, model: nn.Module, step: int, generator: torch.Generator
+        self,
+        model: nn.Module,
+        step: int,  # noqa: ARG002
+        generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss and retrieval accuracy within the batch."""
         device = next(model.parameters()).device

@@ -59,7 +59,7 @@ def generate(
     *,
     seed: int = 0,
     batch: int = 16,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> list[Image]:
     """One picture per caption; picture ``i`` starts from the noise of seed ``seed + i`` whatever the batch size."""
     pipe.set_progress_bar_config(disable=True)
@@ -79,7 +79,7 @@ def evaluate(
     count: int,
     *,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
     """Sample ``count`` prompts of both splits at the full and at half the side, and let every scorer judge them.
 

@@ -16,6 +16,9 @@ from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower, load_t
 
 __all__ = ["EXPORTS", "export", "figures_table"]
 
+EXPORTS = ("t2i-dit", "scorers")
+"""What can be exported."""
+
 _PIPELINE_TEXT = """
 A stock `StableDiffusion3Pipeline` for captioned scenes of one to three simple objects, trained by `hasten` from 64 to
 256 image tokens. Both CLIP slots hold the same text tower, the one of the bundled contrastive model; there is no T5.
@@ -42,7 +45,7 @@ def export(
     folder: Path,
     *,
     prompts: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
     """Write the shipped folder of ``name`` from the runs in ``root``.
 
@@ -62,12 +65,13 @@ def export(
     """
     if name not in EXPORTS:
         raise ConfigError(f"{name!r} cannot be exported; there are {', '.join(EXPORTS)}")
-    return EXPORTS[name](root, folder, prompts, progress)
+    if name == "scorers":
+        _export_scorers(root, folder)
+        return []
+    return _export_pipeline(root, folder, prompts, progress)
 
 
-def _export_pipeline(
-    root: Path, folder: Path, prompts: int, progress: Callable[[int], None]
-) -> list[Row]:
+def _export_pipeline(root: Path, folder: Path, prompts: int, progress: Callable[[int], None]) -> list[Row]:
     from diffusers import StableDiffusion3Pipeline
 
     from hasten.pipelines.mini.sheets import CALL
@@ -88,23 +92,13 @@ def _export_pipeline(
     return rows
 
 
-def _export_scorers(
-    root: Path, folder: Path, prompts: int, progress: Callable[[int], None]
-) -> list[Row]:
+def _export_scorers(root: Path, folder: Path) -> None:
     from hasten.pipelines.mini.contrastive import build_clip, export_clip
     from hasten.pipelines.mini.judge import Judge, export_judge
 
     export_clip(load_trained("text-image", root, build_clip()), folder / "clip")
     export_judge(load_trained("judge", root, Judge()), folder / "judge")
     _write_readme(folder, root, "mini/scorers", _SCORERS_TEXT, ("text-image", "judge"), [])
-    return []
-
-
-EXPORTS: dict[str, Callable[[Path, Path, int, Callable[[int], None]], list[Row]]] = {
-    "t2i-dit": _export_pipeline,
-    "scorers": _export_scorers,
-}
-"""What can be exported -> how."""
 
 
 def figures_table(rows: Sequence[Row]) -> list[str]:

@@ -93,7 +93,10 @@ class JudgeRecipe(Recipe):
         return Judge()
 
     def loss(
-        self, model: nn.Module, step: int, generator: torch.Generator
+        self,
+        model: nn.Module,
+        step: int,  # noqa: ARG002
+        generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch and the share of attributes that were right."""
         seed = int(torch.randint(2**40, (1,), generator=generator))

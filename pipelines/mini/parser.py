@@ -73,7 +73,7 @@ def observe(pixels: Pixels) -> Observation:
 
 def _spots(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     """Connected parts of a mask that are large enough to be objects."""
-    from scipy.ndimage import label
+    from scipy.ndimage import label  # type: ignore[import-untyped]
 
     labels, count = label(mask)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)

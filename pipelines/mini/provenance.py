@@ -11,18 +11,18 @@ from typing import Any
 
 from hasten._errors import CheckpointError
 
-__all__ = ["describe_hardware", "read_record", "readme", "write_record"]
+__all__ = ["describe_hardware", "has_record", "read_record", "readme", "write_record"]
 
 _FILE = "run.json"
 
 
 def describe_hardware(device: str) -> str:
     """The processor, or the GPU, that ``device`` names."""
-    import torch
-
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {os.cpu_count()} cores"
 
 
 def _processor() -> str:
@@ -41,6 +41,11 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     (folder / _FILE).write_text(json.dumps(dict(record), indent=2) + "\n", "utf-8")
 
 
+def has_record(folder: Path) -> bool:
+    """Whether the run of this folder is finished."""
+    return (folder / _FILE).is_file()
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a finished run.
 
@@ -48,7 +53,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         CheckpointError: if the run is not finished.
     """
     file = folder / _FILE
-    if not file.is_file():
+    if not has_record(folder):
         raise CheckpointError(f"{folder} holds no finished run; go on with `hasten mini train {folder.name}`")
     record: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return record

@@ -188,7 +188,7 @@ def parse_caption(text: str) -> Scene:
 def _draw(rng: np.random.Generator) -> Scene:
     background = _pick(rng, tuple(BACKGROUNDS))
     if rng.random() < 0.4:
-        places = _PAIRS[rng.integers(len(_PAIRS))]
+        places = _PAIRS[int(rng.integers(len(_PAIRS)))]
         return Scene(tuple(_group(rng, 1, spot) for spot in places), background)
     count = int(rng.choice((1, 2, 3), p=(0.6, 0.2, 0.2)))
     return Scene((_group(rng, count, _pick(rng, tuple(PLACES) if count == 1 else _ROW_PLACES)),), background)
@@ -200,7 +200,7 @@ def _group(rng: np.random.Generator, count: int, spot: str) -> Group:
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _tinted(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[float, float, float]:

@@ -110,7 +110,7 @@ def compare(scene: Scene, seen: Observation) -> dict[str, bool]:
 
     ``count`` is right only if the picture holds exactly as many objects as the whole scene.
     """
-    from scipy.optimize import linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     slots = [(group, offset) for group in scene.groups for offset in ROW_OFFSETS[group.count]]
     cost = np.array(

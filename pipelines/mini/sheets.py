@@ -26,7 +26,7 @@ CALL = {
 """The call the text-to-image miniature is meant for."""
 
 
-def sample_sheet(pipe: Any, path: Path, count: int = 16) -> dict[str, float]:
+def sample_sheet(pipe: Any, path: Path, count: int = 8) -> dict[str, float]:
     """Sample captions of both splits at 128 px (upper rows) and at 64 px (lower rows, enlarged) into one PNG.
 
     Returns:

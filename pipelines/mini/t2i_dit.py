@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import sample_scene
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer
 from hasten.pipelines.mini.training import Recipe, Schedule
-
-if TYPE_CHECKING:
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 __all__ = [
     "SHIFT",
@@ -36,7 +33,7 @@ SHIFT = 2.0
 _JOINT = 2 * WIDTH
 
 
-def build_transformer() -> SD3Transformer2DModel:
+def build_transformer() -> Any:
     """An untrained SD3Transformer2DModel of about 3.1 M parameters: 6 joint blocks of width 120."""
     from diffusers import SD3Transformer2DModel
 
@@ -86,11 +83,12 @@ class Pool:
     @classmethod
     def make(cls, vae: Any, tower: Any, count: int, pixels: int) -> Pool:
         """Render and encode ``count`` scenes of ``pixels`` squared; every size has scenes of its own."""
-        from tqdm import tqdm
+        from rich.console import Console
+        from rich.progress import track
 
         device, tokenizer = next(vae.parameters()).device, build_tokenizer()
         parts, chunk = [], 32
-        for first in tqdm(range(0, count, chunk), desc=f"encode {pixels} px", mininterval=5):
+        for first in track(range(0, count, chunk), f"encode {pixels} px", console=Console(stderr=True)):
             scenes = [sample_scene(pixels, i) for i in range(first, first + chunk)]
             with torch.autocast(device.type, torch.bfloat16):
                 latents = encode(vae, render_scenes(scenes, pixels, first, pixels).to(device))
@@ -116,8 +114,8 @@ class TextToImage(Recipe):
     """
 
     name = "t2i-dit"
-    schedule = Schedule(steps=8000, learning_rate=1.2e-3, warmup=200, decay_from=0.65, average=0.999)
-    low_steps = 2000
+    schedule = Schedule(steps=7000, learning_rate=1.2e-3, warmup=200, decay_from=0.65, average=0.999)
+    low_steps = 1400
     """Steps at 64 tokens before the first one at 256."""
     low_every = 8
     """In the rest, every so many steps is at 64 tokens."""
@@ -145,7 +143,8 @@ class TextToImage(Recipe):
 
     def build(self) -> nn.Module:
         """The untrained denoiser, every residual branch switched off as in Peebles & Xie (2023)."""
-        return start_at_identity(build_transformer())
+        model: nn.Module = start_at_identity(build_transformer())
+        return model
 
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
@@ -216,8 +215,8 @@ class TextToImage(Recipe):
         return self._forward
 
 
-def start_at_identity(model: SD3Transformer2DModel) -> SD3Transformer2DModel:
-    """Xavier weights, and zero in every modulation and in the output layer."""
+def start_at_identity(model: Any) -> Any:
+    """``model`` with Xavier weights, and zeros in every modulation and in the output layer."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -229,8 +228,8 @@ def start_at_identity(model: SD3Transformer2DModel) -> SD3Transformer2DModel:
     return model
 
 
-def assemble(vae: Any, tower: Any, transformer: Any) -> StableDiffusion3Pipeline:
-    """The stock pipeline around the trained parts; one text tower serves in both CLIP slots."""
+def assemble(vae: Any, tower: Any, transformer: Any) -> Any:
+    """The stock StableDiffusion3Pipeline around the trained parts; one text tower serves in both CLIP slots."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     tokenizer = build_tokenizer()

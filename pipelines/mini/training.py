@@ -11,7 +11,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
-from hasten.pipelines.mini.provenance import describe_hardware, write_record
+from hasten.pipelines.mini.provenance import describe_hardware, has_record, write_record
 
 __all__ = ["Average", "Recipe", "Schedule", "step_generator", "train"]
 
@@ -155,12 +155,17 @@ def train(
             _log(folder, {"step": done, "loss": float(loss), **figures, "seconds": seconds})
         if done % save_every == 0 or done == last:
             _save(folder, identity, done, seconds, model, optimizer, average)
-        if done % preview_every == 0 or done == last:
-            shown = recipe.preview(_averaged(recipe, average, device), folder, done)
-            _log(folder, {"step": done, **shown, "seconds": time.perf_counter() - began})
-    if last == schedule.steps:
+        if done % preview_every == 0 and done < schedule.steps:
+            _preview(recipe, _averaged(recipe, average, device), folder, done, seconds)
+    result = _averaged(recipe, average, device)
+    if last == schedule.steps and not has_record(folder):
+        _preview(recipe, result, folder, last, seconds)
         write_record(folder, _record(folder, identity, model, seconds, device, command))
-    return _averaged(recipe, average, device)
+    return result
+
+
+def _preview(recipe: Recipe, model: nn.Module, folder: Path, step: int, seconds: float) -> None:
+    _log(folder, {"step": step, **recipe.preview(model, folder, step), "seconds": seconds})
 
 
 def _advance(
@@ -205,10 +210,13 @@ def _averaged(recipe: Recipe, average: Average, device: str) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _progress(name: str, start: int, last: int, total: int) -> Any:
-    from tqdm import tqdm
+def _progress(name: str, start: int, last: int, total: int) -> Iterable[int]:
+    from rich.console import Console
+    from rich.progress import track
 
-    return tqdm(range(start, last), desc=name, initial=start, total=total, mininterval=5)
+    return track(
+        range(start, last), description=name, total=total, completed=start, console=Console(stderr=True)
+    )
 
 
 def _log(folder: Path, record: Mapping[str, float]) -> None:

@@ -25,7 +25,8 @@ def _spectrum(
     limit: Annotated[int, typer.Option(min=1, help="Use at most so many images.")] = 100,
     device: Annotated[str, typer.Option(help="Where the autoencoder runs.")] = "cpu",
     out: Annotated[
-        Path | None, typer.Option(help="Also write it here; as hasten.json beside the model it is used by itself.")
+        Path | None,
+        typer.Option(help="Also write it here; as hasten.json beside the model it is used by itself."),
     ] = None,
 ) -> None:
     """Fit the power spectrum of a model's latents, which tells `bottleneck` how long it may stay at low resolution."""
@@ -83,7 +84,7 @@ def _merge(path: Path, fitted: dict[str, Any]) -> None:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{path} exists and is no JSON ({error}); remove it or choose another file") from error
+            raise CheckpointError(f"{path} is no JSON ({error}); remove it or choose another file") from error
         if not isinstance(kept, dict):
-            raise CheckpointError(f"{path} exists and is no JSON object; remove it or choose another file")
+            raise CheckpointError(f"{path} is no JSON object; remove it or choose another file")
     path.write_text(json.dumps({**kept, **fitted}, indent=2) + "\n", encoding="utf-8")

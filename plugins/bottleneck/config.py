@@ -20,7 +20,15 @@ Scale = Fraction | tuple[Pixels, Pixels]
 Level = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
 Positive = Annotated[float, Field(gt=0.0, strict=True)]
 _ONLY_RESTART = ("stages", "preset", "resize", "mix", "switch", "noise", "seed")
-_ONLY_CONTINUOUS = ("scale", "high_first", "low_until", "delta", "spectrum", "taper", "respect_expert_boundary")
+_ONLY_CONTINUOUS = (
+    "scale",
+    "high_first",
+    "low_until",
+    "delta",
+    "spectrum",
+    "taper",
+    "respect_expert_boundary",
+)
 
 
 class Stage(TechniqueConfig):
@@ -47,7 +55,6 @@ class Stage(TechniqueConfig):
         if not _is_scale(value):
             raise ValueError(f"must be 1, {_A_SCALE}, not {value!r}")
         return value
-
 
     @property
     def first(self) -> int:
@@ -152,7 +159,9 @@ class BottleneckConfig(TechniqueConfig):
         if len(levels) != len(self.scales):
             raise ValueError(f"low_until has {len(levels)} levels for {len(self.scales)} entries of scale")
         if list(levels) != sorted(set(levels), reverse=True):
-            raise ValueError(f"low_until={list(levels)} must fall from entry to entry: levels fall during a run")
+            raise ValueError(
+                f"low_until={list(levels)} must fall from entry to entry: levels fall during a run"
+            )
 
     def _check_stages(self) -> None:
         if self.stages is None:

@@ -126,5 +126,6 @@ def _per_channel(vae: Any, name: str, latent: Tensor) -> Tensor | None:
     values = vae.config.get(name) if values is None else values
     if values is None:
         return None
-    return torch.as_tensor(values, dtype=latent.dtype, device=latent.device).view(1, -1, *[1] * (latent.ndim - 2))
-
+    return torch.as_tensor(values, dtype=latent.dtype, device=latent.device).view(
+        1, -1, *[1] * (latent.ndim - 2)
+    )

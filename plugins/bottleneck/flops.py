@@ -117,4 +117,3 @@ def _unet_share(denoiser: nn.Module, name: str) -> float:
     if "upsamplers" in rest:
         depth -= 1
     return 0.25**depth
-

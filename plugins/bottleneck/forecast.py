@@ -39,7 +39,10 @@ def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, A
     cost = _Cost(target, arguments, size)
     full = (size.height, size.width)
     if config.mode == "restart":
-        steps = [(level, at, f"stage {stage}") for level, at, stage in _restart_steps(config, target, arguments, size)]
+        steps = [
+            (level, at, f"stage {stage}")
+            for level, at, stage in _restart_steps(config, target, arguments, size)
+        ]
         facts: dict[str, Any] = {}
     else:
         resolutions = resolve(config, target, size)

@@ -89,7 +89,9 @@ def resolve(config: BottleneckConfig, target: Target, size: LatentSize) -> Resol
     sizes = [low_size(scale, target, size) for scale in config.scales]
     areas = [height * width for height, width in sizes]
     if areas != sorted(set(areas)):
-        raise ConfigError(f"scale={config.scale} gives latents {sizes}: list them from small to large", path="scale")
+        raise ConfigError(
+            f"scale={config.scale} gives latents {sizes}: list them from small to large", path="scale"
+        )
     check_minimum(config, target, size, sizes)
     if isinstance(config.low_until, str):
         spectrum = spectrum_for(config, target.pipe)[0]
@@ -122,7 +124,9 @@ def low_size(scale: Scale, target: Target, size: LatentSize) -> tuple[int, int]:
     except ValueError as error:
         raise ConfigError(f"{error}; use a larger picture or a scale nearer to 1", path="scale") from None
     if aspect_deviation(full, low) > ASPECT_TOLERANCE:
-        _log.warning("bottleneck: scale %s of latent %s snaps to %s, which changes its aspect", scale, full, low)
+        _log.warning(
+            "bottleneck: scale %s of latent %s snaps to %s, which changes its aspect", scale, full, low
+        )
     return low
 
 
@@ -136,9 +140,13 @@ def _size_of_pixels(scale: tuple[int, int], target: Target, size: LatentSize) ->
             raise ConfigError(f"low {name} {wanted} is no multiple of {step} pixels", path="scale")
         low.append(wanted // step * layout.multiple)
         if low[-1] > full:
-            raise ConfigError(f"low {name} {wanted} is above the picture's {full_pixels} pixels", path="scale")
+            raise ConfigError(
+                f"low {name} {wanted} is above the picture's {full_pixels} pixels", path="scale"
+            )
     if tuple(low) == (size.height, size.width):
-        raise ConfigError(f"{scale[0]} x {scale[1]} is the full size already; use a smaller one", path="scale")
+        raise ConfigError(
+            f"{scale[0]} x {scale[1]} is the full size already; use a smaller one", path="scale"
+        )
     return low[0], low[1]
 
 

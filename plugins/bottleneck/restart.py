@@ -40,7 +40,9 @@ _PICTURES = ("image", "images", "mask_image", "control_image", "video")
 def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
     """What restart mode finds wrong, or worth saying, about a pipeline."""
     accepted = inspect.signature(type(target.pipe).__call__).parameters
-    given = [name for name in _PICTURES if name in accepted and accepted[name].default is inspect.Parameter.empty]
+    given = [
+        name for name in _PICTURES if name in accepted and accepted[name].default is inspect.Parameter.empty
+    ]
     if "strength" in accepted or given:
         yield Finding("error", _builds_on_a_picture(target, given or ["strength"]))
     conditions = _condition_channels(target)
@@ -51,7 +53,9 @@ def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
             f"latents in its loop; use mode='continuous'",
         )
     if reason := _REFUSED_FAMILIES.get(target.adapter.family):
-        yield Finding("error", f"mode='restart' does not work on {target.name}: {reason}; use mode='continuous'")
+        yield Finding(
+            "error", f"mode='restart' does not work on {target.name}: {reason}; use mode='continuous'"
+        )
     if config.stages is None and config.preset is None and preset_for(target) is None:
         yield Finding(
             "error",
@@ -62,8 +66,8 @@ def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
         if number > 0 and stage.first == 0:
             yield Finding(
                 "warning",
-                f"stages.{number} begins at pure noise (strength {stage.strength} cuts none of its {stage.steps} steps), "
-                f"so the stages before it have no effect; lower its strength or give it more steps",
+                f"stages.{number} begins at pure noise, so the stages before it have no effect: strength "
+                f"{stage.strength} cuts none of its {stage.steps} steps; lower it or give the stage more steps",
             )
     flow = is_flow(target.pipe.scheduler)
     for option, value in (("switch", "x0"), ("mix", "strength")):
@@ -83,7 +87,9 @@ def _condition_channels(target: Target) -> int:
     """How many channels beside the noisy latents the denoiser is given."""
     config = getattr(next(iter(target.denoisers.values()), None), "config", {})
     inner, outer = config.get("in_channels"), config.get("out_channels")
-    if not isinstance(inner, int) or not isinstance(outer, int) or inner == 4 * outer:  # tokens of 2 x 2 patches
+    if (
+        not isinstance(inner, int) or not isinstance(outer, int) or inner == 4 * outer
+    ):  # tokens of 2 x 2 patches
         return 0
     return max(inner - outer, 0)
 
@@ -176,13 +182,17 @@ class Transition:
         batch = len(kwargs[self._argument])
         whole = {**kwargs, self._argument: example[:1].expand(batch, *example.shape[1:])}
         blank = layout.decode(pipe, whole)
-        return layout.encode(pipe, whole, blank.new_zeros(*blank.shape[:-2], *size), layout.level(pipe, whole))
+        return layout.encode(
+            pipe, whole, blank.new_zeros(*blank.shape[:-2], *size), layout.level(pipe, whole)
+        )
 
     def _frame(self, size: tuple[int, int]) -> Mapping[str, Any]:
         """Arguments of any forward at ``size``, for packing and unpacking samples."""
         return self._template if size == self.full else self._encoded(size, self._template)
 
-    def __call__(self, sample: Tensor, size: tuple[int, int], following: tuple[int, int], run: StageRun) -> Tensor:
+    def __call__(
+        self, sample: Tensor, size: tuple[int, int], following: tuple[int, int], run: StageRun
+    ) -> Tensor:
         """The first sample of the stage that ``run`` has just entered."""
         layout, pipe = self._target.layout, self._target.pipe
         if not self._template:

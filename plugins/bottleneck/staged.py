@@ -27,7 +27,7 @@ from hasten.schedules.noise import NoiseLevel
 if TYPE_CHECKING:
     from hasten._target import Target
 
-__all__ = ["Switch", "StageRun", "staged_scheduler"]
+__all__ = ["StageRun", "Switch", "staged_scheduler"]
 
 Switch = Callable[[Tensor, tuple[int, int], tuple[int, int], "StageRun"], Tensor]
 """``(sample, size, next size, run) -> sample``: what happens between two stages."""
@@ -45,7 +45,9 @@ class StageRun:
     switch: Switch | None = None
     """Takes a stage's last sample to the first one of the next; needed to step, not to plan."""
 
-    def __init__(self, base: Any, planned: Sequence[PlannedStage], *, hand_over_estimate: bool = False) -> None:
+    def __init__(
+        self, base: Any, planned: Sequence[PlannedStage], *, hand_over_estimate: bool = False
+    ) -> None:
         self._base = base
         self.planned = tuple(planned)
         self._hand_over_estimate = hand_over_estimate
@@ -167,7 +169,9 @@ def _staged_class(base: type) -> type:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         run: StageRun = self.stage_run
         if not run.schedulers:
-            raise HastenError("the pipeline stepped its scheduler before setting timesteps; restart mode cannot follow")
+            raise HastenError(
+                "the pipeline stepped its scheduler before setting timesteps; restart mode cannot follow"
+            )
         return run.step(inspect.signature(run.scheduler.step).bind(*args, **kwargs))
 
     def ignore(self: Any, *args: Any, **kwargs: Any) -> None:

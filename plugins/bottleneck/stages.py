@@ -132,7 +132,9 @@ def _dynamic_shift(scheduler: Any, planned: PlannedStage, mu: float | None) -> f
     shift = planned.stage.shift
     if shift is None:
         if mu is None:
-            raise ConfigError("this pipeline computes no dynamic shift: give every stage a shift", path="stages")
+            raise ConfigError(
+                "this pipeline computes no dynamic shift: give every stage a shift", path="stages"
+            )
         shift = (math.exp(mu) if exponential else mu) / planned.ratio
     return math.log(shift) if exponential else shift
 

@@ -40,15 +40,24 @@ def planned_levels(target: Target, arguments: Mapping[str, Any], size: LatentSiz
     """
     steps = arguments.get("num_inference_steps")
     if not isinstance(steps, int) or steps < 1:
-        raise UnsupportedError(f"{target.name} takes no num_inference_steps, so its steps cannot be planned ahead")
+        raise UnsupportedError(
+            f"{target.name} takes no num_inference_steps, so its steps cannot be planned ahead"
+        )
     scheduler = copy.deepcopy(target.pipe.scheduler)
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     given = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
-    if not given and _has_own_grid(target) and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas"):
+    if (
+        not given
+        and _has_own_grid(target)
+        and "sigmas" in accepted
+        and not scheduler.config.get("use_flow_sigmas")
+    ):
         given = {"sigmas": 1.0 - np.arange(steps) / steps}
     if scheduler.config.get("use_dynamic_shifting", False):
         given["mu"] = dynamic_shift(target, size, steps)
-    scheduler.set_timesteps(**(given if {"timesteps", "sigmas"} & set(given) else {**given, "num_inference_steps": steps}))
+    if not {"timesteps", "sigmas"} & set(given):
+        given["num_inference_steps"] = steps
+    scheduler.set_timesteps(**given)
     levels = levels_of(target, scheduler)
     return levels[_skipped(target, scheduler, steps, arguments.get("strength")) :]
 
@@ -87,11 +96,16 @@ def dynamic_shift(target: Target, size: LatentSize, steps: int) -> float:
         return float(module.compute_empirical_mu(image_seq_len=tokens, num_steps=steps))
     if hasattr(module, "calculate_shift"):
         config = target.pipe.scheduler.config
-        known = ("base_image_seq_len", 256), ("max_image_seq_len", 4096), ("base_shift", 0.5), ("max_shift", 1.15)
+        known = (
+            ("base_image_seq_len", 256),
+            ("max_image_seq_len", 4096),
+            ("base_shift", 0.5),
+            ("max_shift", 1.15),
+        )
         return float(module.calculate_shift(tokens, *(config.get(name, default) for name, default in known)))
     raise UnsupportedError(
-        f"{type(target.pipe.scheduler).__name__} has use_dynamic_shifting set, and how {target.name} computes the shift "
-        f"is not known"
+        f"{type(target.pipe.scheduler).__name__} has use_dynamic_shifting set, and how {target.name} computes its "
+        f"shift is not known"
     )
 
 

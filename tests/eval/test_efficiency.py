@@ -113,7 +113,7 @@ class TestMemory:
             block = torch.ones(40_000_000, dtype=torch.uint8)
             time.sleep(0.1)
             del block
-        assert 40e6 <= peak.above_start < 1e9
+        assert 39e6 <= peak.above_start < 1e9
         assert ("sampled" in peak.source) == sampled
         assert peak.reserved is None
 

@@ -66,7 +66,9 @@ def test_flat_picture_is_amplified_by_the_amplitude_ratio():
 def test_taper_fades_the_edge_of_the_band_only():
     frequencies = torch.eye(8, dtype=torch.float64)
     small = cosine_basis(8, torch.float64).T @ frequencies
-    weights = (cosine_basis(16, torch.float64)[:8] @ truncation_matrix(16, 8, 3, torch.float64).T @ small).diagonal()
+    weights = (
+        cosine_basis(16, torch.float64)[:8] @ truncation_matrix(16, 8, 3, torch.float64).T @ small
+    ).diagonal()
     torch.testing.assert_close(weights[:5], torch.ones(5, dtype=torch.float64))
     assert (weights[5:].diff() < 0).all()
     assert 0 < weights[-1] < 0.2

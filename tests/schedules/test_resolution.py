@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -59,7 +60,9 @@ def test_amplitude_ratio():
     assert amplitude_ratio((90, 160), (68, 120)) == pytest.approx(math.sqrt(90 * 160 / (68 * 120)))
 
 
-@pytest.mark.parametrize(("delta", "expected"), [(0.01, 0.853), (0.05, 0.718), (0.1, 0.638), (0.2, 0.544), (0.3, 0.481)])
+@pytest.mark.parametrize(
+    ("delta", "expected"), [(0.01, 0.853), (0.05, 0.718), (0.1, 0.638), (0.2, 0.544), (0.3, 0.481)]
+)
 def test_critical_time_of_flux_at_1024(delta, expected):
     assert critical_time(FLUX, 32, delta) == pytest.approx(expected, abs=1e-3)
 
@@ -85,8 +88,25 @@ STAGES = [
     ((6, 1.0, 9.0), [1, 0.978, 0.947, 0.900, 0.818, 0.643, 0]),
     (
         (20, 0.8, 6.0),
-        [0.960, 0.947, 0.933, 0.918, 0.900, 0.880, 0.857, 0.831, 0.800, 0.764, 0.720, 0.667, 0.600, 0.514, 0.400]
-        + [0.240, 0],
+        [
+            0.96,
+            0.947,
+            0.933,
+            0.918,
+            0.9,
+            0.88,
+            0.857,
+            0.831,
+            0.8,
+            0.764,
+            0.72,
+            0.667,
+            0.6,
+            0.514,
+            0.4,
+            0.24,
+            0,
+        ],
     ),
     ((8, 0.6, 9.0), [0.9375, 0.900, 0.844, 0.750, 0.5625, 0]),
     ((4, 1.0, 7.0), [1, 0.955, 0.875, 0.700, 0]),
@@ -111,7 +131,7 @@ def test_hunyuan_low_stage():
 @given(st.integers(1, 60), st.floats(0.01, 1.0), st.floats(0.5, 12.0))
 def test_stage_times_descend_to_zero(steps, strength, shift):
     times = stage_times(steps, strength, shift)
-    assert all(a > b for a, b in zip(times, times[1:]))
+    assert all(a > b for a, b in itertools.pairwise(times))
     assert times[-1] == 0.0
     assert 1 <= len(times) - 1 <= steps
     assert len(times) - 1 == math.ceil(round(steps * strength, 9)) or steps * strength % 1 < 1e-9
@@ -119,7 +139,12 @@ def test_stage_times_descend_to_zero(steps, strength, shift):
 
 @pytest.mark.parametrize(
     ("stage", "name"),
-    [((0, 1.0, 3.0), "steps"), ((4, 0.0, 3.0), "strength"), ((4, 1.1, 3.0), "strength"), ((4, 1.0, 0.0), "shift")],
+    [
+        ((0, 1.0, 3.0), "steps"),
+        ((4, 0.0, 3.0), "strength"),
+        ((4, 1.1, 3.0), "strength"),
+        ((4, 1.0, 0.0), "shift"),
+    ],
 )
 def test_bad_stages_are_named(stage, name):
     with pytest.raises(ValueError, match=name):
@@ -153,8 +178,8 @@ def test_snapped_sizes_are_legal(height, width, scale, multiple):
     full = (height * multiple, width * multiple)
     try:
         low = snap_size(full, scale, multiple)
-    except ValueError as error:
-        assert "cannot be scaled" in str(error)
+    except ValueError:
+        assert all(side * scale > side - multiple for side in full)  # the only neighbour is the full size
         return
     assert low != full
     for side, limit in zip(low, full):
@@ -168,7 +193,7 @@ def test_large_latents_keep_their_aspect():
 
 
 def test_a_size_that_cannot_be_halved_is_refused():
-    with pytest.raises(ValueError, match="2 x 2 cannot be scaled by 0.5"):
+    with pytest.raises(ValueError, match="2 x 2 cannot be scaled by"):
         snap_size((2, 2), 0.5, 2)
 
 

@@ -13,7 +13,9 @@ def field(amplitude: float, exponent: float, height: int, width: int, count: int
     rows, columns = torch.arange(height) / (2 * height), torch.arange(width) / (2 * width)
     frequency = short * torch.hypot(rows[:, None], columns)
     deviation = (amplitude * frequency.clamp_min(0.5) ** -exponent).sqrt().double()
-    noise = torch.randn(count, 4, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        count, 4, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     bases = [cosine_basis(side, torch.float64).T for side in (height, width)]
     return apply_separable(noise * deviation, *bases)
 
@@ -35,7 +37,9 @@ def test_white_noise_has_power_one_everywhere():
 
 def test_single_precision_and_half_precision_agree():
     latents = field(100.0, 2.0, 32, 32)
-    assert fit_spectrum(latents.bfloat16()).exponent == pytest.approx(fit_spectrum(latents).exponent, abs=0.02)
+    assert fit_spectrum(latents.bfloat16()).exponent == pytest.approx(
+        fit_spectrum(latents).exponent, abs=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,9 @@ def test_rising_power_is_refused():
         fit_spectrum(sharpened)
 
 
-@pytest.mark.parametrize(("amplitude", "exponent"), [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, -0.1), (1.0, math.inf)])
+@pytest.mark.parametrize(
+    ("amplitude", "exponent"), [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, -0.1), (1.0, math.inf)]
+)
 def test_bad_laws_are_named(amplitude, exponent):
     with pytest.raises(ValueError, match="spectrum's"):
         Spectrum(amplitude, exponent)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 import hasten
+from hasten._attention import attention_layers
 from hasten._plugins import host
+from hasten._target import Target
 from hasten._technique import Technique, TechniqueConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -38,6 +41,11 @@ class CountConfig(TechniqueConfig):
     follows_writes: bool = True
 
 
+def each(sample: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``change`` applied to a prediction; a few families return a list of them."""
+    return change(sample) if isinstance(sample, torch.Tensor) else [change(item) for item in sample]
+
+
 class Scale(Technique[ScaleConfig]):
     """Multiplies every prediction, so that its presence shows in the output."""
 
@@ -55,7 +63,7 @@ class Scale(Technique[ScaleConfig]):
             output = proceed(call)
             factor = float("nan") if call.step.index == self.config.poison_at else self.config.factor
             call.run.record("scale", factor=factor)
-            return call.with_sample(output, call.sample(output) * factor)
+            return call.with_sample(output, each(call.sample(output), lambda sample: sample * factor))
 
         seams.denoiser(handle)
 
@@ -83,7 +91,7 @@ class Count(Technique[CountConfig]):
             state["forwards"] = state.get("forwards", 0) + 1
             call.run.record("count", forwards=state["forwards"])
             output = proceed(call)
-            return call.with_sample(output, call.sample(output) + 1)
+            return call.with_sample(output, each(call.sample(output), lambda sample: sample + 1))
 
         seams.denoiser(handle)
         if self.config.fail_to_attach:
@@ -91,7 +99,7 @@ class Count(Technique[CountConfig]):
 
 
 class Seen(Technique[TechniqueConfig]):
-    """Intercepts every attention layer and leaves it as it is."""
+    """Intercepts every softmax attention layer and leaves it as it is."""
 
     name = "seen"
     summary = "sees attention"
@@ -101,13 +109,21 @@ class Seen(Technique[TechniqueConfig]):
         return [hasten.Claim("attention.self", hasten.Access.READS)]
 
     def attach(self, target: Any, seams: Any) -> None:
+        layers = softmax_layers(target)
+
         def handle(call: Any, proceed: Any) -> Any:
-            layers = call.run.state("seen").setdefault(call.step.index, [])
-            layers.append(call.layer)
-            call.run.record("seen", layers=len(layers))
+            seen = call.run.state("seen").setdefault((call.step.index, call.step.branch), [])
+            seen.append(call.layer)
+            call.run.record("seen", layers=list(seen))
             return proceed(call)
 
-        seams.attention(handle)
+        seams.attention(handle, layers)
+
+
+def softmax_layers(target: Target) -> list[str]:
+    """Attention layers without those that use linear attention, which torch's attention function does not compute."""
+    layers = attention_layers(target).items()
+    return [name for name, module in layers if "Linear" not in type(module.processor).__name__]
 
 
 class TestPlugin:
@@ -169,11 +185,23 @@ def sd3() -> Any:
     return FAMILIES["sd3"]()
 
 
+def call(pipe: Any, family: str, seed: int = 0, **changes: Any) -> torch.Tensor:
+    """One cheap seeded call; the latents it ends with."""
+    return baseline(pipe, family, seed, **{"num_inference_steps": 2, **changes})
+
+
 @pytest.fixture
 def run() -> Any:
-    """``run(pipe, family)``: one cheap seeded call, the latents it ends with."""
-
-    def call(pipe: Any, family: str, seed: int = 0, **changes: Any) -> torch.Tensor:
-        return baseline(pipe, family, seed, **{"num_inference_steps": 2, **changes})
-
+    """:func:`call`."""
     return call
+
+
+@functools.cache
+def stock_output(family: str) -> torch.Tensor:
+    return call(FAMILIES[family](), family)
+
+
+@pytest.fixture
+def stock(family: str) -> torch.Tensor:
+    """What :func:`call` gives on the stock pipeline of the family."""
+    return stock_output(family)

@@ -10,7 +10,7 @@ from families import FAMILIES, LATENT
 from observation import Observation, observe
 from test_layouts import HALF
 
-from hasten.pipelines.adapters import LatentSize
+from hasten.pipelines.adapters import LatentLayout, LatentSize, find
 from hasten.pipelines.adapters._layouts import resize_clean
 from hasten.schedules.dct import dct_truncate
 from hasten.schedules.noise import NoiseLevel
@@ -161,21 +161,19 @@ def test_boundary_of_the_experts() -> None:
     ],
 )
 def test_size_of_a_call(name: str, arguments: dict[str, Any], expected: LatentSize) -> None:
-    from hasten.pipelines.adapters import LatentLayout, find
-
     pipe = FAMILIES[name]()
     layout = find(pipe).capability(LatentLayout)  # type: ignore[type-abstract]
     assert layout is not None
     assert layout.call_size(pipe, {"height": None, "width": None, **arguments}) == expected
 
 
-@pytest.mark.parametrize("name", ["pixart-sigma", "sana", "hunyuan-dit"])
-def test_binning_is_the_pipelines_own(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"), [("pixart-sigma", (208, 304)), ("sana", (832, 1216)), ("hunyuan-dit", (864, 1152))]
+)
+def test_binning_is_the_pipelines_own(name: str, expected: tuple[int, int]) -> None:
     pipe = FAMILIES[name]()
-    if name != "hunyuan-dit":
-        pipe.transformer.register_to_config(sample_size=32)
-    seen = observe(name)
-    expected = {"pixart-sigma": (208, 304), "sana": (832, 1216), "hunyuan-dit": (864, 1152)}[name]
-    arguments = {"height": 820, "width": 1200, "use_resolution_binning": True}
-    size = seen.layout.call_size(pipe, arguments)
-    assert seen.layout.pixels(pipe, size) == expected
+    pipe.transformer.register_to_config(sample_size=32)
+    layout = find(pipe).capability(LatentLayout)  # type: ignore[type-abstract]
+    assert layout is not None
+    size = layout.call_size(pipe, {"height": 820, "width": 1200, "use_resolution_binning": True})
+    assert layout.pixels(pipe, size) == expected

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import VARIANTS, variant
+from families import FAMILIES, VARIANTS, variant
 from observation import observe_call
 from test_layouts import low_level, same
 
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters import families
+from hasten.pipelines.adapters import LatentLayout, families, find
 from hasten.schedules.dct import dct_truncate
 
 
@@ -36,8 +36,6 @@ def test_variant(kind: str) -> None:
 
 
 def test_every_supported_pipeline_is_tried() -> None:
-    from families import FAMILIES
-
     tried = {*VARIANTS, *(type(build()).__name__ for build in FAMILIES.values())}
     assert {name for adapter in families() for name in adapter.pipelines} == tried
 
@@ -45,6 +43,7 @@ def test_every_supported_pipeline_is_tried() -> None:
 @pytest.mark.parametrize("kind", ["Flux2KleinPipeline", "QwenImageEditPipeline"])
 def test_size_that_only_the_image_knows_is_not_guessed(kind: str) -> None:
     pipe, given = variant(kind)
-    layout = next(a for a in families() if kind in a.pipelines).capabilities[0]
+    layout = find(pipe).capability(LatentLayout)  # type: ignore[type-abstract]
+    assert layout is not None
     with pytest.raises(UnsupportedError, match="pass height and width"):
-        layout.call_size(pipe, {**given, "image": object(), "height": None, "width": None})  # type: ignore[attr-defined]
+        layout.call_size(pipe, {**given, "image": object(), "height": None, "width": None})

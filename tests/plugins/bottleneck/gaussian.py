@@ -6,6 +6,7 @@ of all of them, and errors are exact instead of sampled. Independent noise adds 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,7 @@ class Toy:
         times = [shift_time(1 - j / steps, shift) for j in range(steps)] + [0.0]
         x = from_coefficients(torch.ones(1, 1, self.full, self.full, dtype=torch.float64))
         cost = 0.0
-        for time, following in zip(times, times[1:]):
+        for time, following in itertools.pairwise(times):
             low = low_until <= time <= high_first
             x = x + (following - time) * self.velocity(x, time, low=low)
             cost += 0.289 if low else 1.0

@@ -6,7 +6,10 @@ from pydantic import ValidationError
 
 from hasten.plugins.bottleneck.config import BottleneckConfig, Stage
 
-RESTART = {"mode": "restart", "stages": [{"steps": 4}, {"steps": 8, "scale": 0.5, "shift": 6.0}, {"steps": 4}]}
+RESTART = {
+    "mode": "restart",
+    "stages": [{"steps": 4}, {"steps": 8, "scale": 0.5, "shift": 6.0}, {"steps": 4}],
+}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,11 @@ def test_one_scale_or_several():
         ({"mode": "restart", "seed": -1}, "seed", "greater than or equal to 0"),
         ({"mode": "restart", "resize": "area"}, "resize", "'lanczos'"),
         ({"mode": "restart", "stages": [{"steps": 0}, {"steps": 1}]}, "steps", "greater than or equal to 1"),
-        ({"mode": "restart", "stages": [{"steps": 2, "strength": 1.5}, {"steps": 1}]}, "strength", "equal to 1"),
+        (
+            {"mode": "restart", "stages": [{"steps": 2, "strength": 1.5}, {"steps": 1}]},
+            "strength",
+            "equal to 1",
+        ),
         ({"mode": "restart", "stages": [{"steps": 2, "shift": 0}, {"steps": 1}]}, "shift", "greater than 0"),
         ({"mode": "restart", "stages": [{"steps": 2, "scale": 2}, {"steps": 1}]}, "scale", "must be 1"),
         ({"mode": "restart", "preset": "wan"}, "preset", "'flux'"),

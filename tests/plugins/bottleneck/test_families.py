@@ -11,8 +11,8 @@ from families import FAMILIES, LATENT, baseline, call_kwargs
 import hasten
 from hasten._errors import UnsupportedError
 from hasten._target import Target
-from hasten.plugins.bottleneck.restart import findings
 from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.restart import findings
 
 LOW = (LATENT[0] // 2, LATENT[1] // 2)
 CONTINUOUS = {"low_until": 0.3, "high_first": 1.0, "min_pixels": 1}
@@ -39,7 +39,9 @@ def observed(report: Any) -> list[tuple[tuple[int, int], float]]:
     return rows
 
 
-def planned(pipe: Any, options: dict[str, Any], arguments: dict[str, Any]) -> list[tuple[tuple[int, int], float]]:
+def planned(
+    pipe: Any, options: dict[str, Any], arguments: dict[str, Any]
+) -> list[tuple[tuple[int, int], float]]:
     forecast = hasten.plan(pipe, {"bottleneck": options}, **arguments).techniques[0].forecast
     assert forecast is not None
     return [(step.size, round(step.level, 3)) for step in forecast.steps]
@@ -53,7 +55,9 @@ def family(request):
 
 
 def fingerprint(pipe: Any) -> Any:
-    modules = [m for part in pipe.components.values() if isinstance(part, torch.nn.Module) for m in part.modules()]
+    modules = [
+        m for part in pipe.components.values() if isinstance(part, torch.nn.Module) for m in part.modules()
+    ]
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m))) for m in modules]
     return type(pipe), sorted(vars(pipe)), id(pipe.scheduler), type(pipe.scheduler), hooks
 
@@ -71,7 +75,9 @@ def test_low_steps_are_those_planned(family):
     assert not torch.equal(output, expected)
     assert observed(report) == plan
     assert LOW in {size for size, _ in plan}
-    assert {step.facts["bottleneck"]["phase"] for step in report.steps if step.resolution[-2:] == LOW} == {"low"}
+    assert {step.facts["bottleneck"]["phase"] for step in report.steps if step.resolution[-2:] == LOW} == {
+        "low"
+    }
     assert fingerprint(pipe) == before
     assert pipe.scheduler is scheduler
     assert torch.equal(baseline(pipe, name), expected)
@@ -105,7 +111,17 @@ def test_restart_stages_are_those_planned(family):
 
 
 def test_restart_covers_the_families_it_was_specified_for():
-    for name in ("sd3", "flux", "pixart-sigma", "sana", "wan", "wan22-ti2v", "hunyuan-video", "ltx", "cogvideox-rope"):
+    for name in (
+        "sd3",
+        "flux",
+        "pixart-sigma",
+        "sana",
+        "wan",
+        "wan22-ti2v",
+        "hunyuan-video",
+        "ltx",
+        "cogvideox-rope",
+    ):
         assert restarts(name), name
 
 
@@ -129,7 +145,8 @@ def test_restart_refuses_a_given_picture():
 def test_half_precision_runs_and_keeps_its_type(name):
     pipe = FAMILIES[name]().to(torch.bfloat16)
     given = {
-        key: value.bfloat16() if isinstance(value, torch.Tensor) else value for key, value in call_kwargs(name).items()
+        key: value.bfloat16() if isinstance(value, torch.Tensor) else value
+        for key, value in call_kwargs(name).items()
     }
     with hasten.accelerate(pipe, {"bottleneck": CONTINUOUS}):
         output = pipe(**given, generator=torch.Generator().manual_seed(0), return_dict=False)[0]
@@ -166,7 +183,9 @@ def test_the_expert_boundary_is_respected():
 
 def test_every_batch_size_and_guidance_shares_one_schedule():
     pipe = FAMILIES["sd3"]()
-    two = {name: torch.cat([value] * 2) for name, value in call_kwargs("sd3").items() if name.endswith("embeds")}
+    two = {
+        name: torch.cat([value] * 2) for name, value in call_kwargs("sd3").items() if name.endswith("embeds")
+    }
     with hasten.accelerate(pipe, {"bottleneck": CONTINUOUS}) as acceleration:
         for guidance in (1.0, 4.0):
             output = baseline(pipe, "sd3", **two, guidance_scale=guidance)

@@ -62,7 +62,9 @@ def test_the_law_of_the_pictures_is_recovered(photographs):
 
 
 def test_scaling_scales_the_amplitude_only(photographs):
-    one, two = (fit_folder(Identity(scaling_factor=s, shift_factor=0.3), photographs, 64, 4) for s in (1.0, 2.0))
+    one, two = (
+        fit_folder(Identity(scaling_factor=s, shift_factor=0.3), photographs, 64, 4) for s in (1.0, 2.0)
+    )
     assert two.spectrum.amplitude == pytest.approx(4 * one.spectrum.amplitude)
     assert two.spectrum.exponent == pytest.approx(one.spectrum.exponent)
     assert two.images == 4
@@ -71,7 +73,9 @@ def test_scaling_scales_the_amplitude_only(photographs):
 def test_units_follow_each_kind_of_autoencoder():
     pixels = torch.rand(1, 3, 16, 16)
     means, deviations = [0.1, 0.2, 0.3], [1.0, 2.0, 4.0]
-    torch.testing.assert_close(encode(Identity(scaling_factor=2.0, shift_factor=0.5), pixels), (pixels - 0.5) * 2)
+    torch.testing.assert_close(
+        encode(Identity(scaling_factor=2.0, shift_factor=0.5), pixels), (pixels - 0.5) * 2
+    )
     expected = (pixels - torch.tensor(means).view(1, 3, 1, 1)) / torch.tensor(deviations).view(1, 3, 1, 1)
     normalised = Identity(latents_mean=means, latents_std=deviations)
     torch.testing.assert_close(encode(normalised, pixels), expected)
@@ -133,7 +137,8 @@ def test_the_command_prints_and_writes_json(photographs, stub_model, tmp_path):
     out = tmp_path / "hasten.json"
     out.write_text(json.dumps({"prompts": "kept"}))
     result = CliRunner().invoke(
-        build_app(), ["spectrum", "anything", str(photographs), "--side", "64", "--limit", "3", "--out", str(out)]
+        build_app(),
+        ["spectrum", "anything", str(photographs), "--side", "64", "--limit", "3", "--out", str(out)],
     )
     assert result.exit_code == 0, result.output
     printed, written = json.loads(result.stdout), json.loads(out.read_text())

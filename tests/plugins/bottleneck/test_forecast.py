@@ -46,7 +46,9 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "config", "multiple", "text", "full", "low", "tera", "ratio"), PUBLISHED, ids=[p[0] for p in PUBLISHED]
+    ("kind", "config", "multiple", "text", "full", "low", "tera", "ratio"),
+    PUBLISHED,
+    ids=[p[0] for p in PUBLISHED],
 )
 def test_published_models_cost_what_a_counter_says(kind, config, multiple, text, full, low, tera, ratio):
     model = on_meta(kind, **config)
@@ -164,7 +166,8 @@ def test_the_printed_plan_shows_sizes_and_says_what_the_ratio_is():
 
 def test_after_a_run_the_report_has_milliseconds_per_resolution():
     pipe = FAMILIES["flux"]()
-    with hasten.accelerate(pipe, {"bottleneck": {"low_until": 0.5, "min_pixels": 1, "high_first": 1.0}}) as acceleration:
+    options = {"low_until": 0.5, "min_pixels": 1, "high_first": 1.0}
+    with hasten.accelerate(pipe, {"bottleneck": options}) as acceleration:
         pipe(**call_kwargs("flux"))
         totals = {total.resolution: total for total in acceleration.report().totals}
     assert set(totals) == {(8, 12), (4, 6)}

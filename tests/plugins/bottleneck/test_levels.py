@@ -146,7 +146,10 @@ def autoencoder(kind: str, **config: Any) -> Any:
 @pytest.mark.parametrize(
     ("pipe", "amplitude"),
     [
-        (autoencoder("AutoencoderKL", latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159), 203.615097),
+        (
+            autoencoder("AutoencoderKL", latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+            203.615097,
+        ),
         (autoencoder("AutoencoderKLWan", z_dim=16), 219.484718),
         (autoencoder("AutoencoderKLWan", z_dim=48), None),
         (autoencoder("AutoencoderKL", latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609), None),
@@ -169,7 +172,9 @@ def test_a_models_own_spectrum_comes_first(tmp_path):
     assert spectrum_for(BottleneckConfig(spectrum=(1.0, 2.0)), pipe)[0] == Spectrum(1.0, 2.0)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"spectrum": {"A": 1}}', '{"spectrum": {"A": -1, "beta": 1}}', '{"spectrum": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"spectrum": {"A": 1}}', '{"spectrum": {"A": -1, "beta": 1}}', '{"spectrum": 3}']
+)
 def test_a_damaged_sidecar_is_named(tmp_path, text):
     (tmp_path / "hasten.json").write_text(text)
     pipe = SimpleNamespace(config={"_name_or_path": str(tmp_path)})

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -25,7 +26,9 @@ KINDS = list(Prediction)
 def level_of(prediction: Prediction, time: float) -> NoiseLevel:
     """The level at flow-equivalent ``time`` on the path of ``prediction``."""
     norm = math.hypot(1 - time, time)
-    return NoiseLevel.flow(time) if path_of(prediction) == "flow" else NoiseLevel((1 - time) / norm, time / norm)
+    return (
+        NoiseLevel.flow(time) if path_of(prediction) == "flow" else NoiseLevel((1 - time) / norm, time / norm)
+    )
 
 
 def true_output(prediction: Prediction, x0, noise, level):
@@ -72,11 +75,15 @@ def test_where_the_formulas_are_undefined_the_step_stays_high():
 @given(st.floats(0.01, 0.99), st.sampled_from(KINDS), st.integers(4, 10), st.integers(4, 10))
 def test_low_state_is_a_valid_state_at_its_level(time, prediction, height, width):
     """``y' = alpha' x0_low + sigma' eps_low`` with the picture in natural amplitude and the noise truncated."""
-    x0, noise = torch.randn(2, 1, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
+    x0, noise = torch.randn(
+        2, 1, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).unbind(0)
     level = level_of(prediction, time)
     r = math.sqrt(100 / (height * width))
     y, low = low_state(level.alpha * x0 + level.sigma * noise, level, (height, width), path_of(prediction))
-    expected = low.alpha * dct_truncate(x0, height, width) / r + low.sigma * dct_truncate(noise, height, width)
+    expected = low.alpha * dct_truncate(x0, height, width) / r + low.sigma * dct_truncate(
+        noise, height, width
+    )
     torch.testing.assert_close(y, expected)
     assert low.time == pytest.approx(lower_time(level.time, r))
 
@@ -112,7 +119,9 @@ def test_learned_variance_is_enlarged_in_its_own_amplitude():
     x, variance = torch.randn(1, 2, 8, 8), torch.full((1, 2, 4, 4), 0.7)
     level = level_of(Prediction.EPSILON, 0.7)
     y, low = low_state(x, level, (4, 4), "vp")
-    result = expand_prediction(Prediction.EPSILON, x, level, y, low, torch.cat([torch.randn(1, 2, 4, 4), variance], 1))
+    result = expand_prediction(
+        Prediction.EPSILON, x, level, y, low, torch.cat([torch.randn(1, 2, 4, 4), variance], 1)
+    )
     assert result.shape == (1, 4, 8, 8)
     torch.testing.assert_close(result[:, 2:], torch.full((1, 2, 8, 8), 0.7))
 
@@ -132,7 +141,7 @@ def test_euler_follows_the_low_solver_in_the_low_band(low):
     x = torch.randn(1, 2, 48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = dct_truncate(x, low, low)
     small = IdealDenoiser(power_of(toy.spectrum, low, toy.ratio))
-    for time, following in zip(times, times[1:]):
+    for time, following in itertools.pairwise(times):
         x = x + (following - time) * toy.velocity(x, time, low=True)
         low_time, low_following = lower_time(time, toy.ratio), lower_time(following, toy.ratio)
         y = y + (low_following - low_time) * small.velocity(y, low_time)
@@ -150,7 +159,11 @@ def test_the_high_band_keeps_its_noise_at_the_current_level():
     torch.testing.assert_close(to_coefficients(stepped)[..., high], 0.5 * to_coefficients(x)[..., high])
 
 
-BASELINE = {50: [-0.3, -0.4, -0.4, -0.6, -0.8], 25: [-0.7, -0.8, -1.1, -1.2, -1.6], 17: [-0.8, -1.2, -1.5, -1.8, -2.3]}
+BASELINE = {
+    50: [-0.3, -0.4, -0.4, -0.6, -0.8],
+    25: [-0.7, -0.8, -1.1, -1.2, -1.6],
+    17: [-0.8, -1.2, -1.5, -1.8, -2.3],
+}
 
 
 @pytest.mark.parametrize("steps", BASELINE)

@@ -1,0 +1,219 @@
+"""Runs baseline, configurations and controls over the same prompts and seeds, batch by batch in turn.
+
+Everything here works in memory; :mod:`hasten.eval.compare.run` adds the folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from hasten._errors import UnsupportedError
+from hasten._generation import Job, Sample, generate
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hasten._config import Config
+    from hasten._report import Report
+
+__all__ = [
+    "ACCELERATED",
+    "BASELINE",
+    "FEWER_STEPS",
+    "OTHER_SEED",
+    "REPEAT",
+    "Arm",
+    "ArmResult",
+    "Turn",
+    "control_arms",
+    "equal_time_steps",
+    "flops_of",
+    "run_arms",
+    "turns",
+    "warm_up",
+]
+
+BASELINE = "baseline"
+ACCELERATED = "accelerated"
+REPEAT = "repeat"
+OTHER_SEED = "other seed"
+FEWER_STEPS = "fewer steps"
+
+_SEED_OFFSET = 2**31
+"""Between the seeds of the baseline and those of the other-seed control; further than any prompt list is long."""
+
+Role = Literal["baseline", "candidate", "control"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a comparison.
+
+    Args:
+        name: unique in the comparison.
+        role: a control shows how to read the candidates' figures and is never judged itself.
+        steps: denoising steps.
+        config: techniques to enable, ``None`` for the stock pipeline.
+        seed_offset: added to every seed.
+    """
+
+    name: str
+    role: Role
+    steps: int
+    config: Config | None = None
+    seed_offset: int = 0
+
+    def job(self, job: Job) -> Job:
+        """``job`` with this arm's steps and seeds."""
+        call: Mapping[str, Any] = {**job.call, "num_inference_steps": self.steps}
+        return replace(job, call=call, seed=job.seed + self.seed_offset)
+
+    def attached(self, pipe: Any) -> AbstractContextManager[Any]:
+        """The pipeline with this arm's techniques for the length of a ``with`` block."""
+        import hasten
+
+        return nullcontext() if self.config is None else hasten.accelerate(pipe, self.config)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One batch of one arm: its pictures, its wall-clock seconds, and what the techniques did in it."""
+
+    arm: Arm
+    batch: int
+    samples: tuple[Sample, ...]
+    seconds: float
+    report: Report | None
+
+
+def control_arms(steps: int, fewer: Mapping[str, int]) -> list[Arm]:
+    """The rows without which the others can't be read.
+
+    Args:
+        steps: of the baseline.
+        fewer: candidate -> steps that plain sampling gets done in that candidate's time.
+
+    Returns:
+        The baseline once more (what differs is not due to any technique), the baseline from other noise (how much
+        two equally good pictures differ), and for each candidate plain sampling in the same time.
+    """
+    plain = [Arm(REPEAT, "control", steps), Arm(OTHER_SEED, "control", steps, seed_offset=_SEED_OFFSET)]
+    single = len(fewer) == 1
+    names = {name: FEWER_STEPS if single else f"{FEWER_STEPS} ({name})" for name in fewer}
+    return plain + [Arm(names[name], "control", count) for name, count in fewer.items()]
+
+
+def turns(
+    pipe: Any,
+    arms: Sequence[Arm],
+    job: Job,
+    wanted: Callable[[Arm, int], bool] = lambda arm, batch: True,
+) -> Iterator[Turn]:
+    """Run every wanted batch of every arm. Batch ``i`` of all arms runs back to back, each time in another order.
+
+    Raises:
+        HastenError: from a configuration or the run.
+    """
+    for number, start in enumerate(range(0, len(job.prompts), job.batch_size)):
+        batch = replace(job, prompts=job.prompts[start : start + job.batch_size], seed=job.seed + start)
+        # No arm always runs first: whatever a preceding run leaves warm is shared out evenly.
+        shift = number % len(arms)
+        for arm in (*arms[shift:], *arms[:shift]):
+            if wanted(arm, number):
+                yield _turn(pipe, arm, batch, number, start)
+
+
+def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
+    from hasten.eval.efficiency.timing import synchronize
+
+    device = getattr(pipe, "device", None)
+    with arm.attached(pipe) as acceleration:
+        synchronize(device)
+        began = time.perf_counter()
+        samples = list(generate(pipe, arm.job(batch)))
+        synchronize(device)
+        seconds = time.perf_counter() - began
+        report = acceleration.report() if acceleration is not None else None
+    if any(len(sample.frames) != 1 for sample in samples):
+        raise UnsupportedError(
+            f"{type(pipe).__name__} makes videos; comparisons are of single pictures so far"
+        )
+    return Turn(
+        arm, number, tuple(replace(sample, index=start + sample.index) for sample in samples), seconds, report
+    )
+
+
+def warm_up(pipe: Any, arms: Sequence[Arm], job: Job) -> dict[str, float]:
+    """Seconds of one batch of every arm: the faster of two, the first pays for allocation and compilation."""
+    first = replace(job, prompts=job.prompts[: job.batch_size])
+    return {arm.name: min(_turn(pipe, arm, first, 0, 0).seconds for _ in range(2)) for arm in arms}
+
+
+def equal_time_steps(steps: int, pace: Mapping[str, float]) -> dict[str, int]:
+    """Candidate -> steps that plain sampling gets done in its time; ``pace`` is that of :func:`warm_up`."""
+    plain = pace[BASELINE]
+    return {
+        name: max(1, round(steps * seconds / plain)) for name, seconds in pace.items() if name != BASELINE
+    }
+
+
+def flops_of(pipe: Any, arm: Arm, job: Job) -> int:
+    """Floating-point operations of one pipeline call on the first prompt."""
+    from hasten.eval.efficiency import count_flops
+
+    first = arm.job(replace(job, prompts=job.prompts[:1]))
+    with arm.attached(pipe):
+        return count_flops(lambda: list(generate(pipe, first)))
+
+
+@dataclass
+class ArmResult:
+    """What came out of one arm.
+
+    Args:
+        steps: denoising steps.
+        images: one per prompt, in order.
+        seconds: of each batch; entry ``i`` of two arms is a pair measured next to each other.
+        flops: floating-point operations of one pipeline call on the first prompt.
+        report: what the techniques did in the last batch, for an accelerated arm.
+    """
+
+    steps: int
+    images: list[Image] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    flops: int = 0
+    report: Report | None = None
+
+
+def run_arms(
+    pipe: Any, config: Config, job: Job, advance: Callable[[], None] = lambda: None
+) -> dict[str, ArmResult]:
+    """Baseline, one accelerated configuration and fewer steps in the same time, in memory.
+
+    Args:
+        pipe: the pipeline.
+        config: techniques of the accelerated arm.
+        job: prompts, seed and call.
+        advance: called after every batch of every arm.
+
+    Raises:
+        HastenError: from the configuration or the run.
+    """
+    steps = int(job.call["num_inference_steps"])
+    arms = [Arm(BASELINE, "baseline", steps), Arm(ACCELERATED, "candidate", steps, config)]
+    fewer = equal_time_steps(steps, warm_up(pipe, arms, job))
+    arms.append(Arm(FEWER_STEPS, "control", fewer[ACCELERATED]))
+    results = {arm.name: ArmResult(arm.steps) for arm in arms}
+    for turn in turns(pipe, arms, job):
+        result = results[turn.arm.name]
+        result.images.extend(sample.frames[0] for sample in turn.samples)
+        result.seconds.append(turn.seconds)
+        result.report = turn.report
+        advance()
+    for arm in arms:
+        results[arm.name].flops = flops_of(pipe, arm, job)
+    return results

@@ -1,0 +1,90 @@
+"""JSON Lines files that only grow, and that hold whole lines whatever happens to the process or the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hasten._errors import CheckpointError, HastenError
+
+__all__ = ["append_lines", "read_lines", "repair", "write_atomically"]
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append records, one a line, all of them or none, and wait until they are on the disk.
+
+    Raises:
+        HastenError: if they cannot be written (a full disk); the file then is as it was before.
+    """
+    data = "".join(json.dumps(record, sort_keys=True, allow_nan=False) + "\n" for record in records).encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            _write_all(file.fileno(), data)
+            os.fsync(file.fileno())
+        except OSError as error:
+            # A full disk takes part of a write and refuses the rest; half a line must not stay behind.
+            file.truncate(end)
+            raise HastenError(
+                f"{path} cannot be extended ({error.strerror}); what was finished before is kept. Make room and "
+                "run the same command again to go on"
+            ) from error
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a file; a last line without its newline (a kill in the middle of a write) is not one.
+
+    Raises:
+        CheckpointError: names the first line that is whole and yet no JSON object.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise CheckpointError(f"{path}:{number} is damaged: {line[:60]!r} is no JSON object") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}:{number} is damaged: {line[:60]!r} is no JSON object")
+    return record
+
+
+def repair(path: Path) -> None:
+    """Cut off a torn last line, so that the next record does not continue it. Only the file's writer may do this."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A file that appears complete or not at all.
+
+    Raises:
+        HastenError: if it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise HastenError(
+            f"{path} cannot be written ({error.strerror}); what was finished before is kept. Make room and run the "
+            "same command again to go on"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,207 @@
+"""A comparison that can be killed at any moment and goes on when it is started again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten._config import Config
+from hasten._errors import ConfigError
+from hasten._generation import Job
+from hasten.eval.compare.engine import (
+    BASELINE,
+    FEWER_STEPS,
+    OTHER_SEED,
+    REPEAT,
+    Arm,
+    Turn,
+    control_arms,
+    equal_time_steps,
+    flops_of,
+    turns,
+    warm_up,
+)
+from hasten.eval.compare.processes import PATIENCE, Processes, wait_for
+from hasten.eval.compare.store import Record, RunStore, slug
+
+__all__ = ["Request", "arms_of_run", "run_comparison"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a comparison is asked for. A run is resumed only by an equal request.
+
+    Args:
+        model: name the pipeline was loaded by.
+        job: prompts, seed, call and batch size.
+        candidates: name -> configuration.
+        fewer_steps: steps of the equal-time control; measured in the warm-up unless given.
+    """
+
+    model: str
+    job: Job
+    candidates: Mapping[str, Config]
+    fewer_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        taken = {slug(name): name for name in (BASELINE, REPEAT, OTHER_SEED, FEWER_STEPS)}
+        for name in self.candidates:
+            if not slug(name) or slug(name) in taken:
+                other = taken.get(slug(name), "")
+                raise ConfigError(f"a configuration can't be called {name!r}: too close to {other!r}; rename its file")
+            taken[slug(name)] = name
+        if not self.candidates:
+            raise ConfigError("nothing to compare with the baseline: give --enable NAME or --config FILE")
+        if "num_inference_steps" not in self.job.call:
+            raise ConfigError("the number of denoising steps is not known: give --steps")
+        if len(self.job.prompts) < 2:
+            raise ConfigError("a comparison needs at least two prompts; intervals come from how they differ")
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of the baseline."""
+        return int(self.job.call["num_inference_steps"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {
+            "schema": 1,
+            "model": self.model,
+            "prompts": list(self.job.prompts),
+            "seed": self.job.seed,
+            "batch_size": self.job.batch_size,
+            "call": dict(self.job.call),
+            "candidates": {name: config.to_dict() for name, config in self.candidates.items()},
+            "fewer_steps": self.fewer_steps,
+        }
+
+    def measured_arms(self) -> list[Arm]:
+        """Baseline and candidates."""
+        steps = self.steps
+        candidates = [Arm(name, "candidate", steps, config) for name, config in self.candidates.items()]
+        return [Arm(BASELINE, "baseline", steps), *candidates]
+
+
+def run_comparison(
+    pipe: Any,
+    request: Request,
+    folder: Path,
+    *,
+    processes: Processes = Processes(),
+    about: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    patience: float = PATIENCE,
+) -> RunStore:
+    """Make every picture that is not there yet.
+
+    Args:
+        pipe: the stock pipeline.
+        request: what to compare.
+        folder: of the run; an unfinished run of an equal request is continued.
+        processes: this process among several; process 0 returns when the pictures of all are there.
+        about: kept in ``run.json``: versions, machine, command.
+        progress: called with the number of pictures of this process that are done, and of all it has to make.
+        patience: seconds to wait for other processes without any progress of theirs.
+
+    Raises:
+        ConfigError: if the folder holds another run.
+        HastenError: from a configuration, the run, or the disk.
+    """
+    store = RunStore(folder, processes.rank)
+    store.check_request(request.to_dict())
+    if store.read_run() is None:
+        if processes.rank == 0:
+            store.begin(_opening(pipe, request, about or {}))
+        else:
+            wait_for(lambda: store.run_file.exists(), 1, "run.json", patience=patience)
+            store.check_request(request.to_dict())
+    run = store.read_run()
+    assert run is not None
+    arms = arms_of_run(run)
+    _make(pipe, store, arms, request.job, processes, progress)
+    if processes.rank == 0:
+        total = len(arms) * len(request.job.prompts)
+        wait_for(lambda: len(store.records()), total, "pictures", patience=patience)
+        store.merge([arm.name for arm in arms])
+    return store
+
+
+def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of ``run.json``: warms up, which decides the equal-time control, and counts FLOPs."""
+    measured = request.measured_arms()
+    pace = warm_up(pipe, measured, request.job)
+    fewer = equal_time_steps(request.steps, pace)
+    if request.fewer_steps is not None:
+        fewer = dict.fromkeys(fewer, request.fewer_steps)
+    arms = [*measured, *control_arms(request.steps, fewer)]
+    return {
+        "schema": 1,
+        "request": request.to_dict(),
+        "arms": [_arm_to_dict(arm) for arm in arms],
+        "flops": {arm.name: flops_of(pipe, arm, request.job) for arm in arms},
+        "warm_up_seconds": pace,
+        "about": dict(about),
+    }
+
+
+def _arm_to_dict(arm: Arm) -> dict[str, Any]:
+    config = arm.config.to_dict() if arm.config is not None else None
+    return {
+        "name": arm.name,
+        "role": arm.role,
+        "steps": arm.steps,
+        "config": config,
+        "seed_offset": arm.seed_offset,
+    }
+
+
+def arms_of_run(run: Mapping[str, Any]) -> list[Arm]:
+    """The arms that ``run.json`` lists, in order."""
+    return [
+        Arm(**{**fields, "config": None if fields["config"] is None else Config.of(fields["config"])})
+        for fields in run["arms"]
+    ]
+
+
+def _make(
+    pipe: Any,
+    store: RunStore,
+    arms: Sequence[Arm],
+    job: Job,
+    processes: Processes,
+    progress: Callable[[int, int], None],
+) -> None:
+    done = set(store.records())
+    own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
+    total = len(own) * len(arms)
+    finished = sum((arm.name, i) in done for arm in arms for i in own)
+    progress(finished, total)
+
+    def missing(arm: Arm, batch: int) -> bool:
+        first = batch * job.batch_size
+        indices = range(first, min(first + job.batch_size, len(job.prompts)))
+        return processes.owns(batch) and any((arm.name, i) not in done for i in indices)
+
+    for turn in turns(pipe, arms, job, missing):
+        finished += _keep(store, turn, done)
+        progress(finished, total)
+
+
+def _keep(store: RunStore, turn: Turn, done: set[tuple[str, int]]) -> int:
+    """Write what a batch made, except what was there before; how many pictures that was."""
+    name, records = turn.arm.name, []
+    if turn.report is not None and turn.batch == 0:
+        store.save_steps(name, turn.report.to_dict())
+    for sample in turn.samples:
+        if (name, sample.index) in done:
+            continue
+        file, digest = store.save_image(name, sample.index, sample.frames[0])
+        seconds = round(turn.seconds, 6)
+        records.append(
+            Record(name, sample.index, sample.seed, file, digest, turn.batch, seconds, store.rank)
+        )
+    store.add(records)
+    done.update((name, record.index) for record in records)
+    return len(records)

@@ -1,0 +1,176 @@
+"""A comparison on disk: what was asked for, one record per finished picture, and the pictures.
+
+``run.json`` (what was asked for, and where), ``records/rank-R.jsonl`` (each process writes its own), ``images/ARM/``,
+``steps/`` (what the techniques did, step by step). A record is written after its picture, so that every record has
+one; whatever a killed process leaves half done has no record and is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hasten._errors import CheckpointError, ConfigError
+from hasten.eval.compare.journal import append_lines, read_lines, repair, write_atomically
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Record", "RunStore", "slug"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished picture.
+
+    Args:
+        arm: configuration it was made with.
+        index: number of its prompt.
+        seed: of its noise.
+        file: its place below the run's folder.
+        sha256: of that file.
+        batch: number of the batch it was made in.
+        batch_seconds: wall-clock time of that batch; batches of one number ran next to each other in every arm.
+        rank: process that made it.
+    """
+
+    arm: str
+    index: int
+    seed: int
+    file: str
+    sha256: str
+    batch: int
+    batch_seconds: float
+    rank: int = 0
+
+
+def slug(name: str) -> str:
+    """``name`` as the name of a file."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+
+
+class RunStore:
+    """The folder of one comparison, as one process sees it.
+
+    Args:
+        folder: created if it does not exist.
+        rank: number of this process; it writes its own record file and reads those of all.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder, self.rank = folder, rank
+        for name in ("records", "images", "steps"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self._own = folder / "records" / f"rank-{rank}.jsonl"
+        repair(self._own)
+
+    @property
+    def run_file(self) -> Path:
+        """What was asked for and where it ran."""
+        return self.folder / "run.json"
+
+    def read_run(self) -> dict[str, Any] | None:
+        """Content of ``run.json``, ``None`` before the run began.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        if not self.run_file.exists():
+            return None
+        try:
+            run: dict[str, Any] = json.loads(self.run_file.read_text("utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{self.run_file} is damaged ({error}); choose another --out") from error
+        return run
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Write ``run.json``; its key ``request`` says what a resumed run must ask for again."""
+        write_atomically(self.run_file, (json.dumps(run, indent=2, sort_keys=True) + "\n").encode())
+
+    def check_request(self, request: Mapping[str, Any]) -> None:
+        """Refuse to continue a run that was asked for something else.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        run = self.read_run()
+        before = run["request"] if run is not None else dict(request)
+        # Through JSON, because that turned tuples into lists in the file.
+        now = json.loads(json.dumps(request))
+        different = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+        if different:
+            raise ConfigError(
+                f"{self.folder} holds a run with another {', '.join(different)}; choose another --out, or repeat "
+                "the command it was made with to go on with it"
+            )
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keep the records of pictures that :meth:`save_image` has written, all of them or none."""
+        append_lines(self._own, [asdict(record) for record in records])
+
+    def save_image(self, arm: str, index: int, image: Image) -> tuple[str, str]:
+        """Write a picture as PNG, complete or not at all; its place below the folder, and the file's hash."""
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        place = f"images/{slug(arm)}/{index:05d}.png"
+        target = self.folder / place
+        target.parent.mkdir(exist_ok=True)
+        write_atomically(target, buffer.getvalue())
+        return place, hashlib.sha256(buffer.getvalue()).hexdigest()
+
+    def open_image(self, arm: str, index: int) -> Image:
+        """The finished picture of a prompt."""
+        from PIL import Image
+
+        with Image.open(self.folder / "images" / slug(arm) / f"{index:05d}.png") as image:
+            image.load()
+            return image
+
+    def records(self) -> dict[tuple[str, int], Record]:
+        """Records of all processes by arm and prompt number, without those whose picture was lost or changed."""
+        found: dict[tuple[str, int], Record] = {}
+        for path in sorted((self.folder / "records").glob("rank-*.jsonl")):
+            for number, fields in enumerate(read_lines(path), 1):
+                try:
+                    record = Record(**fields)
+                except TypeError as error:
+                    raise CheckpointError(f"{path}:{number} is no record of a comparison: {error}") from error
+                if self._intact(record):
+                    found[record.arm, record.index] = record
+        return found
+
+    def _intact(self, record: Record) -> bool:
+        try:
+            data = (self.folder / record.file).read_bytes()
+        except OSError:
+            return False
+        return hashlib.sha256(data).hexdigest() == record.sha256
+
+    def save_steps(self, arm: str, report: Mapping[str, Any]) -> None:
+        """Keep what the techniques of an arm did in one batch."""
+        write_atomically(
+            self.folder / "steps" / f"{slug(arm)}.json", json.dumps(report, default=str).encode()
+        )
+
+    def read_steps(self, arm: str) -> dict[str, Any] | None:
+        """What :meth:`save_steps` kept, if anything."""
+        path = self.folder / "steps" / f"{slug(arm)}.json"
+        if not path.exists():
+            return None
+        steps: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return steps
+
+    def merge(self, order: Sequence[str]) -> Path:
+        """Write ``records.jsonl``: the records of all processes in one file, by prompt and then by ``order``."""
+        rank_of = {arm: number for number, arm in enumerate(order)}
+        ordered = sorted(self.records().values(), key=lambda record: (record.index, rank_of[record.arm]))
+        lines = [json.dumps(asdict(record), sort_keys=True) + "\n" for record in ordered]
+        target = self.folder / "records.jsonl"
+        write_atomically(target, "".join(lines).encode())
+        return target
