@@ -100,6 +100,19 @@ def check_images(images: Tensor, *, name: str = "images") -> Tensor:
     return images
 
 
+def blank(images: Tensor) -> Tensor:
+    """Which images are one flat colour: safety-filtered, overflowed or otherwise failed outputs.
+
+    Args:
+        images: uint8 ``[N, 3, H, W]``.
+
+    Returns:
+        bool ``[N]``. Leave such samples out on *both* sides of a pair, and say how many.
+    """
+    pixels = check_images(images).flatten(2)
+    return (pixels.amax(2) == pixels.amin(2)).all(1)
+
+
 def check_pair(a: Tensor, b: Tensor) -> None:
     """Refuse two image batches that can't be compared pixel by pixel.
 

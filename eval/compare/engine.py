@@ -44,7 +44,9 @@ OTHER_SEED = "other seed"
 FEWER_STEPS = "fewer steps"
 
 _SEED_OFFSET = 2**31
-"""Between the seeds of the baseline and those of the other-seed control; further than any prompt list is long."""
+"""Between the seeds of the baseline and those of the other-seed control; further than any prompt list is
+long.
+"""
 
 Role = Literal["baseline", "candidate", "control"]
 
@@ -98,8 +100,8 @@ def control_arms(steps: int, fewer: Mapping[str, int]) -> list[Arm]:
         fewer: candidate -> steps that plain sampling gets done in that candidate's time.
 
     Returns:
-        The baseline once more (what differs is not due to any technique), the baseline from other noise (how much
-        two equally good pictures differ), and for each candidate plain sampling in the same time.
+        The baseline once more (what differs is not due to any technique), the baseline from other noise (how
+        much two equally good pictures differ), and for each candidate plain sampling in the same time.
     """
     plain = [Arm(REPEAT, "control", steps), Arm(OTHER_SEED, "control", steps, seed_offset=_SEED_OFFSET)]
     single = len(fewer) == 1
@@ -113,7 +115,8 @@ def turns(
     job: Job,
     wanted: Callable[[Arm, int], bool] = lambda arm, batch: True,
 ) -> Iterator[Turn]:
-    """Run every wanted batch of every arm. Batch ``i`` of all arms runs back to back, each time in another order.
+    """Run every wanted batch of every arm. Batch ``i`` of all arms runs back to back, each time in another
+    order.
 
     Raises:
         HastenError: from a configuration or the run.

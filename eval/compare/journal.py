@@ -29,7 +29,8 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
             # A full disk takes part of a write and refuses the rest; half a line must not stay behind.
             file.truncate(end)
             raise HastenError(
-                f"{path} cannot be extended ({error.strerror}); what was finished before is kept. Make room and "
+                f"{path} cannot be extended ({error.strerror}); what was finished before is kept. Make room "
+                f"and "
                 "run the same command again to go on"
             ) from error
 
@@ -61,7 +62,9 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def repair(path: Path) -> None:
-    """Cut off a torn last line, so that the next record does not continue it. Only the file's writer may do this."""
+    """Cut off a torn last line, so that the next record does not continue it. Only the file's writer may do
+    this.
+    """
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -83,7 +86,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise HastenError(
-            f"{path} cannot be written ({error.strerror}); what was finished before is kept. Make room and run the "
+            f"{path} cannot be written ({error.strerror}); what was finished before is kept. Make room and "
+            f"run the "
             "same command again to go on"
         ) from error
     finally:

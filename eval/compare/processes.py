@@ -1,8 +1,9 @@
-"""Several processes on one comparison, as ``torchrun`` or ``accelerate launch`` start them, on one file system.
+"""Several processes on one comparison, as ``torchrun`` or ``accelerate launch`` start them, on one file
+system.
 
-No process group is needed: each process takes whole batches by its number and writes its own records. Whole batches,
-because a picture depends, in its last bit, on the batch it is made in: so every picture equals the one that a single
-process makes.
+No process group is needed: each process takes whole batches by its number and writes its own records. Whole
+batches, because a picture depends, in its last bit, on the batch it is made in: so every picture equals the
+one that a single process makes.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def wait_for(
             seen, since = now, time.monotonic()
         elif time.monotonic() - since > patience:
             raise HastenError(
-                f"waited {patience:.0f} s for {what} ({now} of {goal}) from another process, which seems to have "
+                f"waited {patience:.0f} s for {what} ({now} of {goal}) from another process, which seems to "
+                f"have "
                 "died; run the same command again to go on"
             )
         time.sleep(interval)

@@ -50,7 +50,9 @@ class Request:
         for name in self.candidates:
             if not slug(name) or slug(name) in taken:
                 other = taken.get(slug(name), "")
-                raise ConfigError(f"a configuration can't be called {name!r}: too close to {other!r}; rename its file")
+                raise ConfigError(
+                    f"a configuration can't be called {name!r}: too close to {other!r}; rename its file"
+                )
             taken[slug(name)] = name
         if not self.candidates:
             raise ConfigError("nothing to compare with the baseline: give --enable NAME or --config FILE")
@@ -111,7 +113,9 @@ def run_comparison(
     """
     store = RunStore(folder, processes.rank)
     store.check_request(request.to_dict())
-    if store.read_run() is None:
+    store.resume()
+    fresh = store.read_run() is None
+    if fresh:
         if processes.rank == 0:
             store.begin(_opening(pipe, request, about or {}))
         else:
@@ -120,10 +124,11 @@ def run_comparison(
     run = store.read_run()
     assert run is not None
     arms = arms_of_run(run)
-    _make(pipe, store, arms, request.job, processes, progress)
+    warm = fresh and processes.rank == 0
+    _make(pipe, store, arms, request, processes, progress, warm=warm)
     if processes.rank == 0:
         total = len(arms) * len(request.job.prompts)
-        wait_for(lambda: len(store.records()), total, "pictures", patience=patience)
+        wait_for(lambda: len(store.records(verify=False)), total, "pictures", patience=patience)
         store.merge([arm.name for arm in arms])
     return store
 
@@ -169,11 +174,13 @@ def _make(
     pipe: Any,
     store: RunStore,
     arms: Sequence[Arm],
-    job: Job,
+    request: Request,
     processes: Processes,
     progress: Callable[[int, int], None],
+    *,
+    warm: bool,
 ) -> None:
-    done = set(store.records())
+    job, done = request.job, set(store.records())
     own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
     total = len(own) * len(arms)
     finished = sum((arm.name, i) in done for arm in arms for i in own)
@@ -184,6 +191,9 @@ def _make(
         indices = range(first, min(first + job.batch_size, len(job.prompts)))
         return processes.owns(batch) and any((arm.name, i) not in done for i in indices)
 
+    if finished < total and not warm:
+        # A process that comes later, or again, must not time its own start-up.
+        warm_up(pipe, request.measured_arms(), job)
     for turn in turns(pipe, arms, job, missing):
         finished += _keep(store, turn, done)
         progress(finished, total)
@@ -199,9 +209,7 @@ def _keep(store: RunStore, turn: Turn, done: set[tuple[str, int]]) -> int:
             continue
         file, digest = store.save_image(name, sample.index, sample.frames[0])
         seconds = round(turn.seconds, 6)
-        records.append(
-            Record(name, sample.index, sample.seed, file, digest, turn.batch, seconds, store.rank)
-        )
+        records.append(Record(name, sample.index, sample.seed, file, digest, turn.batch, seconds, store.rank))
     store.add(records)
     done.update((name, record.index) for record in records)
     return len(records)

@@ -1,8 +1,8 @@
 """A comparison on disk: what was asked for, one record per finished picture, and the pictures.
 
-``run.json`` (what was asked for, and where), ``records/rank-R.jsonl`` (each process writes its own), ``images/ARM/``,
-``steps/`` (what the techniques did, step by step). A record is written after its picture, so that every record has
-one; whatever a killed process leaves half done has no record and is made again.
+``run.json`` (what was asked for, and where), ``records/rank-R.jsonl`` (each process writes its own),
+``images/ARM/``, ``steps/`` (what the techniques did, step by step). A record is written after its picture, so
+that every record has one; whatever a killed process leaves half done has no record and is made again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Record:
         file: its place below the run's folder.
         sha256: of that file.
         batch: number of the batch it was made in.
-        batch_seconds: wall-clock time of that batch; batches of one number ran next to each other in every arm.
+        batch_seconds: wall-clock time of that batch; batches of one number ran next to each other in every
+            arm.
         rank: process that made it.
     """
 
@@ -68,6 +69,9 @@ class RunStore:
         for name in ("records", "images", "steps"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self._own = folder / "records" / f"rank-{rank}.jsonl"
+
+    def resume(self) -> None:
+        """Get ready to write: drop what a kill in the middle of a record left of it."""
         repair(self._own)
 
     @property
@@ -106,7 +110,8 @@ class RunStore:
         different = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
         if different:
             raise ConfigError(
-                f"{self.folder} holds a run with another {', '.join(different)}; choose another --out, or repeat "
+                f"{self.folder} holds a run with another {', '.join(different)}; choose another --out, or "
+                f"repeat "
                 "the command it was made with to go on with it"
             )
 
@@ -132,8 +137,15 @@ class RunStore:
             image.load()
             return image
 
-    def records(self) -> dict[tuple[str, int], Record]:
-        """Records of all processes by arm and prompt number, without those whose picture was lost or changed."""
+    def records(self, *, verify: bool = True) -> dict[tuple[str, int], Record]:
+        """Records of all processes by arm and prompt number.
+
+        Args:
+            verify: leave out those whose picture was lost or changed.
+
+        Raises:
+            CheckpointError: names the file and line of a damaged record.
+        """
         found: dict[tuple[str, int], Record] = {}
         for path in sorted((self.folder / "records").glob("rank-*.jsonl")):
             for number, fields in enumerate(read_lines(path), 1):
@@ -141,7 +153,7 @@ class RunStore:
                     record = Record(**fields)
                 except TypeError as error:
                     raise CheckpointError(f"{path}:{number} is no record of a comparison: {error}") from error
-                if self._intact(record):
+                if not verify or self._intact(record):
                     found[record.arm, record.index] = record
         return found
 
@@ -167,7 +179,9 @@ class RunStore:
         return steps
 
     def merge(self, order: Sequence[str]) -> Path:
-        """Write ``records.jsonl``: the records of all processes in one file, by prompt and then by ``order``."""
+        """Write ``records.jsonl``: the records of all processes in one file, by prompt and then by
+        ``order``.
+        """
         rank_of = {arm: number for number, arm in enumerate(order)}
         ordered = sorted(self.records().values(), key=lambda record: (record.index, rank_of[record.arm]))
         lines = [json.dumps(asdict(record), sort_keys=True) + "\n" for record in ordered]

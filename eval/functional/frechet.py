@@ -121,7 +121,10 @@ def frechet_distance(x: Moments, y: Moments, *, factor_y: Tensor | None = None) 
         if factor_y is None:
             factor_y = covariance_factor(y)
     inner = factor_y.T @ x.covariance.to(factor_y.device) @ factor_y
-    return _distance(x, y, torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum())
+    values = torch.linalg.eigvalsh(inner).clamp(min=0)
+    # At most n - 1 of them, the largest, are not zero; the rounding of the others would enter as a root.
+    values = values[max(0, len(values) - (x.n - 1)) :]
+    return _distance(x, y, values.sqrt().sum())
 
 
 def frechet_distance_of_features(x: Tensor, y: Tensor) -> Frechet:

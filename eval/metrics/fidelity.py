@@ -7,6 +7,7 @@ badly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -55,7 +56,7 @@ class Psnr(_Pixels):
         if channel not in ("rgb", "y"):
             raise ConfigError(f"channel is 'rgb' or 'y', not {channel!r}.")
         self._channel = channel
-        self._function = lambda a, b: psnr(a, b, channel=channel)
+        self._function = partial(psnr, channel=channel)
 
     def averaged(self, scores: Tensor) -> Tensor:
         """Capped at 100 dB."""
@@ -82,7 +83,7 @@ class Ssim(_Pixels):
         self.name = "ms_ssim" if multi_scale else "ssim"
         self._variant = variant
         function = ms_ssim if multi_scale else ssim
-        self._function = lambda a, b: function(a, b, variant=variant)
+        self._function = partial(function, variant=variant)
 
     def fingerprint(self) -> Fingerprint:
         """Treatment of the borders."""

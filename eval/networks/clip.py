@@ -99,44 +99,38 @@ class ClipNetwork:
         source: str | Path,
         *,
         revision: str | None = None,
-        geometry: Geometry = "crop",
-        long_prompt: LongPrompt = "truncate",
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+        **settings: Any,
     ) -> ClipNetwork:
         """Load a model, its tokenizer and pixel statistics from a folder or a hub id.
 
         A path that exists is read locally and nothing else; anything else is taken for a hub id that the user
         named.
 
+        Args:
+            source: folder or hub id.
+            revision: of the hub id.
+            dtype: of the weights.
+            pixel_statistics: mean and standard deviation per channel, for a folder without
+                ``preprocessor_config.json``.
+            settings: ``geometry``, ``long_prompt`` and ``device`` of the constructor.
+
         Raises:
-            ConfigError: if it can't be loaded or doesn't say how its pixels are normalised.
+            ConfigError: if it can't be loaded or nothing says how its pixels are normalised.
         """
         from transformers import AutoTokenizer, CLIPModel
 
         local = Path(source).exists()
-        options: dict[str, Any] = {"local_files_only": local}
-        if revision is not None:
-            options["revision"] = revision
+        options = {"local_files_only": local} | ({"revision": revision} if revision else {})
         try:
             model = CLIPModel.from_pretrained(str(source), dtype=dtype, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(source), **options)
-            mean, std = _pixel_statistics(str(source), options)
+            mean, std = pixel_statistics or _pixel_statistics(str(source), options)
         except (OSError, ValueError) as error:
             raise ConfigError(f"No CLIP model can be loaded from {source}: {error}") from error
-        name = Path(source).name if local else str(source)
-        if revision is not None:
-            name += f"@{revision}"
-        return cls(
-            model,
-            tokenizer,
-            mean=mean,
-            std=std,
-            geometry=geometry,
-            long_prompt=long_prompt,
-            name=name,
-            device=device,
-        )
+        name = (Path(source).name if local else str(source)) + (f"@{revision}" if revision else "")
+        return cls(model, tokenizer, mean=mean, std=std, name=name, **settings)
 
     @property
     def image_size(self) -> int:
@@ -158,11 +152,13 @@ class ClipNetwork:
         mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (pixels / 255 - mean) / std
 
+    def _input(self, images: Tensor) -> Tensor:
+        return self.preprocess(images).to(self.device, self.model.dtype)
+
     def embed_images(self, images: Tensor) -> Tensor:
         """Embeddings of uint8 images ``[N, 3, H, W]``: float32 ``[N, d]`` on the CPU, not normalised."""
-        pixels = self.preprocess(images).to(self.device, self.model.dtype)
         with inference(self.model):
-            output = projected(self.model.get_image_features(pixel_values=pixels))
+            output = projected(self.model.get_image_features(pixel_values=self._input(images)))
         return output.float().cpu().clone()
 
     def embed_texts(self, prompts: Sequence[str]) -> TextEmbeddings:
@@ -236,7 +232,7 @@ class ClipNetwork:
         """The vision tower as a feature network for set metrics."""
         return FeatureNetwork(
             _VisionTower(self.model),
-            lambda images: self.preprocess(images).to(self.model.dtype),
+            self._input,
             name=self.name,
             preprocessing=self.preprocessing,
             device=self.device,

@@ -82,10 +82,10 @@ def evaluate_model(
 
     from hasten import load
     from hasten.pipelines.mini import recommended_call
-    from hasten.pipelines.mini.evaluate import evaluate
+    from hasten.pipelines.mini.evaluate import Scorer, evaluate
     from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 
-    scorers = {"classifier": AttributeScorer(), "parser": PixelParser()}
+    scorers: dict[str, Scorer] = {"classifier": AttributeScorer(), "parser": PixelParser()}
     with _pictures(4 * prompts) as advance:
         rows = evaluate(load(name), recommended_call(name), scorers, prompts, seed=seed, progress=advance)
     if as_json:

@@ -147,6 +147,9 @@ def _spectrum(vae: Any, scenes: int = 256) -> dict[str, float]:
 def _write_readme(
     folder: Path, root: Path, title: str, text: str, runs: Sequence[str], figures: Sequence[str]
 ) -> None:
-    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    weights = list(folder.rglob("*.safetensors"))
+    for file in weights:
+        file.chmod(0o644)  # they come out readable by their owner alone
+    size = sum(file.stat().st_size for file in weights)
     page = readme(title, text, [read_record(root / run) for run in runs], figures, size)
     (folder / "README.md").write_text(page, "utf-8")

@@ -29,12 +29,14 @@ def render(
     """
     axis = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    canvas = torch.tensor(backgrounds).view(-1, 3, 1, 1).expand(-1, 3, size, size).clone()
+    canvas = (
+        torch.tensor(backgrounds, dtype=torch.float32).view(-1, 3, 1, 1).expand(-1, 3, size, size).clone()
+    )
     for layer in range(max(map(len, objects), default=0)):
         rows = [i for i, items in enumerate(objects) if len(items) > layer]
         items = [objects[i][layer] for i in rows]
         cover = _coverage(items, x, y, size)[:, None]
-        paint = torch.tensor([item.rgb for item in items]).view(-1, 3, 1, 1)
+        paint = torch.tensor([item.rgb for item in items], dtype=torch.float32).view(-1, 3, 1, 1)
         canvas[rows] = canvas[rows] * (1 - cover) + paint * cover
     return canvas * 2 - 1
 

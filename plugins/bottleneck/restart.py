@@ -226,10 +226,13 @@ class Transition:
 
 def _add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """``clean`` at the level of ``timestep``, in the scheduler's own convention."""
-    mix = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else None
-    if mix is not None:
-        return mix(clean, timestep.expand(len(clean)), noise)  # type: ignore[no-any-return]
-    return scheduler.add_noise(clean, noise, timestep.expand(len(clean)))  # type: ignore[no-any-return]
+    timesteps = timestep.expand(len(clean))
+    mixed: Tensor
+    if hasattr(scheduler, "scale_noise"):
+        mixed = scheduler.scale_noise(clean, timesteps, noise)
+    else:
+        mixed = scheduler.add_noise(clean, noise, timesteps)
+    return mixed
 
 
 def resize_clean(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -242,6 +245,5 @@ def resize_clean(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """
     if mode == "lanczos":
         return lanczos_resize(x, *size)
-    options = {} if mode == "nearest" else {"antialias": True}
-    flat = functional.interpolate(x.flatten(0, -3)[:, None], size, mode=mode, **options)  # type: ignore[arg-type]
+    flat = functional.interpolate(x.flatten(0, -3)[:, None], size, mode=mode, antialias=mode != "nearest")
     return flat.view(*x.shape[:-2], *size)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,13 +147,14 @@ def _with_sample(result: Any, sample: Tensor) -> Any:
 def staged_scheduler(base: Any, run: StageRun) -> Any:
     """A stand-in for ``base`` that steps through the stages of ``run``."""
     staged = copy.deepcopy(base)
-    staged.__class__ = _staged_class(type(base))
+    stock: Any = type(base)
+    staged.__class__ = _staged_class(stock)
     staged.stage_run = run
     return staged
 
 
-@lru_cache(maxsize=32)
-def _staged_class(base: type) -> type:
+@cache
+def _staged_class(base: Any) -> type:
     """A subclass of ``base`` with its name and its signatures."""
 
     @functools.wraps(base.set_timesteps)

@@ -20,12 +20,12 @@ from hasten.eval.networks.features import load_feature_network
 
 
 class Positions(nn.Module):
-    """A feature network without random weights: averages over a 2 x 3 grid."""
+    """A feature network without random weights: averages over a 1 x 2 grid."""
 
-    num_features = 18
+    num_features = 6
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(x.double() / 255, (2, 3)).flatten(1)
+        return nn.functional.adaptive_avg_pool2d(x.double() / 255, (1, 2)).flatten(1)
 
 
 def figures(generated: Tensor, reference: Tensor, mine: slice) -> dict[str, Tensor]:
@@ -50,9 +50,9 @@ def figures(generated: Tensor, reference: Tensor, mine: slice) -> dict[str, Tens
     if len(images):
         psnr.update(images, baseline=real)
     results["psnr"] = psnr.compute()
-    rows = network(images) if len(images) else torch.empty(0, 18)
+    rows = network(images) if len(images) else torch.empty(0, 6)
     results["rows"] = gather_rows(rows)
-    moments = gather_moments(Moments.of(rows) if len(rows) else Moments.empty(18))
+    moments = gather_moments(Moments.of(rows) if len(rows) else Moments.empty(6))
     results["moments"] = moments.pack()
     return results
 

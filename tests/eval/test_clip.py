@@ -125,6 +125,8 @@ class TestFolder:
         with pytest.raises(ConfigError, match="image_mean"):
             ClipNetwork.load(folder)
         (folder / "preprocessor_config.json").unlink()
+        stated = ClipNetwork.load(folder, pixel_statistics=([0.5] * 3, [0.25] * 3))
+        assert stated.std == (0.25, 0.25, 0.25)
         with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
             ClipNetwork.load(folder)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hasten._errors import ConfigError
-from hasten.eval.images import check_images, from_float, to_rgb, to_uint8
+from hasten.eval.images import blank, check_images, from_float, to_rgb, to_uint8
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (5, 4)) -> Image.Image:
@@ -50,6 +50,13 @@ def test_sizes_and_emptiness() -> None:
         to_uint8([picture(), picture(size=(6, 4))])
     with pytest.raises(ConfigError, match="No images"):
         to_uint8([])
+
+
+def test_blank_images() -> None:
+    black, noise = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
+    noise[1, 2, 2] = 1
+    red = torch.tensor([255.0, 0, 0]).view(3, 1, 1).expand(3, 4, 4)
+    assert blank(torch.stack([black, noise, red]).to(torch.uint8)).tolist() == [True, False, True]
 
 
 def test_from_float() -> None:

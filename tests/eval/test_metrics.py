@@ -60,9 +60,6 @@ class TestRegistration:
     def test_importing_is_light(self) -> None:
         code = (
             "import sys, hasten.eval, hasten.eval.builtin\n"
-            "heavy = {'torch', 'transformers', 'torchmetrics', 'scipy', 'diffusers', 'PIL'}\n"
-            "import hasten\n"
-            "import_of_sdk = set(sys.modules)\n"
             "print(sorted(m for m in sys.modules if m.startswith('hasten.eval')))\n"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,14 +9,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import hasten
 import pytest
 import torch
 from families import FAMILIES
+from torch import Tensor
+
+import hasten
 from hasten._attention import attention_layers
 from hasten._fingerprint import fingerprint
 from hasten._target import Target
-from torch import Tensor
 
 BOTH = {"scale": {"factor": 0.5}, "count": {}}
 

@@ -1,0 +1,1 @@
+"""The commands ``hasten compare`` and ``hasten eval``."""

@@ -1,0 +1,205 @@
+"""``hasten compare``: what did a configuration gain, and what did it cost?"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hasten._cli import _options as common
+from hasten._cli._loading import load_quietly
+from hasten._errors import ConfigError
+from hasten._generation import Job, prepare_folder
+from hasten.eval.compare.commands import options
+
+if TYPE_CHECKING:
+    from hasten._config import Config
+    from hasten.eval.compare.processes import Processes
+    from hasten.eval.compare.run import Request
+
+__all__ = ["register"]
+
+_HELP = """Compare configurations with the plain pipeline: speed, quality, intervals, verdicts, and a report to look at.
+
+Same prompts and seeds for every row, batches interleaved. Three controls are always added: the baseline repeated, the
+baseline from other seeds, and plain sampling with as many steps as fit into each configuration's time.
+Run again after an interruption: nothing is repeated. Under [bold]torchrun[/] or [bold]accelerate launch[/] the prompts
+are split over the processes.
+
+[bold]Gates[/] make the exit code 3 when missed. METRIC>=VALUE or METRIC<=VALUE, with METRIC.low or METRIC.high for an
+end of the interval and METRIC.change (.low, .high) for the difference to the baseline; speedup, seconds and flops_ratio
+count as metrics. NAME:METRIC>=VALUE concerns one configuration.
+
+[bold]Examples[/]
+
+  hasten compare mini/t2i-dit --enable bottleneck --num-prompts 128 --out out/compare
+  hasten compare mini/t2i-dit -c careful.yaml -c bold.yaml --margin mini_classifier=0.05
+  hasten compare mini/t2i-dit -e bottleneck --gate "speedup.low>=1.2" --gate "mini_parser.change.low>=-0.05"
+  hasten compare ./my-flux -e bottleneck --prompts prompts.txt -m clip_score --metric-option clip_score.network=./clip
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("compare", help=_HELP)(_command)
+
+
+def _command(
+    model: common.ModelName = None,
+    config: Annotated[
+        list[Path] | None, typer.Option("--config", "-c", help="A configuration file; repeat to compare several.")
+    ] = None,
+    enable: common.Enable = None,
+    sets: common.Set = None,
+    prompt: common.Prompt = None,
+    prompts: common.PromptsFile = None,
+    num_prompts: common.NumPrompts = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/compare"),
+    seed: common.Seed = None,
+    steps: common.Steps = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 8,
+    fewer_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the equal-time control. [from a measurement]")
+    ] = None,
+    metrics: options.Metrics = None,
+    metric_option: options.MetricOption = None,
+    reference: options.Reference = None,
+    margin: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable.")
+    ] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC>=VALUE", help="Exit with 3 unless this holds; repeatable.")
+    ] = None,
+    level: options.Level = 0.95,
+    device: Annotated[str | None, typer.Option(help="Torch device. [where it loads]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Torch dtype, for example bfloat16.")] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    as_json: common.Json = False,
+) -> None:
+    from hasten.eval.compare.analysis import Settings
+    from hasten.eval.compare.document import Evaluation
+    from hasten.eval.compare.gates import parse_gates
+    from hasten.eval.compare.processes import Processes
+    from hasten.eval.compare.run import Request
+    from hasten.eval.compare.scores import default_metrics
+
+    configurations = _configurations(config, enable, sets)
+    first = next(iter(configurations.values()))
+    model = common.choose_model(model, first)
+    seed = seed if seed is not None else first.seed or 0
+    texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
+    given = {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale}
+    call = common.call_arguments(model, first, given)
+    request = Request(model, Job(texts, seed, call, batch_size), configurations, fewer_steps)
+    names = options.metric_names(metrics, default_metrics(texts))
+    gates = parse_gates(gate or (), names, configurations)
+    settings = Settings(level, seed, options.parse_margins(margin or ()))
+    evaluation = Evaluation(options.build_metrics(names, metric_option or ()), reference, settings, gates)
+    if report:
+        from hasten.eval.report import require_libraries
+
+        require_libraries()
+    processes = Processes.from_environment()
+    store = _run(request, prepare_folder(out), processes, device, dtype, quiet=as_json)
+    if processes.rank == 0:
+        _finish(store, evaluation, report, as_json)
+
+
+def _configurations(
+    files: Sequence[Path] | None, enable: list[str] | None, sets: list[str] | None
+) -> dict[str, Config]:
+    """Name -> configuration: a file's stem, ``accelerated`` for the command line alone."""
+    if not files:
+        return {"accelerated": common.configuration(None, enable, sets)} if enable else {}
+    found: dict[str, Config] = {}
+    for file in files:
+        if file.stem in found:
+            raise ConfigError(f"two configuration files are called {file.stem!r}; rows are named after them: rename one")
+        found[file.stem] = common.configuration(file, enable, sets)
+    first = next(iter(found.values()))
+    for name, other in found.items():
+        shared = ("model", "prompts", "num_prompts", "seed", "steps", "height", "width")
+        for key in shared:
+            if getattr(other, key) != getattr(first, key):
+                raise ConfigError(f"{name} and {next(iter(found))} differ in {key!r}; a comparison needs the same in all")
+    return found
+
+
+def _run(
+    request: Request, folder: Path, processes: Processes, device: str | None, dtype: str | None, *, quiet: bool
+) -> Any:
+    from hasten import __version__
+    from hasten._machine import describe_machine
+    from hasten.eval.compare.run import run_comparison
+
+    if device is None and processes.world > 1:
+        import torch
+
+        device = f"cuda:{processes.local_rank}" if torch.cuda.is_available() else None
+    pipe = load_quietly(request.model, device, dtype)
+    about = {
+        "hasten": __version__,
+        "machine": describe_machine(),
+        "versions": _versions(),
+        "pipeline": type(pipe).__name__,
+        "dtype": str(getattr(pipe, "dtype", "")),
+        "processes": processes.world,
+        "command": shlex.join(["hasten", *sys.argv[1:]]),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or processes.rank > 0) as progress:
+        task = progress.add_task("warming up", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, description="generating", completed=done, total=total)
+
+        return run_comparison(pipe, request, folder, processes=processes, about=about, progress=advance)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")}
+
+
+def _finish(store: Any, evaluation: Any, html: bool, as_json: bool) -> None:
+    from hasten.eval.compare.document import evaluate_run, missed_gates
+    from hasten.eval.compare.table import print_report
+
+    document = evaluate_run(store, evaluation)
+    if html:
+        from hasten.eval.report import write_report
+
+        write_report(store, document)
+    missed = missed_gates(document)
+    if as_json:
+        typer.echo(json.dumps(document, indent=1, sort_keys=True))
+    else:
+        print_report(document, Console(), _written(store.folder, html))
+    if missed:
+        _complain(missed)
+        raise typer.Exit(3)
+
+
+def _written(folder: Path, html: bool) -> list[Path]:
+    return [folder / "report.json", *([folder / "report.html"] if html else [])]
+
+
+def _complain(missed: Sequence[Mapping[str, Any]]) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for outcome in missed:
+        measured = "nothing" if outcome["measured"] is None else f"{outcome['measured']:.4g}"
+        console.print(f"gate missed: {outcome['gate']} ({outcome['arm']}: measured {measured})", markup=False)

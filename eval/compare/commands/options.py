@@ -1,0 +1,119 @@
+"""Options that ``compare`` and ``eval`` share, and how they become metrics and margins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from hasten._errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from hasten.eval.metric import Metric
+
+__all__ = [
+    "Level",
+    "MetricOption",
+    "Metrics",
+    "Reference",
+    "build_metrics",
+    "metric_names",
+    "parse_margins",
+]
+
+Metrics = Annotated[
+    str | None,
+    typer.Option("--metrics", "-m", metavar="NAME,NAME", help="What to measure. [whatever needs no download]"),
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option("--metric-option", metavar="NAME.OPTION=VALUE", help="For example clip_score.network=./clip-l14."),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="Real pictures (folder, zip, npz) or statistics (npz) for FID, KID and CMMD."),
+]
+Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the intervals.")]
+
+#: What people call a metric -> the name it has here.
+_ALIASES = {"clip": "clip_score", "blip": "blip_t_classdiffusion", "blip2": "blip2_t"}
+
+#: Metrics that would otherwise fetch a published network: the user names it, or its folder.
+_NEEDS_NETWORK = {
+    "clip_score": "openai/clip-vit-large-patch14",
+    "cmmd": "openai/clip-vit-large-patch14-336",
+    "mmd_clip_median": "openai/clip-vit-large-patch14-336",
+    "blip2_t": "Salesforce/blip2-itm-vit-g",
+    "blip2_itm": "Salesforce/blip2-itm-vit-g",
+    "blip_t_classdiffusion": "Salesforce/blip-itm-large-coco",
+    "blip_itm": "Salesforce/blip-itm-large-coco",
+}
+
+
+def metric_names(text: str | None, default: Sequence[str]) -> tuple[str, ...]:
+    """Names from a comma list, checked; ``default`` without one.
+
+    Raises:
+        ConfigError: names the nearest metric that exists.
+    """
+    from hasten._plugins import host
+
+    if text is None:
+        return tuple(default)
+    names = [_ALIASES.get(name.strip(), name.strip()) for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--metrics: name at least one metric")
+    for name in names:
+        host().metric(name)
+    return tuple(dict.fromkeys(names))
+
+
+def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metric]:
+    """The metrics, each with its options.
+
+    Raises:
+        ConfigError: for an option of a metric that is not measured, or a metric without the network it needs.
+    """
+    from hasten.eval.compare.scores import make_metric
+
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for text in assignments:
+        left, equals, right = text.partition("=")
+        name, dot, option = left.strip().partition(".")
+        name = _ALIASES.get(name, name)
+        if not (equals and dot and option):
+            raise ConfigError(f"--metric-option {text}: write NAME.OPTION=VALUE")
+        if name not in options:
+            raise ConfigError(f"--metric-option {text}: {name!r} is not measured{suggestion(name, options)}")
+        options[name][option.strip()] = yaml.safe_load(right)
+    for name in names:
+        if name in _NEEDS_NETWORK and "network" not in options[name]:
+            raise ConfigError(
+                f"{name} needs a network, which hasten does not fetch unasked: give --metric-option "
+                f"{name}.network=FOLDER, or {name}.network={_NEEDS_NETWORK[name]} to fetch the published one"
+            )
+    return [make_metric(name, options[name]) for name in names]
+
+
+def parse_margins(texts: Sequence[str]) -> dict[str, float]:
+    """``METRIC=VALUE`` -> largest tolerated loss.
+
+    Raises:
+        ConfigError: if one is not a non-negative number.
+    """
+    margins = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            margin = float(value)
+        except ValueError:
+            margin = -1.0
+        if not equals or not 0 <= margin < float("inf"):
+            raise ConfigError(
+                f"--margin {text}: write METRIC=VALUE with the loss you tolerate, for example mini_classifier=0.05"
+            )
+        margins[name.strip()] = margin
+    return margins

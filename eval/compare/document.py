@@ -1,0 +1,188 @@
+"""``report.json``: everything that was measured. Equal bit for bit on a rerun, apart from ``times``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, sanity
+from hasten.eval.compare.engine import BASELINE, Arm
+from hasten.eval.compare.gates import Gate
+from hasten.eval.compare.journal import write_atomically
+from hasten.eval.compare.run import arms_of_run
+from hasten.eval.compare.scores import (
+    SampleScores,
+    SetScores,
+    load_reference,
+    sample_scores,
+    set_scores,
+)
+from hasten.eval.compare.store import RunStore
+from hasten.eval.metric import Metric, SampleMetric, SetMetric
+
+__all__ = ["Evaluation", "evaluate_run", "missed_gates"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a finished run is judged.
+
+    Args:
+        metrics: what to measure.
+        reference: real pictures or statistics for metrics of sets.
+        settings: intervals and margins.
+        gates: conditions on the candidates.
+    """
+
+    metrics: Sequence[Metric]
+    reference: Path | None = None
+    settings: Settings = field(default_factory=Settings)
+    gates: Sequence[Gate] = ()
+
+
+def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
+    """Score the pictures of a finished run, write ``report.json``, and return its content.
+
+    Raises:
+        ConfigError: if a metric can't be computed on this run.
+    """
+    run = store.read_run()
+    assert run is not None, "a comparison is evaluated after it ran"
+    arms, prompts = arms_of_run(run), run["request"]["prompts"]
+    names = [arm.name for arm in arms]
+    samples = [
+        sample_scores(metric, store, names, prompts)
+        for metric in evaluation.metrics
+        if isinstance(metric, SampleMetric)
+    ]
+    side = store.open_image(BASELINE, 0).height
+
+    def reference(metric: SetMetric) -> Any:
+        return load_reference(metric, evaluation.reference, prompts, side)
+
+    sets = [
+        set_scores(metric, store, names, prompts, reference)
+        for metric in evaluation.metrics
+        if isinstance(metric, SetMetric)
+    ]
+    rows = analyse(arms, prompts, samples, sets, evaluation.settings)
+    document = _document(store, run, arms, rows, samples, evaluation)
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(store.folder / "report.json", text.encode())
+    return document
+
+
+def _document(
+    store: RunStore,
+    run: Mapping[str, Any],
+    arms: Sequence[Arm],
+    rows: Rows,
+    samples: Sequence[SampleScores],
+    evaluation: Evaluation,
+) -> dict[str, Any]:
+    records = store.records()
+    digests = {key: record.sha256 for key, record in records.items()}
+    figures = {arm: {name: figure.to_dict() for name, figure in row.items()} for arm, row in rows.items()}
+    flops = run["flops"]
+    efficiency = {arm.name: {"flops_ratio": _plain(flops[BASELINE] / flops[arm.name])} for arm in arms}
+    times = _times(store, run, arms, records)
+    outcomes = _gate_outcomes(evaluation.gates, arms, figures, efficiency, times["arms"])
+    times["gates"] = [outcome for gate, outcome in outcomes if gate.timed]
+    request = run["request"]
+    return {
+        "schema": 1,
+        **{key: request[key] for key in ("model", "seed", "call", "batch_size", "prompts")},
+        "arms": [
+            {**fields, "flops": flops[fields["name"]], **efficiency[fields["name"]]} for fields in run["arms"]
+        ],
+        "settings": {
+            "level": evaluation.settings.level,
+            "seed": evaluation.settings.seed,
+            "margins": dict(evaluation.settings.margins or {}),
+        },
+        "metrics": {metric.name: _describe(metric) for metric in evaluation.metrics},
+        "figures": figures,
+        "scores": {s.metric.name: {arm: v.tolist() for arm, v in s.values.items()} for s in samples},
+        "pictures": {arm.name: [digests[arm.name, i] for i in range(len(request["prompts"]))] for arm in arms},
+        "steps": {arm.name: _steps(store, arm.name)[0] for arm in arms if arm.role == "candidate"},
+        "warnings": sanity(arms, request["prompts"], digests),
+        "gates": [outcome for gate, outcome in outcomes if not gate.timed],
+        "about": {key: value for key, value in run["about"].items() if key not in ("command", "created")},
+        "times": times,
+    }
+
+
+def _plain(value: float) -> dict[str, float]:
+    return {"value": value}
+
+
+def _describe(metric: Metric) -> dict[str, Any]:
+    return {
+        "fingerprint": metric.fingerprint().as_dict(),
+        "higher_is_better": metric.higher_is_better,
+        "unit": metric.unit,
+        "kind": "set" if isinstance(metric, SetMetric) else "picture",
+        "against_baseline": "baseline" in metric.needs,
+        "miniature": metric.name.startswith("mini_"),
+    }
+
+
+def _times(
+    store: RunStore, run: Mapping[str, Any], arms: Sequence[Arm], records: Mapping[tuple[str, int], Any]
+) -> dict[str, Any]:
+    timings = batch_timings(arms, records)
+    first = min(run["request"]["batch_size"], len(run["request"]["prompts"]))
+    by_arm = {
+        arm.name: {
+            "speedup": {"value": timings.ratio(BASELINE, arm.name).as_dict()},
+            "seconds": _plain(timings.median(arm.name) / first),
+            "batches": list(timings.seconds[arm.name]),
+        }
+        for arm in arms
+    }
+    return {
+        "arms": by_arm,
+        "steps": {arm.name: _steps(store, arm.name)[1] for arm in arms if arm.role == "candidate"},
+        "created": run["about"].get("created"),
+        "command": run["about"].get("command"),
+    }
+
+
+def _steps(store: RunStore, arm: str) -> tuple[list[dict[str, Any]], list[float]]:
+    """What the techniques did in the first batch, step by step, and the milliseconds of each."""
+    report = store.read_steps(arm)
+    steps = report["steps"] if report is not None else []
+    kept = [{key: value for key, value in step.items() if key != "milliseconds"} for step in steps]
+    return kept, [step["milliseconds"] for step in steps]
+
+
+def _gate_outcomes(
+    gates: Sequence[Gate],
+    arms: Sequence[Arm],
+    figures: Mapping[str, Mapping[str, Any]],
+    efficiency: Mapping[str, Mapping[str, Any]],
+    timed: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[Gate, dict[str, Any]]]:
+    def row(arm: str) -> dict[str, Any]:
+        # Efficiency figures have no interval of their own, except the speed-up.
+        flat = {
+            name: value if "value" not in value or isinstance(value["value"], Mapping) else {"value": value}
+            for name, value in {**efficiency[arm], **timed[arm]}.items()
+            if isinstance(value, Mapping)
+        }
+        return {**figures[arm], **flat}
+
+    return [
+        (gate, gate.check(arm.name, row(arm.name)))
+        for gate in gates
+        for arm in arms
+        if arm.role == "candidate" and gate.arm in (None, arm.name)
+    ]
+
+
+def missed_gates(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Outcomes of the gates that were missed."""
+    return [outcome for outcome in (*document["gates"], *document["times"]["gates"]) if not outcome["held"]]

@@ -1,0 +1,198 @@
+"""Metrics for pictures of the captioned-scenes data set, from the miniature scorers. They need no download.
+
+Their names begin with ``mini_``, because nothing about them can be compared with a published FID, CLIP score or CMMD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hasten._errors import CheckpointError
+from hasten.eval.fingerprint import Fingerprint, hash_weights
+from hasten.eval.images import from_float
+from hasten.eval.metric import Batch, Features, Need, SampleMetric
+from hasten.eval.metrics.alignment import ClipScore
+from hasten.eval.metrics.sets import Cmmd, Fid
+from hasten.eval.networks.clip import ClipNetwork
+
+if TYPE_CHECKING:
+    from hasten.eval.networks.features import FeatureNetwork
+
+__all__ = ["AttributeMetric", "Classifier", "Frechet", "Mmd", "Parser", "TextImage", "true_renders"]
+
+_REFERENCE_SEED = 2**43
+"""Stream of the jitter of reference renders; nothing is trained on it."""
+
+RENDERS_PER_PROMPT = 8
+"""True renders of each prompt in the reference set."""
+
+
+def _bundled(kind: str) -> Path:
+    from hasten.pipelines import mini
+
+    return Path(mini.__file__).with_name("weights") / "scorers" / kind
+
+
+class MiniatureClip(ClipNetwork):
+    """The miniature contrastive model, with the preprocessing it was trained with."""
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """uint8 ``[N, 3, H, W]`` to [-1, 1], area-averaged to the model's size."""
+        from hasten.pipelines.mini.contrastive import preprocess
+
+        return preprocess(images.to(torch.float32) / 127.5 - 1)
+
+    @property
+    def preprocessing(self) -> str:
+        """Name of the preprocessing for fingerprints."""
+        return f"area {self.image_size}, [-1, 1]"
+
+
+@cache
+def _load_clip(folder: Path) -> MiniatureClip:
+    from transformers import CLIPModel, PreTrainedTokenizerFast
+
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"no miniature contrastive model at {folder}; make one with `hasten mini train text-image` and "
+            "`hasten mini export scorers`"
+        )
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return MiniatureClip(model.eval(), tokenizer, name="miniature contrastive model")
+
+
+def _clip(folder: str | Path | None) -> MiniatureClip:
+    return _load_clip(Path(folder) if folder is not None else _bundled("clip"))
+
+
+def _features(folder: str | Path | None) -> FeatureNetwork:
+    return _clip(folder).as_feature_network()
+
+
+class AttributeMetric(SampleMetric):
+    """Right answers of asked ones, prompt by prompt; its figure is the ratio of their sums."""
+
+    needs: frozenset[Need] = frozenset({"image", "prompt"})
+    higher_is_better = True
+
+    def _scorer(self) -> Any:
+        raise NotImplementedError
+
+    def embed(self, batch: Batch) -> Features:
+        """``{"right": float64 [N], "asked": float64 [N]}``."""
+        from PIL import Image
+
+        self._require(batch)
+        assert batch.prompts is not None
+        pictures = [Image.fromarray(pixels) for pixels in batch.images.permute(0, 2, 3, 1).numpy()]
+        scores = self._scorer().score(pictures, batch.prompts)
+        return {
+            "right": torch.tensor(scores.right, dtype=torch.float64),
+            "asked": torch.tensor(scores.asked, dtype=torch.float64),
+        }
+
+    def score(self, features: Features) -> Tensor:
+        """Share of right answers of each prompt."""
+        return features["right"] / features["asked"]
+
+
+class Classifier(AttributeMetric):
+    """Share of the attributes asked for, as a classifier reads them from the picture.
+
+    Args:
+        folder: of the classifier; the bundled one unless given.
+    """
+
+    name = "mini_classifier"
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        from hasten.pipelines.mini.judge import load_judge
+        from hasten.pipelines.mini.scoring import AttributeScorer
+
+        judge = load_judge(Path(folder) if folder is not None else _bundled("judge"))
+        self._weights = hash_weights(judge)
+        self._judge = AttributeScorer(judge)
+
+    def _scorer(self) -> Any:
+        return self._judge
+
+    def fingerprint(self) -> Fingerprint:
+        """Weights of the classifier."""
+        return Fingerprint(
+            self.name,
+            self.version,
+            network="miniature attribute classifier",
+            weights=self._weights,
+            preprocessing="area 64, [-1, 1]",
+        )
+
+
+class Parser(AttributeMetric):
+    """Share of the attributes asked for, read from the pixels by rules: no training that could flatter."""
+
+    name = "mini_parser"
+
+    def _scorer(self) -> Any:
+        from hasten.pipelines.mini.scoring import PixelParser
+
+        return PixelParser()
+
+    def fingerprint(self) -> Fingerprint:
+        """The rules have no weights."""
+        return Fingerprint(self.name, self.version, variant="pixel parser")
+
+
+class TextImage(ClipScore):
+    """Cosine of picture and prompt in the miniature contrastive model, in [-1, 1].
+
+    Args:
+        folder: of the model; the bundled one unless given.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        super().__init__(_clip(folder), "cosine")
+        self.name = "mini_text_image"
+
+
+class Frechet(Fid):
+    """Frechet distance to true renders in the miniature's features.
+
+    Args:
+        folder: of the contrastive model; the bundled one unless given.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        super().__init__(_features(folder))
+        self.name = "mini_frechet"
+
+
+class Mmd(Cmmd):
+    """Unbiased kernel distance to true renders in the miniature's features, at the bandwidth of the data.
+
+    Args:
+        folder: of the contrastive model; the bundled one unless given.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        super().__init__(_features(folder), sigma=None)
+        self.name = "mini_mmd"
+
+
+def true_renders(prompts: Sequence[str], side: int) -> Tensor:
+    """What the prompts describe, drawn by the data set itself, each with several jitters: uint8 ``[8 N, 3, H, H]``.
+
+    Raises:
+        ConfigError: if a prompt is not a caption of the data set.
+    """
+    from hasten.pipelines.mini.render import render_scenes
+    from hasten.pipelines.mini.scenes import parse_caption
+
+    scenes = [parse_caption(prompt) for prompt in prompts for _ in range(RENDERS_PER_PROMPT)]
+    return from_float(((render_scenes(scenes, _REFERENCE_SEED, 0, side) + 1) / 2).clamp(0, 1))

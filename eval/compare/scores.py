@@ -1,0 +1,179 @@
+"""Scores of every picture of a run, by metric and arm. What follows needs neither pictures nor networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hasten._errors import ConfigError
+from hasten.eval.compare.engine import BASELINE
+from hasten.eval.compare.miniature import AttributeMetric, true_renders
+from hasten.eval.compare.store import RunStore
+from hasten.eval.features import load_statistics
+from hasten.eval.images import to_uint8
+from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
+from hasten.eval.metrics.sets import Fid
+from hasten.eval.sources import Loaded, batches, open_source
+
+__all__ = [
+    "MINIATURE_DEFAULTS",
+    "SampleScores",
+    "SetScores",
+    "default_metrics",
+    "is_statistics",
+    "load_reference",
+    "make_metric",
+    "sample_scores",
+    "set_scores",
+]
+
+FloatArray = NDArray[np.float64]
+
+#: Metrics of a comparison of pictures whose prompts are captions of the miniature data set.
+MINIATURE_DEFAULTS = (
+    "mini_classifier",
+    "mini_parser",
+    "mini_text_image",
+    "mini_frechet",
+    "mini_mmd",
+    "psnr",
+    "ssim",
+)
+_DEFAULTS = ("psnr", "ssim")
+_BATCH = 32
+
+
+def default_metrics(prompts: Sequence[str]) -> tuple[str, ...]:
+    """What is measured unless the user says otherwise: whatever needs no download."""
+    from hasten.pipelines.mini.scenes import is_scene_caption
+
+    return MINIATURE_DEFAULTS if all(map(is_scene_caption, prompts)) else _DEFAULTS
+
+
+def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
+    """The metric of that name, made with ``options``.
+
+    Raises:
+        ConfigError: if there is none, or an option is wrong.
+    """
+    from hasten._plugins import host
+
+    try:
+        made = host().metric(name).factory(**options)
+    except TypeError as error:
+        raise ConfigError(f"metric {name!r}: {error}; see hasten.eval.metrics for its options") from error
+    if not isinstance(made, Metric):
+        raise ConfigError(f"metric {name!r} is no hasten.eval.metric.Metric and can't be used here")
+    return made
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """Scores of a metric that has one for each picture.
+
+    Args:
+        metric: what was measured.
+        values: arm -> one finite score per prompt. Without the baseline where the metric compares with it.
+        counts: arm -> (right, asked) per prompt, for metrics whose figure is a ratio of sums.
+    """
+
+    metric: SampleMetric
+    values: Mapping[str, FloatArray]
+    counts: Mapping[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """Embeddings of every arm and of the reference, for a metric of whole sets."""
+
+    metric: SetMetric
+    features: Mapping[str, Features]
+    reference: Any
+
+
+def _batches(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> Iterator[Batch]:
+    for start in range(0, len(prompts), _BATCH):
+        indices = range(start, min(start + _BATCH, len(prompts)))
+        images = to_uint8([store.open_image(arm, i) for i in indices])
+        base = None
+        if "baseline" in metric.needs:
+            base = to_uint8([store.open_image(BASELINE, i) for i in indices])
+        yield Batch(images, tuple(prompts[i] for i in indices), base)
+
+
+def _embedded(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> dict[str, Tensor]:
+    return concatenate([metric.embed(batch) for batch in _batches(store, arm, prompts, metric)])
+
+
+def sample_scores(
+    metric: SampleMetric, store: RunStore, arms: Sequence[str], prompts: Sequence[str]
+) -> SampleScores:
+    """Score the pictures of every arm.
+
+    Raises:
+        ConfigError: if a score is not finite, or the metric can't take the pictures.
+    """
+    values: dict[str, FloatArray] = {}
+    counts: dict[str, tuple[FloatArray, FloatArray]] = {}
+    for arm in arms:
+        if arm == BASELINE and "baseline" in metric.needs:
+            continue
+        features = _embedded(store, arm, prompts, metric)
+        values[arm] = metric.averaged(metric.score(features)).to(torch.float64).numpy()
+        bad = np.flatnonzero(~np.isfinite(values[arm]))
+        if bad.size:
+            raise ConfigError(f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)")
+        if isinstance(metric, AttributeMetric):
+            counts[arm] = features["right"].numpy(), features["asked"].numpy()
+    return SampleScores(metric, values, counts)
+
+
+def set_scores(
+    metric: SetMetric,
+    store: RunStore,
+    arms: Sequence[str],
+    prompts: Sequence[str],
+    reference: Callable[[SetMetric], Any],
+) -> SetScores:
+    """Embed the pictures of every arm, and the reference."""
+    features = {arm: _embedded(store, arm, prompts, metric) for arm in arms}
+    return SetScores(metric, features, reference(metric))
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether a file holds the moments of a reference set (``mu`` and ``sigma``) rather than pictures."""
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return False
+    with np.load(path, allow_pickle=False) as file:
+        return {"mu", "sigma"} <= set(file.files)
+
+
+def load_reference(metric: SetMetric, path: Path | None, prompts: Sequence[str], side: int) -> Any:
+    """What a set metric compares with: the user's pictures or statistics, or true renders for a miniature metric.
+
+    Args:
+        metric: embeds the pictures.
+        path: folder, zip, or npz of pictures or statistics.
+        prompts: of the run.
+        side: of its pictures, in pixels.
+
+    Raises:
+        ConfigError: if there is no reference, or statistics were made differently than ``metric`` would.
+    """
+    if path is None:
+        if not metric.name.startswith("mini_"):
+            raise ConfigError(f"{metric.name} compares with a set of real pictures: give --reference")
+        return metric.embed(Batch(true_renders(prompts, side)))
+    if is_statistics(path):
+        if not isinstance(metric, Fid):
+            raise ConfigError(f"{metric.name} needs the pictures of the reference; {path} holds statistics")
+        return load_statistics(path, expected=metric.fingerprint()).moments
+    source, loaded = open_source(path), Loaded()
+    return concatenate([metric.embed(Batch(images)) for images in batches(source, loaded, batch_size=_BATCH)])

@@ -1,0 +1,60 @@
+"""How figures are put into words, the same way on the console and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["MINIATURE_NOTE", "change_text", "estimate_text", "headline", "number", "speed_text", "verdict_text"]
+
+MINIATURE_NOTE = (
+    "Metrics whose names begin with mini_ come from miniature scorers trained on the same small data set as the "
+    "pipeline. They show trends and are not comparable with published FID, CLIP score or CMMD."
+)
+_OUTCOMES = {
+    "held": "loss within the margin",
+    "missed": "loss beyond the margin",
+    "undecided": "too few prompts to tell",
+}
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Three significant digits; ``None`` (unbounded, unknown) as a dash."""
+    if value is None:
+        return "–"
+    text = f"{value:+.3g}" if signed else f"{value:.3g}"
+    return text if "e+" not in text else f"{value:+,.0f}" if signed else f"{value:,.0f}"
+
+
+def estimate_text(estimate: Mapping[str, Any], signed: bool = False) -> str:
+    """``0.91 [0.88, 0.94]``."""
+    value, low, high = (number(estimate[key], signed) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def change_text(figure: Mapping[str, Any]) -> str:
+    """The difference to the baseline with its interval, empty without one."""
+    return estimate_text(figure["change"], signed=True) if figure["change"] is not None else ""
+
+
+def speed_text(document: Mapping[str, Any], arm: str) -> str:
+    """Speed-up with its interval."""
+    speed = document["times"]["arms"][arm]["speedup"]["value"]
+    return f"{speed['value']:.2f}x [{number(speed['low'])}, {number(speed['high'])}]"
+
+
+def verdict_text(figure: Mapping[str, Any]) -> str:
+    """Outcome of the non-inferiority test in words, empty without a margin."""
+    verdict = figure["verdict"]
+    return "" if verdict is None else f"{_OUTCOMES[verdict['outcome']]} of {number(verdict['margin'])}"
+
+
+def headline(document: Mapping[str, Any], arm: str) -> str:
+    """One candidate in one sentence: speed, then what is known about each metric that has a margin."""
+    figures = document["figures"][arm]
+    judged = {name: figure for name, figure in figures.items() if figure["verdict"] is not None}
+    speed = f"{arm}: {speed_text(document, arm)} the baseline's speed"
+    if not judged:
+        return f"{speed}; no margin was set, so nothing is concluded about quality"
+    parts = [f"{name} {change_text(figure)}, {verdict_text(figure)}" for name, figure in judged.items()]
+    return f"{speed}; {'; '.join(parts)}"

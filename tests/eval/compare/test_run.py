@@ -1,0 +1,196 @@
+"""Arms, seeds and order; and that a run can be killed, spread over processes and continued without a
+difference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hasten._errors import ConfigError, HastenError
+from hasten.eval.compare import engine
+from hasten.eval.compare.engine import Arm, control_arms, equal_time_steps, run_arms, turns
+from hasten.eval.compare.processes import Processes, wait_for
+from hasten.eval.compare.run import Request, run_comparison
+from hasten.eval.compare.store import RunStore
+
+Requests = Callable[..., Request]
+
+
+def digests(store: RunStore) -> dict[tuple[str, int], str]:
+    return {key: record.sha256 for key, record in store.records().items()}
+
+
+@pytest.fixture(scope="module")
+def finished(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    from .conftest import make_request
+
+    return run_comparison(pipe, make_request(), tmp_path_factory.mktemp("run"))
+
+
+def test_every_arm_has_every_prompt_with_its_own_seed(finished: RunStore) -> None:
+    records = finished.records()
+    names = {"baseline", "low resolution", "repeat", "other seed", "fewer steps"}
+    assert set(records) == {(name, i) for name in names for i in range(4)}
+    assert [records["low resolution", i].seed for i in range(4)] == [0, 1, 2, 3]
+    assert len({records["other seed", i].seed for i in range(4)} - {0, 1, 2, 3}) == 4
+
+
+def test_controls_are_what_they_are_called(finished: RunStore) -> None:
+    hashes = digests(finished)
+    for i in range(4):
+        assert hashes["repeat", i] == hashes["baseline", i]
+        assert (
+            len({hashes[name, i] for name in ("baseline", "low resolution", "other seed", "fewer steps")})
+            == 4
+        )
+
+
+def test_the_run_file_says_what_ran_and_what_it_cost(finished: RunStore) -> None:
+    run = finished.read_run()
+    assert run is not None
+    steps = {arm["name"]: arm["steps"] for arm in run["arms"]}
+    assert steps["fewer steps"] == 2
+    assert run["flops"]["low resolution"] < run["flops"]["baseline"] == run["flops"]["repeat"]
+    report = finished.read_steps("low resolution")
+    assert report is not None
+    assert {tuple(step["resolution"]) for step in report["steps"]} == {(8, 8), (4, 4)}
+
+
+def test_records_are_merged_in_one_order(finished: RunStore) -> None:
+    lines = [json.loads(line) for line in (finished.folder / "records.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == sorted(line["index"] for line in lines)
+    assert [line["arm"] for line in lines[:2]] == ["baseline", "low resolution"]
+
+
+def test_a_finished_run_is_not_made_again(finished: RunStore, request_of: Requests) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*.png")}
+    again = run_comparison(None, request_of(), finished.folder)
+    assert before == {path: path.stat().st_mtime_ns for path in again.folder.rglob("*.png")}
+
+
+@pytest.mark.parametrize("turn", [0, 1, 4, 7])
+def test_a_killed_run_goes_on_without_repeating_or_losing_anything(
+    pipe: Any,
+    finished: RunStore,
+    request_of: Requests,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: int,
+) -> None:
+    made: list[tuple[str, int]] = []
+    save = RunStore.save_image
+
+    def killed(self: RunStore, arm: str, index: int, image: Image.Image) -> tuple[str, str]:
+        made.append((arm, index))
+        if len(made) == 2 * turn + 2:  # between the two pictures of a batch and their records
+            raise KeyboardInterrupt
+        return save(self, arm, index, image)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunStore, "save_image", killed)
+        run_comparison(pipe, request_of(), tmp_path)
+    kept = set(RunStore(tmp_path).records())
+    own = tmp_path / "records" / "rank-0.jsonl"
+    if own.exists():
+        own.write_bytes(own.read_bytes() + b'{"arm": "base')  # and a record torn in the middle
+    made.clear()
+    monkeypatch.setattr(
+        RunStore, "save_image", lambda self, arm, i, image: made.append((arm, i)) or save(self, arm, i, image)
+    )
+    resumed = run_comparison(pipe, request_of(), tmp_path)
+    assert not kept & set(made)
+    assert len(own.read_text().splitlines()) == 20
+    assert digests(resumed) == digests(finished)
+
+
+def test_a_lost_or_damaged_picture_is_made_again(
+    pipe: Any, finished: RunStore, request_of: Requests, tmp_path: Path
+) -> None:
+    run_comparison(pipe, request_of(), tmp_path)
+    (tmp_path / "images" / "baseline" / "00001.png").unlink()
+    (tmp_path / "images" / "repeat" / "00002.png").write_bytes(b"damaged")
+    assert digests(run_comparison(pipe, request_of(), tmp_path)) == digests(finished)
+
+
+def test_another_request_does_not_continue_a_run(finished: RunStore, request_of: Requests) -> None:
+    with pytest.raises(ConfigError, match="another seed"):
+        run_comparison(None, request_of(seed=1), finished.folder)
+
+
+def test_processes_make_the_pictures_of_a_single_one(
+    pipe: Any, finished: RunStore, request_of: Requests, tmp_path: Path
+) -> None:
+    request = request_of()
+    first = Processes(0, 2)
+    with pytest.raises(HastenError, match="10 of 20"):  # the other process is not there yet
+        run_comparison(pipe, request, tmp_path, processes=first, patience=0.1)
+    run_comparison(pipe, request, tmp_path, processes=Processes(1, 2))
+    store = run_comparison(pipe, request, tmp_path, processes=first)
+    assert digests(store) == digests(finished)
+    for rank in (0, 1):
+        assert len((tmp_path / "records" / f"rank-{rank}.jsonl").read_text().splitlines()) == 10
+    # Another number of processes continues, and finds nothing left to do.
+    assert digests(run_comparison(None, request, tmp_path)) == digests(finished)
+
+
+def test_processes_come_from_the_launcher() -> None:
+    environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    assert Processes.from_environment(environment) == Processes(3, 4, 1)
+    assert Processes.from_environment({}) == Processes(0, 1, 0)
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
+        Processes.from_environment({"RANK": "2", "WORLD_SIZE": "2"})
+
+
+def test_waiting_ends_only_without_progress() -> None:
+    states = iter([0, 0, 1, 1, 2, 3])
+    wait_for(lambda: next(states), 3, "pictures", patience=0.05, interval=0.02)
+
+
+@pytest.mark.parametrize("name", ["Baseline", "fewer_steps", "repeat", "***"])
+def test_a_configuration_may_not_take_the_name_of_another_row(request_of: Requests, name: str) -> None:
+    request = request_of()
+    with pytest.raises(ConfigError, match="can't be called"):
+        Request("m", request.job, {name: next(iter(request.candidates.values()))})
+
+
+def test_order_rotates_and_all_arms_of_a_batch_run_back_to_back(
+    request_of: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_turn", lambda pipe, arm, batch, number, start: (arm.name, number, start))
+    arms = [Arm(name, "control", 1) for name in "abc"]
+    order = list(turns(None, arms, request_of(6).job))
+    assert [number for _, number, _ in order] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert "".join(name for name, _, _ in order) == "abcbcacab"
+
+
+def test_equal_time_steps_follow_the_measured_pace() -> None:
+    assert equal_time_steps(20, {"baseline": 2.0, "half": 1.0, "slow": 2.2, "free": 0.001}) == {
+        "half": 10,
+        "slow": 22,
+        "free": 1,
+    }
+    assert [arm.name for arm in control_arms(20, {"a": 10, "b": 5})][2:] == [
+        "fewer steps (a)",
+        "fewer steps (b)",
+    ]
+
+
+def test_the_engine_in_memory_agrees_with_the_one_on_disk(
+    pipe: Any, finished: RunStore, request_of: Requests
+) -> None:
+    request, advanced = request_of(), []
+    results = run_arms(pipe, request.candidates["low resolution"], request.job, lambda: advanced.append(1))
+    assert list(results) == ["baseline", "accelerated", "fewer steps"]
+    assert len(advanced) == 6
+    for mine, other in (("baseline", "baseline"), ("accelerated", "low resolution")):
+        stored = [finished.open_image(other, i).tobytes() for i in range(4)]
+        assert [image.tobytes() for image in results[mine].images] == stored
+        assert len(results[mine].seconds) == 2
+    assert results["accelerated"].report is not None
+    assert results["accelerated"].flops < results["baseline"].flops

@@ -1,0 +1,109 @@
+"""The shipped folders: their size, that stock classes load them, and what the models can do."""
+
+import json
+
+import pytest
+import torch
+
+from hasten.pipelines import mini
+from hasten.pipelines.mini.autoencoder import encode, psnr
+from hasten.pipelines.mini.batches import scene_batch
+from hasten.pipelines.mini.evaluate import evaluate, generate
+from hasten.pipelines.mini.render import render_scenes
+from hasten.pipelines.mini.scenes import sample_scene
+from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
+from hasten.pipelines.mini.training import step_generator
+
+FOLDER = mini.path("mini/t2i-dit")
+SCORERS = FOLDER.with_name("scorers")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return mini.load("mini/t2i-dit")
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return AttributeScorer()
+
+
+@pytest.mark.parametrize(("folder", "megabytes"), [(FOLDER, 10), (SCORERS, 3)], ids=["t2i-dit", "scorers"])
+def test_folders_keep_within_their_limit(folder, megabytes):
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= megabytes * 1e6
+
+
+@pytest.mark.parametrize("folder", [FOLDER, SCORERS], ids=["t2i-dit", "scorers"])
+def test_weights_are_half_precision_safetensors_with_a_readme(folder):
+    from safetensors import safe_open
+
+    assert "## Training" in (folder / "README.md").read_text()
+    assert not [file for file in folder.rglob("*") if file.suffix in {".bin", ".pt", ".ckpt"}]
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        assert kinds <= {"F16", "I64"}, file
+
+
+def test_every_component_is_a_stock_class(pipe):
+    assert type(pipe).__module__.startswith("diffusers.")
+    for name, part in pipe.components.items():
+        assert part is None or type(part).__module__.split(".")[0] in {"diffusers", "transformers"}, name
+    assert next(pipe.transformer.parameters()).dtype == torch.float32
+
+
+def test_both_text_slots_hold_the_same_tower(pipe):
+    pairs = zip(pipe.text_encoder.state_dict().values(), pipe.text_encoder_2.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_classifier_is_right_on_real_pictures_of_both_sizes(pictures, scorer):
+    scenes = [sample_scene(31, i, "train" if i % 2 else "held_out") for i in range(150)]
+    for size in (64, 128):
+        scores = scorer.score(pictures(scenes, size), [scene.caption() for scene in scenes])
+        assert scores.mean >= 0.99, (size, scores.by_attribute())
+
+
+def test_both_judges_are_right_on_pictures_from_the_autoencoder(pipe, scorer):
+    scenes = [sample_scene(32, i) for i in range(24)]
+    images = render_scenes(scenes, 0, 0, 128)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(pipe.vae.encode(images).latent_dist.mode()).sample
+    assert float(psnr(decoded, images).mean()) > 30
+    shown = pipe.image_processor.postprocess(decoded)
+    captions = [scene.caption() for scene in scenes]
+    assert scorer.score(shown, captions).mean >= 0.99
+    assert PixelParser().score(shown, captions).mean >= 0.99
+
+
+def test_latents_are_normalised_and_their_spectrum_is_recorded(pipe):
+    latents = encode(pipe.vae, scene_batch(24, 128, step_generator(9, 9))[1])
+    assert float(latents.std()) == pytest.approx(1, abs=0.1)
+    assert float(latents.mean()) == pytest.approx(0, abs=0.1)
+    law = json.loads((FOLDER / "hasten.json").read_text())["spectrum"]
+    assert law["A"] > 0
+    assert law["beta"] > 0
+
+
+@pytest.mark.parametrize(("side", "least"), [(128, 0.85), (64, 0.8)])
+def test_a_small_sample_shows_what_it_is_asked_for(pipe, scorer, side, least):
+    captions = mini.prompts(4, 3) + mini.prompts(2, 3, "held_out")
+    call = mini.recommended_call("mini/t2i-dit") | {"height": side, "width": side, "num_inference_steps": 16}
+    images = generate(pipe, captions, call)
+    assert images[0].size == (side, side)
+    for judge in (scorer, PixelParser()):
+        assert judge.score(images, captions).mean >= least
+
+
+def test_a_plain_call_with_its_zero_text_tokens_works(pipe):
+    caption = "a large red circle in the centre on a white background"
+    image = pipe(caption, generator=torch.Generator().manual_seed(0), num_inference_steps=12).images[0]
+    assert image.size == (128, 128)
+    assert PixelParser().score([image], [caption]).right[0] >= 5
+
+
+@pytest.mark.slow
+def test_the_bars_are_met(pipe, scorer):
+    judges = {"classifier": scorer, "parser": PixelParser()}
+    rows = evaluate(pipe, mini.recommended_call("mini/t2i-dit"), judges, 100, seed=1)
+    assert not [row for row in rows if row.missed]
