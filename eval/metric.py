@@ -59,8 +59,8 @@ class Metric(ABC):
 
     name: str
     version: ClassVar[str] = "1"
-    needs: ClassVar[frozenset[Need]]
-    higher_is_better: ClassVar[bool]
+    needs: frozenset[Need]
+    higher_is_better: bool
     unit: str = ""
 
     @abstractmethod

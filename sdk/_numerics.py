@@ -83,8 +83,8 @@ def _diagnosis(row: Row, trail: Trail) -> str:
         )
     owners = ", ".join(repr(owner) for owner, _ in trail if owner) or "none"
     return (
-        f"the denoiser returned NaN or infinity at {where}, at latent resolution {row.resolution}, with these "
-        f"techniques around it: {owners}. If the same call is clean in accel.paused(), a technique's arguments are the cause; "
+        f"the denoiser returned NaN or infinity at {where}, at latent resolution {row.resolution}. Techniques around "
+        f"it: {owners}. If the same call is clean in accel.paused(), a technique's arguments are the cause; "
         f"if not, compute in float32 or bfloat16."
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -124,7 +123,7 @@ class ImageCosine(SampleMetric):
     """
 
     name = "clip_i"
-    needs: ClassVar[frozenset[Need]] = _PAIRED
+    needs = _PAIRED
     higher_is_better = True
 
     def __init__(self, network: object, device: torch.device | str = "cpu") -> None:

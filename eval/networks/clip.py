@@ -122,7 +122,7 @@ class ClipNetwork:
         from transformers import AutoTokenizer, CLIPModel
 
         local = Path(source).exists()
-        options = {"local_files_only": local} | ({"revision": revision} if revision else {})
+        options: dict[str, Any] = {"local_files_only": local} | ({"revision": revision} if revision else {})
         try:
             model = CLIPModel.from_pretrained(str(source), dtype=dtype, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(source), **options)

@@ -12,7 +12,7 @@ from hasten.pipelines.mini.scenes import Split, sample_scene
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["load", "names", "path", "prompts", "recommended_call"]
+__all__ = ["load", "load_folder", "names", "path", "prompts", "recommended_call"]
 
 _PREFIX = "mini/"
 _MODELS = ("t2i-dit",)
@@ -50,18 +50,25 @@ def load(name: str, **options: Any) -> DiffusionPipeline:
 
     Args:
         name: one of :func:`names`.
-        **options: passed on to ``from_pretrained``; ``torch_dtype`` is float32 unless given.
+        **options: passed on to ``from_pretrained``; ``dtype`` is float32 unless given.
 
     Raises:
         UnsupportedError: for an unknown name.
         CheckpointError: if the weights are not installed.
     """
-    folder = path(name)
+    return load_folder(path(name), **options)
+
+
+def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
+    """Load an exported pipeline, leaving out the components that its ``hasten.json`` says it has not."""
     import torch
     from diffusers import DiffusionPipeline
 
-    options.setdefault("torch_dtype", torch.float32)
-    return DiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
+    if "torch_dtype" not in options:
+        options.setdefault("dtype", torch.float32)
+    absent = dict.fromkeys(_settings(folder).get("absent", ()))
+    pipe: DiffusionPipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent | options)
+    return pipe
 
 
 def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
@@ -74,11 +81,16 @@ def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
     folder = Path(name_or_path)
     if not folder.is_dir():
         folder = path(str(name_or_path))
-    settings = folder / "hasten.json"
-    if not settings.is_file():
-        raise CheckpointError(f"{folder} has no hasten.json, which would hold the recommended call")
-    call: dict[str, Any] = json.loads(settings.read_text("utf-8"))["call"]
+    call: dict[str, Any] = _settings(folder)["call"]
     return call
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "hasten.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} has no hasten.json, which would hold the recommended call")
+    settings: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return settings
 
 
 def prompts(n: int, seed: int = 0, split: Split = "train") -> list[str]:

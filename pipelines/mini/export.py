@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hasten._errors import ConfigError
+from hasten.pipelines.mini._models import load_folder
 from hasten.pipelines.mini.evaluate import Row, evaluate
 from hasten.pipelines.mini.provenance import read_record, readme
 from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower, load_trained
@@ -29,6 +30,7 @@ image = pipe("a large red circle on the left and a small blue star on the right 
              **hasten.pipelines.mini.recommended_call("mini/t2i-dit")).images[0]
 ```
 
+With diffusers alone: `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)`.
 `max_sequence_length=0` drops the zero tokens that stand for the missing T5; the pipeline's default works too, slower.
 Figures of miniatures show trends and are not comparable with published ones.
 """
@@ -72,8 +74,6 @@ def export(
 
 
 def _export_pipeline(root: Path, folder: Path, prompts: int, progress: Callable[[int], None]) -> list[Row]:
-    from diffusers import StableDiffusion3Pipeline
-
     from hasten.pipelines.mini.sheets import CALL
     from hasten.pipelines.mini.t2i_dit import assemble, build_transformer
 
@@ -81,15 +81,23 @@ def _export_pipeline(root: Path, folder: Path, prompts: int, progress: Callable[
     denoiser = load_trained("t2i-dit", root, build_transformer())
     pipe = assemble(vae, load_text_tower(root), denoiser)
     pipe.to(dtype=torch.float16).save_pretrained(folder)
-    settings = {"schema": 1, "call": CALL, "spectrum": _spectrum(load_autoencoder(root))}
+    _name_tokenizers(folder)
+    absent = ["text_encoder_3", "tokenizer_3"]
+    settings = {"schema": 1, "call": CALL, "absent": absent, "spectrum": _spectrum(load_autoencoder(root))}
     (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     rows: list[Row] = []
     if prompts:
-        shipped = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
-        rows = evaluate(shipped, CALL, _scorers(root), prompts, progress=progress)
+        rows = evaluate(load_folder(folder), CALL, _scorers(root), prompts, progress=progress)
     runs = ("autoencoder", "text-image", "t2i-dit")
     _write_readme(folder, root, "mini/t2i-dit", _PIPELINE_TEXT, runs, figures_table(rows))
     return rows
+
+
+def _name_tokenizers(folder: Path) -> None:
+    """Name the tokenizers' class as every supported transformers knows it; version 5 writes a name only it has."""
+    for file in (*folder.glob("model_index.json"), *folder.rglob("tokenizer_config.json")):
+        text = file.read_text("utf-8")
+        file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), "utf-8")
 
 
 def _export_scorers(root: Path, folder: Path) -> None:
@@ -98,6 +106,7 @@ def _export_scorers(root: Path, folder: Path) -> None:
 
     export_clip(load_trained("text-image", root, build_clip()), folder / "clip")
     export_judge(load_trained("judge", root, Judge()), folder / "judge")
+    _name_tokenizers(folder / "clip")
     _write_readme(folder, root, "mini/scorers", _SCORERS_TEXT, ("text-image", "judge"), [])
 
 

@@ -73,3 +73,28 @@ def test_rising_level_begins_a_new_sub_run() -> None:
 )
 def test_expected_batch(arguments: dict[str, Any], batch: int | None) -> None:
     assert expected_batch(arguments) == batch
+
+
+def test_deferred_nan_check_raises_when_the_next_forward_begins() -> None:
+    from hasten import NumericalError
+    from hasten._numerics import Watch
+    from hasten._recorder import Row
+
+    class Deferred(Watch):
+        """As on a device that computes asynchronously: ``observe`` must not read the flag."""
+
+        def settle(self) -> None:
+            if self.next_forward:
+                super().settle()
+
+        next_forward = False
+
+    watch, step = Deferred(), Clock(Guidance.EMBEDDED, 1, False).tick(NoiseLevel.flow(0.5), SIZE, 1)
+    bad = torch.tensor([1.0, float("inf"), float("-inf")])
+    watch.observe(Row(0, "transformer", step), bad, [(None, torch.ones(1)), ("mine", (bad,))])
+    watch.next_forward = True
+    with pytest.raises(
+        NumericalError, match=r"'mine' returned NaN or infinity at step 0 \(level 0.5000, only\)"
+    ):
+        watch.settle()
+    watch.settle()

@@ -86,3 +86,16 @@ def test_attention_in_a_compiled_denoiser_is_refused(flux: Any, run: Any, how: s
     with pytest.raises(hasten.UnsupportedError, match=r"compiled with torch\.compile"):
         hasten.accelerate(flux, ["seen"])
     run(flux, "flux")
+
+
+def test_bottleneck_compiles_one_graph_per_resolution(sd3: Any, run: Any) -> None:
+    stock = run(sd3, "sd3", num_inference_steps=6)
+    compile_denoiser(sd3, "wrapped")
+    options = {"min_pixels": 1, "low_until": 0.5}
+    with hasten.accelerate(sd3, {"bottleneck": options}) as accel:
+        for _ in range(2):
+            assert not torch.equal(run(sd3, "sd3", num_inference_steps=6), stock)
+        resolutions = {step.resolution for step in accel.report().steps}
+    assert len(resolutions) == 2
+    assert counters["stats"]["unique_graphs"] <= len(resolutions)
+    torch.testing.assert_close(run(sd3, "sd3", num_inference_steps=6), stock)

@@ -24,7 +24,7 @@ def test_missing_weights_are_answered_with_the_command_that_makes_them(monkeypat
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="hasten.json"):
+    with pytest.raises(CheckpointError, match=r"hasten\.json"):
         mini.recommended_call(tmp_path)
 
 

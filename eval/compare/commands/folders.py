@@ -1,0 +1,145 @@
+"""``hasten eval``: score pictures from any tool; ``hasten eval doctor``: golden numbers of this installation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hasten._cli import _options as common
+from hasten._errors import ConfigError
+from hasten._generation import read_prompts
+from hasten.eval.compare.commands import options
+
+if TYPE_CHECKING:
+    from hasten.eval.compare.folders import FolderScores
+
+__all__ = ["register"]
+
+_HELP = """Score pictures that are already there: folders, zip archives or npz files from any tool.
+
+[bold]Examples[/]
+
+  hasten eval --generated out/fast --baseline out/baseline --metrics psnr,ssim
+  hasten eval --generated out/fast --prompts prompts.txt -m clip --metric-option clip_score.network=./clip-vit-l14
+  hasten eval --generated out/fast --reference coco.npz -m fid --metric-option fid.weights=./inception.pth
+  hasten eval doctor
+"""
+_DOCTOR_HELP = """Compute results that are known in closed form, and say which optional packages are missing.
+
+[bold]Example[/]
+
+  hasten eval doctor
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    group = typer.Typer(help=_HELP, rich_markup_mode="rich")
+    group.callback(invoke_without_command=True, help=_HELP)(_command)
+    group.command("doctor", help=_DOCTOR_HELP)(_doctor)
+    app.add_typer(group, name="eval")
+
+
+def _command(
+    context: typer.Context,
+    generated: Annotated[Path | None, typer.Option(help="Pictures to score.")] = None,
+    reference: options.Reference = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Unaccelerated pictures of the same names, for PSNR and SSIM.")
+    ] = None,
+    prompts: common.PromptsFile = None,
+    metrics: options.Metrics = None,
+    metric_option: options.MetricOption = None,
+    level: options.Level = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding processes.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    if generated is None or metrics is None:
+        raise ConfigError("give --generated FOLDER and --metrics NAME,NAME (or: hasten eval doctor)")
+    from hasten.eval.compare.folders import Pictures, score_pictures
+    from hasten.eval.sources import open_source
+
+    names = options.metric_names(metrics, ())
+    pictures = Pictures(
+        open_source(generated),
+        open_source(baseline) if baseline is not None else None,
+        read_prompts(prompts) if prompts is not None else None,
+        batch_size,
+        workers,
+        skip_bad,
+    )
+    made = options.build_metrics(names, metric_option or ())
+    scores = score_pictures(pictures, made, reference, level=level, seed=seed)
+    fingerprints = {metric.name: metric.fingerprint().as_dict() for metric in made}
+    if as_json:
+        typer.echo(json.dumps(_document(scores, fingerprints), indent=2))
+    else:
+        _print(scores, fingerprints)
+
+
+def _document(scores: FolderScores, fingerprints: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "pictures": scores.count,
+        "bad": dict(scores.bad),
+        "warnings": list(scores.warnings),
+        "metrics": {
+            name: {
+                **estimate.as_dict(),
+                "extras": dict(scores.extras.get(name, {})),
+                "fingerprint": fingerprints[name],
+            }
+            for name, estimate in scores.figures.items()
+        },
+    }
+
+
+def _print(scores: FolderScores, fingerprints: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title=f"{scores.count} pictures")
+    for heading in ("metric", "figure", "beside it", "made with"):
+        table.add_column(heading, overflow="fold")
+    for name, estimate in scores.figures.items():
+        made = fingerprints[name]
+        beside = ", ".join(f"{key} {value:.4g}" for key, value in scores.extras.get(name, {}).items())
+        network = " ".join(str(made[key]) for key in ("network", "weights", "variant") if made[key])
+        table.add_row(*map(escape, (name, str(estimate), beside, network)))
+    console.print(table)
+    for warning in scores.warnings:
+        console.print(f"- {warning}", markup=False, highlight=False)
+    for picture, reason in scores.bad.items():
+        console.print(f"left out: {picture} ({reason})", markup=False, highlight=False)
+
+
+def _doctor(as_json: common.Json = False) -> None:
+    from hasten.eval.compare.doctor import examine, missing
+
+    outcomes, absent = examine(), missing()
+    if as_json:
+        checks = [
+            {"check": o.name, "expected": o.expected, "found": str(o.found), "held": o.held, "error": o.error}
+            for o in outcomes
+        ]
+        typer.echo(json.dumps({"checks": checks, "missing": absent}, indent=2))
+    else:
+        console, table = Console(), Table(title="golden numbers")
+        for heading in ("check", "expected", "found", ""):
+            table.add_column(heading)
+        for o in outcomes:
+            mark = "[green]ok[/]" if o.held else f"[bold red]wrong[/] {escape(o.error)}"
+            table.add_row(escape(o.name), f"{o.expected:.10g}", f"{o.found:.10g}", mark)
+        console.print(table)
+        for name, (purpose, install) in absent.items():
+            console.print(f"not installed: {name}, for {purpose} ({install})", markup=False, highlight=False)
+    if not all(outcome.held for outcome in outcomes):
+        raise typer.Exit(1)

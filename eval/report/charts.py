@@ -1,0 +1,136 @@
+"""Charts as inline SVG whose colours are CSS variables, so that one drawing serves light, dark and print."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+__all__ = ["ROW_COLOURS", "pareto", "timeline"]
+
+# Matplotlib draws with these; afterwards each becomes a variable of the page's style sheet.
+_INK, _FAINT, _LINE = "#010101", "#010102", "#010103"
+_ROWS = tuple(f"#0202{number:02x}" for number in range(8))
+_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _LINE: "var(--line)"}
+_VARIABLES |= {colour: f"var(--row-{number})" for number, colour in enumerate(_ROWS)}
+
+ROW_COLOURS = len(_ROWS)
+"""How many row colours the style sheet defines; further rows begin again."""
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _FAINT,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+@contextmanager
+def _drawing(name: str) -> Iterator[None]:
+    # The salt makes the identifiers inside the drawing the same every time, and different from other drawings'.
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        yield
+
+
+def _svg(figure: Figure, name: str, description: str) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    size = r'<svg[^>]*?\bviewBox="([^"]+)"[^>]*>'
+    head = f'<svg role="img" aria-label="{escape(description)}" viewBox="\\1" xmlns="http://www.w3.org/2000/svg" '
+    head += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return Markup(re.sub(size, head, text, count=1))
+
+
+def _ends(estimate: Mapping[str, Any]) -> list[list[float]]:
+    """Interval as matplotlib's error bars; an open end is not drawn."""
+    value = estimate["value"]
+    low = value if estimate["low"] is None else estimate["low"]
+    high = value if estimate["high"] is None else estimate["high"]
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def pareto(document: Mapping[str, Any], metric: str) -> Markup:
+    """Speed-up against one metric, every row a point with both intervals; controls are hollow."""
+    about = document["metrics"][metric]
+    name = f"pareto-{metric}"
+    with _drawing(name):
+        figure = Figure(figsize=(3.6, 2.7))
+        axes = figure.subplots()
+        for number, arm in enumerate(document["arms"]):
+            row = document["figures"][arm["name"]].get(metric)
+            if row is None:
+                continue
+            speed, value = document["times"]["arms"][arm["name"]]["speedup"]["value"], row["value"]
+            colour = _ROWS[number % ROW_COLOURS]
+            axes.errorbar(
+                [speed["value"]],
+                [value["value"]],
+                xerr=_ends(speed),
+                yerr=_ends(value),
+                fmt="o",
+                markersize=6,
+                linewidth=1.2,
+                color=colour,
+                markerfacecolor="none" if arm["role"] == "control" else colour,
+            )
+            axes.annotate(
+                arm["name"],
+                (speed["value"], value["value"]),
+                xytext=(6, 5),
+                textcoords="offset points",
+                color=colour,
+                fontsize=8,
+            )
+        better = "higher" if about["higher_is_better"] else "lower"
+        axes.set_title(f"{metric} ({better} is better)")
+        axes.set_xlabel("times the baseline's speed")
+        axes.margins(0.2)
+        return _svg(figure, name, f"Speed against {metric}; the figures are in the table of all rows")
+
+
+def timeline(document: Mapping[str, Any], arm: str, number: int) -> Markup:
+    """Milliseconds of every denoiser forward of one batch, coloured by the resolution it was computed at."""
+    steps, milliseconds = document["steps"][arm], document["times"]["steps"][arm]
+    sizes = sorted({tuple(step["resolution"] or ()) for step in steps}, reverse=True)
+    name = f"timeline-{number}"
+    with _drawing(name):
+        figure = Figure(figsize=(7.6, 2.2))
+        axes = figure.subplots()
+        for order, size in enumerate(sizes):
+            where = [i for i, step in enumerate(steps) if tuple(step["resolution"] or ()) == size]
+            label = " x ".join(map(str, size)) or "answered without computing"
+            heights = [milliseconds[i] for i in where]
+            axes.bar(where, heights, width=0.8, color=_ROWS[order % ROW_COLOURS], label=label)
+        axes.set_title(f"{arm}: milliseconds of each denoiser forward, by latent size")
+        axes.set_xlabel("forward, in the order of the run")
+        axes.grid(visible=False, axis="x")
+        axes.legend(frameon=False, fontsize=8, ncols=max(1, len(sizes)), loc="upper right", bbox_to_anchor=(1, 1.2))
+        return _svg(figure, name, f"Milliseconds of each denoiser forward of {arm}; the figures are in the list below")
+
