@@ -1,4 +1,4 @@
-"""Adds the miniature metrics and the commands ``hasten compare`` and ``hasten eval``; loads neither until it is used."""
+"""Adds the miniature metrics and the commands ``compare`` and ``eval``; loads neither until it is used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["MINIATURE_METRICS"]
 
-#: Name -> (class, one line). On the pictures of the bundled miniatures only, and never comparable with published figures.
+#: Name -> (class, one line). For pictures of the miniatures only, never comparable with published figures.
 MINIATURE_METRICS = {
-    "mini_classifier": ("Classifier", "miniature: share of the attributes asked for, by a learned classifier"),
-    "mini_parser": ("Parser", "miniature: share of the attributes asked for, by a parser that learned nothing"),
+    "mini_classifier": (
+        "Classifier",
+        "miniature: share of the attributes asked for, by a learned classifier",
+    ),
+    "mini_parser": (
+        "Parser",
+        "miniature: share of the attributes asked for, by a parser that learned nothing",
+    ),
     "mini_text_image": ("TextImage", "miniature: image-prompt cosine of the miniature contrastive model"),
     "mini_frechet": ("Frechet", "miniature: Frechet distance of its features to true renders (not FID)"),
     "mini_mmd": ("Mmd", "miniature: kernel distance of its features to true renders (not CMMD)"),

@@ -103,7 +103,9 @@ def analyse(
                 f"{', '.join(scored)}."
             )
         if "baseline" in scored[name].needs:
-            raise ConfigError(f"{name} is itself a comparison with the baseline and has no margin; use --gate")
+            raise ConfigError(
+                f"{name} is itself a comparison with the baseline and has no margin; use --gate"
+            )
     rows: Rows = {arm.name: {} for arm in arms}
     for arm in arms:
         for sample in samples:
@@ -133,9 +135,7 @@ def _sample_figure(scores: SampleScores, arm: str, prompts: Sequence[str], setti
         change = paired_ratio_difference(base, right, asked, candidate_asked=asked_too, **seeded)
     else:
         change = paired_difference(scores.values[BASELINE], scores.values[arm], **seeded)
-    tests = paired_tests(
-        scores.values[BASELINE], scores.values[arm], clusters=prompts, seed=settings.seed
-    )
+    tests = paired_tests(scores.values[BASELINE], scores.values[arm], clusters=prompts, seed=settings.seed)
     return Figure(value, change, tests, smallest_detectable=_detectable(change))
 
 
@@ -158,9 +158,7 @@ def _judged(figure: Figure, higher_is_better: bool, metric: str, settings: Setti
     margin = (settings.margins or {}).get(metric)
     if margin is None or figure.change is None:
         return figure
-    return replace(
-        figure, verdict=non_inferiority(figure.change, margin, higher_is_better=higher_is_better)
-    )
+    return replace(figure, verdict=non_inferiority(figure.change, margin, higher_is_better=higher_is_better))
 
 
 def _adjust(rows: Rows, candidates: Sequence[str]) -> None:
@@ -184,15 +182,21 @@ def sanity(arms: Sequence[Arm], prompts: Sequence[str], digests: Mapping[tuple[s
     found = []
     n = len(prompts)
     if n < 20:
-        found.append(f"{n} prompts: intervals cover a few points less than they say, and find only large losses")
+        found.append(
+            f"{n} prompts: intervals cover a few points less than they say, and find only large losses"
+        )
     if len(set(prompts)) < n:
         found.append(f"{n - len(set(prompts))} prompts occur more than once; each counts as one cluster")
     for arm in arms:
         same = sum(digests[arm.name, i] == digests[BASELINE, i] for i in range(n))
         if arm.role == "candidate" and same == n:
-            found.append(f"{arm.name}: every picture is the baseline's, bit for bit; its techniques did nothing")
+            found.append(
+                f"{arm.name}: every picture is the baseline's, bit for bit; its techniques did nothing"
+            )
         if arm.name == "repeat" and same < n:
-            found.append(f"the baseline repeated itself in only {same} of {n} pictures: this machine is not deterministic")
+            found.append(
+                f"the baseline repeated itself in only {same} of {n} pictures: this machine is not deterministic"
+            )
         if len({digests[arm.name, i] for i in range(n)}) < len(set(prompts)):
             found.append(f"{arm.name}: some different prompts gave the same picture")
     return found

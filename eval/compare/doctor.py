@@ -85,9 +85,7 @@ def _frechet_checks() -> list[Check]:
     def distance(first: object, second: object) -> Callable[[], float]:
         return lambda: frechet_distance(first, second).value  # type: ignore[arg-type]
 
-    shifted = distance(
-        _gaussian([0, 0, 0], _diagonal(1, 4, 9)), _gaussian([1, 2, 2], _diagonal(4, 4, 1))
-    )
+    shifted = distance(_gaussian([0, 0, 0], _diagonal(1, 4, 9)), _gaussian([1, 2, 2], _diagonal(4, 4, 1)))
     rotated = distance(_gaussian([0, 0], [[2, 1], [1, 2]]), _gaussian([0, 0], _diagonal(1, 3)))
     return [
         Check("Frechet distance, diagonal covariances", shifted, 14.0),
@@ -130,7 +128,9 @@ def _pixel_checks() -> list[Check]:
 
     return [
         Check("PSNR, one grey level", lambda: float(psnr(_grey(10), _grey(11))), 48.1308036086791),
-        Check("PSNR, sixteen levels down", lambda: float(psnr(_grey(26), _grey(10))), 20 * math.log10(255 / 16)),
+        Check(
+            "PSNR, sixteen levels down", lambda: float(psnr(_grey(26), _grey(10))), 20 * math.log10(255 / 16)
+        ),
         Check("PSNR, black and white", lambda: float(psnr(_grey(0), _grey(255))), 0.0),
         Check("SSIM, black and white", extremes, 9.999000099990002e-05, 1e-6),
         Check("SSIM, identical", lambda: float(ssim(_grey(7), _grey(7))), 1.0),

@@ -15,7 +15,6 @@ from hasten.eval.compare.journal import write_atomically
 from hasten.eval.compare.run import arms_of_run
 from hasten.eval.compare.scores import (
     SampleScores,
-    SetScores,
     load_reference,
     sample_scores,
     set_scores,
@@ -106,7 +105,9 @@ def _document(
         "metrics": {metric.name: _describe(metric) for metric in evaluation.metrics},
         "figures": figures,
         "scores": {s.metric.name: {arm: v.tolist() for arm, v in s.values.items()} for s in samples},
-        "pictures": {arm.name: [digests[arm.name, i] for i in range(len(request["prompts"]))] for arm in arms},
+        "pictures": {
+            arm.name: [digests[arm.name, i] for i in range(len(request["prompts"]))] for arm in arms
+        },
         "steps": {arm.name: _steps(store, arm.name)[0] for arm in arms if arm.role == "candidate"},
         "warnings": sanity(arms, request["prompts"], digests),
         "gates": [outcome for gate, outcome in outcomes if not gate.timed],

@@ -113,7 +113,7 @@ def turns(
     pipe: Any,
     arms: Sequence[Arm],
     job: Job,
-    wanted: Callable[[Arm, int], bool] = lambda arm, batch: True,
+    wanted: Callable[[Arm, int], bool] | None = None,
 ) -> Iterator[Turn]:
     """Run every wanted batch of every arm. Batch ``i`` of all arms runs back to back, each time in another
     order.
@@ -126,7 +126,7 @@ def turns(
         # No arm always runs first: whatever a preceding run leaves warm is shared out evenly.
         shift = number % len(arms)
         for arm in (*arms[shift:], *arms[:shift]):
-            if wanted(arm, number):
+            if wanted is None or wanted(arm, number):
                 yield _turn(pipe, arm, batch, number, start)
 
 

@@ -140,7 +140,9 @@ def score_pictures(
         for metric in metrics:
             parts[metric.name].append(metric.embed(batch))
     if len(places) < 2:
-        raise ConfigError(f"{pictures.generated.name} holds {len(places)} usable pictures; at least two are needed")
+        raise ConfigError(
+            f"{pictures.generated.name} holds {len(places)} usable pictures; at least two are needed"
+        )
     prompts = None if pictures.prompts is None else [pictures.prompts[place] for place in places]
     figures: dict[str, Estimate] = {}
     extras: dict[str, dict[str, float]] = {}

@@ -50,9 +50,12 @@ class Gate:
             row: metric -> its figure, as the report holds it.
         """
         where: Any = row.get(self.metric)
-        for step in {"value": "value.value", "low": "value.low", "high": "value.high", "change": "change.value"}.get(
-            self.part, self.part
-        ).split("."):
+        for step in {
+            "value": "value.value",
+            "low": "value.low",
+            "high": "value.high",
+            "change": "change.value",
+        }.get(self.part, self.part).split("."):
             where = where.get(step) if isinstance(where, Mapping) else None
         held = where is not None and (where >= self.bound if self.at_least else where <= self.bound)
         return {"gate": self.text, "arm": arm, "measured": where, "held": bool(held)}
@@ -75,7 +78,9 @@ def parse_gates(texts: Collection[str], metrics: Collection[str], arms: Collecti
 def _parse(text: str, metrics: Collection[str], arms: Collection[str]) -> Gate:
     match = _GATE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"--gate {text}: write METRIC>=VALUE or METRIC<=VALUE, for example speedup.low>=1.3")
+        raise ConfigError(
+            f"--gate {text}: write METRIC>=VALUE or METRIC<=VALUE, for example speedup.low>=1.3"
+        )
     known = [*metrics, *_EFFICIENCY]
     metric, part, arm = match["metric"], match["part"] or "value", match["arm"]
     if metric not in known:
@@ -83,9 +88,13 @@ def _parse(text: str, metrics: Collection[str], arms: Collection[str]) -> Gate:
             f"--gate {text}: {metric!r} is not measured{suggestion(metric, known)} Measured: {', '.join(known)}."
         )
     if part not in _PARTS:
-        raise ConfigError(f"--gate {text}: a figure has {', '.join(_PARTS)}, not {part!r}{suggestion(part, _PARTS)}")
+        raise ConfigError(
+            f"--gate {text}: a figure has {', '.join(_PARTS)}, not {part!r}{suggestion(part, _PARTS)}"
+        )
     if arm is not None and arm.strip() not in arms:
-        raise ConfigError(f"--gate {text}: no configuration is called {arm.strip()!r}; there are {', '.join(arms)}")
+        raise ConfigError(
+            f"--gate {text}: no configuration is called {arm.strip()!r}; there are {', '.join(arms)}"
+        )
     try:
         bound = float(match["bound"])
     except ValueError as error:

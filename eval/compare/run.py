@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hasten._config import Config
-from hasten._errors import ConfigError
+from hasten._errors import ConfigError, suggestion
 from hasten._generation import Job
 from hasten.eval.compare.engine import (
     BASELINE,
@@ -28,6 +28,8 @@ from hasten.eval.compare.store import Record, RunStore, slug
 
 __all__ = ["Request", "arms_of_run", "run_comparison"]
 
+_ALONE = Processes()
+
 
 @dataclass(frozen=True)
 class Request:
@@ -37,13 +39,13 @@ class Request:
         model: name the pipeline was loaded by.
         job: prompts, seed, call and batch size.
         candidates: name -> configuration.
-        fewer_steps: steps of the equal-time control; measured in the warm-up unless given.
+        fewer_steps: candidate -> steps of its equal-time control; measured in the warm-up where not given.
     """
 
     model: str
     job: Job
     candidates: Mapping[str, Config]
-    fewer_steps: int | None = None
+    fewer_steps: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         taken = {slug(name): name for name in (BASELINE, REPEAT, OTHER_SEED, FEWER_STEPS)}
@@ -54,6 +56,11 @@ class Request:
                     f"a configuration can't be called {name!r}: too close to {other!r}; rename its file"
                 )
             taken[slug(name)] = name
+        for name in self.fewer_steps:
+            if name not in self.candidates:
+                raise ConfigError(
+                    f"--fewer-steps: no configuration is called {name!r}{suggestion(name, self.candidates)}"
+                )
         if not self.candidates:
             raise ConfigError("nothing to compare with the baseline: give --enable NAME or --config FILE")
         if "num_inference_steps" not in self.job.call:
@@ -76,7 +83,7 @@ class Request:
             "batch_size": self.job.batch_size,
             "call": dict(self.job.call),
             "candidates": {name: config.to_dict() for name, config in self.candidates.items()},
-            "fewer_steps": self.fewer_steps,
+            "fewer_steps": dict(self.fewer_steps),
         }
 
     def measured_arms(self) -> list[Arm]:
@@ -91,9 +98,9 @@ def run_comparison(
     request: Request,
     folder: Path,
     *,
-    processes: Processes = Processes(),
+    processes: Processes = _ALONE,
     about: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] | None = None,
     patience: float = PATIENCE,
 ) -> RunStore:
     """Make every picture that is not there yet.
@@ -137,9 +144,7 @@ def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str,
     """Content of ``run.json``: warms up, which decides the equal-time control, and counts FLOPs."""
     measured = request.measured_arms()
     pace = warm_up(pipe, measured, request.job)
-    fewer = equal_time_steps(request.steps, pace)
-    if request.fewer_steps is not None:
-        fewer = dict.fromkeys(fewer, request.fewer_steps)
+    fewer = {**equal_time_steps(request.steps, pace), **request.fewer_steps}
     arms = [*measured, *control_arms(request.steps, fewer)]
     return {
         "schema": 1,
@@ -176,7 +181,7 @@ def _make(
     arms: Sequence[Arm],
     request: Request,
     processes: Processes,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], None] | None,
     *,
     warm: bool,
 ) -> None:
@@ -184,7 +189,8 @@ def _make(
     own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
     total = len(own) * len(arms)
     finished = sum((arm.name, i) in done for arm in arms for i in own)
-    progress(finished, total)
+    tell = progress or (lambda *_: None)
+    tell(finished, total)
 
     def missing(arm: Arm, batch: int) -> bool:
         first = batch * job.batch_size
@@ -196,7 +202,7 @@ def _make(
         warm_up(pipe, request.measured_arms(), job)
     for turn in turns(pipe, arms, job, missing):
         finished += _keep(store, turn, done)
-        progress(finished, total)
+        tell(finished, total)
 
 
 def _keep(store: RunStore, turn: Turn, done: set[tuple[str, int]]) -> int:

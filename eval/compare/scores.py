@@ -129,7 +129,9 @@ def sample_scores(
         values[arm] = metric.averaged(metric.score(features)).to(torch.float64).numpy()
         bad = np.flatnonzero(~np.isfinite(values[arm]))
         if bad.size:
-            raise ConfigError(f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)")
+            raise ConfigError(
+                f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)"
+            )
         if isinstance(metric, AttributeMetric):
             counts[arm] = features["right"].numpy(), features["asked"].numpy()
     return SampleScores(metric, values, counts)

@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hasten.eval.compare.wording import MINIATURE_NOTE, estimate_text, headline, number, speed_text
+from hasten.eval.compare.wording import (
+    MINIATURE_NOTE,
+    change_text,
+    estimate_text,
+    headline,
+    number,
+    speed_text,
+)
 
 __all__ = ["print_report"]
 
@@ -20,9 +27,10 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
     for arm in document["arms"]:
         if arm["role"] == "candidate":
             console.print(f"[bold]{escape(headline(document, arm['name']))}[/]", highlight=False)
-    console.print(_table(document))
+    console.print(_speed_table(document))
+    console.print(_quality_table(document))
     level = f"{100 * document['settings']['level']:g} %"
-    notes = [f"in brackets: {level} intervals; second line: difference to the baseline over pairs"]
+    notes = [f"in brackets: {level} intervals; differences are over pairs of the same prompt and seed"]
     if any(metric["miniature"] for metric in document["metrics"].values()):
         notes.append(MINIATURE_NOTE)
     for note in (*notes, *document["warnings"]):
@@ -31,34 +39,30 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(document: Mapping[str, Any]) -> Table:
-    title = f"{document['model']}, {len(document['prompts'])} prompts, same seeds"
-    table = Table(title=escape(title))
-    for heading in ("", "steps", "s / picture", "speed-up", "FLOPs", *document["metrics"]):
-        table.add_column(escape(heading), justify="left" if not heading else "right")
+def _speed_table(document: Mapping[str, Any]) -> Table:
+    table = Table(title=escape(f"{document['model']}, {len(document['prompts'])} prompts, same seeds"))
+    for heading in ("", "steps", "s / picture", "speed-up", "FLOPs"):
+        table.add_column(heading, justify="left" if not heading else "right")
     for arm in document["arms"]:
-        table.add_row(*(escape(cell) for cell in _cells(document, arm)))
+        name, plain = arm["name"], arm["role"] == "baseline"
+        seconds = number(document["times"]["arms"][name]["seconds"]["value"])
+        speed = "" if plain else speed_text(document, name)
+        flops = "" if plain else f"1/{arm['flops_ratio']['value']:.2f}"
+        table.add_row(escape(name), str(arm["steps"]), seconds, escape(speed), flops)
     return table
 
 
-def _cells(document: Mapping[str, Any], arm: Mapping[str, Any]) -> list[str]:
-    name, plain = arm["name"], arm["role"] == "baseline"
-    figures = document["figures"][name]
-    return [
-        name,
-        str(arm["steps"]),
-        number(document["times"]["arms"][name]["seconds"]["value"]),
-        "" if plain else speed_text(document, name),
-        "" if plain else f"1/{arm['flops_ratio']['value']:.2f}",
-        *(_figure_cell(figures.get(metric)) for metric in document["metrics"]),
-    ]
-
-
-def _figure_cell(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return ""
-    if figure["change"] is None:
-        return estimate_text(figure["value"])
-    change = figure["change"]
-    low, high = number(change["low"], signed=True), number(change["high"], signed=True)
-    return f"{number(figure['value']['value'])}\n{number(change['value'], signed=True)} [{low}, {high}]"
+def _quality_table(document: Mapping[str, Any]) -> Table:
+    table = Table()
+    for heading in ("metric", "row", "figure", "difference to the baseline"):
+        table.add_column(heading, justify="right" if heading not in ("metric", "row") else "left")
+    for metric, about in document["metrics"].items():
+        title = f"{metric} {'↑' if about['higher_is_better'] else '↓'}"
+        for arm in document["arms"]:
+            figure = document["figures"][arm["name"]].get(metric)
+            if figure is not None:
+                cells = (title, arm["name"], estimate_text(figure["value"]), change_text(figure))
+                table.add_row(*map(escape, cells))
+                title = ""
+        table.add_section()
+    return table

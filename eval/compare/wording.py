@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MINIATURE_NOTE", "change_text", "estimate_text", "headline", "number", "speed_text", "verdict_text"]
+__all__ = [
+    "MINIATURE_NOTE",
+    "change_text",
+    "estimate_text",
+    "headline",
+    "number",
+    "speed_text",
+    "verdict_text",
+]
 
 MINIATURE_NOTE = (
     "Metrics whose names begin with mini_ come from miniature scorers trained on the same small data set as the "
     "pipeline. They show trends and are not comparable with published FID, CLIP score or CMMD."
 )
 _OUTCOMES = {
-    "held": "loss within the margin",
-    "missed": "loss beyond the margin",
-    "undecided": "too few prompts to tell",
+    "held": "within the margin of {}",
+    "missed": "beyond the margin of {}",
+    "undecided": "undecided at a margin of {}",
 }
 
 
@@ -22,6 +30,8 @@ def number(value: float | None, signed: bool = False) -> str:
     """Three significant digits; ``None`` (unbounded, unknown) as a dash."""
     if value is None:
         return "–"
+    if value == 0:
+        return "0"
     text = f"{value:+.3g}" if signed else f"{value:.3g}"
     return text if "e+" not in text else f"{value:+,.0f}" if signed else f"{value:,.0f}"
 
@@ -46,15 +56,19 @@ def speed_text(document: Mapping[str, Any], arm: str) -> str:
 def verdict_text(figure: Mapping[str, Any]) -> str:
     """Outcome of the non-inferiority test in words, empty without a margin."""
     verdict = figure["verdict"]
-    return "" if verdict is None else f"{_OUTCOMES[verdict['outcome']]} of {number(verdict['margin'])}"
+    return "" if verdict is None else _OUTCOMES[verdict["outcome"]].format(number(verdict["margin"]))
 
 
 def headline(document: Mapping[str, Any], arm: str) -> str:
-    """One candidate in one sentence: speed, then what is known about each metric that has a margin."""
+    """One candidate in one sentence: speed, each metric that has a margin, and the gates it missed."""
     figures = document["figures"][arm]
+    parts = [f"{arm}: {speed_text(document, arm)} the baseline's speed"]
     judged = {name: figure for name, figure in figures.items() if figure["verdict"] is not None}
-    speed = f"{arm}: {speed_text(document, arm)} the baseline's speed"
+    parts += [f"{name} {change_text(figure)} ({verdict_text(figure)})" for name, figure in judged.items()]
     if not judged:
-        return f"{speed}; no margin was set, so nothing is concluded about quality"
-    parts = [f"{name} {change_text(figure)}, {verdict_text(figure)}" for name, figure in judged.items()]
-    return f"{speed}; {'; '.join(parts)}"
+        parts.append("no margin was set, so nothing is concluded about quality")
+    gates = [gate for gate in (*document["gates"], *document["times"]["gates"]) if gate["arm"] == arm]
+    parts += [
+        f"gate {gate['gate']} missed at {number(gate['measured'])}" for gate in gates if not gate["held"]
+    ]
+    return "; ".join(parts)

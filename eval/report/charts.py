@@ -6,13 +6,14 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-__all__ = ["ROW_COLOURS", "pareto", "timeline"]
+__all__ = ["Mark", "marks", "pareto", "timeline"]
 
 # Matplotlib draws with these; afterwards each becomes a variable of the page's style sheet.
 _INK, _FAINT, _LINE = "#010101", "#010102", "#010103"
@@ -20,8 +21,36 @@ _ROWS = tuple(f"#0202{number:02x}" for number in range(8))
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _LINE: "var(--line)"}
 _VARIABLES |= {colour: f"var(--row-{number})" for number, colour in enumerate(_ROWS)}
 
-ROW_COLOURS = len(_ROWS)
-"""How many row colours the style sheet defines; further rows begin again."""
+# Shape and colour, so that rows can be told apart without colours; (matplotlib's name, filled, hollow).
+_SHAPES = (
+    ("o", "●", "○"),
+    ("s", "■", "□"),
+    ("^", "▲", "△"),
+    ("D", "◆", "◇"),
+    ("v", "▼", "▽"),
+    ("*", "★", "☆"),
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a row is drawn in every chart: number of its colour, matplotlib's marker, the same as a character."""
+
+    colour: int
+    marker: str
+    symbol: str
+    hollow: bool
+
+
+def marks(document: Mapping[str, Any]) -> dict[str, Mark]:
+    """The mark of every row; controls are hollow. Past the last colour or shape they begin again."""
+    found = {}
+    for number, arm in enumerate(document["arms"]):
+        marker, filled, hollow = _SHAPES[number % len(_SHAPES)]
+        control = arm["role"] == "control"
+        found[arm["name"]] = Mark(number % len(_ROWS), marker, hollow if control else filled, control)
+    return found
+
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -83,35 +112,27 @@ def pareto(document: Mapping[str, Any], metric: str) -> Markup:
     with _drawing(name):
         figure = Figure(figsize=(3.6, 2.7))
         axes = figure.subplots()
-        for number, arm in enumerate(document["arms"]):
-            row = document["figures"][arm["name"]].get(metric)
+        for arm, mark in marks(document).items():
+            row = document["figures"][arm].get(metric)
             if row is None:
                 continue
-            speed, value = document["times"]["arms"][arm["name"]]["speedup"]["value"], row["value"]
-            colour = _ROWS[number % ROW_COLOURS]
+            speed, value = document["times"]["arms"][arm]["speedup"]["value"], row["value"]
+            colour = _ROWS[mark.colour]
             axes.errorbar(
                 [speed["value"]],
                 [value["value"]],
                 xerr=_ends(speed),
                 yerr=_ends(value),
-                fmt="o",
+                fmt=mark.marker,
                 markersize=6,
                 linewidth=1.2,
                 color=colour,
-                markerfacecolor="none" if arm["role"] == "control" else colour,
-            )
-            axes.annotate(
-                arm["name"],
-                (speed["value"], value["value"]),
-                xytext=(6, 5),
-                textcoords="offset points",
-                color=colour,
-                fontsize=8,
+                markerfacecolor="none" if mark.hollow else colour,
             )
         better = "higher" if about["higher_is_better"] else "lower"
         axes.set_title(f"{metric} ({better} is better)")
         axes.set_xlabel("times the baseline's speed")
-        axes.margins(0.2)
+        axes.margins(0.1)
         return _svg(figure, name, f"Speed against {metric}; the figures are in the table of all rows")
 
 
@@ -127,10 +148,13 @@ def timeline(document: Mapping[str, Any], arm: str, number: int) -> Markup:
             where = [i for i, step in enumerate(steps) if tuple(step["resolution"] or ()) == size]
             label = " x ".join(map(str, size)) or "answered without computing"
             heights = [milliseconds[i] for i in where]
-            axes.bar(where, heights, width=0.8, color=_ROWS[order % ROW_COLOURS], label=label)
+            axes.bar(where, heights, width=0.8, color=_ROWS[1 + order % (len(_ROWS) - 1)], label=label)
         axes.set_title(f"{arm}: milliseconds of each denoiser forward, by latent size")
         axes.set_xlabel("forward, in the order of the run")
         axes.grid(visible=False, axis="x")
-        axes.legend(frameon=False, fontsize=8, ncols=max(1, len(sizes)), loc="upper right", bbox_to_anchor=(1, 1.2))
-        return _svg(figure, name, f"Milliseconds of each denoiser forward of {arm}; the figures are in the list below")
-
+        axes.legend(
+            frameon=False, fontsize=8, ncols=max(1, len(sizes)), loc="upper right", bbox_to_anchor=(1, 1.2)
+        )
+        return _svg(
+            figure, name, f"Milliseconds of each denoiser forward of {arm}; the figures are in the list below"
+        )

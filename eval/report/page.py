@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hasten.eval.compare.engine import BASELINE, REPEAT
+from hasten.eval.compare.engine import BASELINE, FEWER_STEPS, REPEAT
 from hasten.eval.compare.store import slug
 from hasten.eval.compare.wording import (
     MINIATURE_NOTE,
@@ -21,7 +21,7 @@ from hasten.eval.compare.wording import (
     speed_text,
     verdict_text,
 )
-from hasten.eval.report.charts import ROW_COLOURS, pareto, timeline
+from hasten.eval.report.charts import marks, pareto, timeline
 from hasten.eval.report.pictures import SIDE, WORST, choose_prompts, data_uri
 
 if TYPE_CHECKING:
@@ -66,11 +66,16 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
         gates=[*document["gates"], *document["times"]["gates"]],
         miniature=MINIATURE_NOTE if any(m["miniature"] for m in document["metrics"].values()) else "",
         charts=[pareto(document, metric) for metric in document["metrics"]],
-        timelines={arm: timeline(document, arm, i) for i, arm in enumerate(candidates) if document["steps"][arm]},
+        timelines={
+            arm: timeline(document, arm, i) for i, arm in enumerate(candidates) if document["steps"][arm]
+        },
         rows=_sample_rows(document, candidates),
         gallery=_gallery(store, document),
         shown=_shown(document),
-        colours={arm["name"]: i % ROW_COLOURS for i, arm in enumerate(document["arms"])},
+        marks=marks(document),
+        fewer=dict(
+            zip((arm["name"] for arm in document["arms"] if arm["name"].startswith(FEWER_STEPS)), candidates)
+        ),
         worst=WORST,
         side=SIDE,
     )
@@ -78,7 +83,9 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
 
 def _outcome(document: Mapping[str, Any], arm: str) -> str:
     """The worst thing that is known about a candidate: missed, undecided, held, or open without a margin or gate."""
-    verdicts = [f["verdict"]["outcome"] for f in document["figures"][arm].values() if f["verdict"] is not None]
+    verdicts = [
+        f["verdict"]["outcome"] for f in document["figures"][arm].values() if f["verdict"] is not None
+    ]
     gates = [g for g in (*document["gates"], *document["times"]["gates"]) if g["arm"] == arm]
     verdicts += ["held" if gate["held"] else "missed" for gate in gates]
     return next((outcome for outcome in ("missed", "undecided", "held") if outcome in verdicts), "open")

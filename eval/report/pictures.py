@@ -25,17 +25,17 @@ WORST = 3
 
 @dataclass
 class Chosen:
-    """A prompt to show, and why: (``"worst"`` or ``"median"``, metric, configuration)."""
+    """A prompt to show, and why: (``"worst"`` or ``"median"``, metric) -> configurations."""
 
     index: int
-    reasons: list[tuple[str, str, str]] = field(default_factory=list)
+    reasons: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
 def choose_prompts(document: Mapping[str, Any]) -> list[Chosen]:
     """The worst and the median prompt by every metric that has a score per picture, in the order of the prompts.
 
-    A metric of one picture is judged by its change against the baseline, a metric that compares with the baseline
-    by itself.
+    A metric of one picture is judged by its change against the baseline (a prompt that lost nothing is no worst one),
+    a metric that compares with the baseline by itself.
     """
     found: dict[int, Chosen] = {}
     candidates = [arm["name"] for arm in document["arms"] if arm["role"] == "candidate"]
@@ -47,9 +47,10 @@ def choose_prompts(document: Mapping[str, Any]) -> list[Chosen]:
                 merit = merit - sign * np.asarray(scores[BASELINE])
             # Stable, so that ties always show the same prompts.
             order = np.argsort(merit, kind="stable")
-            picks = [("worst", int(i)) for i in order[:WORST]] + [("median", int(order[len(order) // 2]))]
+            lost = [int(i) for i in order[:WORST] if BASELINE not in scores or merit[i] < 0]
+            picks = [("worst", i) for i in lost] + [("median", int(order[len(order) // 2]))]
             for why, index in picks:
-                found.setdefault(index, Chosen(index)).reasons.append((why, metric, arm))
+                found.setdefault(index, Chosen(index)).reasons.setdefault((why, metric), []).append(arm)
     return [found[index] for index in sorted(found)]
 
 

@@ -80,14 +80,14 @@ def evaluate_model(
     """Measure how much of what prompts ask for is in the pictures. Exit code 3 if a bar is missed."""
     from dataclasses import asdict
 
-    from hasten import load
-    from hasten.pipelines.mini import recommended_call
+    from hasten.pipelines.mini._models import load, load_folder, recommended_call
     from hasten.pipelines.mini.evaluate import Scorer, evaluate
     from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 
     scorers: dict[str, Scorer] = {"classifier": AttributeScorer(), "parser": PixelParser()}
+    pipe = load_folder(Path(name)) if Path(name).is_dir() else load(name)
     with _pictures(4 * prompts) as advance:
-        rows = evaluate(load(name), recommended_call(name), scorers, prompts, seed=seed, progress=advance)
+        rows = evaluate(pipe, recommended_call(name), scorers, prompts, seed=seed, progress=advance)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
     else:

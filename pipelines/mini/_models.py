@@ -67,7 +67,9 @@ def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
     if "torch_dtype" not in options:
         options.setdefault("dtype", torch.float32)
     absent = dict.fromkeys(_settings(folder).get("absent", ()))
-    pipe: DiffusionPipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **absent | options)
+    pipe: DiffusionPipeline = DiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, **absent | options
+    )
     return pipe
 
 

@@ -78,12 +78,16 @@ def _export_pipeline(root: Path, folder: Path, prompts: int, progress: Callable[
     from hasten.pipelines.mini.t2i_dit import assemble, build_transformer
 
     vae = load_autoencoder(root)
+    settings = {
+        "schema": 1,
+        "call": CALL,
+        "absent": ["text_encoder_3", "tokenizer_3"],
+        "spectrum": _spectrum(vae),
+    }
     denoiser = load_trained("t2i-dit", root, build_transformer())
     pipe = assemble(vae, load_text_tower(root), denoiser)
     pipe.to(dtype=torch.float16).save_pretrained(folder)
     _name_tokenizers(folder)
-    absent = ["text_encoder_3", "tokenizer_3"]
-    settings = {"schema": 1, "call": CALL, "absent": absent, "spectrum": _spectrum(load_autoencoder(root))}
     (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     rows: list[Row] = []
     if prompts:

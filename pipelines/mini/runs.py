@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.mini.training import Recipe, train
 
-__all__ = ["REQUIRES", "load_autoencoder", "load_text_tower", "load_trained", "run"]
+__all__ = ["REQUIRES", "load_autoencoder", "load_text_tower", "load_trained", "recipe", "run"]
 
 REQUIRES: dict[str, tuple[str, ...]] = {
     "autoencoder": (),
@@ -21,13 +22,24 @@ REQUIRES: dict[str, tuple[str, ...]] = {
 """Model -> the models that have to be trained before it."""
 
 
-def run(name: str, root: Path, *, steps: int | None = None, compiled: bool = False, **options: Any) -> None:
+def run(
+    name: str,
+    root: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    compiled: bool = False,
+    **options: Any,
+) -> None:
     """Train ``name`` in ``root / name`` after everything it requires; finished parts are left as they are.
 
     Args:
         name: a key of :data:`REQUIRES`.
         root: folder of all runs.
         steps: length of the run, if not the recipe's own.
+        seed: of this run; parts that have to be trained first take their default.
+        device: torch device, also of the parts.
         compiled: use ``torch.compile`` where the recipe can.
         **options: of :func:`hasten.pipelines.mini.training.train`.
 
@@ -37,15 +49,25 @@ def run(name: str, root: Path, *, steps: int | None = None, compiled: bool = Fal
     if name not in REQUIRES:
         raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(REQUIRES)}")
     for part in REQUIRES[name]:
-        run(part, root)
+        run(part, root, device=device)
     flags = [f"--steps {steps}"] if steps is not None else []
-    flags += [f"--{key} {options[key]}" for key in ("seed", "device") if key in options]
-    command = " ".join(["hasten mini train", name, *flags, *(["--compile"] if compiled else [])])
-    train(recipe(name, root, steps=steps, compiled=compiled), root / name, command=command, **options)
+    flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])
+    chosen = recipe(name, root, steps=steps, device=device, compiled=compiled)
+    command = " ".join(["hasten mini train", name, *flags])
+    train(chosen, root / name, seed=seed, device=device, command=command, **options)
 
 
-def recipe(name: str, root: Path, *, steps: int | None = None, compiled: bool = False) -> Recipe:
+def recipe(
+    name: str, root: Path, *, steps: int | None = None, device: str = "cpu", compiled: bool = False
+) -> Recipe:
     """The recipe of ``name`` over the trained parts in ``root``."""
+    chosen = _recipe(name, root, device, compiled)
+    if steps is not None:
+        chosen.schedule = replace(chosen.schedule, steps=steps)
+    return chosen
+
+
+def _recipe(name: str, root: Path, device: str, compiled: bool) -> Recipe:
     if name == "autoencoder":
         from hasten.pipelines.mini.autoencoder import Autoencoder
 
@@ -54,14 +76,14 @@ def recipe(name: str, root: Path, *, steps: int | None = None, compiled: bool = 
         from hasten.pipelines.mini.contrastive import Contrastive
 
         return Contrastive()
+    vae = load_autoencoder(root).to(device)
     if name == "judge":
         from hasten.pipelines.mini.judge import JudgeRecipe
 
-        return JudgeRecipe(load_autoencoder(root))
+        return JudgeRecipe(vae)
     from hasten.pipelines.mini.t2i_dit import TextToImage
 
-    vae, tower = load_autoencoder(root), load_text_tower(root)
-    return TextToImage(vae, tower, steps=steps, compiled=compiled, cache=root / name)
+    return TextToImage(vae, load_text_tower(root).to(device), compiled=compiled, cache=root / name)
 
 
 def load_trained(name: str, root: Path, model: Any) -> Any:

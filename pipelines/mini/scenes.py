@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hasten._errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "BACKGROUNDS",
@@ -116,6 +119,12 @@ class Scene:
     def caption(self) -> str:
         """The sentence that describes the scene completely."""
         return " and ".join(group.phrase() for group in self.groups) + f" on a {self.background} background"
+
+    def render(self, size: int, seed: int = 0) -> Tensor:
+        """The scene as a picture, float32 (3, size, size) in [-1, 1], with the jitter of ``seed``."""
+        from hasten.pipelines.mini.render import render_scenes
+
+        return render_scenes([self], seed, 0, size)[0]
 
     @property
     def held_out(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,6 @@ class TextToImage(Recipe):
     Args:
         vae: the trained autoencoder, its shift and scale set.
         tower: the trained text tower (``CLIPTextModelWithProjection``).
-        steps: length of the run, if not the schedule's.
         images: scenes in the pool of each resolution.
         cache: folder that keeps the encoded pools for a resumed run.
         compiled: run the denoiser through ``torch.compile`` (half again as fast on a CPU, needs a C++ compiler).
@@ -128,15 +127,12 @@ class TextToImage(Recipe):
         vae: Any,
         tower: Any,
         *,
-        steps: int | None = None,
         images: int = 16_000,
         compiled: bool = False,
         cache: Path | None = None,
     ) -> None:
         self.vae, self.tower, self.cache = vae, tower, cache
         self.images, self.compiled = images, compiled
-        if steps is not None:
-            self.schedule = replace(self.schedule, steps=steps)
         self.empty = encode_text(tower, build_tokenizer(), [""])
         self._pools: dict[int, Pool] = {}
         self._forward: Callable[..., Any] | None = None

@@ -55,7 +55,8 @@ def register(app: typer.Typer) -> None:
 def _command(
     model: common.ModelName = None,
     config: Annotated[
-        list[Path] | None, typer.Option("--config", "-c", help="A configuration file; repeat to compare several.")
+        list[Path] | None,
+        typer.Option("--config", "-c", help="A configuration file; repeat to compare several."),
     ] = None,
     enable: common.Enable = None,
     sets: common.Set = None,
@@ -70,16 +71,19 @@ def _command(
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 8,
     fewer_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the equal-time control. [from a measurement]")
+        list[str] | None,
+        typer.Option(metavar="N|NAME=N", help="Steps of the equal-time control. [from a measurement]"),
     ] = None,
     metrics: options.Metrics = None,
     metric_option: options.MetricOption = None,
     reference: options.Reference = None,
     margin: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable."),
     ] = None,
     gate: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC>=VALUE", help="Exit with 3 unless this holds; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="METRIC>=VALUE", help="Exit with 3 unless this holds; repeatable."),
     ] = None,
     level: options.Level = 0.95,
     device: Annotated[str | None, typer.Option(help="Torch device. [where it loads]")] = None,
@@ -101,7 +105,8 @@ def _command(
     texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
     given = {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale}
     call = common.call_arguments(model, first, given)
-    request = Request(model, Job(texts, seed, call, batch_size), configurations, fewer_steps)
+    fewer = _fewer_steps(fewer_steps or (), configurations)
+    request = Request(model, Job(texts, seed, call, batch_size), configurations, fewer)
     names = options.metric_names(metrics, default_metrics(texts))
     gates = parse_gates(gate or (), names, configurations)
     settings = Settings(level, seed, options.parse_margins(margin or ()))
@@ -125,19 +130,40 @@ def _configurations(
     found: dict[str, Config] = {}
     for file in files:
         if file.stem in found:
-            raise ConfigError(f"two configuration files are called {file.stem!r}; rows are named after them: rename one")
+            raise ConfigError(
+                f"two configuration files are called {file.stem!r}; rows are named after them: rename one"
+            )
         found[file.stem] = common.configuration(file, enable, sets)
     first = next(iter(found.values()))
     for name, other in found.items():
         shared = ("model", "prompts", "num_prompts", "seed", "steps", "height", "width")
         for key in shared:
             if getattr(other, key) != getattr(first, key):
-                raise ConfigError(f"{name} and {next(iter(found))} differ in {key!r}; a comparison needs the same in all")
+                raise ConfigError(
+                    f"{name} and {next(iter(found))} differ in {key!r}; a comparison needs the same in all"
+                )
+    return found
+
+
+def _fewer_steps(texts: Sequence[str], names: Mapping[str, Any]) -> dict[str, int]:
+    """``N`` for every configuration, ``NAME=N`` for one."""
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, count = text.rpartition("=")
+        if not count.isdecimal() or int(count) < 1:
+            raise ConfigError(f"--fewer-steps {text}: write a number of steps, or NAME=STEPS")
+        found |= dict.fromkeys([name] if name else names, int(count))
     return found
 
 
 def _run(
-    request: Request, folder: Path, processes: Processes, device: str | None, dtype: str | None, *, quiet: bool
+    request: Request,
+    folder: Path,
+    processes: Processes,
+    device: str | None,
+    dtype: str | None,
+    *,
+    quiet: bool,
 ) -> Any:
     from hasten import __version__
     from hasten._machine import describe_machine
@@ -172,7 +198,9 @@ def _run(
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")}
+    return {
+        name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
+    }
 
 
 def _finish(store: Any, evaluation: Any, html: bool, as_json: bool) -> None:

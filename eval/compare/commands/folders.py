@@ -60,7 +60,9 @@ def _command(
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")
+    ] = False,
     as_json: common.Json = False,
 ) -> None:
     if context.invoked_subcommand is not None:

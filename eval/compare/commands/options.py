@@ -26,11 +26,15 @@ __all__ = [
 
 Metrics = Annotated[
     str | None,
-    typer.Option("--metrics", "-m", metavar="NAME,NAME", help="What to measure. [whatever needs no download]"),
+    typer.Option(
+        "--metrics", "-m", metavar="NAME,NAME", help="What to measure. [whatever needs no download]"
+    ),
 ]
 MetricOption = Annotated[
     list[str] | None,
-    typer.Option("--metric-option", metavar="NAME.OPTION=VALUE", help="For example clip_score.network=./clip-l14."),
+    typer.Option(
+        "--metric-option", metavar="NAME.OPTION=VALUE", help="For example clip_score.network=./clip-l14."
+    ),
 ]
 Reference = Annotated[
     Path | None,
@@ -77,8 +81,11 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
     Raises:
         ConfigError: for an option of a metric that is not measured, or a metric without the network it needs.
     """
+    from transformers.utils import logging
+
     from hasten.eval.compare.scores import make_metric
 
+    logging.disable_progress_bar()
     options: dict[str, dict[str, Any]] = {name: {} for name in names}
     for text in assignments:
         left, equals, right = text.partition("=")

@@ -73,7 +73,7 @@ def make_request(count: int = 4, batch_size: int = 2, seed: int = 0) -> Request:
     call = {"num_inference_steps": 4, "height": 32, "width": 32, "max_sequence_length": 0}
     config = Config.of({"bottleneck": {"low_until": 0.5, "high_first": 1.0}})
     job = Job(tuple(prompts(count)), seed, call, batch_size)
-    return Request("untrained", job, {"low resolution": config}, fewer_steps=2)
+    return Request("untrained", job, {"low resolution": config}, {"low resolution": 2})
 
 
 @pytest.fixture

@@ -92,8 +92,8 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_anything(
             raise KeyboardInterrupt
         return save(self, arm, index, image)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunStore, "save_image", killed)
+    monkeypatch.setattr(RunStore, "save_image", killed)
+    with pytest.raises(KeyboardInterrupt):
         run_comparison(pipe, request_of(), tmp_path)
     kept = set(RunStore(tmp_path).records())
     own = tmp_path / "records" / "rank-0.jsonl"

@@ -30,6 +30,7 @@ def test_a_picture_does_not_depend_on_its_batch():
     together = render_scenes(scenes, 2, 0, 64)
     alone = render_scenes(scenes[3:4], 2, 3, 64)
     torch.testing.assert_close(together[3:4], alone, rtol=0, atol=0)
+    torch.testing.assert_close(scenes[0].render(64, seed=2), together[0], rtol=0, atol=0)
 
 
 def test_the_circle_covers_pi_r_squared():

@@ -1,0 +1,72 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from hasten._errors import CheckpointError, ConfigError
+from hasten.pipelines.mini._cli import app
+from hasten.pipelines.mini.evaluate import Row
+from hasten.pipelines.mini.export import figures_table
+from hasten.pipelines.mini.runs import REQUIRES, run
+
+
+@pytest.fixture
+def invoke():
+    runner = CliRunner()
+    return lambda *words: runner.invoke(app, list(words))
+
+
+def row(right, bar, split="train", judge="parser"):
+    return Row(split, 128, judge, right, right - 0.02, right + 0.02, 10, bar, {})
+
+
+def test_unknown_models_are_answered_with_the_known_ones(invoke, tmp_path):
+    for command in (("train", "nothing"), ("export", "nothing", str(tmp_path))):
+        error = invoke(*command).exception
+        assert isinstance(error, ConfigError)
+        assert "t2i-dit" in str(error)
+
+
+def test_exporting_before_training_says_what_to_run(invoke, tmp_path):
+    error = invoke("export", "scorers", str(tmp_path / "out"), "--runs", str(tmp_path / "none")).exception
+    assert isinstance(error, CheckpointError)
+    assert "hasten mini train text-image" in str(error)
+
+
+def test_parts_are_trained_before_the_whole(monkeypatch, tmp_path):
+    order = []
+    monkeypatch.setattr("hasten.pipelines.mini.runs.recipe", lambda name, *_, **__: name)
+    monkeypatch.setattr(
+        "hasten.pipelines.mini.runs.train", lambda name, *_, **options: order.append((name, options))
+    )
+    run("t2i-dit", tmp_path, steps=9, compiled=True, seed=4)
+    assert [name for name, _ in order] == [*REQUIRES["t2i-dit"], "t2i-dit"]
+    assert order[-1][1]["command"] == "hasten mini train t2i-dit --steps 9 --seed 4 --device cpu --compile"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    rows = [row(0.95, 0.9), row(0.7, 0.8, "held_out")]
+    monkeypatch.setattr("hasten.pipelines.mini._models.load", lambda _: object())
+    monkeypatch.setattr("hasten.pipelines.mini.evaluate.evaluate", lambda *_, **__: rows)
+    return rows
+
+
+def test_a_missed_bar_is_exit_code_three(invoke, measured):
+    result = invoke("eval", "mini/t2i-dit")
+    assert result.exit_code == 3
+    assert "0.80 missed" in result.stdout
+
+
+def test_figures_come_as_json_too(invoke, measured):
+    measured.pop()
+    result = invoke("eval", "mini/t2i-dit", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)[0]["right"] == 0.95
+
+
+def test_the_table_of_the_readme_has_a_column_for_each_judge():
+    lines = figures_table([row(0.95, 0.9, judge="classifier"), row(0.93, 0.9, judge="parser")])
+    assert lines[2] == "| prompts | pixels | bar | classifier | parser |"
+    assert lines[4] == "| trained combinations | 128 | 0.90 | 0.950 [0.930, 0.970] | 0.930 [0.910, 0.950] |"
+    assert figures_table([]) == []
