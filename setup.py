@@ -26,6 +26,8 @@ def _packages() -> list[str]:
 setup(
     packages=_packages(),
     package_dir=FOLDERS,
-    package_data={"": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md", "**/*.txt", "**/*.png", "**/*.jsonl"]},
+    package_data={
+        "": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md", "**/*.txt", "**/*.png", "**/*.jsonl"]
+    },
     include_package_data=False,
 )

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-import pluggy
-
-hookimpl = pluggy.HookimplMarker("hasten")
+from hasten._hookspecs import hookimpl
 
 #: Name -> (module, class, fixed options, one line).
 METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {

@@ -69,7 +69,9 @@ def test_figures_agree_with_a_direct_computation(evaluate: Evaluate, tmp_path: P
     assert metrics["psnr"]["fingerprint"]["metric"] == "psnr"
 
 
-def test_bad_pictures_are_counted_and_left_out_with_their_partners(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_bad_pictures_are_counted_and_left_out_with_their_partners(
+    evaluate: Evaluate, tmp_path: Path
+) -> None:
     base = true_pictures(tmp_path / "base", 6)
     fast = noisy_copy(base, tmp_path / "fast")
     (fast / "00001.png").write_bytes((fast / "00001.png").read_bytes()[:200])
