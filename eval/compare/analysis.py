@@ -11,6 +11,7 @@ from hasten._errors import ConfigError, suggestion
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.scores import SampleScores, SetScores
 from hasten.eval.efficiency.timing import Timings
+from hasten.eval.metric import Metric
 from hasten.eval.statistics import (
     Estimate,
     PairedTests,
@@ -25,7 +26,7 @@ from hasten.eval.statistics import (
     ratio_of_sums,
 )
 
-__all__ = ["Figure", "Settings", "analyse", "batch_timings", "sanity"]
+__all__ = ["Figure", "Settings", "analyse", "batch_timings", "check_margins", "sanity"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,25 @@ class Figure:
 Rows = dict[str, dict[str, Figure]]
 
 
+def check_margins(margins: Mapping[str, float], metrics: Sequence[Metric]) -> None:
+    """Refuse margins that could never be judged.
+
+    Raises:
+        ConfigError: if one names a metric that is not measured, or that has no difference to the baseline.
+    """
+    measured = {metric.name: metric for metric in metrics}
+    for name in margins:
+        if name not in measured:
+            known = ", ".join(measured)
+            raise ConfigError(
+                f"a margin for {name!r}, which is not measured{suggestion(name, measured)} Measured: {known}."
+            )
+        if "baseline" in measured[name].needs:
+            raise ConfigError(
+                f"{name} is itself a comparison with the baseline and has no margin; use --gate"
+            )
+
+
 def analyse(
     arms: Sequence[Arm],
     prompts: Sequence[str],
@@ -90,22 +110,9 @@ def analyse(
     sets: Sequence[SetScores],
     settings: Settings,
 ) -> Rows:
-    """Figures by arm and metric.
-
-    Raises:
-        ConfigError: if a margin names a metric that was not measured, or is impossible.
-    """
-    scored = {scores.metric.name: scores.metric for scores in (*samples, *sets)}
-    for name in settings.margins or {}:
-        if name not in scored:
-            raise ConfigError(
-                f"a margin for {name!r}, which is not measured{suggestion(name, scored)} Measured: "
-                f"{', '.join(scored)}."
-            )
-        if "baseline" in scored[name].needs:
-            raise ConfigError(
-                f"{name} is itself a comparison with the baseline and has no margin; use --gate"
-            )
+    """Figures by arm and metric. Margins are those that :func:`check_margins` accepts."""
+    scored: dict[str, Metric] = {scores.metric.name: scores.metric for scores in samples}
+    scored |= {scores.metric.name: scores.metric for scores in sets}
     rows: Rows = {arm.name: {} for arm in arms}
     for arm in arms:
         for sample in samples:

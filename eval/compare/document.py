@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, sanity
+from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, check_margins, sanity
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.gates import Gate
 from hasten.eval.compare.journal import write_atomically
@@ -34,12 +34,18 @@ class Evaluation:
         reference: real pictures or statistics for metrics of sets.
         settings: intervals and margins.
         gates: conditions on the candidates.
+
+    Raises:
+        ConfigError: if a margin can't be judged.
     """
 
     metrics: Sequence[Metric]
     reference: Path | None = None
     settings: Settings = field(default_factory=Settings)
     gates: Sequence[Gate] = ()
+
+    def __post_init__(self) -> None:
+        check_margins(self.settings.margins or {}, self.metrics)
 
 
 def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:

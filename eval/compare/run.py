@@ -119,25 +119,37 @@ def run_comparison(
         HastenError: from a configuration, the run, or the disk.
     """
     store = RunStore(folder, processes.rank)
-    store.check_request(request.to_dict())
-    store.resume()
-    fresh = store.read_run() is None
-    if fresh:
-        if processes.rank == 0:
-            store.begin(_opening(pipe, request, about or {}))
-        else:
-            wait_for(lambda: store.run_file.exists(), 1, "run.json", patience=patience)
-            store.check_request(request.to_dict())
+    fresh = _open(store, pipe, request, processes, about or {}, patience)
     run = store.read_run()
     assert run is not None
     arms = arms_of_run(run)
-    warm = fresh and processes.rank == 0
-    _make(pipe, store, arms, request, processes, progress, warm=warm)
+    _make(pipe, store, arms, request, processes, progress, warm=fresh and processes.rank == 0)
     if processes.rank == 0:
         total = len(arms) * len(request.job.prompts)
         wait_for(lambda: len(store.records(verify=False)), total, "pictures", patience=patience)
         store.merge([arm.name for arm in arms])
     return store
+
+
+def _open(
+    store: RunStore,
+    pipe: Any,
+    request: Request,
+    processes: Processes,
+    about: Mapping[str, Any],
+    patience: float,
+) -> bool:
+    """Begin the run, or check that it is the one asked for; whether it was begun now."""
+    store.check_request(request.to_dict())
+    store.resume()
+    if store.read_run() is not None:
+        return False
+    if processes.rank == 0:
+        store.begin(_opening(pipe, request, about))
+    else:
+        wait_for(lambda: store.run_file.exists(), 1, "run.json", patience=patience)
+        store.check_request(request.to_dict())
+    return True
 
 
 def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def marks(document: Mapping[str, Any]) -> dict[str, Mark]:
     return found
 
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -78,7 +78,8 @@ _STYLE = {
 @contextmanager
 def _drawing(name: str) -> Iterator[None]:
     # The salt makes the identifiers inside the drawing the same every time, and different from other drawings'.
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
+    with mpl.rc_context(style):
         yield
 
 

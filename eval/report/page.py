@@ -39,6 +39,41 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
         store: where the pictures are.
         document: content of the run's ``report.json``.
     """
+    candidates = [arm["name"] for arm in document["arms"] if arm["role"] == "candidate"]
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            document=document,
+            run=store.read_run(),
+            style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),
+            script=Markup((_TEMPLATES / "report.js").read_text("utf-8")),
+            headlines={arm: headline(document, arm) for arm in candidates},
+            outcome={arm: _outcome(document, arm) for arm in candidates},
+            speeds={arm["name"]: speed_text(document, arm["name"]) for arm in document["arms"]},
+            gates=[*document["gates"], *document["times"]["gates"]],
+            miniature=MINIATURE_NOTE if any(m["miniature"] for m in document["metrics"].values()) else "",
+            charts=[pareto(document, metric) for metric in document["metrics"]],
+            timelines={
+                arm: timeline(document, arm, i) for i, arm in enumerate(candidates) if document["steps"][arm]
+            },
+            rows=_sample_rows(document, candidates),
+            gallery=_gallery(store, document),
+            shown=_shown(document),
+            marks=marks(document),
+            fewer=dict(
+                zip(
+                    (arm["name"] for arm in document["arms"] if arm["name"].startswith(FEWER_STEPS)),
+                    candidates,
+                )
+            ),
+            worst=WORST,
+            side=SIDE,
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -54,31 +89,7 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
         "slug": slug,
         "verdict": verdict_text,
     }
-    candidates = [arm["name"] for arm in document["arms"] if arm["role"] == "candidate"]
-    return environment.get_template("report.html").render(
-        document=document,
-        run=store.read_run(),
-        style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),
-        script=Markup((_TEMPLATES / "report.js").read_text("utf-8")),
-        headlines={arm: headline(document, arm) for arm in candidates},
-        outcome={arm: _outcome(document, arm) for arm in candidates},
-        speeds={arm["name"]: speed_text(document, arm["name"]) for arm in document["arms"]},
-        gates=[*document["gates"], *document["times"]["gates"]],
-        miniature=MINIATURE_NOTE if any(m["miniature"] for m in document["metrics"].values()) else "",
-        charts=[pareto(document, metric) for metric in document["metrics"]],
-        timelines={
-            arm: timeline(document, arm, i) for i, arm in enumerate(candidates) if document["steps"][arm]
-        },
-        rows=_sample_rows(document, candidates),
-        gallery=_gallery(store, document),
-        shown=_shown(document),
-        marks=marks(document),
-        fewer=dict(
-            zip((arm["name"] for arm in document["arms"] if arm["name"].startswith(FEWER_STEPS)), candidates)
-        ),
-        worst=WORST,
-        side=SIDE,
-    )
+    return environment
 
 
 def _outcome(document: Mapping[str, Any], arm: str) -> str:

@@ -37,6 +37,9 @@ def train(
     ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
     preview_every: Annotated[int, typer.Option(help="Steps between sheets of samples.")] = 1000,
+    begin_with: Annotated[
+        Path | None, typer.Option(help="Folder of a finished run to refine: go on from its weights.")
+    ] = None,
 ) -> None:
     """Train a model, and first what it builds on. Going on after an interruption is the default."""
     from hasten.pipelines.mini.runs import run
@@ -50,6 +53,7 @@ def train(
         device=device,
         save_every=save_every,
         preview_every=preview_every,
+        begin_with=begin_with,
     )
 
 

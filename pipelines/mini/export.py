@@ -12,7 +12,7 @@ import torch
 from hasten._errors import ConfigError
 from hasten.pipelines.mini._models import load_folder
 from hasten.pipelines.mini.evaluate import Row, evaluate
-from hasten.pipelines.mini.provenance import read_record, readme
+from hasten.pipelines.mini.provenance import read_chain, readme
 from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower, load_trained
 
 __all__ = ["EXPORTS", "export", "figures_table"]
@@ -164,5 +164,5 @@ def _write_readme(
     for file in weights:
         file.chmod(0o644)  # they come out readable by their owner alone
     size = sum(file.stat().st_size for file in weights)
-    page = readme(title, text, [read_record(root / run) for run in runs], figures, size)
+    page = readme(title, text, [r for run in runs for r in read_chain(root / run)], figures, size)
     (folder / "README.md").write_text(page, "utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 
 from hasten._errors import CheckpointError
 
-__all__ = ["describe_hardware", "has_record", "read_record", "readme", "write_record"]
+__all__ = ["describe_hardware", "has_record", "read_chain", "read_record", "readme", "write_record"]
 
 _FILE = "run.json"
 
@@ -57,6 +57,18 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no finished run; go on with `hasten mini train {folder.name}`")
     record: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return record
+
+
+def read_chain(folder: Path) -> list[dict[str, Any]]:
+    """The records of a finished run and of those it began with, oldest first.
+
+    Raises:
+        CheckpointError: if the run is not finished.
+    """
+    chain = [read_record(folder)]
+    while "begun_with" in chain[0]:
+        chain.insert(0, chain[0]["begun_with"])
+    return chain
 
 
 def readme(

@@ -30,6 +30,7 @@ def run(
     seed: int = 0,
     device: str = "cpu",
     compiled: bool = False,
+    begin_with: Path | None = None,
     **options: Any,
 ) -> None:
     """Train ``name`` in ``root / name`` after everything it requires; finished parts are left as they are.
@@ -41,6 +42,7 @@ def run(
         seed: of this run; parts that have to be trained first take their default.
         device: torch device, also of the parts.
         compiled: use ``torch.compile`` where the recipe can.
+        begin_with: folder of a finished run of ``name`` to go on from, with the recipe's refinement.
         **options: of :func:`hasten.pipelines.mini.training.train`.
 
     Raises:
@@ -52,16 +54,26 @@ def run(
         run(part, root, device=device)
     flags = [f"--steps {steps}"] if steps is not None else []
     flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])
-    chosen = recipe(name, root, steps=steps, device=device, compiled=compiled)
+    flags += [f"--begin-with {begin_with}"] if begin_with is not None else []
+    refine = begin_with is not None
+    chosen = recipe(name, root, steps=steps, device=device, compiled=compiled, refine=refine)
     command = " ".join(["hasten mini train", name, *flags])
-    train(chosen, root / name, seed=seed, device=device, command=command, **options)
+    train(chosen, root / name, seed=seed, device=device, command=command, begin_with=begin_with, **options)
 
 
 def recipe(
-    name: str, root: Path, *, steps: int | None = None, device: str = "cpu", compiled: bool = False
+    name: str,
+    root: Path,
+    *,
+    steps: int | None = None,
+    device: str = "cpu",
+    compiled: bool = False,
+    refine: bool = False,
 ) -> Recipe:
-    """The recipe of ``name`` over the trained parts in ``root``."""
+    """The recipe of ``name`` over the trained parts in ``root``, or that of a second run on top of a first."""
     chosen = _recipe(name, root, device, compiled)
+    if refine:
+        chosen.refine()
     if steps is not None:
         chosen.schedule = replace(chosen.schedule, steps=steps)
     return chosen

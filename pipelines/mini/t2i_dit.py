@@ -137,6 +137,11 @@ class TextToImage(Recipe):
         self._pools: dict[int, Pool] = {}
         self._forward: Callable[..., Any] | None = None
 
+    def refine(self) -> None:
+        """As for every recipe, and without the steps that are all at 64 tokens."""
+        super().refine()
+        self.low_steps = 0
+
     def build(self) -> nn.Module:
         """The untrained denoiser, every residual branch switched off as in Peebles & Xie (2023)."""
         model: nn.Module = start_at_identity(build_transformer())

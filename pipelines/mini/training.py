@@ -12,7 +12,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
-from hasten.pipelines.mini.provenance import describe_hardware, has_record, write_record
+from hasten.pipelines.mini.provenance import describe_hardware, has_record, read_record, write_record
 
 __all__ = ["Average", "Recipe", "Schedule", "step_generator", "train"]
 
@@ -74,6 +74,12 @@ class Recipe(ABC):
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of one step and figures for the curve."""
 
+    def refine(self) -> None:
+        """Change the schedule to that of a second run on top of a finished one: a lower peak, falling from early on."""
+        self.schedule = replace(
+            self.schedule, learning_rate=0.6 * self.schedule.learning_rate, warmup=100, decay_from=0.2
+        )
+
     @abstractmethod
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Write pictures of the present state into ``folder``; returns figures for the curve."""
@@ -112,6 +118,7 @@ def train(
     preview_every: int = 1000,
     stop_after: int | None = None,
     command: str = "",
+    begin_with: Path | None = None,
 ) -> nn.Module:
     """Train ``recipe`` in ``folder``, going on from its checkpoint if there is one.
 
@@ -124,16 +131,19 @@ def train(
         preview_every: steps between preview pictures.
         stop_after: stop once this many steps are done (a later call goes on).
         command: what the user typed, for the record of the finished run.
+        begin_with: folder of a finished run of the same recipe whose averaged weights are the starting point.
 
     Returns:
         The model with the averaged weights, in evaluation mode.
 
     Raises:
-        CheckpointError: if the folder holds a checkpoint of another recipe, schedule or seed.
+        CheckpointError: if the folder holds a checkpoint of another recipe, schedule or seed, or ``begin_with``
+            holds no finished run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = recipe.build().to(device).train()
+    earlier = _load_average(model, begin_with) if begin_with is not None else None
     schedule = recipe.schedule
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -143,7 +153,9 @@ def train(
         fused=True,
     )
     average = Average(model, schedule.average)
-    identity = {"recipe": recipe.name, "seed": seed, "schedule": asdict(schedule)}
+    identity: dict[str, Any] = {"recipe": recipe.name, "seed": seed, "schedule": asdict(schedule)}
+    if earlier is not None:
+        identity["begun_with"] = earlier["command"]
     start, seconds = _resume(folder, identity, model, optimizer, average)
     began = time.perf_counter() - seconds
     last = min(schedule.steps, stop_after or schedule.steps)
@@ -160,7 +172,8 @@ def train(
     result = _averaged(recipe, average, device)
     if last == schedule.steps and not has_record(folder):
         _preview(recipe, result, folder, last, seconds)
-        write_record(folder, _record(folder, identity, model, seconds, device, command))
+        record = _record(folder, identity, model, seconds, device, command)
+        write_record(folder, record | ({"begun_with": earlier} if earlier is not None else {}))
     return result
 
 
@@ -201,6 +214,13 @@ def _record(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "final": {key: sum(c) / len(c) for key, c in columns.items() if key not in ("step", "seconds")},
     }
+
+
+def _load_average(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Put the averaged weights of a finished run into ``model``; returns the run's record."""
+    record = read_record(folder)
+    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["average"])
+    return record
 
 
 def _averaged(recipe: Recipe, average: Average, device: str) -> nn.Module:

@@ -22,6 +22,7 @@ from hasten.eval.compare.commands import options
 
 if TYPE_CHECKING:
     from hasten._config import Config
+    from hasten.eval.compare.document import Evaluation
     from hasten.eval.compare.processes import Processes
     from hasten.eval.compare.run import Request
 
@@ -54,10 +55,7 @@ def register(app: typer.Typer) -> None:
 
 def _command(
     model: common.ModelName = None,
-    config: Annotated[
-        list[Path] | None,
-        typer.Option("--config", "-c", help="A configuration file; repeat to compare several."),
-    ] = None,
+    config: options.Configs = None,
     enable: common.Enable = None,
     sets: common.Set = None,
     prompt: common.Prompt = None,
@@ -66,37 +64,23 @@ def _command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/compare"),
     seed: common.Seed = None,
     steps: common.Steps = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 8,
-    fewer_steps: Annotated[
-        list[str] | None,
-        typer.Option(metavar="N|NAME=N", help="Steps of the equal-time control. [from a measurement]"),
-    ] = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    guidance_scale: options.Guidance = None,
+    batch_size: options.BatchSize = 8,
+    fewer_steps: options.FewerSteps = None,
     metrics: options.Metrics = None,
     metric_option: options.MetricOption = None,
     reference: options.Reference = None,
-    margin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable."),
-    ] = None,
-    gate: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METRIC>=VALUE", help="Exit with 3 unless this holds; repeatable."),
-    ] = None,
+    margin: options.Margins = None,
+    gate: options.Gates = None,
     level: options.Level = 0.95,
-    device: Annotated[str | None, typer.Option(help="Torch device. [where it loads]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Torch dtype, for example bfloat16.")] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: common.Json = False,
 ) -> None:
-    from hasten.eval.compare.analysis import Settings
-    from hasten.eval.compare.document import Evaluation
-    from hasten.eval.compare.gates import parse_gates
     from hasten.eval.compare.processes import Processes
-    from hasten.eval.compare.run import Request
-    from hasten.eval.compare.scores import default_metrics
 
     configurations = _configurations(config, enable, sets)
     first = next(iter(configurations.values()))
@@ -104,21 +88,55 @@ def _command(
     seed = seed if seed is not None else first.seed or 0
     texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
     given = {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale}
-    call = common.call_arguments(model, first, given)
-    fewer = _fewer_steps(fewer_steps or (), configurations)
-    request = Request(model, Job(texts, seed, call, batch_size), configurations, fewer)
-    names = options.metric_names(metrics, default_metrics(texts))
-    gates = parse_gates(gate or (), names, configurations)
-    settings = Settings(level, seed, options.parse_margins(margin or ()))
-    evaluation = Evaluation(options.build_metrics(names, metric_option or ()), reference, settings, gates)
+    job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
+    request = _request(model, job, configurations, fewer_steps or ())
+    evaluation = _evaluation(
+        request, metrics, metric_option or (), reference, margin or (), gate or (), level
+    )
+    processes = Processes.from_environment()
+    store = _run(request, _prepared(out, report), processes, device, dtype, quiet=as_json)
+    if processes.rank == 0:
+        _finish(store, evaluation, report, as_json)
+
+
+def _request(
+    model: str, job: Job, configurations: Mapping[str, Config], fewer_steps: Sequence[str]
+) -> Request:
+    from hasten.eval.compare.run import Request
+
+    return Request(model, job, configurations, _fewer_steps(fewer_steps, configurations))
+
+
+def _evaluation(
+    request: Request,
+    metrics: str | None,
+    metric_options: Sequence[str],
+    reference: Path | None,
+    margins: Sequence[str],
+    gates: Sequence[str],
+    level: float,
+) -> Evaluation:
+    """How the run will be judged; everything that could be wrong about it is found now."""
+    from hasten.eval.compare.analysis import Settings
+    from hasten.eval.compare.document import Evaluation
+    from hasten.eval.compare.gates import parse_gates
+    from hasten.eval.compare.scores import default_metrics
+
+    names = options.metric_names(metrics, default_metrics(request.job.prompts))
+    conditions = parse_gates(gates, names, request.candidates)
+    settings = Settings(level, request.job.seed, options.parse_margins(margins))
+    made = options.build_metrics(names, metric_options)
+    if reference is None:
+        options.require_references(made)
+    return Evaluation(made, reference, settings, conditions)
+
+
+def _prepared(out: Path, report: bool) -> Path:
     if report:
         from hasten.eval.report import require_libraries
 
         require_libraries()
-    processes = Processes.from_environment()
-    store = _run(request, prepare_folder(out), processes, device, dtype, quiet=as_json)
-    if processes.rank == 0:
-        _finish(store, evaluation, report, as_json)
+    return prepare_folder(out)
 
 
 def _configurations(
@@ -126,7 +144,9 @@ def _configurations(
 ) -> dict[str, Config]:
     """Name -> configuration: a file's stem, ``accelerated`` for the command line alone."""
     if not files:
-        return {"accelerated": common.configuration(None, enable, sets)} if enable else {}
+        if not enable:
+            raise ConfigError("nothing to compare with the baseline: give --enable NAME or --config FILE")
+        return {"accelerated": common.configuration(None, enable, sets)}
     found: dict[str, Config] = {}
     for file in files:
         if file.stem in found:

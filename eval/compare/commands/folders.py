@@ -83,7 +83,10 @@ def _command(
     )
     made = options.build_metrics(names, metric_option or ())
     scores = score_pictures(pictures, made, reference, level=level, seed=seed)
-    fingerprints = {metric.name: metric.fingerprint().as_dict() for metric in made}
+    _show(scores, {metric.name: metric.fingerprint().as_dict() for metric in made}, as_json)
+
+
+def _show(scores: FolderScores, fingerprints: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(_document(scores, fingerprints), indent=2))
     else:

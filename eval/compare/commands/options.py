@@ -15,13 +15,24 @@ if TYPE_CHECKING:
     from hasten.eval.metric import Metric
 
 __all__ = [
+    "BatchSize",
+    "Configs",
+    "Device",
+    "Dtype",
+    "FewerSteps",
+    "Gates",
+    "Guidance",
+    "Height",
     "Level",
+    "Margins",
     "MetricOption",
     "Metrics",
     "Reference",
+    "Width",
     "build_metrics",
     "metric_names",
     "parse_margins",
+    "require_references",
 ]
 
 Metrics = Annotated[
@@ -40,6 +51,27 @@ Reference = Annotated[
     Path | None,
     typer.Option(help="Real pictures (folder, zip, npz) or statistics (npz) for FID, KID and CMMD."),
 ]
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="A configuration file; repeat to compare several."),
+]
+Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.")]
+Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.")]
+Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")]
+FewerSteps = Annotated[
+    list[str] | None,
+    typer.Option(metavar="N|NAME=N", help="Steps of the equal-time control. [from a measurement]"),
+]
+Margins = Annotated[
+    list[str] | None, typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable.")
+]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option(metavar="METRIC>=VALUE", help="Exit with 3 unless this holds; repeatable."),
+]
+Device = Annotated[str | None, typer.Option(help="Torch device. [where it loads]")]
+Dtype = Annotated[str | None, typer.Option(help="Torch dtype, for example bfloat16.")]
 Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the intervals.")]
 
 #: What people call a metric -> the name it has here.
@@ -103,6 +135,17 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
                 f"{name}.network=FOLDER, or {name}.network={_NEEDS_NETWORK[name]} to fetch the published one"
             )
     return [make_metric(name, options[name]) for name in names]
+
+
+def require_references(metrics: Sequence[Metric]) -> None:
+    """Refuse metrics of sets that have nothing to compare with; the miniature ones bring true renders.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    for metric in metrics:
+        if "reference" in metric.needs and not metric.name.startswith("mini_"):
+            raise ConfigError(f"{metric.name} compares with a set of real pictures: give --reference")
 
 
 def parse_margins(texts: Sequence[str]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from hasten._errors import ConfigError
-from hasten.eval.compare.analysis import Settings, analyse, batch_timings, sanity
+from hasten.eval.compare.analysis import Settings, analyse, batch_timings, check_margins, sanity
 from hasten.eval.compare.engine import Arm
 from hasten.eval.compare.miniature import Parser
 from hasten.eval.compare.scores import SampleScores, SetScores
@@ -138,10 +138,10 @@ def test_sets_are_compared_with_their_reference_over_pairs() -> None:
 
 def test_a_margin_needs_a_metric_that_was_measured_and_can_have_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'error'"):
-        analyse(ARMS, PROMPTS, [scores()], [], Settings(margins={"eror": 1}))
-    pixels = SampleScores(Psnr(), {arm.name: np.full(40, 30.0) for arm in ARMS[1:]})
+        check_margins({"eror": 1}, [Error()])
     with pytest.raises(ConfigError, match="--gate"):
-        analyse(ARMS, PROMPTS, [pixels], [], Settings(margins={"psnr": 1}))
+        check_margins({"psnr": 1}, [Error(), Psnr()])
+    check_margins({"error": 1}, [Error(), Psnr()])
 
 
 def record(arm: str, index: int, seconds: float) -> Record:

@@ -4,7 +4,9 @@ difference.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,32 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_anything(
     assert not kept & set(made)
     assert len(own.read_text().splitlines()) == 20
     assert digests(resumed) == digests(finished)
+
+
+@pytest.mark.parametrize("write", [1, 6, 9])
+def test_a_full_disk_stops_the_run_and_leaves_it_resumable(
+    pipe: Any,
+    finished: RunStore,
+    request_of: Requests,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: int,
+) -> None:
+    calls: list[int] = []
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hasten.eval.compare.journal.os.fsync", full)
+        with pytest.raises(HastenError, match="No space left"):
+            run_comparison(pipe, request_of(), tmp_path)
+    assert list(tmp_path.rglob("*.part")) == []
+    assert digests(run_comparison(pipe, request_of(), tmp_path)) == digests(finished)
 
 
 def test_a_lost_or_damaged_picture_is_made_again(

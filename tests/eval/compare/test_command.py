@@ -1,0 +1,123 @@
+"""``hasten compare`` from the command line: files, exit codes, and that a rerun gives the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hasten._cli import build_app
+from hasten.pipelines import mini
+
+Compare = Callable[..., Result]
+OPTIONS = ("-e", "bottleneck", "-s", "bottleneck.low_until=0.5", "-s", "bottleneck.high_first=1.0")
+CALL = ("--steps", 4, "--height", 32, "--width", 32, "--batch-size", 2, "--fewer-steps", 2)
+
+
+@pytest.fixture(scope="module")
+def compare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Compare:
+    """Run the command on the untrained pipeline with four prompts; arguments come last and win."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("\n".join(mini.prompts(4)))
+
+    def run(*arguments: Any) -> Result:
+        words = ("compare", folder, "--prompts", prompts, *CALL, *arguments)
+        return CliRunner().invoke(build_app(), [str(word) for word in words])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(compare: Compare, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    result = compare(*OPTIONS, "-m", "mini_parser,psnr", "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def without_times(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((path / "report.json").read_text())
+    assert report.pop("times")
+    return report
+
+
+def test_a_run_leaves_records_pictures_and_both_reports(finished: Path) -> None:
+    report = without_times(finished)
+    assert [arm["role"] for arm in report["arms"]] == ["baseline", "candidate", *["control"] * 3]
+    assert set(report["figures"]["accelerated"]) == {"mini_parser", "psnr"}
+    assert "report.html" in {path.name for path in finished.iterdir()}
+    assert len((finished / "records.jsonl").read_text().splitlines()) == 20
+    assert report["figures"]["repeat"]["psnr"]["value"]["value"] == 100
+    assert report["steps"]["accelerated"][0]["facts"]["bottleneck"]
+
+
+def test_a_rerun_measures_the_same_apart_from_times(compare: Compare, finished: Path, tmp_path: Path) -> None:
+    result = compare(*OPTIONS, "-m", "mini_parser,psnr", "--out", tmp_path, "--no-report", "--json")
+    assert result.exit_code == 0, result.output
+    again = without_times(tmp_path)
+    assert again == without_times(finished)
+    assert not (tmp_path / "report.html").exists()
+    assert json.loads(result.stdout)["pictures"] == again["pictures"]
+
+
+def test_another_judgement_of_the_same_run_makes_no_picture_again(compare: Compare, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.png")}
+    gates = ("--gate", "psnr>=99", "--gate", "flops_ratio>=1.01", "--gate", "seconds<=600")
+    result = compare(*OPTIONS, "-m", "psnr", "--out", finished, "--no-report", *gates)
+    assert result.exit_code == 3
+    assert "gate missed: psnr>=99" in result.stderr
+    assert "seconds" not in result.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.png")}
+
+
+def test_several_configurations_are_rows_named_after_their_files(compare: Compare, tmp_path: Path) -> None:
+    for name, until in (("careful", 0.3), ("bold", 0.7)):
+        text = f"schema: 1\ntechniques:\n  - {{name: bottleneck, low_until: {until}, high_first: 1.0}}\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+    files = ("-c", tmp_path / "careful.yaml", "-c", tmp_path / "bold.yaml")
+    result = compare(
+        *files, "-m", "psnr", "--out", tmp_path / "out", "--fewer-steps", "bold=1", "--no-report"
+    )
+    assert result.exit_code == 0, result.output
+    steps = {arm["name"]: arm["steps"] for arm in without_times(tmp_path / "out")["arms"]}
+    assert list(steps)[:3] == ["baseline", "careful", "bold"]
+    assert (steps["fewer steps (careful)"], steps["fewer steps (bold)"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--enable NAME or --config FILE"),
+        ((*OPTIONS, "--gate", "psnr>30"), "METRIC>=VALUE"),
+        ((*OPTIONS, "--gate", "fid<=30"), "'fid' is not measured"),
+        ((*OPTIONS, "--margin", "psnr"), "METRIC=VALUE"),
+        ((*OPTIONS, "--margin", "mini_parser=-1"), "the loss you tolerate"),
+        ((*OPTIONS, "-m", "psnr", "--margin", "ssim=0.1"), "which is not measured"),
+        ((*OPTIONS, "-m", "clip_score"), "clip_score.network=openai/"),
+        ((*OPTIONS, "-m", "psnr", "--fewer-steps", "fast=2"), "no configuration is called 'fast'"),
+        ((*OPTIONS, "-m", "psnr", "--fewer-steps", "few"), "a number of steps"),
+        ((*OPTIONS, "-m", "kid", "--metric-option", "kid.network=inception"), "Inception weights"),
+    ],
+)
+def test_wrong_usage_is_refused_before_the_model_is_loaded(
+    compare: Compare,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[Any, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr("hasten.eval.compare.commands.compare.load_quietly", lambda *_: pytest.fail("loaded"))
+    result = compare("--out", tmp_path, *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr.replace("\n", " ")
+
+
+def test_a_folder_of_another_run_is_not_overwritten(compare: Compare, finished: Path) -> None:
+    result = compare(*OPTIONS, "-m", "psnr", "--out", finished, "--seed", 9)
+    assert result.exit_code == 2
+    assert "another" in result.stderr
+    assert "seed" in result.stderr

@@ -1,0 +1,128 @@
+"""What the page says, before any browser sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten._errors import ConfigError
+from hasten.eval.compare.document import missed_gates
+from hasten.eval.compare.store import RunStore
+from hasten.eval.report import require_libraries
+from hasten.eval.report.page import render_page
+from hasten.eval.report.pictures import choose_prompts, data_uri
+
+from .conftest import COUNT, NAME
+
+
+class Elements(HTMLParser):
+    """Identifiers, addresses and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.identifiers: list[str] = []
+        self.addresses: list[str] = []
+        self.unnamed: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        fields = dict(attrs)
+        if fields.get("id"):
+            self.identifiers.append(str(fields["id"]))
+        self.addresses += [str(fields[k]) for k in ("src", "href", "xlink:href") if fields.get(k)]
+        if tag == "img" and "alt" not in fields:
+            self.unnamed.append(str(fields))
+
+
+@pytest.fixture(scope="module")
+def text(page: Path) -> str:
+    return page.read_text()
+
+
+def test_the_page_stands_alone(text: str) -> None:
+    elements = Elements(text)
+    assert all(address.startswith(("data:", "#")) for address in elements.addresses)
+    assert not re.search(r"url\((?!#)", text)
+    assert not re.search(r"@import|<link [^>]*stylesheet|<script [^>]*src", text)
+    assert "default-src 'none'" in text
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(text: str) -> None:
+    elements = Elements(text)
+    assert len(elements.identifiers) == len(set(elements.identifiers))
+    targets = {address[1:] for address in elements.addresses if address.startswith("#")}
+    assert targets <= set(elements.identifiers)
+    assert elements.unnamed == []
+
+
+def test_names_from_the_user_are_escaped(text: str) -> None:
+    assert "<b>resolution" not in text
+    assert "low &lt;b&gt;resolution" in text
+
+
+def test_every_figure_of_the_document_is_on_the_page(text: str, document: dict[str, Any]) -> None:
+    from hasten.eval.compare.wording import change_text, estimate_text
+
+    for row in document["figures"].values():
+        for figure in row.values():
+            assert estimate_text(figure["value"]) in text
+            assert change_text(figure) in text
+    assert "not comparable with published" in text
+
+
+def test_charts_take_their_colours_from_the_page(text: str) -> None:
+    charts = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(charts) == 4  # three metrics and one timeline
+    for chart in charts:
+        assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]+)", chart)) <= {"#ffffff", "#000000"}
+        assert "var(--row-1)" in chart
+
+
+def test_the_emptied_picture_is_the_worst_one_by_every_metric(document: dict[str, Any]) -> None:
+    chosen = {entry.index: entry.reasons for entry in choose_prompts(document)}
+    for metric in ("mini_parser", "psnr", "ssim"):
+        assert ("worst", metric) in chosen[7]
+    change = np.subtract(
+        document["scores"]["mini_parser"][NAME], document["scores"]["mini_parser"]["baseline"]
+    )
+    for index, reasons in chosen.items():
+        if ("worst", "mini_parser") in reasons:
+            assert change[index] < 0
+
+
+def test_rendering_again_gives_the_same_page(store: RunStore, document: dict[str, Any], text: str) -> None:
+    assert render_page(store, document) == text
+
+
+def test_the_document_is_json_without_loss(store: RunStore, document: dict[str, Any]) -> None:
+    assert json.loads((store.folder / "report.json").read_text()) == document
+    (missed,) = missed_gates(document)
+    assert missed["gate"] == "speedup.low>=3"
+    assert document["figures"][NAME]["psnr"]["change"] is None
+    assert document["times"]["arms"][NAME]["speedup"]["value"]["value"] == pytest.approx(1.6, abs=0.01)
+    assert len(document["prompts"]) == COUNT
+
+
+def test_large_pictures_are_shrunk_and_small_ones_untouched() -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    large, small = Image.new("RGB", (1024, 512), "red"), Image.effect_noise((40, 30), 50).convert("RGB")
+    for picture, size in ((large, (256, 128)), (small, (40, 30))):
+        data = base64.b64decode(data_uri(picture).partition(",")[2])
+        assert Image.open(io.BytesIO(data)).size == size
+    assert Image.open(io.BytesIO(data)).tobytes() == small.tobytes()
+
+
+def test_missing_libraries_are_named_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.eval.report.find_spec", lambda name: None if name == "jinja2" else object())
+    with pytest.raises(ConfigError, match=r"needs jinja2: pip install 'hasten\[report\]'"):
+        require_libraries()
