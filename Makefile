@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every version is pinned here for development and CI; users are not bound by it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test lint types unit slow build clean
+.PHONY: help install demo test browser lint types unit slow build clean
 
 help:
 	@echo "make demo   install into $(VENV) and run the main job on the bundled miniature"
@@ -25,7 +25,14 @@ install: $(VENV)/.requirements
 demo: install
 	$(BIN)/hasten demo --out out/demo
 
-test: install lint types unit
+test: install browser lint types unit
+
+# The HTML report is tested in a real browser; a page that was not looked at is not tested.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+browser:
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium || \
+	{ echo "make test needs a Chromium or Chrome on the PATH; install one and run it again" >&2; exit 1; }
 
 lint:
 	$(BIN)/ruff check .

@@ -27,7 +27,18 @@ setup(
     packages=_packages(),
     package_dir=FOLDERS,
     package_data={
-        "": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md", "**/*.txt", "**/*.png", "**/*.jsonl"]
+        "": [
+            "py.typed",
+            "**/*.json",
+            "**/*.safetensors",
+            "**/*.md",
+            "**/*.txt",
+            "**/*.png",
+            "**/*.jsonl",
+            "**/*.html",
+            "**/*.css",
+            "**/*.js",
+        ]
     },
     include_package_data=False,
 )

@@ -35,7 +35,12 @@ _log = logging.getLogger("hasten")
 BLOCK_VARIABLE = "HASTEN_BLOCK_PLUGINS"
 """Environment variable: ``1`` blocks every external plugin, a comma list blocks those named."""
 
-BUILT_IN = ("hasten.pipelines.adapters", "hasten.plugins.bottleneck.plugin", "hasten.eval.builtin")
+BUILT_IN = (
+    "hasten.pipelines.adapters",
+    "hasten.plugins.bottleneck.plugin",
+    "hasten.eval.builtin",
+    "hasten.eval.commands",
+)
 """Modules that come with `hasten`; they enter through the same hooks as external plugins."""
 
 

@@ -15,6 +15,7 @@ from hasten.eval.compare.journal import write_atomically
 from hasten.eval.compare.run import arms_of_run
 from hasten.eval.compare.scores import (
     SampleScores,
+    few_samples,
     load_reference,
     sample_scores,
     set_scores,
@@ -75,6 +76,8 @@ def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
     ]
     rows = analyse(arms, prompts, samples, sets, evaluation.settings)
     document = _document(store, run, arms, rows, samples, evaluation)
+    for scores in sets:
+        document["warnings"] += few_samples(scores.metric, scores.features[BASELINE])
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(store.folder / "report.json", text.encode())
     return document

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hasten._errors import ConfigError
 from hasten.eval.compare.miniature import AttributeMetric
-from hasten.eval.compare.scores import load_reference
+from hasten.eval.compare.scores import few_samples, load_reference
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
 from hasten.eval.sources import ImageSource, Loaded, batches, check_paired
 from hasten.eval.statistics import Estimate, mean_estimate, ratio_of_sums
@@ -153,7 +152,7 @@ def score_pictures(
             real = load_reference(metric, reference, prompts or (), side)
             figure = metric.aggregate(features, real, level=level, seed=seed)
             figures[metric.name], extras[metric.name] = figure.estimate, dict(figure.extras)
-            warnings += _few(metric, features)
+            warnings += few_samples(metric, features)
         elif isinstance(metric, SampleMetric):
             figures[metric.name] = _mean(metric, features, prompts, level, seed)
     return FolderScores(len(places), dict(pictures.bad), figures, extras, warnings)
@@ -178,13 +177,3 @@ def _mean(
         return ratio_of_sums(features["right"], features["asked"], clusters=prompts, level=level)
     scores = metric.averaged(metric.score(features)).to(torch.float64)
     return mean_estimate(scores.numpy(), clusters=prompts, level=level, seed=seed)
-
-
-def _few(metric: SetMetric, features: Features) -> list[str]:
-    rows: Any = features.get("features")
-    if rows is None or len(rows) > rows.shape[1]:
-        return []
-    return [
-        f"{metric.name}: {len(rows)} pictures for {rows.shape[1]} feature dimensions; computed exactly, but such a "
-        "small set says little: read its noise floor, and compare only with figures of the same count"
-    ]

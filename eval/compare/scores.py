@@ -27,6 +27,7 @@ __all__ = [
     "SampleScores",
     "SetScores",
     "default_metrics",
+    "few_samples",
     "is_statistics",
     "load_reference",
     "make_metric",
@@ -147,6 +148,17 @@ def set_scores(
     """Embed the pictures of every arm, and the reference."""
     features = {arm: _embedded(store, arm, prompts, metric) for arm in arms}
     return SetScores(metric, features, reference(metric))
+
+
+def few_samples(metric: SetMetric, features: Features) -> list[str]:
+    """A warning where there are no more pictures than feature dimensions."""
+    rows = features.get("features")
+    if rows is None or len(rows) > rows.shape[1]:
+        return []
+    return [
+        f"{metric.name}: {len(rows)} pictures for {rows.shape[1]} feature dimensions; computed exactly, but such a "
+        "small set says little: compare only figures of the same count"
+    ]
 
 
 def is_statistics(path: Path) -> bool:

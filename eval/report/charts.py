@@ -153,9 +153,7 @@ def timeline(document: Mapping[str, Any], arm: str, number: int) -> Markup:
         axes.set_title(f"{arm}: milliseconds of each denoiser forward, by latent size")
         axes.set_xlabel("forward, in the order of the run")
         axes.grid(visible=False, axis="x")
-        axes.legend(
-            frameon=False, fontsize=8, ncols=max(1, len(sizes)), loc="upper right", bbox_to_anchor=(1, 1.2)
-        )
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return _svg(
             figure, name, f"Milliseconds of each denoiser forward of {arm}; the figures are in the list below"
         )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hasten.pipelines.mini.batches import scene_batch
 from hasten.pipelines.mini.grids import save_grid
-from hasten.pipelines.mini.training import Recipe, Schedule, step_generator
+from hasten.pipelines.mini.schedule import Schedule
+from hasten.pipelines.mini.training import Recipe, step_generator
 
 __all__ = ["LATENT_CHANNELS", "Autoencoder", "build_autoencoder", "calibrate", "encode", "psnr"]
 

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from hasten.pipelines.mini.batches import scene_batch
 from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer, vocabulary
-from hasten.pipelines.mini.training import Recipe, Schedule, step_generator
+from hasten.pipelines.mini.training import Recipe, step_generator
 
 __all__ = ["Contrastive", "build_clip", "export_clip", "preprocess"]
 

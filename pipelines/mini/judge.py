@@ -26,7 +26,8 @@ from hasten.pipelines.mini.scenes import (
     Scene,
     sample_scene,
 )
-from hasten.pipelines.mini.training import Recipe, Schedule, step_generator
+from hasten.pipelines.mini.schedule import Schedule
+from hasten.pipelines.mini.training import Recipe, step_generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image

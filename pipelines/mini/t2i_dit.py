@@ -15,8 +15,9 @@ from hasten.pipelines.mini.autoencoder import encode
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import sample_scene
+from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer
-from hasten.pipelines.mini.training import Recipe, Schedule
+from hasten.pipelines.mini.training import Recipe
 
 __all__ = [
     "SHIFT",

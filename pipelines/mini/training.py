@@ -7,55 +7,21 @@ killed and resumed equals an uninterrupted one without storing any generator sta
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError
+from hasten.pipelines.mini.checkpoints import Average, State
 from hasten.pipelines.mini.provenance import describe_hardware, has_record, read_record, write_record
+from hasten.pipelines.mini.schedule import Schedule
 
-__all__ = ["Average", "Recipe", "Schedule", "step_generator", "train"]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Length and learning rate of a run.
-
-    Args:
-        steps: optimizer steps in all.
-        learning_rate: peak, reached after ``warmup`` steps and held until ``decay_from`` of the run, then lowered
-            along a half cosine to 2 % of itself.
-        weight_decay: of AdamW.
-        average: decay of the exponential moving average of the weights that is kept as the result; 0 for none.
-    """
-
-    steps: int
-    learning_rate: float
-    warmup: int = 100
-    decay_from: float = 0.6
-    weight_decay: float = 1e-3
-    average: float = 0.999
-
-    @property
-    def plateau_ends(self) -> int:
-        """First step of the decay; up to there a run can still be made longer or shorter."""
-        return int(self.decay_from * self.steps)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of ``step``."""
-        progress = step / max(1, self.steps)
-        tail = max(0.0, (progress - self.decay_from) / (1 - self.decay_from))
-        return (
-            self.learning_rate * min(1.0, (step + 1) / self.warmup) * (0.51 + 0.49 * math.cos(math.pi * tail))
-        )
+__all__ = ["Recipe", "step_generator", "train"]
 
 
 class Recipe(ABC):
@@ -83,24 +49,6 @@ class Recipe(ABC):
     @abstractmethod
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Write pictures of the present state into ``folder``; returns figures for the curve."""
-
-
-class Average:
-    """Exponential moving average of a model's parameters and buffers, warmed up like ``(1 + n) / (10 + n)``."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model's present weights."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value.detach(), weight)
-            else:
-                self.state[name].copy_(value)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -141,10 +89,39 @@ def train(
             holds no finished run.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    state, earlier = _start(recipe, seed, device, begin_with)
+    state.resume(folder)
+    began = time.perf_counter() - state.seconds
+    total = recipe.schedule.steps
+    last = min(total, stop_after or total)
+    for step in _progress(recipe.name, state.step, last, total):
+        loss, figures = _advance(recipe, state.model, state.optimizer, step, seed)
+        state.average.update(state.model, step)
+        state.step, state.seconds = step + 1, time.perf_counter() - began
+        if state.step % 10 == 0:
+            _log(folder, state, {"loss": float(loss), **figures})
+        if state.step % save_every == 0 or state.step == last:
+            state.save(folder)
+        if state.step % preview_every == 0 and state.step < total:
+            _log(folder, state, recipe.preview(_averaged(recipe, state, device), folder, state.step))
+    result = _averaged(recipe, state, device)
+    if state.step == total and not has_record(folder):
+        _log(folder, state, recipe.preview(result, folder, state.step))
+        write_record(folder, _record(folder, state, device, command) | earlier)
+    return result
+
+
+def _start(recipe: Recipe, seed: int, device: str, begin_with: Path | None) -> tuple[State, dict[str, Any]]:
+    """The state before the first step, and what the record has to say of an earlier run."""
     torch.manual_seed(seed)
     model = recipe.build().to(device).train()
-    earlier = _load_average(model, begin_with) if begin_with is not None else None
     schedule = recipe.schedule
+    identity: dict[str, Any] = {"recipe": recipe.name, "seed": seed, "schedule": asdict(schedule)}
+    earlier = {}
+    if begin_with is not None:
+        record = _load_average(model, begin_with)
+        identity["begun_with"] = record["command"]
+        earlier["begun_with"] = record
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=schedule.learning_rate,
@@ -152,33 +129,7 @@ def train(
         weight_decay=schedule.weight_decay,
         fused=True,
     )
-    average = Average(model, schedule.average)
-    identity: dict[str, Any] = {"recipe": recipe.name, "seed": seed, "schedule": asdict(schedule)}
-    if earlier is not None:
-        identity["begun_with"] = earlier["command"]
-    start, seconds = _resume(folder, identity, model, optimizer, average)
-    began = time.perf_counter() - seconds
-    last = min(schedule.steps, stop_after or schedule.steps)
-    for step in _progress(recipe.name, start, last, schedule.steps):
-        loss, figures = _advance(recipe, model, optimizer, step, seed)
-        average.update(model, step)
-        done, seconds = step + 1, time.perf_counter() - began
-        if done % 10 == 0:
-            _log(folder, {"step": done, "loss": float(loss), **figures, "seconds": seconds})
-        if done % save_every == 0 or done == last:
-            _save(folder, identity, done, seconds, model, optimizer, average)
-        if done % preview_every == 0 and done < schedule.steps:
-            _preview(recipe, _averaged(recipe, average, device), folder, done, seconds)
-    result = _averaged(recipe, average, device)
-    if last == schedule.steps and not has_record(folder):
-        _preview(recipe, result, folder, last, seconds)
-        record = _record(folder, identity, model, seconds, device, command)
-        write_record(folder, record | ({"begun_with": earlier} if earlier is not None else {}))
-    return result
-
-
-def _preview(recipe: Recipe, model: nn.Module, folder: Path, step: int, seconds: float) -> None:
-    _log(folder, {"step": step, **recipe.preview(model, folder, step), "seconds": seconds})
+    return State(identity, model, optimizer, Average(model, schedule.average)), earlier
 
 
 def _advance(
@@ -195,24 +146,20 @@ def _advance(
     return loss.detach(), figures
 
 
-def _record(
-    folder: Path, identity: Mapping[str, Any], model: nn.Module, seconds: float, device: str, command: str
-) -> dict[str, Any]:
-    lines = (folder / "curve.jsonl").read_text("utf-8").splitlines()[-50:]
-    columns: dict[str, list[float]] = {}
-    for line in lines:
-        for key, value in json.loads(line).items():
-            columns.setdefault(key, []).append(value)
+def _record(folder: Path, state: State, device: str, command: str) -> dict[str, Any]:
+    curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text("utf-8").splitlines()]
+    losses = [point["loss"] for point in curve if "loss" in point][-50:]
+    shown = {key: value for key, value in curve[-1].items() if key not in ("step", "seconds")}
     return {
-        "recipe": identity["recipe"],
+        "recipe": state.identity["recipe"],
         "command": command,
-        "seed": identity["seed"],
-        "steps": identity["schedule"]["steps"],
-        "seconds": round(seconds, 1),
+        "seed": state.identity["seed"],
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
         "hardware": describe_hardware(device),
         "torch": torch.__version__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "final": {key: sum(c) / len(c) for key, c in columns.items() if key not in ("step", "seconds")},
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "final": ({"loss": sum(losses) / len(losses)} if losses else {}) | shown,
     }
 
 
@@ -223,10 +170,10 @@ def _load_average(model: nn.Module, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _averaged(recipe: Recipe, average: Average, device: str) -> nn.Module:
+def _averaged(recipe: Recipe, state: State, device: str) -> nn.Module:
     with torch.random.fork_rng():
         model = recipe.build().to(device)
-    model.load_state_dict(average.state)
+    model.load_state_dict(state.average.state)
     return model.eval().requires_grad_(False)
 
 
@@ -239,77 +186,8 @@ def _progress(name: str, start: int, last: int, total: int) -> Iterable[int]:
     )
 
 
-def _log(folder: Path, record: Mapping[str, float]) -> None:
+def _log(folder: Path, state: State, figures: Mapping[str, float]) -> None:
+    record = {"step": state.step, **figures, "seconds": state.seconds}
     rounded = {key: round(value, 6) for key, value in record.items()}
     with (folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
         curve.write(json.dumps(rounded) + "\n")
-
-
-def _save(
-    folder: Path,
-    identity: Mapping[str, Any],
-    step: int,
-    seconds: float,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average,
-) -> None:
-    state = {
-        "identity": dict(identity),
-        "step": step,
-        "seconds": seconds,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.state,
-    }
-    partial = folder / "checkpoint.pt.part"
-    torch.save(state, partial)
-    os.replace(partial, folder / "checkpoint.pt")
-
-
-def _resume(
-    folder: Path,
-    identity: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average,
-) -> tuple[int, float]:
-    """Load the folder's checkpoint; returns the steps done and the seconds they took."""
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    _check_identity(path, state["identity"], identity, state["step"])
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.state = state["average"]
-    _cut_curve(folder, state["step"])
-    return int(state["step"]), float(state["seconds"])
-
-
-def _check_identity(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> None:
-    if stored == wanted:
-        return
-    schedules = [dict(identity["schedule"]) for identity in (stored, wanted)]
-    on_plateau = all(step <= Schedule(**schedule).plateau_ends for schedule in schedules)
-    for schedule in schedules:
-        del schedule["steps"]
-    others = [{**identity, "schedule": schedule} for identity, schedule in zip((stored, wanted), schedules)]
-    if others[0] != others[1]:
-        raise CheckpointError(
-            f"{path} belongs to another run ({dict(stored)}, wanted {dict(wanted)}); "
-            "choose another folder or delete it"
-        )
-    if not on_plateau:
-        raise CheckpointError(
-            f"{path}: at step {step} the learning rate has begun to fall in a run of {stored['schedule']['steps']} "
-            f"steps; its length cannot become {wanted['schedule']['steps']} any more"
-        )
-
-
-def _cut_curve(folder: Path, step: int) -> None:
-    # Steps after the checkpoint will be done again; without this they would stand in the curve twice.
-    curve = folder / "curve.jsonl"
-    if curve.exists():
-        kept = [line for line in curve.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
-        curve.write_text("".join(line + "\n" for line in kept), "utf-8")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["forecast"]
 
-_UNET_TEXT = 77
+_CLIP_TEXT = 77
 
 
 def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
@@ -97,8 +97,10 @@ def _text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
     if embeds is not None:
         return len(embeds[0])
     longest = arguments.get("max_sequence_length")
-    clip = _UNET_TEXT if longest is None or target.adapter.family == "stable-diffusion-3" else 0
-    return int(longest or 0) + clip
+    if longest is not None and target.adapter.family != "stable-diffusion-3":
+        return int(longest)
+    # StableDiffusion3Pipeline appends its T5 tokens to the CLIP ones.
+    return int(longest or 0) + int(getattr(target.pipe, "tokenizer_max_length", _CLIP_TEXT))
 
 
 def _branches(target: Target, arguments: Mapping[str, Any]) -> int:

@@ -13,13 +13,15 @@ from rich.table import Table
 
 from hasten._cli import _options as options
 from hasten._cli._loading import load_quietly
-from hasten._demo import ACCELERATED, BASELINE, Arm, run_arms
 from hasten._generation import Job, prepare_folder
+from hasten.eval.compare.engine import ACCELERATED, BASELINE, ArmResult, run_arms
 
 __all__ = ["register"]
 
 _MODEL = "mini/t2i-dit"
 _GRID_ROWS = 6
+_DEFAULTS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.06")
+"""What is shown unless the user chooses: low resolution from the first step on, back to full as early as pays."""
 _HELP = """Generate with a bundled trained miniature, plain and accelerated, and show what was gained and lost.
 
 Same prompts, same seeds, batches of all rows interleaved. The last row is plain sampling with as many steps as fit
@@ -54,7 +56,7 @@ def _command(
 
     folder = prepare_folder(out)
     if config is None and not enable:
-        enable = ["bottleneck"]
+        enable, sets = ["bottleneck"], [*_DEFAULTS, *(sets or [])]
     settings = options.configuration(config, enable, sets)
     call = options.call_arguments(_MODEL, settings, {"num_inference_steps": steps})
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
@@ -73,7 +75,7 @@ def _command(
         _print(Console(), rows, arms, folder)
 
 
-def _score(arms: dict[str, Arm], job: Job) -> list[dict[str, Any]]:
+def _score(arms: dict[str, ArmResult], job: Job) -> list[dict[str, Any]]:
     from hasten.eval.efficiency import Timings
     from hasten.eval.functional.pixel import psnr, summarize_psnr
     from hasten.eval.images import to_uint8
@@ -102,7 +104,7 @@ def _score(arms: dict[str, Arm], job: Job) -> list[dict[str, Any]]:
     return rows
 
 
-def _attributes(scorer: Any, arms: dict[str, Arm], prompts: list[str]) -> list[dict[str, Any]]:
+def _attributes(scorer: Any, arms: dict[str, ArmResult], prompts: list[str]) -> list[dict[str, Any]]:
     """Per arm: the share of attributes that are right, and its difference to the baseline with an interval."""
     from hasten.eval.statistics import paired_ratio_difference, ratio_of_sums
 
@@ -117,7 +119,9 @@ def _attributes(scorer: Any, arms: dict[str, Arm], prompts: list[str]) -> list[d
     ]
 
 
-def _write(folder: Path, arms: dict[str, Arm], job: Job, rows: list[dict[str, Any]], settings: Any) -> None:
+def _write(
+    folder: Path, arms: dict[str, ArmResult], job: Job, rows: list[dict[str, Any]], settings: Any
+) -> None:
     from hasten import __version__
     from hasten._grid import comparison_grid
     from hasten._machine import describe_machine
@@ -141,7 +145,7 @@ def _write(folder: Path, arms: dict[str, Arm], job: Job, rows: list[dict[str, An
     (folder / "demo.json").write_text(json.dumps(document, indent=2, default=str), encoding="utf-8")
 
 
-def _print(console: Console, rows: list[dict[str, Any]], arms: dict[str, Arm], folder: Path) -> None:
+def _print(console: Console, rows: list[dict[str, Any]], arms: dict[str, ArmResult], folder: Path) -> None:
     table = Table(title=f"{_MODEL}, {len(arms[BASELINE].images)} prompts, same seeds (miniature figures)")
     for heading in (
         "",

@@ -91,6 +91,7 @@ def _run(pipe: Any, job: Job, settings: Any, folder: Path, name: str, quiet: boo
             for sample in generate(pipe, job):
                 path = save_sample(sample, folder)
                 record = {
+                    "key": f"{sample.index:05d}",
                     "index": sample.index,
                     "prompt": sample.prompt,
                     "seed": sample.seed,

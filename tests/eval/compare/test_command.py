@@ -121,3 +121,10 @@ def test_a_folder_of_another_run_is_not_overwritten(compare: Compare, finished: 
     assert result.exit_code == 2
     assert "another" in result.stderr
     assert "seed" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("compare",), ("eval",), ("eval", "doctor")])
+def test_help_of_every_command_shows_examples(words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(build_app(), [*words, "--help"])
+    assert result.exit_code == 0
+    assert f"hasten {' '.join(words)}" in result.output

@@ -22,7 +22,7 @@ def find_chromium() -> str:
     if found is None:
         raise AssertionError(
             "no Chromium, which the tests of the HTML report need; on Debian or Ubuntu: "
-            "apt-get update && apt-get install -y --no-install-recommends chromium"
+            "apt-get update && apt-get install -y chromium"
         )
     return found
 

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from hasten._errors import CheckpointError
-from hasten.pipelines.mini.provenance import read_record, readme
-from hasten.pipelines.mini.training import Average, Recipe, Schedule, step_generator, train
+from hasten.pipelines.mini.checkpoints import Average
+from hasten.pipelines.mini.provenance import read_chain, read_record, readme
+from hasten.pipelines.mini.schedule import Schedule
+from hasten.pipelines.mini.training import Recipe, step_generator, train
 
 
 class Line(Recipe):
@@ -118,6 +120,23 @@ def test_a_finished_run_leaves_a_record_once(tmp_path):
     page = readme("mini/line", "A line.", [record], [], 42)
     assert "`hasten mini train line`" in page
     assert record["hardware"] in page
+
+
+def test_a_refined_run_begins_with_the_average_of_a_finished_one(tmp_path):
+    first = train(Line(), tmp_path / "first", command="hasten mini train line")
+    still = Line(steps=1, learning_rate=0.0)
+    assert same(first, train(still, tmp_path / "still", begin_with=tmp_path / "first"))
+    assert read_record(tmp_path / "still")["begun_with"]["command"] == "hasten mini train line"
+    assert [record["steps"] for record in read_chain(tmp_path / "still")] == [24, 1]
+    recipe = Line()
+    recipe.refine()
+    assert recipe.schedule.learning_rate < Line().schedule.learning_rate
+
+
+def test_an_unfinished_run_is_nothing_to_begin_with(tmp_path):
+    train(Line(), tmp_path / "first", stop_after=5)
+    with pytest.raises(CheckpointError, match="no finished run"):
+        train(Line(), tmp_path / "second", begin_with=tmp_path / "first")
 
 
 def test_an_unfinished_run_has_no_record(tmp_path):
