@@ -14,6 +14,9 @@ FOLDERS = {
     "hasten.eval": "eval",
 }
 
+DATA = ("json", "jsonl", "safetensors", "md", "txt", "png", "html", "css", "js")
+"""Kinds of files that belong to the packages, besides code."""
+
 
 def _packages() -> list[str]:
     names = []
@@ -26,19 +29,6 @@ def _packages() -> list[str]:
 setup(
     packages=_packages(),
     package_dir=FOLDERS,
-    package_data={
-        "": [
-            "py.typed",
-            "**/*.json",
-            "**/*.safetensors",
-            "**/*.md",
-            "**/*.txt",
-            "**/*.png",
-            "**/*.jsonl",
-            "**/*.html",
-            "**/*.css",
-            "**/*.js",
-        ]
-    },
+    package_data={"": ["py.typed", *(f"**/*.{kind}" for kind in DATA)]},
     include_package_data=False,
 )

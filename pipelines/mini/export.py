@@ -26,8 +26,10 @@ A stock `StableDiffusion3Pipeline` for captioned scenes of one to three simple o
 
 ```python
 pipe = hasten.load("mini/t2i-dit")
-image = pipe("a large red circle on the left and a small blue star on the right on a white background",
-             **hasten.pipelines.mini.recommended_call("mini/t2i-dit")).images[0]
+image = pipe(
+    "a large red circle on the left and a small blue star on the right on a white background",
+    **hasten.pipelines.mini.recommended_call("mini/t2i-dit"),
+).images[0]
 ```
 
 With diffusers alone: `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)`.
