@@ -20,7 +20,7 @@ __all__ = ["register"]
 
 _MODEL = "mini/t2i-dit"
 _GRID_ROWS = 6
-_DEFAULTS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.075")
+_DEFAULTS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.1")
 """What is shown unless the user chooses: low resolution from the first step on, back to full as early as pays."""
 _HELP = """Generate with a bundled trained miniature, plain and accelerated, and show what was gained and lost.
 
