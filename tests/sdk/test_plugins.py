@@ -83,7 +83,7 @@ def test_built_ins_come_in_through_the_same_hooks() -> None:
     made = Host(external=False)
     assert [record.name for record in made.plugins] == list(BUILT_IN)
     assert [record.error for record in made.plugins] == [None] * len(BUILT_IN)
-    assert "technique bottleneck" in made.plugins[-1].provides
+    assert any("technique bottleneck" in record.provides for record in made.plugins)
     assert "adapter flux" in made.plugins[0].provides
 
 
