@@ -23,6 +23,7 @@ install: $(VENV)/.requirements
 	$(PIP) install --quiet --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
 
 demo: install
+	rm -rf out/demo
 	$(BIN)/hasten demo --out out/demo
 
 test: install browser lint types unit

@@ -1,4 +1,4 @@
-"""Adds the miniature metrics and the commands ``compare`` and ``eval``; loads neither until it is used."""
+"""Adds the miniature metrics and the commands ``demo``, ``compare`` and ``eval``; loads neither until it is used."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], N
 
 @hookimpl
 def hasten_register_commands(app: typer.Typer) -> None:
-    """Add ``compare`` and ``eval``."""
-    for module in ("compare", "folders"):
+    """Add ``demo``, ``compare`` and ``eval``."""
+    for module in ("demo", "compare", "folders"):
         import_module(f"hasten.eval.compare.commands.{module}").register(app)

@@ -158,7 +158,9 @@ def _set_figure(scores: SetScores, arm: str, prompts: Sequence[str], settings: S
 
 
 def _detectable(change: Estimate) -> float | None:
-    return minimal_detectable_effect(change.se, level=change.level) if math.isfinite(change.se) else None
+    # No spread at all says nothing about what could be found.
+    known = math.isfinite(change.se) and change.se > 0
+    return minimal_detectable_effect(change.se, level=change.level) if known else None
 
 
 def _judged(figure: Figure, higher_is_better: bool, metric: str, settings: Settings) -> Figure:

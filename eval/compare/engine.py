@@ -1,4 +1,4 @@
-"""Runs baseline, configurations and controls over the same prompts and seeds, batch by batch in turn.
+"""Baseline, configurations and controls over the same prompts and seeds, batch by batch in turn.
 
 Everything here works in memory; :mod:`hasten.eval.compare.run` adds the folder.
 """
@@ -6,42 +6,39 @@ Everything here works in memory; :mod:`hasten.eval.compare.run` adds the folder.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hasten._errors import UnsupportedError
 from hasten._generation import Job, Sample, generate
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hasten._config import Config
     from hasten._report import Report
 
 __all__ = [
-    "ACCELERATED",
     "BASELINE",
+    "CONTROLS",
     "FEWER_STEPS",
     "OTHER_SEED",
     "REPEAT",
     "Arm",
-    "ArmResult",
     "Turn",
     "control_arms",
     "equal_time_steps",
     "flops_of",
-    "run_arms",
     "turns",
     "warm_up",
 ]
 
 BASELINE = "baseline"
-ACCELERATED = "accelerated"
 REPEAT = "repeat"
 OTHER_SEED = "other seed"
 FEWER_STEPS = "fewer steps"
+CONTROLS = (REPEAT, OTHER_SEED, FEWER_STEPS)
+"""The rows without which the others can't be read."""
 
 _SEED_OFFSET = 2**31
 """Between the seeds of the baseline and those of the other-seed control; further than any prompt list is
@@ -92,21 +89,28 @@ class Turn:
     report: Report | None
 
 
-def control_arms(steps: int, fewer: Mapping[str, int]) -> list[Arm]:
-    """The rows without which the others can't be read.
+def control_arms(steps: int, fewer: Mapping[str, int], controls: Collection[str] = CONTROLS) -> list[Arm]:
+    """The control rows.
 
     Args:
         steps: of the baseline.
         fewer: candidate -> steps that plain sampling gets done in that candidate's time.
+        controls: which of :data:`CONTROLS` are wanted.
 
     Returns:
         The baseline once more (what differs is not due to any technique), the baseline from other noise (how
         much two equally good pictures differ), and for each candidate plain sampling in the same time.
     """
-    plain = [Arm(REPEAT, "control", steps), Arm(OTHER_SEED, "control", steps, seed_offset=_SEED_OFFSET)]
-    single = len(fewer) == 1
-    names = {name: FEWER_STEPS if single else f"{FEWER_STEPS} ({name})" for name in fewer}
-    return plain + [Arm(names[name], "control", count) for name, count in fewer.items()]
+    arms = []
+    if REPEAT in controls:
+        arms.append(Arm(REPEAT, "control", steps))
+    if OTHER_SEED in controls:
+        arms.append(Arm(OTHER_SEED, "control", steps, seed_offset=_SEED_OFFSET))
+    if FEWER_STEPS in controls:
+        single = len(fewer) == 1
+        names = {name: FEWER_STEPS if single else f"{FEWER_STEPS} ({name})" for name in fewer}
+        arms += [Arm(names[name], "control", count) for name, count in fewer.items()]
+    return arms
 
 
 def turns(
@@ -171,52 +175,3 @@ def flops_of(pipe: Any, arm: Arm, job: Job) -> int:
     first = arm.job(replace(job, prompts=job.prompts[:1]))
     with arm.attached(pipe):
         return count_flops(lambda: list(generate(pipe, first)))
-
-
-@dataclass
-class ArmResult:
-    """What came out of one arm.
-
-    Args:
-        steps: denoising steps.
-        images: one per prompt, in order.
-        seconds: of each batch; entry ``i`` of two arms is a pair measured next to each other.
-        flops: floating-point operations of one pipeline call on the first prompt.
-        report: what the techniques did in the last batch, for an accelerated arm.
-    """
-
-    steps: int
-    images: list[Image] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    flops: int = 0
-    report: Report | None = None
-
-
-def run_arms(
-    pipe: Any, config: Config, job: Job, advance: Callable[[], None] = lambda: None
-) -> dict[str, ArmResult]:
-    """Baseline, one accelerated configuration and fewer steps in the same time, in memory.
-
-    Args:
-        pipe: the pipeline.
-        config: techniques of the accelerated arm.
-        job: prompts, seed and call.
-        advance: called after every batch of every arm.
-
-    Raises:
-        HastenError: from the configuration or the run.
-    """
-    steps = int(job.call["num_inference_steps"])
-    arms = [Arm(BASELINE, "baseline", steps), Arm(ACCELERATED, "candidate", steps, config)]
-    fewer = equal_time_steps(steps, warm_up(pipe, arms, job))
-    arms.append(Arm(FEWER_STEPS, "control", fewer[ACCELERATED]))
-    results = {arm.name: ArmResult(arm.steps) for arm in arms}
-    for turn in turns(pipe, arms, job):
-        result = results[turn.arm.name]
-        result.images.extend(sample.frames[0] for sample in turn.samples)
-        result.seconds.append(turn.seconds)
-        result.report = turn.report
-        advance()
-    for arm in arms:
-        results[arm.name].flops = flops_of(pipe, arm, job)
-    return results

@@ -12,6 +12,7 @@ from hasten._errors import ConfigError, suggestion
 from hasten._generation import Job
 from hasten.eval.compare.engine import (
     BASELINE,
+    CONTROLS,
     FEWER_STEPS,
     OTHER_SEED,
     REPEAT,
@@ -40,12 +41,14 @@ class Request:
         job: prompts, seed, call and batch size.
         candidates: name -> configuration.
         fewer_steps: candidate -> steps of its equal-time control; measured in the warm-up where not given.
+        controls: which control rows to add.
     """
 
     model: str
     job: Job
     candidates: Mapping[str, Config]
     fewer_steps: Mapping[str, int] = field(default_factory=dict)
+    controls: Sequence[str] = CONTROLS
 
     def __post_init__(self) -> None:
         taken = {slug(name): name for name in (BASELINE, REPEAT, OTHER_SEED, FEWER_STEPS)}
@@ -84,6 +87,7 @@ class Request:
             "call": dict(self.job.call),
             "candidates": {name: config.to_dict() for name, config in self.candidates.items()},
             "fewer_steps": dict(self.fewer_steps),
+            "controls": list(self.controls),
         }
 
     def measured_arms(self) -> list[Arm]:
@@ -157,7 +161,7 @@ def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str,
     measured = request.measured_arms()
     pace = warm_up(pipe, measured, request.job)
     fewer = {**equal_time_steps(request.steps, pace), **request.fewer_steps}
-    arms = [*measured, *control_arms(request.steps, fewer)]
+    arms = [*measured, *control_arms(request.steps, fewer, request.controls)]
     return {
         "schema": 1,
         "request": request.to_dict(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +15,7 @@ from hasten.eval.compare.wording import (
     MINIATURE_NOTE,
     change_text,
     estimate_text,
+    forwards_text,
     headline,
     number,
     speed_text,
@@ -30,7 +32,12 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
     console.print(_speed_table(document))
     console.print(_quality_table(document))
     level = f"{100 * document['settings']['level']:g} %"
-    notes = [f"in brackets: {level} intervals; differences are over pairs of the same prompt and seed"]
+    notes = [
+        f"{arm['name']}, first batch, by latent size: {forwards_text(document, arm['name'])}"
+        for arm in document["arms"]
+        if document["steps"].get(arm["name"])
+    ]
+    notes += [f"in brackets: {level} intervals; differences are over pairs of the same prompt and seed"]
     if any(metric["miniature"] for metric in document["metrics"].values()):
         notes.append(MINIATURE_NOTE)
     for note in (*notes, *document["warnings"]):
@@ -40,7 +47,8 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
 
 
 def _speed_table(document: Mapping[str, Any]) -> Table:
-    table = Table(title=escape(f"{document['model']}, {len(document['prompts'])} prompts, same seeds"))
+    title = f"{document['model']}, {len(document['prompts'])} prompts, same seeds"
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
     for heading in ("", "steps", "s / picture", "speed-up", "FLOPs"):
         table.add_column(heading, justify="left" if not heading else "right")
     for arm in document["arms"]:
@@ -53,16 +61,15 @@ def _speed_table(document: Mapping[str, Any]) -> Table:
 
 
 def _quality_table(document: Mapping[str, Any]) -> Table:
-    table = Table()
-    for heading in ("metric", "row", "figure", "difference to the baseline"):
-        table.add_column(heading, justify="right" if heading not in ("metric", "row") else "left")
+    """A block of rows per metric; its name takes a line of its own, so that figures fit into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("metric", "figure", "change from baseline"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, about in document["metrics"].items():
-        title = f"{metric} {'↑' if about['higher_is_better'] else '↓'}"
+        table.add_row(f"[bold]{escape(metric)}[/] {'↑' if about['higher_is_better'] else '↓'}", "", "")
         for arm in document["arms"]:
             figure = document["figures"][arm["name"]].get(metric)
             if figure is not None:
-                cells = (title, arm["name"], estimate_text(figure["value"]), change_text(figure))
+                cells = (f"  {arm['name']}", estimate_text(figure["value"]), change_text(figure))
                 table.add_row(*map(escape, cells))
-                title = ""
-        table.add_section()
     return table

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
+
+from hasten.eval.statistics import NO_DISCORDANT
 
 __all__ = [
     "MINIATURE_NOTE",
     "change_text",
     "estimate_text",
+    "forwards_text",
     "headline",
     "number",
     "speed_text",
@@ -44,13 +48,28 @@ def estimate_text(estimate: Mapping[str, Any], signed: bool = False) -> str:
 
 def change_text(figure: Mapping[str, Any]) -> str:
     """The difference to the baseline with its interval, empty without one."""
-    return estimate_text(figure["change"], signed=True) if figure["change"] is not None else ""
+    change = figure["change"]
+    if change is None:
+        return ""
+    if change["method"] == NO_DISCORDANT:
+        # Nothing was seen to differ; what that leaves possible is no measured spread and shouldn't read like one.
+        return f"none differs (±{number(change['high'])})"
+    return estimate_text(change, signed=True)
 
 
 def speed_text(document: Mapping[str, Any], arm: str) -> str:
     """Speed-up with its interval."""
     speed = document["times"]["arms"][arm]["speedup"]["value"]
     return f"{speed['value']:.2f}x [{number(speed['low'])}, {number(speed['high'])}]"
+
+
+def forwards_text(document: Mapping[str, Any], arm: str) -> str:
+    """How many denoiser forwards ran at which latent size, and how long each took (median)."""
+    by_size: dict[str, list[float]] = {}
+    for step, milliseconds in zip(document["steps"][arm], document["times"]["steps"][arm], strict=True):
+        by_size.setdefault("x".join(map(str, step["resolution"] or ("?",))), []).append(milliseconds)
+    parts = [f"{len(times)} at {size} ({median(times):.0f} ms each)" for size, times in by_size.items()]
+    return ", ".join(parts)
 
 
 def verdict_text(figure: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from hasten.eval.statistics.paired import (
     paired_tests,
 )
 from hasten.eval.statistics.proportions import (
+    NO_DISCORDANT,
     paired_ratio_difference,
     proportion,
     ratio_of_sums,
@@ -29,6 +30,7 @@ from hasten.eval.statistics.proportions import (
 )
 
 __all__ = [
+    "NO_DISCORDANT",
     "Estimate",
     "PairedTests",
     "Verdict",

@@ -21,6 +21,9 @@ from hasten.eval.statistics.estimate import (
     cluster_sums,
 )
 
+NO_DISCORDANT = "no discordant cluster"
+"""Method of a paired interval where not one pair differs, so that nothing could be resampled."""
+
 
 def wilson(right: float, asked: float, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927).
@@ -163,7 +166,7 @@ def paired_ratio_difference(
         return Estimate(value, -1.0, 1.0, n, 1, math.nan, level, "one cluster")
     if np.array_equal(a, b) and np.array_equal(asked_a, asked_b):
         bound = 1 - ((1 - level) / 2) ** (1 / groups)
-        return Estimate(0.0, -bound, bound, n, groups, 0.0, level, "no discordant cluster")
+        return Estimate(0.0, -bound, bound, n, groups, 0.0, level, NO_DISCORDANT)
     if np.ptp(np.stack([a, b, asked_a, asked_b]), axis=1).max() == 0:
         return Estimate(value, value, value, n, groups, 0.0, level, "constant")
     low, high, se = bootstrap(

@@ -13,7 +13,16 @@ from hasten.pipelines.mini.grids import save_grid
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.training import Recipe, step_generator
 
-__all__ = ["LATENT_CHANNELS", "Autoencoder", "build_autoencoder", "calibrate", "encode", "psnr"]
+__all__ = [
+    "LATENT_CHANNELS",
+    "Autoencoder",
+    "build_autoencoder",
+    "calibrate",
+    "encode",
+    "latent_spectrum",
+    "make_recipe",
+    "psnr",
+]
 
 LATENT_CHANNELS = 4
 CROP = 64
@@ -81,6 +90,11 @@ class Autoencoder(Recipe):
         return {"psnr_128": float(psnr(decoded, images).mean())}
 
 
+def make_recipe(root: Path, *, device: str, compiled: bool) -> Autoencoder:  # noqa: ARG001
+    """The recipe over the trained parts in ``root``."""
+    return Autoencoder()
+
+
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each picture of (B, 3, H, W) in [-1, 1]."""
     return -10 * ((images.clamp(-1, 1) - reference) / 2).square().mean((1, 2, 3)).log10()
@@ -102,6 +116,17 @@ def encode(model: Any, images: Tensor) -> Tensor:
     latents: Tensor = model.encode(images).latent_dist.mode()
     normalised: Tensor = (latents - model.config.shift_factor) * model.config.scaling_factor
     return normalised
+
+
+@torch.no_grad()
+def latent_spectrum(vae: Any, scenes: int = 256) -> dict[str, float]:
+    """``A`` and ``beta`` of the normalised latents of full-size scenes."""
+    from hasten.schedules.spectrum import fit_spectrum
+
+    generator = step_generator(2, 0)
+    latents = [encode(vae, scene_batch(32, 128, generator)[1]) for _ in range(scenes // 32)]
+    law = fit_spectrum(torch.cat(latents))
+    return {"A": law.amplitude, "beta": law.exponent, "images": scenes, "side": 128}
 
 
 def _crops(count: int, step: int, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer, vocabulary
 from hasten.pipelines.mini.training import Recipe, step_generator
 
-__all__ = ["Contrastive", "build_clip", "export_clip", "preprocess"]
+__all__ = ["Contrastive", "build_clip", "export_clip", "make_recipe", "preprocess"]
 
 IMAGE_SIZE = 64
 WIDTH = 96
@@ -114,6 +114,11 @@ class Contrastive(Recipe):
         save_grid(F.interpolate(picture, scale_factor=16.0), folder / f"similarity-{step:06d}.png", columns=1)
         hits = similarity.argmax(1).cpu() == torch.arange(len(scenes))
         return {"retrieval_of_200": float(hits.float().mean())}
+
+
+def make_recipe(root: Path, *, device: str, compiled: bool) -> Contrastive:  # noqa: ARG001
+    """The recipe over the trained parts in ``root``."""
+    return Contrastive()
 
 
 def _disturbed(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hasten._errors import ConfigError
 from hasten.pipelines.mini._models import load_folder
-from hasten.pipelines.mini.evaluate import Row, evaluate
+from hasten.pipelines.mini.evaluate import Row
+from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.provenance import read_chain, readme
-from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower, load_trained
+from hasten.pipelines.mini.runs import load_trained
 
-__all__ = ["EXPORTS", "export", "figures_table"]
+__all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table"]
 
-EXPORTS = ("t2i-dit", "scorers")
+PRODUCTS = {"t2i-dit": "t2i_dit"}
+"""Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
+EXPORTS = (*PRODUCTS, "scorers")
 """What can be exported."""
 
-_PIPELINE_TEXT = """
-A stock `StableDiffusion3Pipeline` for captioned scenes of one to three simple objects, trained by `hasten` from 64 to
-256 image tokens. Both CLIP slots hold the same text tower, the one of the bundled contrastive model; there is no T5.
-
-```python
-pipe = hasten.load("mini/t2i-dit")
-image = pipe(
-    "a large red circle on the left and a small blue star on the right on a white background",
-    **hasten.pipelines.mini.recommended_call("mini/t2i-dit"),
-).images[0]
-```
-
-With diffusers alone: `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)`.
-`max_sequence_length=0` drops the zero tokens that stand for the missing T5; the pipeline's default works too, slower.
-Figures of miniatures show trends and are not comparable with published ones.
-"""
 _SCORERS_TEXT = """
 `clip` is a stock `CLIPModel` trained on captions and pictures of the scenes data set: text encoder of the miniature
 pipelines, and feature network for quality metrics on their pictures. `judge` is the attribute classifier of
@@ -72,30 +59,13 @@ def export(
     if name == "scorers":
         _export_scorers(root, folder)
         return []
-    return _export_pipeline(root, folder, prompts, progress)
-
-
-def _export_pipeline(root: Path, folder: Path, prompts: int, progress: Callable[[int], None]) -> list[Row]:
-    from hasten.pipelines.mini.sheets import CALL
-    from hasten.pipelines.mini.t2i_dit import assemble, build_transformer
-
-    vae = load_autoencoder(root)
-    settings = {
-        "schema": 1,
-        "call": CALL,
-        "absent": ["text_encoder_3", "tokenizer_3"],
-        "spectrum": _spectrum(vae),
-    }
-    denoiser = load_trained("t2i-dit", root, build_transformer())
-    pipe = assemble(vae, load_text_tower(root), denoiser)
-    pipe.to(dtype=torch.float16).save_pretrained(folder)
+    product: Product = import_module(f"hasten.pipelines.mini.{PRODUCTS[name]}").PRODUCT
+    product.assemble(root).to(dtype=torch.float16).save_pretrained(folder)
     _name_tokenizers(folder)
+    settings = {"schema": 1, "call": dict(product.call), **product.settings(root)}
     (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    rows: list[Row] = []
-    if prompts:
-        rows = evaluate(load_folder(folder), CALL, _scorers(root), prompts, progress=progress)
-    runs = ("autoencoder", "text-image", "t2i-dit")
-    _write_readme(folder, root, "mini/t2i-dit", _PIPELINE_TEXT, runs, figures_table(rows))
+    rows = product.measure(load_folder(folder), prompts, progress) if prompts else []
+    _write_readme(folder, root, f"mini/{name}", product.text, product.runs, figures_table(rows))
     return rows
 
 
@@ -137,28 +107,6 @@ def figures_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _scorers(root: Path) -> dict[str, Any]:
-    from hasten.pipelines.mini.judge import Judge
-    from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
-
-    judge = load_trained("judge", root, Judge())
-    return {"classifier": AttributeScorer(judge), "parser": PixelParser()}
-
-
-@torch.no_grad()
-def _spectrum(vae: Any, scenes: int = 256) -> dict[str, float]:
-    """``A`` and ``beta`` of the normalised latents of full-size scenes."""
-    from hasten.pipelines.mini.autoencoder import encode
-    from hasten.pipelines.mini.batches import scene_batch
-    from hasten.pipelines.mini.training import step_generator
-    from hasten.schedules.spectrum import fit_spectrum
-
-    generator = step_generator(2, 0)
-    latents = [encode(vae, scene_batch(32, 128, generator)[1]) for _ in range(scenes // 32)]
-    law = fit_spectrum(torch.cat(latents))
-    return {"A": law.amplitude, "beta": law.exponent, "images": scenes, "side": 128}
-
-
 def _write_readme(
     folder: Path, root: Path, title: str, text: str, runs: Sequence[str], figures: Sequence[str]
 ) -> None:
@@ -166,5 +114,9 @@ def _write_readme(
     for file in weights:
         file.chmod(0o644)  # they come out readable by their owner alone
     size = sum(file.stat().st_size for file in weights)
-    page = readme(title, text, [r for run in runs for r in read_chain(root / run)], figures, size)
+    bundled = [run for run in runs[:-1] if not (root / run).is_dir()]
+    if bundled:
+        text = f"{text.rstrip()}\n\nIts {' and '.join(bundled)} parts are those of `mini/t2i-dit`."
+    records = [r for run in runs if run not in bundled for r in read_chain(root / run)]
+    page = readme(title, text, records, figures, size)
     (folder / "README.md").write_text(page, "utf-8")

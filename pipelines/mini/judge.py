@@ -32,7 +32,7 @@ from hasten.pipelines.mini.training import Recipe, step_generator
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Judge", "JudgeRecipe", "export_judge", "load_judge", "read_scenes", "to_tensor"]
+__all__ = ["Judge", "JudgeRecipe", "export_judge", "load_judge", "make_recipe", "read_scenes", "to_tensor"]
 
 IMAGE_SIZE = 64
 HEADS: dict[str, tuple[str, ...]] = {
@@ -138,6 +138,13 @@ class JudgeRecipe(Recipe):
         strength = 0.08 * torch.rand((len(images), 1, 1, 1), generator=generator)
         tint = 0.04 * torch.randn((len(images), 3, 1, 1), generator=generator)
         return (images + tint + strength * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
+
+
+def make_recipe(root: Path, *, device: str, compiled: bool) -> JudgeRecipe:  # noqa: ARG001
+    """The recipe over the trained parts in ``root``."""
+    from hasten.pipelines.mini.runs import load_autoencoder
+
+    return JudgeRecipe(load_autoencoder(root).to(device))
 
 
 def _targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:

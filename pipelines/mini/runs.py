@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,31 @@ import torch
 from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.mini.training import Recipe, train
 
-__all__ = ["REQUIRES", "load_autoencoder", "load_text_tower", "load_trained", "recipe", "run"]
+__all__ = ["RUNS", "Entry", "load_autoencoder", "load_text_tower", "load_trained", "recipe", "run"]
 
-REQUIRES: dict[str, tuple[str, ...]] = {
-    "autoencoder": (),
-    "text-image": (),
-    "judge": ("autoencoder",),
-    "t2i-dit": ("autoencoder", "text-image"),
+
+@dataclass(frozen=True)
+class Entry:
+    """One model that can be trained.
+
+    Args:
+        module: of this package; its ``make_recipe(root, *, device, compiled)`` gives the recipe.
+        requires: models that have to be trained before it, unless the bundled ones serve.
+    """
+
+    module: str
+    requires: tuple[str, ...] = ()
+
+
+RUNS: dict[str, Entry] = {
+    "autoencoder": Entry("autoencoder"),
+    "text-image": Entry("contrastive"),
+    "judge": Entry("judge", ("autoencoder",)),
+    "t2i-dit": Entry("t2i_dit", ("autoencoder", "text-image")),
 }
-"""Model -> the models that have to be trained before it."""
+"""Every model by name."""
+
+_BUNDLED = Path(__file__).with_name("weights") / "t2i-dit"
 
 
 def run(
@@ -33,10 +50,13 @@ def run(
     begin_with: Path | None = None,
     **options: Any,
 ) -> None:
-    """Train ``name`` in ``root / name`` after everything it requires; finished parts are left as they are.
+    """Train ``name`` in ``root / name``.
+
+    What it builds on is taken from ``root`` where it was trained there, from the bundled models where not, and is
+    trained first where neither exists.
 
     Args:
-        name: a key of :data:`REQUIRES`.
+        name: a key of :data:`RUNS`.
         root: folder of all runs.
         steps: length of the run, if not the recipe's own.
         seed: of this run; parts that have to be trained first take their default.
@@ -48,10 +68,11 @@ def run(
     Raises:
         ConfigError: for an unknown name.
     """
-    if name not in REQUIRES:
-        raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(REQUIRES)}")
-    for part in REQUIRES[name]:
-        run(part, root, device=device)
+    if name not in RUNS:
+        raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(RUNS)}")
+    for part in RUNS[name].requires:
+        if (root / part).is_dir() or not _bundled(part).is_dir():
+            run(part, root, device=device)
     flags = [f"--steps {steps}"] if steps is not None else []
     flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])
     flags += [f"--begin-with {begin_with}"] if begin_with is not None else []
@@ -71,7 +92,9 @@ def recipe(
     refine: bool = False,
 ) -> Recipe:
     """The recipe of ``name`` over the trained parts in ``root``, or that of a second run on top of a first."""
-    chosen = _recipe(name, root, device, compiled)
+    chosen: Recipe = import_module(f"hasten.pipelines.mini.{RUNS[name].module}").make_recipe(
+        root, device=device, compiled=compiled
+    )
     if refine:
         chosen.refine()
     if steps is not None:
@@ -79,23 +102,9 @@ def recipe(
     return chosen
 
 
-def _recipe(name: str, root: Path, device: str, compiled: bool) -> Recipe:
-    if name == "autoencoder":
-        from hasten.pipelines.mini.autoencoder import Autoencoder
-
-        return Autoencoder()
-    if name == "text-image":
-        from hasten.pipelines.mini.contrastive import Contrastive
-
-        return Contrastive()
-    vae = load_autoencoder(root).to(device)
-    if name == "judge":
-        from hasten.pipelines.mini.judge import JudgeRecipe
-
-        return JudgeRecipe(vae)
-    from hasten.pipelines.mini.t2i_dit import TextToImage
-
-    return TextToImage(vae, load_text_tower(root).to(device), compiled=compiled, cache=root / name)
+def _bundled(part: str) -> Path:
+    """Where the packaged weights of a part lie, whether or not there are any."""
+    return _BUNDLED / {"autoencoder": "vae", "text-image": "text_encoder"}.get(part, part)
 
 
 def load_trained(name: str, root: Path, model: Any) -> Any:
@@ -112,7 +121,12 @@ def load_trained(name: str, root: Path, model: Any) -> Any:
 
 
 def load_autoencoder(root: Path) -> Any:
-    """The trained autoencoder with its latent shift and scale set."""
+    """The autoencoder trained in ``root``, else the bundled one, with its latent shift and scale set."""
+    if not (root / "autoencoder").is_dir():
+        from diffusers import AutoencoderKL
+
+        model = AutoencoderKL.from_pretrained(_bundled("autoencoder"), torch_dtype=torch.float32)
+        return model.eval().requires_grad_(False)
     from hasten.pipelines.mini.autoencoder import build_autoencoder, calibrate
 
     model = load_trained("autoencoder", root, build_autoencoder())
@@ -121,9 +135,12 @@ def load_autoencoder(root: Path) -> Any:
 
 
 def load_text_tower(root: Path) -> Any:
-    """The text tower of the trained text-image model, in the class the pipelines use."""
+    """The text tower of the text-image model trained in ``root``, else the bundled one."""
     from transformers import CLIPTextModelWithProjection
 
+    if not (root / "text-image").is_dir():
+        bundled = CLIPTextModelWithProjection.from_pretrained(_bundled("text-image"), dtype=torch.float32)
+        return bundled.eval().requires_grad_(False)
     from hasten.pipelines.mini.contrastive import build_clip
 
     clip = load_trained("text-image", root, build_clip())

@@ -1,1 +1,1 @@
-"""The commands ``hasten compare`` and ``hasten eval``."""
+"""The commands ``hasten demo``, ``hasten compare`` and ``hasten eval``."""

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hasten._cli import _options as common
-from hasten._cli._loading import load_quietly
 from hasten._errors import ConfigError
-from hasten._generation import Job, prepare_folder
+from hasten._generation import Job
 from hasten.eval.compare.commands import options
 
 if TYPE_CHECKING:
     from hasten._config import Config
     from hasten.eval.compare.document import Evaluation
-    from hasten.eval.compare.processes import Processes
     from hasten.eval.compare.run import Request
 
 __all__ = ["register"]
@@ -80,7 +72,7 @@ def _command(
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: common.Json = False,
 ) -> None:
-    from hasten.eval.compare.processes import Processes
+    from hasten.eval.compare.commands.perform import perform
 
     configurations = _configurations(config, enable, sets)
     first = next(iter(configurations.values()))
@@ -93,10 +85,7 @@ def _command(
     evaluation = _evaluation(
         request, metrics, metric_option or (), reference, margin or (), gate or (), level
     )
-    processes = Processes.from_environment()
-    store = _run(request, _prepared(out, report), processes, device, dtype, quiet=as_json)
-    if processes.rank == 0:
-        _finish(store, evaluation, report, as_json)
+    perform(request, evaluation, out, device=device, dtype=dtype, html=report, as_json=as_json)
 
 
 def _request(
@@ -129,14 +118,6 @@ def _evaluation(
     if reference is None:
         options.require_references(made)
     return Evaluation(made, reference, settings, conditions)
-
-
-def _prepared(out: Path, report: bool) -> Path:
-    if report:
-        from hasten.eval.report import require_libraries
-
-        require_libraries()
-    return prepare_folder(out)
 
 
 def _configurations(
@@ -174,80 +155,3 @@ def _fewer_steps(texts: Sequence[str], names: Mapping[str, Any]) -> dict[str, in
             raise ConfigError(f"--fewer-steps {text}: write a number of steps, or NAME=STEPS")
         found |= dict.fromkeys([name] if name else names, int(count))
     return found
-
-
-def _run(
-    request: Request,
-    folder: Path,
-    processes: Processes,
-    device: str | None,
-    dtype: str | None,
-    *,
-    quiet: bool,
-) -> Any:
-    from hasten import __version__
-    from hasten._machine import describe_machine
-    from hasten.eval.compare.run import run_comparison
-
-    if device is None and processes.world > 1:
-        import torch
-
-        device = f"cuda:{processes.local_rank}" if torch.cuda.is_available() else None
-    pipe = load_quietly(request.model, device, dtype)
-    about = {
-        "hasten": __version__,
-        "machine": describe_machine(),
-        "versions": _versions(),
-        "pipeline": type(pipe).__name__,
-        "dtype": str(getattr(pipe, "dtype", "")),
-        "processes": processes.world,
-        "command": shlex.join(["hasten", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet or processes.rank > 0) as progress:
-        task = progress.add_task("warming up", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(task, description="generating", completed=done, total=total)
-
-        return run_comparison(pipe, request, folder, processes=processes, about=about, progress=advance)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {
-        name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
-    }
-
-
-def _finish(store: Any, evaluation: Any, html: bool, as_json: bool) -> None:
-    from hasten.eval.compare.document import evaluate_run, missed_gates
-    from hasten.eval.compare.table import print_report
-
-    document = evaluate_run(store, evaluation)
-    if html:
-        from hasten.eval.report import write_report
-
-        write_report(store, document)
-    missed = missed_gates(document)
-    if as_json:
-        typer.echo(json.dumps(document, indent=1, sort_keys=True))
-    else:
-        print_report(document, Console(), _written(store.folder, html))
-    if missed:
-        _complain(missed)
-        raise typer.Exit(3)
-
-
-def _written(folder: Path, html: bool) -> list[Path]:
-    return [folder / "report.json", *([folder / "report.html"] if html else [])]
-
-
-def _complain(missed: Sequence[Mapping[str, Any]]) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for outcome in missed:
-        measured = "nothing" if outcome["measured"] is None else f"{outcome['measured']:.4g}"
-        console.print(f"gate missed: {outcome['gate']} ({outcome['arm']}: measured {measured})", markup=False)

@@ -65,13 +65,13 @@ def test_a_rerun_measures_the_same_apart_from_times(compare: Compare, finished: 
 
 
 def test_another_judgement_of_the_same_run_makes_no_picture_again(compare: Compare, finished: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.png")}
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("images/*/*.png")}
     gates = ("--gate", "psnr>=99", "--gate", "flops_ratio>=1.01", "--gate", "seconds<=600")
     result = compare(*OPTIONS, "-m", "psnr", "--out", finished, "--no-report", *gates)
     assert result.exit_code == 3
     assert "gate missed: psnr>=99" in result.stderr
     assert "seconds" not in result.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.png")}
+    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("images/*/*.png")}
 
 
 def test_several_configurations_are_rows_named_after_their_files(compare: Compare, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_wrong_usage_is_refused_before_the_model_is_loaded(
     arguments: tuple[Any, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr("hasten.eval.compare.commands.compare.load_quietly", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("hasten.eval.compare.commands.perform.load_quietly", lambda *_: pytest.fail("loaded"))
     result = compare("--out", tmp_path, *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr.replace("\n", " ")

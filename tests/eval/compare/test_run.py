@@ -16,7 +16,7 @@ from PIL import Image
 
 from hasten._errors import ConfigError, HastenError
 from hasten.eval.compare import engine
-from hasten.eval.compare.engine import Arm, control_arms, equal_time_steps, run_arms, turns
+from hasten.eval.compare.engine import Arm, control_arms, equal_time_steps, turns
 from hasten.eval.compare.processes import Processes, wait_for
 from hasten.eval.compare.run import Request, run_comparison
 from hasten.eval.compare.store import RunStore
@@ -207,18 +207,3 @@ def test_equal_time_steps_follow_the_measured_pace() -> None:
         "fewer steps (a)",
         "fewer steps (b)",
     ]
-
-
-def test_the_engine_in_memory_agrees_with_the_one_on_disk(
-    pipe: Any, finished: RunStore, request_of: Requests
-) -> None:
-    request, advanced = request_of(), []
-    results = run_arms(pipe, request.candidates["low resolution"], request.job, lambda: advanced.append(1))
-    assert list(results) == ["baseline", "accelerated", "fewer steps"]
-    assert len(advanced) == 6
-    for mine, other in (("baseline", "baseline"), ("accelerated", "low resolution")):
-        stored = [finished.open_image(other, i).tobytes() for i in range(4)]
-        assert [image.tobytes() for image in results[mine].images] == stored
-        assert len(results[mine].seconds) == 2
-    assert results["accelerated"].report is not None
-    assert results["accelerated"].flops < results["baseline"].flops

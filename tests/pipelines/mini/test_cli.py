@@ -7,7 +7,7 @@ from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.mini._cli import app
 from hasten.pipelines.mini.evaluate import Row
 from hasten.pipelines.mini.export import figures_table
-from hasten.pipelines.mini.runs import REQUIRES, run
+from hasten.pipelines.mini.runs import RUNS, run
 
 
 @pytest.fixture
@@ -33,14 +33,18 @@ def test_exporting_before_training_says_what_to_run(invoke, tmp_path):
     assert "hasten mini train text-image" in str(error)
 
 
-def test_parts_are_trained_before_the_whole(monkeypatch, tmp_path):
+@pytest.mark.parametrize("bundled", [False, True])
+def test_parts_that_are_not_there_are_trained_before_the_whole(monkeypatch, tmp_path, bundled):
     order = []
+    if not bundled:
+        monkeypatch.setattr("hasten.pipelines.mini.runs._BUNDLED", tmp_path / "nowhere")
     monkeypatch.setattr("hasten.pipelines.mini.runs.recipe", lambda name, *_, **__: name)
     monkeypatch.setattr(
         "hasten.pipelines.mini.runs.train", lambda name, *_, **options: order.append((name, options))
     )
     run("t2i-dit", tmp_path, steps=9, compiled=True, seed=4)
-    assert [name for name, _ in order] == [*REQUIRES["t2i-dit"], "t2i-dit"]
+    parts = () if bundled else RUNS["t2i-dit"].requires
+    assert [name for name, _ in order] == [*parts, "t2i-dit"]
     assert order[-1][1]["command"] == "hasten mini train t2i-dit --steps 9 --seed 4 --device cpu --compile"
 
 

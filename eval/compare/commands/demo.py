@@ -1,0 +1,72 @@
+"""``hasten demo``: a comparison on the bundled miniature that anybody can run at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hasten._cli import _options as common
+from hasten._generation import Job
+from hasten.eval.compare.commands import options
+
+__all__ = ["register"]
+
+_MODEL = "mini/t2i-dit"
+_SETTINGS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.12")
+"""What is shown unless the user chooses: low resolution from the first step on, back to full as early as pays."""
+_METRICS = "mini_classifier,mini_parser,mini_text_image,psnr"
+_MARGIN = 0.05
+"""Share of the attributes that may be lost."""
+_HELP = """Generate with a bundled trained miniature, plain and accelerated, and show what was gained and lost.
+
+Same prompts, same seeds, batches of all rows interleaved. The last row is plain sampling with as many steps as fit
+into the accelerated run's time: the alternative every acceleration has to beat. Quality figures on a miniature say
+nothing about published FID or CLIP scores. The same as [bold]hasten compare[/] with the settings chosen, fewer
+metrics, and only that one control.
+
+[bold]Examples[/]
+
+  hasten demo
+  hasten demo --num-prompts 128 --out out/demo-128
+  hasten demo --set bottleneck.delta=0.2 --out out/bolder --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("demo", help=_HELP)(_command)
+
+
+def _command(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
+    num_prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; prompt i uses seed + i.")] = 0,
+    steps: common.Steps = None,
+    batch_size: options.BatchSize = 8,
+    enable: common.Enable = None,
+    sets: common.Set = None,
+    config: common.ConfigFile = None,
+    fewer_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the equal-time control. [from a measurement]")
+    ] = None,
+    as_json: common.Json = False,
+) -> None:
+    from hasten.eval.compare.analysis import Settings
+    from hasten.eval.compare.commands.perform import perform
+    from hasten.eval.compare.document import Evaluation
+    from hasten.eval.compare.engine import FEWER_STEPS
+    from hasten.eval.compare.run import Request
+    from hasten.pipelines import mini
+
+    if config is None and not enable:
+        enable, sets = ["bottleneck"], [*_SETTINGS, *(sets or [])]
+    settings = common.configuration(config, enable, sets)
+    call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps})
+    job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
+    fewer = {} if fewer_steps is None else {"accelerated": fewer_steps}
+    request = Request(_MODEL, job, {"accelerated": settings}, fewer, controls=(FEWER_STEPS,))
+    metrics = options.build_metrics(options.metric_names(_METRICS, ()), ())
+    margins = dict.fromkeys(("mini_classifier", "mini_parser"), _MARGIN)
+    perform(request, Evaluation(metrics, None, Settings(seed=seed, margins=margins)), out, as_json=as_json)

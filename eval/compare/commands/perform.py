@@ -1,0 +1,167 @@
+"""Runs a comparison, judges it and shows it: what ``hasten compare`` and ``hasten demo`` have in common."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hasten._cli._loading import load_quietly
+from hasten._generation import prepare_folder
+from hasten.eval.compare.engine import BASELINE
+from hasten.eval.compare.processes import Processes
+
+if TYPE_CHECKING:
+    from hasten.eval.compare.document import Evaluation
+    from hasten.eval.compare.run import Request
+    from hasten.eval.compare.store import RunStore
+
+__all__ = ["perform"]
+
+_GRID_ROWS = 6
+
+
+def perform(
+    request: Request,
+    evaluation: Evaluation,
+    out: Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    html: bool = True,
+    as_json: bool = False,
+) -> None:
+    """Make the pictures that are missing, write ``report.json``, ``report.html`` and ``grid.png``, print the tables.
+
+    Args:
+        request: what to compare.
+        evaluation: how to judge it.
+        out: folder of the run.
+        device: torch device of the pipeline; where it loads by itself unless given.
+        dtype: of the pipeline.
+        html: write ``report.html``.
+        as_json: print the content of ``report.json`` instead of tables.
+
+    Raises:
+        typer.Exit: with 3 when a gate is missed.
+        HastenError: from the request, a configuration, the run, or the disk.
+    """
+    if html:
+        from hasten.eval.report import require_libraries
+
+        require_libraries()
+    processes = Processes.from_environment()
+    store = _run(request, prepare_folder(out), processes, device, dtype, quiet=as_json)
+    if processes.rank == 0:
+        _finish(store, evaluation, html, as_json)
+
+
+def _run(
+    request: Request,
+    folder: Path,
+    processes: Processes,
+    device: str | None,
+    dtype: str | None,
+    *,
+    quiet: bool,
+) -> RunStore:
+    from hasten import __version__
+    from hasten._machine import describe_machine
+    from hasten.eval.compare.run import run_comparison
+
+    if device is None and processes.world > 1:
+        import torch
+
+        device = f"cuda:{processes.local_rank}" if torch.cuda.is_available() else None
+    pipe = load_quietly(request.model, device, dtype)
+    about = {
+        "hasten": __version__,
+        "machine": describe_machine(),
+        "versions": _versions(),
+        "pipeline": type(pipe).__name__,
+        "dtype": str(getattr(pipe, "dtype", "")),
+        "processes": processes.world,
+        "command": shlex.join(["hasten", *sys.argv[1:]]),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or processes.rank > 0) as progress:
+        task = progress.add_task("warming up", total=None)
+
+        def advance(done: int, total: int) -> None:
+            if done == total and not progress.tasks[task].completed:
+                console.print(
+                    f"nothing left to generate: pictures and times in {folder} are those of an earlier run; "
+                    "remove it or choose another --out to measure again",
+                    markup=False,
+                    highlight=False,
+                )
+            progress.update(task, description="generating", completed=done, total=total)
+
+        return run_comparison(pipe, request, folder, processes=processes, about=about, progress=advance)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {
+        name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
+    }
+
+
+def _finish(store: RunStore, evaluation: Evaluation, html: bool, as_json: bool) -> None:
+    from hasten.eval.compare.document import evaluate_run, missed_gates
+    from hasten.eval.compare.table import print_report
+
+    with Console(stderr=True).status("scoring the pictures"):
+        document = evaluate_run(store, evaluation)
+        written = [store.folder / "report.json", _save_grid(store, document)]
+        if html:
+            from hasten.eval.report import write_report
+
+            written.append(write_report(store, document))
+    missed = missed_gates(document)
+    if as_json:
+        typer.echo(json.dumps(document, indent=1, sort_keys=True))
+    else:
+        print_report(document, Console(), written)
+    if missed:
+        _complain(missed)
+        raise typer.Exit(3)
+
+
+def _save_grid(store: RunStore, document: Mapping[str, Any]) -> Path:
+    """The first prompts as one picture: every row that shows another picture than the baseline's."""
+    from hasten._grid import comparison_grid
+    from hasten.eval.compare.journal import write_atomically
+
+    prompts = document["prompts"][:_GRID_ROWS]
+    same = document["pictures"][BASELINE]
+    columns = {
+        f"{arm['name']} ({arm['steps']} steps)": [
+            store.open_image(arm["name"], i) for i in range(len(prompts))
+        ]
+        for arm in document["arms"]
+        if arm["name"] == BASELINE or document["pictures"][arm["name"]] != same
+    }
+    target, buffer = store.folder / "grid.png", io.BytesIO()
+    comparison_grid(columns, prompts).save(buffer, format="PNG", optimize=True)
+    write_atomically(target, buffer.getvalue())
+    return target
+
+
+def _complain(missed: Sequence[Mapping[str, Any]]) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for outcome in missed:
+        measured = "nothing" if outcome["measured"] is None else f"{outcome['measured']:.4g}"
+        console.print(f"gate missed: {outcome['gate']} ({outcome['arm']}: measured {measured})", markup=False)

@@ -1,0 +1,33 @@
+"""What is shipped of a trained pipeline, besides its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.pipelines.mini.evaluate import Row
+
+__all__ = ["Product"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A miniature pipeline as the exporter sees it.
+
+    Args:
+        text: what it is and how it is called, for its README.
+        runs: names of the runs that made its parts, oldest first.
+        call: recommended arguments of a call.
+        assemble: the pipeline made of the trained parts in a folder of runs.
+        settings: further content of its ``hasten.json``, from the folder of runs.
+        measure: ``measure(pipe, prompts, progress)``: how often the exported pipeline does what it is asked for.
+    """
+
+    text: str
+    runs: tuple[str, ...]
+    call: Mapping[str, Any]
+    assemble: Callable[[Path], Any]
+    settings: Callable[[Path], Mapping[str, Any]]
+    measure: Callable[[Any, int, Callable[[int], None]], list[Row]]
