@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,21 @@ class SetScores:
 
 
 def _batches(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> Iterator[Batch]:
-    for start in range(0, len(prompts), _BATCH):
-        indices = range(start, min(start + _BATCH, len(prompts)))
-        images = to_uint8([store.open_image(arm, i) for i in indices])
-        base = None
-        if "baseline" in metric.needs:
-            base = to_uint8([store.open_image(BASELINE, i) for i in indices])
-        yield Batch(images, tuple(prompts[i] for i in indices), base)
+    frames = len(store.open_frames(arm, 0))
+    size = max(1, _BATCH // frames)
+    for start in range(0, len(prompts), size):
+        indices = range(start, min(start + size, len(prompts)))
+        images = _frames(store, arm, indices)
+        if len(images) != frames * len(indices):
+            raise ConfigError(
+                f"{arm}: the videos of prompts {start} to {indices[-1]} are not all {frames} frames long"
+            )
+        base = _frames(store, BASELINE, indices) if "baseline" in metric.needs else None
+        yield Batch(images, tuple(prompts[i] for i in indices for _ in range(frames)), base, frames)
+
+
+def _frames(store: RunStore, arm: str, indices: Iterable[int]) -> Tensor:
+    return to_uint8([frame for i in indices for frame in store.open_frames(arm, i)])
 
 
 def _embedded(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> dict[str, Tensor]:
@@ -127,14 +135,16 @@ def sample_scores(
         if arm == BASELINE and "baseline" in metric.needs:
             continue
         features = _embedded(store, arm, prompts, metric)
-        values[arm] = metric.averaged(metric.score(features)).to(torch.float64).numpy()
+        scores = metric.averaged(metric.score(features)).to(torch.float64)
+        values[arm] = scores.reshape(len(prompts), -1).mean(1).numpy()  # over the frames of each video
         bad = np.flatnonzero(~np.isfinite(values[arm]))
         if bad.size:
             raise ConfigError(
                 f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)"
             )
         if isinstance(metric, AttributeMetric):
-            counts[arm] = features["right"].numpy(), features["asked"].numpy()
+            right, asked = (features[key].reshape(len(prompts), -1).sum(1) for key in ("right", "asked"))
+            counts[arm] = right.numpy(), asked.numpy()
     return SampleScores(metric, values, counts)
 
 
