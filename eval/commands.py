@@ -1,4 +1,4 @@
-"""Adds the miniature metrics and the commands ``demo``, ``compare`` and ``eval``; loads neither until it is used."""
+"""Adds the miniature metrics and the commands of evaluation; a metric is loaded when it is used."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], N
 
 @hookimpl
 def hasten_register_commands(app: typer.Typer) -> None:
-    """Add ``demo``, ``compare`` and ``eval``."""
+    """Add ``demo``, ``compare``, ``eval`` and ``bench``."""
     for module in ("demo", "compare", "folders"):
         import_module(f"hasten.eval.compare.commands.{module}").register(app)
+    import_module("hasten.eval.bench.evaluation")
+    app.add_typer(import_module("hasten.eval.bench").app, name="bench")
