@@ -16,6 +16,7 @@ from hasten._errors import ConfigError
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.miniature import AttributeMetric, true_renders
 from hasten.eval.compare.store import RunStore
+from hasten.eval.distributed import gather, own_part
 from hasten.eval.features import load_statistics
 from hasten.eval.images import to_uint8
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
@@ -200,4 +201,8 @@ def load_reference(metric: SetMetric, path: Path | None, prompts: Sequence[str],
             raise ConfigError(f"{metric.name} needs the pictures of the reference; {path} holds statistics")
         return load_statistics(path, expected=metric.fingerprint()).moments
     source, loaded = open_source(path), Loaded()
-    return concatenate([metric.embed(Batch(images)) for images in batches(source, loaded, batch_size=_BATCH)])
+    own = own_part(len(source), _BATCH)
+    parts = [
+        metric.embed(Batch(images)) for images in batches(source, loaded, batch_size=_BATCH, indices=own)
+    ]
+    return concatenate([part for rank in gather(parts) for part in rank])
