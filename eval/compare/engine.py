@@ -166,7 +166,7 @@ def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
     )
 
 
-def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 3) -> Timings:
+def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 2) -> Timings:
     """Time the first batch of every arm in turns, after one round that pays for allocation and compilation."""
     from hasten.eval.efficiency.timing import interleave
 

@@ -119,7 +119,9 @@ def _statistics(
     source = open_source(images)
     with launched() as processes:
         reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "skip_bad": skip_bad}
-        moments, loaded = stream_moments(source, made.network, indices=own_part(len(source), batch_size), **reading)
+        moments, loaded = stream_moments(
+            source, made.network, indices=own_part(len(source), batch_size), **reading
+        )
         moments, bad = gather_moments(moments), sum(map(len, gather(loaded.bad)))
     if processes.rank == 0:
         prepare_folder(out.parent)
