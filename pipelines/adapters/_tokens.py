@@ -159,7 +159,8 @@ class UNetTokens(AttentionTokens):
     @override
     def planned(self, denoiser: nn.Module, layer: str, size: LatentSize, text: int) -> TokenGrid:
         """The grid of the level that the block's name says."""
-        levels = len(denoiser.config["block_out_channels"])
+        config: Any = denoiser.config
+        levels = len(config["block_out_channels"])
         kind, index = re.findall(r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?", layer)[0]
         depth = {"down_blocks": int(index or 0), "mid_block": levels - 1}.get(
             kind, levels - 1 - int(index or 0)

@@ -116,7 +116,7 @@ def _tiles(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> Ma
     axes = (grid.frames, grid.height, grid.width)
     free = (1, 2) if mode == "tile2d" else (0, 1, 2)
     sides = _tile_sides(mode, keep_ratio, tile, axes, free)
-    whole = tuple(sides[axis] if axis in free else axes[axis] for axis in range(3))
+    whole = (sides[0] if 0 in free else axes[0], sides[1], sides[2])
     share = keep_ratio ** (1 / len(free))
     wanted = [axes[axis] * share if axis in free else axes[axis] for axis in range(3)]
     if mode == "tile2d":  # square windows, whatever the aspect ratio of the picture
@@ -127,7 +127,7 @@ def _tiles(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> Ma
             f"a window of {_cross(window)} (keep_ratio={keep_ratio} of {_cross(axes)}) is smaller than a tile of "
             f"{_cross(whole)}: choose a smaller tile, or a larger keep_ratio"
         )
-    return MaskShape(axes, (whole[0], whole[1], whole[2]), window)
+    return MaskShape(axes, whole, window)
 
 
 def _fit(wanted: list[float], axes: Box, free: tuple[int, ...]) -> Box:

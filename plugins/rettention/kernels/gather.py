@@ -96,8 +96,8 @@ class _Sample:
         for first, count, start, step in group.runs():
             begin = group.first + first * group.size
             rows = slice(begin, begin + count * group.size)
-            windows = [_windows(x, start, count, step, self.layout.window) for x in self.tiled]
-            found = attend(self.q[:, rows].unflatten(1, (count, group.size)), *windows, self.scale)
+            keys, values = (_windows(x, start, count, step, self.layout.window) for x in self.tiled)
+            found = attend(self.q[:, rows].unflatten(1, (count, group.size)), keys, values, self.scale)
             _store(found, slice(None), rows, place, sums, epilogue)
 
     def _gathered(
@@ -120,7 +120,7 @@ class _Sample:
                 torch.index_select(source[chosen], 1, index.flatten(), out=buffer[:count])
                 windows.append(buffer[:count].unflatten(1, index.shape))
             queries = self.q[chosen, group.queries].unflatten(1, (group.tiles, group.size))
-            found = attend(queries, *windows, self.scale, exact)
+            found = attend(queries, windows[0], windows[1], self.scale, exact)
             _store(found, chosen, group.queries, place, sums, epilogue)
 
 

@@ -81,8 +81,8 @@ class PackedKernel(SparseKernel):
             return f"a trial call failed: {error}"
         for tile, start in enumerate(starts):
             rows, kept = slice(64 * tile, 64 * tile + 64), slice(start, start + window)
-            parts = (x[at].transpose(0, 1).unsqueeze(0) for x, at in ((q, rows), (k, kept), (v, kept)))
-            expected, sums = attend(*parts, 0.125)
+            a, b, c = (x[at].transpose(0, 1).unsqueeze(0) for x, at in ((q, rows), (k, kept), (v, kept)))
+            expected, sums = attend(a, b, c, 0.125)
             near = torch.allclose(out[rows].transpose(0, 1), expected[0], atol=2e-2)
             if not (near and torch.allclose(lse[:, rows].float(), sums[0].float(), atol=2e-2)):
                 return "a trial call with overlapping windows gave a wrong result on this device"
@@ -126,11 +126,11 @@ class PackedKernel(SparseKernel):
         self, q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, scale: float
     ) -> tuple[Tensor, Tensor]:
         samples, tokens = len(q), layout.grid.tokens
-        packed = [_pack(layout.to_tiles(x[:, :, layout.span])) for x in (q, k, v)]
+        queries, keys, values = (_pack(layout.to_tiles(x[:, :, layout.span])) for x in (q, k, v))
         lengths = [group.size for group in layout.groups for _ in range(group.tiles)] * samples
         inside = [start for group in layout.groups for start in group.starts or ()]
         starts = [sample * tokens + start for sample in range(samples) for start in inside]
-        found = self.sequences(*packed, lengths, starts, [layout.window] * len(starts), scale)
+        found = self.sequences(queries, keys, values, lengths, starts, [layout.window] * len(starts), scale)
         return _unpack(*found, samples)
 
     def _others(
@@ -141,13 +141,14 @@ class PackedKernel(SparseKernel):
         if not any(counts):
             return None
         queries = _pack(layout.to_tiles(q[:, :, layout.span]))
-        keys, values = (layout.context(x) for x in (k, v))
         chosen = (
             torch.ones(samples, context, dtype=torch.bool, device=q.device) if visible is None else visible
         )
-        packed = [x.transpose(1, 2)[chosen] for x in (keys, values)]
+        keys, values = (layout.context(x).transpose(1, 2)[chosen] for x in (k, v))
         starts = [sum(counts[:sample]) for sample in range(samples)]
-        found, lse = self.sequences(queries, *packed, [layout.grid.tokens] * samples, starts, counts, scale)
+        found, lse = self.sequences(
+            queries, keys, values, [layout.grid.tokens] * samples, starts, counts, scale
+        )
         empty = torch.tensor([count == 0 for count in counts], device=q.device)
         output, sums = _unpack(found, lse, samples)
         # A sample without text adds nothing, whatever a kernel makes of an empty sequence.

@@ -24,7 +24,7 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def _tile_attention(
+def _tile_attention(  # type: ignore[no-untyped-def]
     q, k, v, out, lse, rho, residual, query_index, key_index, place, seen,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n, r_b, r_h, r_n,
     heads, grid_tokens, all_tokens, before, first, size, window, width, half, scale,
