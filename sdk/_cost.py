@@ -70,6 +70,12 @@ def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
 
 def branches(target: Target, arguments: Mapping[str, Any]) -> int:
     """Samples per latent: two where guidance is on."""
+    true_scale = arguments.get("true_cfg_scale")
+    if isinstance(true_scale, (int, float)):
+        negative = any(
+            arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
+        )
+        return 2 if true_scale > 1 and negative else 1
     scale = arguments.get("guidance_scale")
     guided = target.layout.guidance is not Guidance.EMBEDDED and isinstance(scale, (int, float)) and scale > 1
     return 2 if guided else 1

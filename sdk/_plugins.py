@@ -41,6 +41,7 @@ BUILT_IN = (
     "hasten.plugins.rettention.plugin",
     "hasten.eval.builtin",
     "hasten.eval.commands",
+    "hasten.eval.bench.commands",
 )
 """Modules that come with `hasten`; they enter through the same hooks as external plugins."""
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hasten._cost import StepCost, call_size
-from hasten._errors import UnsupportedError
+from hasten._errors import HastenError, UnsupportedError
 from hasten._technique import Forecast, StepForecast
 from hasten._timesteps import planned_levels
-from hasten.plugins.rettention.budget import SparseLayer, affordable, residual_dtype, sparse_layers
+from hasten.pipelines.adapters._base import LatentSize
+from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten.plugins.rettention.budget import affordable, residual_dtype, sparse_layers
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.handler import planned_schedule
 from hasten.plugins.rettention.layout import SparseLayout
@@ -27,9 +29,7 @@ def forecast(
 ) -> Forecast | None:
     """Phase and FLOPs of every step of a call, and the memory of its statistics; ``None`` if its size is not known.
 
-    Raises:
-        ConfigError: the mask does not fit the call's size.
-        UnsupportedError: the memory budget holds the statistics of no layer.
+    A call whose mask or memory budget cannot work is told of in the facts.
     """
     size = call_size(target, arguments)
     if size is None:
@@ -39,49 +39,68 @@ def forecast(
     except UnsupportedError:
         return None
     cost = StepCost(target, arguments, size)
-    first = next(iter(target.denoisers))
-    own = [name for name in names if name.partition(".")[0] == first]
-    layers = sparse_layers(target, own, size, cost.text, config.min_tokens)
-    kind = residual_dtype(config, _dtype(target))
-    allowed, memory = affordable(layers, cost.samples, kind, config.correction, config.budget)
-    full = cost.of((size.height, size.width))
-    saved = sum(_saving(config, layer) for layer in layers if layer.name in allowed) * cost.samples
-    kept = sum(_density(config, layer) * layer.flops for layer in layers if layer.name in allowed)
-    everything = sum(layer.flops for layer in layers if layer.name in allowed)
     schedule = planned_schedule(config, target.adapter.family, size.frames is not None, len(levels))
-    steps = []
-    for index, (level, phase) in enumerate(zip(levels, schedule.phases(len(levels)))):
-        flops = {Phase.DENSE: full, Phase.REFRESH: 2 * full - saved - _rest(cost, layers, allowed, full)}.get(
-            phase, full - saved
+    full = cost.of((size.height, size.width))
+    try:
+        sparse = _Sparse(config, target, names, size, cost)
+    except HastenError as error:  # another call may be fine, and this one raises it in its first step
+        rows = tuple(
+            StepForecast(i, level.time, (size.height, size.width), full) for i, level in enumerate(levels)
         )
-        note = "" if phase is Phase.DENSE else phase.value
-        steps.append(StepForecast(index, level.time, (size.height, size.width), flops, note))
-    facts = {
-        "keep_ratio": config.keep_ratio,
-        "true_density": round(kept / everything, 5) if everything else 1.0,
-        "sparse_layers": len(allowed),
-        "dense_layers": len(own) - len(allowed),
-        "cache_bytes": memory,
-        "cache": f"{memory / 1e9:.3f} GB in {str(kind).removeprefix('torch.')}",
-        "attention_share": round(everything * cost.samples / full, 3) if full else 0.0,
+        return Forecast(rows, len(levels) * full, {"this_call_will_fail": str(error)})
+    costs = {
+        Phase.DENSE: full,
+        Phase.REFRESH: full + sparse.attention - sparse.saved,
+        Phase.SPARSE: full - sparse.saved,
     }
-    return Forecast(tuple(steps), len(levels) * full, facts)
+    steps = tuple(
+        StepForecast(
+            index,
+            level.time,
+            (size.height, size.width),
+            costs[phase],
+            "" if phase is Phase.DENSE else phase.value,
+        )
+        for index, (level, phase) in enumerate(zip(levels, schedule.phases(len(levels))))
+    )
+    return Forecast(steps, len(levels) * full, sparse.facts(full))
 
 
-def _rest(cost: StepCost, layers: Sequence[SparseLayer], allowed: frozenset[str], full: float) -> float:
-    """Everything that is not attention of a sparse layer: a refresh computes it once."""
-    return full - cost.samples * sum(layer.flops for layer in layers if layer.name in allowed)
+class _Sparse:
+    """The layers that a call makes sparse, and what that saves in one step."""
+
+    def __init__(
+        self, config: RettentionConfig, target: Target, names: Sequence[str], size: LatentSize, cost: StepCost
+    ) -> None:
+        first = next(iter(target.denoisers.items()))
+        own = [name for name in names if name.partition(".")[0] == first[0]]
+        layers = sparse_layers(target, own, size, cost.text, config.min_tokens)
+        self._kind = residual_dtype(config, first[1].dtype)  # type: ignore[arg-type]
+        allowed, self._memory = affordable(layers, cost.samples, self._kind, config.correction, config.budget)
+        self._config, self._all = config, len(own)
+        self._layers = [layer for layer in layers if layer.name in allowed]
+        layouts = {layer.grid: _layout(config, layer.grid) for layer in self._layers}
+        self.attention = cost.samples * sum(layer.flops for layer in self._layers)
+        """Operations of dense attention in these layers."""
+        self.saved = cost.samples * sum(
+            layer.flops * (1.0 - layouts[layer.grid].computed) for layer in self._layers
+        )
+        """How many of them a sparse step leaves out."""
+        kept = sum(layer.flops * layouts[layer.grid].density for layer in self._layers)
+        self._density = kept * cost.samples / self.attention if self._layers else 1.0
+
+    def facts(self, full: float) -> dict[str, Any]:
+        """What the plan shows besides the steps."""
+        return {
+            "keep_ratio": self._config.keep_ratio,
+            "true_density": round(self._density, 5),
+            "sparse_layers": len(self._layers),
+            "dense_layers": self._all - len(self._layers),
+            "cache_bytes": self._memory,
+            "cache": f"{self._memory / 1e9:.3f} GB in {str(self._kind).removeprefix('torch.')}",
+            "attention_share": round(self.attention / full, 3) if full else 0.0,
+        }
 
 
-def _density(config: RettentionConfig, layer: SparseLayer) -> float:
-    return mask_shape(config.mask, config.keep_ratio, config.tile, layer.grid).density(layer.grid)
-
-
-def _saving(config: RettentionConfig, layer: SparseLayer) -> float:
-    """Operations of one sample that a sparse step leaves out."""
-    shape = mask_shape(config.mask, config.keep_ratio, config.tile, layer.grid)
-    return layer.flops * (1.0 - SparseLayout(shape, layer.grid).computed)
-
-
-def _dtype(target: Target) -> Any:
-    return next(iter(target.denoisers.values())).dtype
+def _layout(config: RettentionConfig, grid: TokenGrid) -> SparseLayout:
+    return SparseLayout(mask_shape(config.mask, config.keep_ratio, config.tile, grid), grid)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hasten._cost import call_size
+from hasten._cost import branches, call_size
 from hasten._denoiser import unwrapped
 from hasten._errors import UnsupportedError
 from hasten._timesteps import planned_levels
-from hasten.pipelines.adapters._base import Guidance, LatentSize
+from hasten.pipelines.adapters._base import LatentSize
 from hasten.pipelines.adapters._tokens import AttentionTokens, TokenGrid
 from hasten.plugins.rettention.budget import affordable, free_bytes, residual_dtype, sparse_layers
 from hasten.plugins.rettention.cache import Key, ResidualCache, Statistics, signature
@@ -57,6 +57,7 @@ class _Forward:
     rho: list[float] = field(default_factory=list)
     drift: list[float] = field(default_factory=list)
     padding: tuple[Tensor | None, Tensor | None] = (None, None)
+    kernel: SparseKernel | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def count(self, phase: Phase, grid: TokenGrid, density: float) -> None:
@@ -159,15 +160,20 @@ class SparseAttention:
         self, state: _State, forward: _Forward, call: AttentionCall, grid: TokenGrid
     ) -> tuple[Phase, SparseLayout | None]:
         """The phase of this call, and the mask where it needs one."""
-        phase = state.schedule.phase(call.step.index)
-        if phase is Phase.DENSE or grid.tokens < self.config.min_tokens:
+        if grid.tokens < self.config.min_tokens:
             return Phase.DENSE, None
+        # Everything that can be refused is, in the first dense step already.
         if call.layer not in self._allowed(state, forward, call, grid):
             return Phase.DENSE, None
         layout = self._layout(grid, call.query.device)
         if layout.shape.covers_everything:
             return Phase.DENSE, None
-        return phase, layout
+        forward.kernel, why = choose_kernel(
+            self.config.kernel, call.query.device, call.query.dtype, call.query.shape[-1], layout
+        )
+        forward.notes["kernel"] = forward.kernel.name + (f" ({why})" if self.config.kernel == "auto" else "")
+        phase = state.schedule.phase(call.step.index)
+        return (Phase.DENSE, None) if phase is Phase.DENSE else (phase, layout)
 
     def _allowed(
         self, state: _State, forward: _Forward, call: AttentionCall, grid: TokenGrid
@@ -190,8 +196,7 @@ class SparseAttention:
 
     def _forwards(self, call: AttentionCall) -> int:
         """Forwards per step that keep statistics of their own."""
-        guided = bool(getattr(call.run.pipe, "do_classifier_free_guidance", False))
-        return 2 if self.target.layout.guidance is Guidance.SEQUENTIAL and guided else 1
+        return 1 if call.step.branch == "both" else branches(self.target, call.run.arguments)
 
     def _require_room(self, total: int, device: torch.device, count: int) -> None:
         if self.config.offload:
@@ -226,10 +231,7 @@ class SparseAttention:
         if call.mask is not forward.padding[0]:  # layers share the mask; looking into it waits for the device
             forward.padding = (call.mask, key_padding(call, layout))
         parts = Operands.of(call, layout, forward.padding[1])
-        kernel, why = choose_kernel(
-            self.config.kernel, parts.query.device, parts.query.dtype, parts.query.shape[-1], layout
-        )
-        forward.notes["kernel"] = kernel.name if self.config.kernel != "auto" else f"{kernel.name} ({why})"
+        kernel: SparseKernel = _required(forward.kernel)
         cache: ResidualCache = state.cache  # type: ignore[assignment]
         key: Key = (call.layer, call.step.branch)
         entry = cache.get(key, signature(parts.query, layout.grid))

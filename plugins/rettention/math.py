@@ -20,7 +20,7 @@ __all__ = ["denominator_ratio", "merge", "ramped", "rescaled", "reshape", "resid
 
 def denominator_ratio(lse_kept: Tensor, lse_full: Tensor) -> Tensor:
     """``rho`` in (0, 1]: (..., N) and (..., N) to (..., N, 1). Rounding may not lift it above 1."""
-    return torch.exp((lse_kept.float() - lse_full.float()).clamp(max=0.0)).unsqueeze(-1)
+    return torch.exp((lse_kept - lse_full).clamp(max=0.0)).unsqueeze(-1)
 
 
 def residual(full: Tensor, kept: Tensor, rho: Tensor) -> Tensor:
@@ -35,7 +35,8 @@ def reshape(kept: Tensor, rho: Tensor | None, residual: Tensor | None) -> Tensor
         return kept if residual is None else kept + residual.to(kept.dtype)
     if residual is None:
         return kept * rho
-    return torch.addcmul(residual.to(rho.dtype), kept.to(rho.dtype), rho)
+    wide = torch.promote_types(kept.dtype, rho.dtype)
+    return torch.addcmul(residual.to(wide), kept.to(wide), rho.to(wide))
 
 
 def ramped(rho: Tensor, ramp: float, uses: int, clamp: bool) -> Tensor:
