@@ -96,7 +96,7 @@ class RettentionConfig(TechniqueConfig):
             raise ValueError("layers is empty: name one, or remove it")
         without = {"full": (), "residual": _RHO, "none": (*_RHO, *_CACHE)}[self.correction]
         for name in without:
-            if name in self.model_fields_set:
+            if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with correction={self.correction!r}: remove it")
         return self
 

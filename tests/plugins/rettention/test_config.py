@@ -39,6 +39,15 @@ def test_budgets(text, count):
     assert RettentionConfig(cache_budget=text).budget == count
 
 
-def test_options_survive_json():
-    config = RettentionConfig(tile=(4, 8), warmup=0.25, refresh=(5, 9), ramp="measured", mask="tile2d")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": (4, 8), "warmup": 0.25, "refresh": (5, 9), "ramp": "measured", "mask": "tile2d"},
+        {"correction": "none"},
+        {"correction": "residual", "cache_budget": "4GB", "warmup": 3},
+    ],
+)
+def test_options_survive_json(options):
+    config = RettentionConfig(**options)
+    assert RettentionConfig(**config.model_dump(mode="json")) == config
     assert RettentionConfig.model_validate_json(config.model_dump_json()) == config
