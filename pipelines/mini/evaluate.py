@@ -15,7 +15,7 @@ from hasten.pipelines.mini.scoring import AttributeScores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Row", "Scorer", "evaluate", "generate"]
+__all__ = ["BARS", "Row", "Scorer", "evaluate", "generate"]
 
 BARS: dict[tuple[Split, bool], float] = {
     ("train", True): 0.9,
@@ -78,6 +78,7 @@ def evaluate(
     scorers: Mapping[str, Scorer],
     count: int,
     *,
+    bars: Mapping[tuple[Split, bool], float] = BARS,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
@@ -88,6 +89,7 @@ def evaluate(
         call: its recommended arguments, ``height`` and ``width`` among them.
         scorers: judges by name.
         count: prompts per split and size.
+        bars: least shares, see :data:`BARS`.
         seed: of prompts and noise.
         progress: called with the number of pictures made.
     """
@@ -112,7 +114,7 @@ def evaluate(
                         low=estimate.low,
                         high=estimate.high,
                         prompts=count,
-                        bar=BARS.get((split, full)),
+                        bar=bars.get((split, full)),
                         by_attribute=scores.by_attribute(),
                     )
                 )
