@@ -8,7 +8,7 @@ backend would bypass it: for the run they compute natively up to the seam, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -47,6 +47,7 @@ class AttentionCall:
         causal: whether a query sees only keys at or before its own position.
         scale: factor of the scores; ``None`` is ``dim ** -0.5``.
         grouped: whether keys and values have fewer heads than queries.
+        arguments: those of the denoiser's forward in progress, as it is computed (a technique may have resized them).
         step: where in the run this is.
         run: the run.
     """
@@ -61,6 +62,7 @@ class AttentionCall:
     causal: bool
     scale: float | None
     grouped: bool
+    arguments: Mapping[str, Any]
     step: Step
     run: Run
 
@@ -223,6 +225,7 @@ class AttentionSeam:
             causal=is_causal,
             scale=scale,
             grouped=enable_gqa,
+            arguments=forward.kwargs,
             step=forward.step,
             run=forward.run,
         )

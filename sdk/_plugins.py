@@ -38,8 +38,10 @@ BLOCK_VARIABLE = "HASTEN_BLOCK_PLUGINS"
 BUILT_IN = (
     "hasten.pipelines.adapters",
     "hasten.plugins.bottleneck.plugin",
+    "hasten.plugins.rettention.plugin",
     "hasten.eval.builtin",
     "hasten.eval.commands",
+    "hasten.eval.bench.commands",
 )
 """Modules that come with `hasten`; they enter through the same hooks as external plugins."""
 

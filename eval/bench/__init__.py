@@ -3,3 +3,4 @@
 from hasten.eval.bench.group import app, show
 
 __all__ = ["app", "show"]
+"""``hasten bench``: measurements of single parts, next to the plain way in the same run."""

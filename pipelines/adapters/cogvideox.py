@@ -11,6 +11,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import VideoLayout
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES
 
 
@@ -79,6 +80,6 @@ class CogVideoXLayout(VideoLayout):
 ADAPTER = Adapter(
     family="cogvideox",
     pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
-    capabilities=(CogVideoXLayout(),),
+    capabilities=(CogVideoXLayout(), JointTokens(r"transformer_blocks\.\d+\.attn1", "before")),
     refused={"CogVideoXImageToVideoPipeline": CONCATENATES, "CogVideoXFunControlPipeline": CONCATENATES},
 )

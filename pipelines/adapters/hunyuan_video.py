@@ -9,6 +9,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter, Guidance
 from hasten.pipelines.adapters._layouts import VideoLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._tokens import JointTokens
 
 _MIXED = "it mixes a clean picture into the noisy latents, and only the pipeline knows where"
 
@@ -27,7 +28,7 @@ class HunyuanVideoLayout(VideoLayout):
 ADAPTER = Adapter(
     family="hunyuan-video",
     pipelines=("HunyuanVideoPipeline",),
-    capabilities=(HunyuanVideoLayout(),),
+    capabilities=(HunyuanVideoLayout(), JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after")),
     refused={
         "HunyuanVideoImageToVideoPipeline": _MIXED,
         "HunyuanSkyreelsImageToVideoPipeline": _MIXED,

@@ -9,6 +9,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import TokenLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._tokens import AttentionTokens
 
 
 class LTXLayout(TokenLayout):
@@ -23,7 +24,7 @@ class LTXLayout(TokenLayout):
 ADAPTER = Adapter(
     family="ltx",
     pipelines=("LTXPipeline", "LTXImageToVideoPipeline"),
-    capabilities=(LTXLayout(),),
+    capabilities=(LTXLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1")),
     refused={
         "LTXConditionPipeline": "its condition frames are extra tokens with strengths of their own",
         "LTXI2VLongMultiPromptPipeline": "its condition frames are extra tokens with strengths of their own",

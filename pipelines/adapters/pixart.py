@@ -11,6 +11,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters._tokens import AttentionTokens
 
 
 class PixArtLayout(ImageLayout):
@@ -75,5 +76,5 @@ def _bins(sample_size: int) -> dict[str, list[float]] | None:
 ADAPTER = Adapter(
     family="pixart",
     pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-    capabilities=(PixArtLayout(),),
+    capabilities=(PixArtLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1")),
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters._layouts import PackedLayout, unknown_size
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 
@@ -46,6 +48,15 @@ class QwenImageLayout(PackedLayout):
         return super().default_pixels(pipe, arguments)
 
 
+class QwenImageTokens(JointTokens):
+    """Text, picture, references."""
+
+    @override
+    def patch(self, denoiser: nn.Module) -> tuple[int, int]:
+        """The pipeline packs 2x2 latent pixels."""
+        return 1, 2
+
+
 ADAPTER = Adapter(
     family="qwen-image",
     pipelines=(
@@ -55,7 +66,7 @@ ADAPTER = Adapter(
         "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline",
     ),
-    capabilities=(QwenImageLayout(),),
+    capabilities=(QwenImageLayout(), QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before")),
     refused={
         "QwenImageEditInpaintPipeline": "it ignores height and width in favour of the image's",
         "QwenImageLayeredPipeline": "its latents are several layers in one token sequence",

@@ -13,6 +13,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED
 
 
@@ -38,7 +39,10 @@ ADAPTER = Adapter(
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
     ),
-    capabilities=(StableDiffusion3Layout(),),
+    capabilities=(
+        StableDiffusion3Layout(),
+        JointTokens(r"transformer_blocks\.\d+\.attn", "after", alone=r"transformer_blocks\.\d+\.attn2"),
+    ),
     refused={
         "StableDiffusion3ControlNetPipeline": CONTROLLED,
         "StableDiffusion3ControlNetInpaintingPipeline": CONTROLLED,

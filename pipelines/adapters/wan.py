@@ -10,6 +10,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter, Guidance
 from hasten.pipelines.adapters._layouts import ConditionedVideoLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._tokens import AttentionTokens
 
 
 class WanLayout(ConditionedVideoLayout):
@@ -57,7 +58,7 @@ ADAPTER = Adapter(
     family="wan",
     pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline"),
     denoisers=("transformer", "transformer_2"),
-    capabilities=(WanLayout(),),
+    capabilities=(WanLayout(), AttentionTokens(r"blocks\.\d+\.attn1")),
     refused={
         "WanVACEPipeline": "its control latents enter the denoiser beside the video, at full size",
         "WanAnimatePipeline": "its pose and face features enter the denoiser beside the video, at full size",
