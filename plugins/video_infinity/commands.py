@@ -1,0 +1,7 @@
+"""The command ``hasten video``."""
+
+from typing import Any
+
+
+def add_commands(app: Any) -> None:
+    """Placeholder."""
