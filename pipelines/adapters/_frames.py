@@ -153,7 +153,12 @@ class FrameMixing(ABC):
         return None
 
     def clip_arguments(
-        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
+        self,
+        pipe: Any,  # noqa: ARG002
+        kwargs: Mapping[str, Any],
+        clip: range,
+        held: range,
+        frames: int,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Arguments of the denoiser for one clip.
 
@@ -183,8 +188,14 @@ class FrameMixing(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no rotary module")
 
-    def given_rotary(self, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:  # noqa: ARG002
-        """Rotary embeddings of the whole video, where the pipeline makes them."""
+    def given_rotary(self, pipe: Any, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:  # noqa: ARG002
+        """Rotary embeddings of the whole video, where the pipeline makes them and not the denoiser.
+
+        Args:
+            pipe: the pipeline.
+            kwargs: arguments of this rank's forward.
+            frames: frames of the whole video.
+        """
         return None
 
     def positions(self, module: nn.Module, bound: Mapping[str, Any], clip: range, frames: int) -> Any:

@@ -124,26 +124,16 @@ class CogVideoXFrames(FrameMixing):
         return size
 
     @override
-    def clip_arguments(
-        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
-    ) -> dict[str, Any]:
-        """The pipeline made rotary embeddings for all frames."""
-        changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
-        rotary = kwargs.get("image_rotary_emb")
-        if rotary is not None:
-            changed["image_rotary_emb"] = tuple(FrameAxis(0).take(table, frames, clip) for table in rotary)
-        return changed
-
-    @override
-    def given_rotary(self, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
-        """Divided into a temporal and a spatial table."""
-        rotary = kwargs.get("image_rotary_emb")
-        if rotary is None:
+    def given_rotary(self, pipe: Any, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
+        """The pipeline made them for this rank's frames; made again for all, as a temporal and a spatial table."""
+        if kwargs.get("image_rotary_emb") is None:
             return None
-        cos, sin = rotary
+        *_, height, width = kwargs[self.latents_argument(kwargs)].shape
+        factor, device = pipe.vae_scale_factor_spatial, kwargs["image_rotary_emb"][0].device
+        latent = frames * self.patch(pipe)
+        cos, sin = pipe._prepare_rotary_positional_embeddings(height * factor, width * factor, latent, device)
         each = len(cos) // frames
-        temporal = cos.shape[1] // 4
-        return separable((cos[::each], sin[::each]), (cos[:each], sin[:each]), temporal)
+        return separable((cos[::each], sin[::each]), (cos[:each], sin[:each]), cos.shape[1] // 4)
 
     @override
     def positions(self, module: nn.Module, bound: Mapping[str, Any], clip: range, frames: int) -> Any:

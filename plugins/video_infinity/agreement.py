@@ -77,7 +77,7 @@ def begin_checkpoints(session: Session, folder: Path, facts: Mapping[str, Any]) 
     steps = set.intersection(*processes.gather(store.steps(clips)))
     session.checkpoints = store
     session.resume_at = max(steps, default=0)
-    if read_identity(folder) is None:
+    if processes.rank == 0 and read_identity(folder) is None:
         write_identity(folder, {**facts, _CLIPS: len(session.places.clips)})
 
 

@@ -127,7 +127,7 @@ def _keys(
     clip: ClipForward, layer: Layer, call: AttentionCall, kind: LayerKind
 ) -> tuple[OwnKeys, Callable[[], ContextKeys]]:
     """Keys and values of the clip, and a way to wait for those of other clips' frames."""
-    video = call.query.shape[2] if kind is LayerKind.TEMPORAL else _video_tokens(clip, layer)
+    video = call.query.shape[2] if kind is LayerKind.TEMPORAL else layer.bound["hidden_states"].shape[1]
     own = _split(clip, call.key, call.value, video)
     each = video // clip.length
     if clip.config.messages == "input" and not clip.alone:
@@ -142,11 +142,6 @@ def _keys(
         return ContextKeys(*(Keys(*part.flatten(3, 4)) for part in parts))
 
     return own, wait
-
-
-def _video_tokens(clip: ClipForward, layer: Layer) -> int:
-    tokens: int = layer.bound["hidden_states"].shape[1]
-    return tokens
 
 
 def _split(clip: ClipForward, key: Tensor, value: Tensor, video: int) -> OwnKeys:

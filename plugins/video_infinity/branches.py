@@ -54,7 +54,7 @@ class Branches:
         mine = call.sample(output).contiguous()
         whole = mine.new_empty(session.processes.cfg_ranks, *mine.shape)
         try:
-            dist.all_gather_into_tensor(whole, mine, group=session.processes.cfg_group)
+            dist.all_gather_into_tensor(whole.view(-1), mine.view(-1), group=session.processes.cfg_group)
         except RuntimeError as error:
             raise session.processes.explain(error) from error
         return call.with_sample(output, whole.flatten(0, 1))

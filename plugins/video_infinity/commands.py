@@ -44,18 +44,22 @@ def _video(
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
-    fps: Annotated[str, typer.Option(help="Frames per second: a number or a fraction like 24000/1001.")] = "8",
+    fps: Annotated[
+        str, typer.Option(help="Frames per second: a number or a fraction like 24000/1001.")
+    ] = "8",
     codec: Annotated[str, typer.Option(help="Encoder, by FFmpeg's name.")] = "libx264",
     checkpoint: Annotated[Path | None, typer.Option(help="Folder for resuming.")] = None,
-    device: Annotated[str | None, typer.Option(help="Torch device; on several GPUs each process takes its own.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Torch device; on several GPUs each process takes its own.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     sets: options.Set = None,
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
+    import torch
     from rich.console import Console
 
-    import torch
     from hasten._cli._loading import load_quietly
     from hasten.plugins.video_infinity.encode import check_output
     from hasten.plugins.video_infinity.film import write_video
@@ -100,7 +104,8 @@ def _video(
         typer.echo(json.dumps({**asdict(filmed), "path": str(filmed.path)}, indent=2))
     else:
         Console().print(
-            f"{filmed.path}: {filmed.frames} frames by {filmed.world} process{'es' * (filmed.world > 1)}, denoised in "
+            f"{filmed.path}: {filmed.frames} frames by {filmed.world} process{'es' * (filmed.world > 1)}, "
+            "denoised in "
             f"{filmed.denoise_seconds:.1f} s, decoded in {filmed.decode_seconds:.1f} s"
         )
 

@@ -18,7 +18,7 @@ from hasten._errors import UnsupportedError
 from hasten._ranks import Ranks
 from hasten._run import RunCall
 from hasten._target import Target
-from hasten.pipelines.adapters._frames import FrameMixing
+from hasten.pipelines.adapters._frames import FrameMixing, Rotary
 from hasten.plugins.video_infinity.agreement import begin_checkpoints, resolve_checkpoint, run_facts
 from hasten.plugins.video_infinity.branches import Branches
 from hasten.plugins.video_infinity.clip import ClipForward, current_clip
@@ -125,7 +125,8 @@ class Division:
         exchange, places = session.exchange, session.places
         exchange.begin()
         before = {kind: (t.sent, t.received) for kind, t in exchange.traffic.items()}
-        clips = [self._clip(call, session, index) for index in places.here]
+        rotary = session.mixing.given_rotary(call.run.pipe, call.kwargs, session.frames)
+        clips = [self._clip(call, session, index, rotary) for index in places.here]
 
         def compute(clip: ClipForward) -> Any:
             token = current_clip.set(clip)
@@ -133,6 +134,9 @@ class Division:
                 kwargs = session.mixing.clip_arguments(
                     call.run.pipe, call.kwargs, clip.scope.clip, session.held, session.frames
                 )
+                if clip.rotary is not None and session.mixing.rotary_argument is not None:
+                    own = session.mixing.as_argument(clip.rotary.at(clip.scope.clip))
+                    kwargs[session.mixing.rotary_argument] = own
                 return proceed(call.replace_kwargs({**kwargs, **self._text(session, clip.index)}))
             finally:
                 current_clip.reset(token)
@@ -150,7 +154,7 @@ class Division:
         )
         return call.with_sample(outputs[0], joined)
 
-    def _clip(self, call: DenoiserCall, session: Session, index: int) -> ClipForward:
+    def _clip(self, call: DenoiserCall, session: Session, index: int, rotary: Rotary | None) -> ClipForward:
         mixing, pipe = session.mixing, call.run.pipe
         return ClipForward(
             index=index,
@@ -161,7 +165,7 @@ class Division:
             mixing=mixing,
             config=self._config,
             limit=mixing.limit(pipe),
-            rotary=mixing.given_rotary(call.kwargs, session.frames),
+            rotary=rotary,
         )
 
     def _text(self, session: Session, index: int) -> Mapping[str, Any]:

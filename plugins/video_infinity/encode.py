@@ -50,7 +50,8 @@ def check_output(path: Path, codec: str) -> None:
         ) from error
     if path.suffix not in (".mp4", ".mov", ".mkv"):
         raise ConfigError(
-            f"{path} ends in {path.suffix!r}: use .mp4, .mov or .mkv, or a name without an ending for a folder of PNGs"
+            f"{path} ends in {path.suffix!r}: use .mp4, .mov or .mkv, or a name without an ending for a "
+            "folder of PNGs"
         )
 
 
@@ -59,7 +60,8 @@ def _av(path: Path) -> Any:
         import av
     except ImportError as error:
         raise ConfigError(
-            f"writing {path} needs PyAV: pip install 'hasten[video]', or give a name without an ending for a folder of "
+            f"writing {path} needs PyAV: pip install 'hasten[video]', or give a name without an ending for "
+            "a folder of "
             f"PNGs"
         ) from error
     return av
@@ -177,7 +179,9 @@ class PictureFolder:
                 Image.fromarray(frame).save(partial, "PNG")
                 os.replace(partial, path)
             except OSError as error:
-                raise HastenError(f"{path} cannot be written: {error}. The frames before it are kept") from error
+                raise HastenError(
+                    f"{path} cannot be written: {error}. The frames before it are kept"
+                ) from error
             self._next += 1
 
 

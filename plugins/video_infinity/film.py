@@ -64,8 +64,8 @@ def write_video(
 
     Args:
         pipe: a video pipeline of a supported family.
-        path: ``.mp4``, ``.mov``, ``.mkv``, or a name without an ending for a folder of PNGs. On several machines it must
-            be on a disk that all of them see.
+        path: ``.mp4``, ``.mov``, ``.mkv``, or a name without an ending for a folder of PNGs. On several machines it
+            must be on a disk that all of them see.
         call: arguments of the pipeline call (``prompt``, ``num_frames``, ``num_inference_steps``, ``generator``).
         options: options of ``video_infinity``.
         techniques: other techniques with their options, outside of it.
@@ -90,7 +90,9 @@ def write_video(
     denoised = time.perf_counter()
     rank, world = session.processes.rank, session.processes.world
     session.processes.where = "while decoding"
-    job = _Job(pipe, session, path, Fraction(fps).limit_denominator(1001), codec, tell if rank == 0 else _nothing)
+    job = _Job(
+        pipe, session, path, Fraction(fps).limit_denominator(1001), codec, tell if rank == 0 else _nothing
+    )
     frames = job.write(output[0], call)
     traffic = {
         kind: {"sent": t.sent, "received": t.received, "milliseconds": t.exposed_milliseconds}
@@ -125,7 +127,9 @@ class _Job:
             held = len(self.session.held) * patch
             return self._share(decoder, unpacked(self.pipe, self.session, local, arguments, held), patch)
         whole = gather_latents(self.session, local)
-        return self._serial(decoder, unpacked(self.pipe, self.session, whole, arguments, self.session.frames * patch))
+        return self._serial(
+            decoder, unpacked(self.pipe, self.session, whole, arguments, self.session.frames * patch)
+        )
 
     def _serial(self, decoder: FrameDecoder, latents: Tensor) -> int:
         """Frames in order on rank 0, for autoencoders that look back."""
@@ -199,7 +203,8 @@ class _Job:
         blind = [rank for rank, ok in enumerate(processes.gather(sees)) if not ok]
         if blind:
             raise ConfigError(
-                f"rank {blind[0]} does not see {parts}, where rank 0 joins the segments: give an output path on a disk that "
+                f"rank {blind[0]} does not see {parts}, where rank 0 joins the segments: give an output "
+                "path on a disk that "
                 f"all machines share"
             )
         return parts

@@ -87,12 +87,15 @@ def merge_segments(outputs: Sequence[Tensor], sums: Sequence[Tensor], biases: Se
         outputs: (B, heads, T, D) each.
         sums: log-sum-exp of the scores, (B, heads, T) each, single precision; ``-inf`` for an empty segment.
         biases: ``beta_s``.
+
+    Raises:
+        ValueError: there is no segment.
     """
+    if not outputs:
+        raise ValueError("merge_segments needs at least one segment")
     shifted = torch.stack([lse.float() + beta for lse, beta in zip(sums, biases, strict=True)])
     weights = (shifted - shifted.logsumexp(0)).exp()[..., None]
-    merged = sum(weight * out.float() for weight, out in zip(weights, outputs, strict=True))
-    if not isinstance(merged, Tensor):
-        raise ValueError("merge_segments needs at least one segment")
+    merged = (weights * torch.stack([out.float() for out in outputs])).sum(0)
     return merged.to(outputs[0].dtype)
 
 

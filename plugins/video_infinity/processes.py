@@ -146,9 +146,12 @@ def join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: i
         RankError: the others cannot be reached.
     """
     global _joined
-    if _joined is None or _joined.cfg_ranks != cfg_ranks:
-        _joined = _join(timeout, backend, device, cfg_ranks)
-    return _joined
+    if _joined is not None and _joined.cfg_ranks == cfg_ranks:
+        return _joined
+    processes = _join(timeout, backend, device, cfg_ranks)
+    if processes.world > 1:
+        _joined = processes
+    return processes
 
 
 def _join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: int) -> Processes:

@@ -86,7 +86,9 @@ class Distributed:
             gathered = None
             if gather is not None:
                 gathered = gather.new_empty(self.world, *gather.shape)
-                work = dist.all_gather_into_tensor(gathered, gather, group=self._group, async_op=True)
+                # Flat, since back ends disagree on whether contributions are stacked or concatenated.
+                flat = gathered.view(-1), gather.view(-1)
+                work = dist.all_gather_into_tensor(*flat, group=self._group, async_op=True)
                 works = [*works, work]
         except RuntimeError as error:
             raise self._explain(error) from error

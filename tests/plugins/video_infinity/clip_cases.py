@@ -35,6 +35,6 @@ def run(case: dict[str, Any]) -> torch.Tensor:
         return baseline(pipe, case["family"], **arguments)
     with hasten.accelerate(pipe, {"video_infinity": case["options"]}) as acceleration:
         latents = baseline(pipe, case["family"], **arguments)
-        facts = [step.facts["video_infinity"] for step in acceleration.report().steps]
+        facts = [step.facts.get("video_infinity") for step in acceleration.report().steps]
     case["facts"] = facts
     return latents

@@ -19,7 +19,9 @@ import torch
 
 CONTEXT: Any = multiprocessing.get_context(os.environ.get("HASTEN_TEST_START", "forkserver"))
 if CONTEXT.get_start_method() == "forkserver":
-    CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "diffusers", "transformers", "clip_preload"])
+    CONTEXT.set_forkserver_preload(
+        ["torch", "torch.distributed", "diffusers", "transformers", "clip_preload"]
+    )
 
 
 def free_port() -> int:
@@ -40,11 +42,14 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
     }
 
 
-def _enter(variables: dict[str, str], log: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _enter(
+    variables: dict[str, str], log: str, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     os.environ.update(variables)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
+    output = Path(log).open("w", buffering=1)  # noqa: SIM115
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.stdout = sys.stderr = output
     torch.set_num_threads(1)
     code = 0
     try:

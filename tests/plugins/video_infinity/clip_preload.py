@@ -2,5 +2,11 @@
 
 import diffusers
 
-for _name in ("TextToVideoSDPipeline", "AnimateDiffPipeline", "WanPipeline", "CogVideoXPipeline", "LTXPipeline"):
+for _name in (
+    "TextToVideoSDPipeline",
+    "AnimateDiffPipeline",
+    "WanPipeline",
+    "CogVideoXPipeline",
+    "LTXPipeline",
+):
     getattr(diffusers, _name)

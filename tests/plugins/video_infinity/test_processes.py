@@ -1,4 +1,5 @@
-"""Two and four gloo processes compute what one does: uneven clips, several clips per rank, both branches apart."""
+"""Two and four gloo processes compute what one does: uneven clips, several clips per rank, both branches "
+"apart."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from clip_launch import run_cases
 
 TOLERANCE = 1e-5
 SCOPE = {"halo": 2, "global_frames": 5, "bias": 2.0, "switch": 0.0}
-DUAL = [("wan", 7), ("text-to-video", 7), ("animatediff", 16), ("ltx", 7), ("cogvideox-rope", 7), ("hunyuan-video", 7)]
+DUAL = [
+    ("wan", 7),
+    ("text-to-video", 7),
+    ("animatediff", 16),
+    ("ltx", 7),
+    ("cogvideox-rope", 7),
+    ("hunyuan-video", 7),
+]
 """The tiny AnimateDiff has 12 positions, so 16 frames are anchored anew."""
 
 
