@@ -74,11 +74,12 @@ class CausalDecoder(FrameDecoder):
         vae = pipe.vae
         shape = (1, -1, 1, 1, 1)
         mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents.device, vae.dtype)
-        deviation = torch.tensor(vae.config.latents_std).view(shape).to(latents.device, vae.dtype)
+        # The pipeline's own order of operations: rounding errors grow from frame to frame.
+        inverse = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(latents.device, vae.dtype)
         vae.clear_cache()
         try:
             for index, part in enumerate(latents.to(vae.dtype).split(1, 2)):
-                x = vae.post_quant_conv(part * deviation + mean)
+                x = vae.post_quant_conv(part / inverse + mean)
                 out = vae.decoder(x, feat_cache=vae._feat_map, feat_idx=[0], first_chunk=index == 0)
                 if vae.config.patch_size is not None:
                     out = unpatchify(out, patch_size=vae.config.patch_size)

@@ -101,7 +101,9 @@ class Rotary:
         "beyond."""
         cos, sin = self._temporal
         if all(position == int(position) and 0 <= position < len(cos) for position in positions):
-            index = torch.tensor([int(position) for position in positions], device=cos.device)
+            index = torch.tensor(
+                [int(position) for position in positions], device=cos.device, dtype=torch.long
+            )
             return cos[index], sin[index]
         # Position 1 has the frequencies themselves as angles, at most one radian in every family.
         frequency = torch.atan2(sin[1].double(), cos[1].double())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class Division:
             finally:
                 current_clip.reset(token)
 
-        outputs = exchange.lockstep.run([lambda clip=clip: compute(clip) for clip in clips])
+        outputs = exchange.lockstep.run([partial(compute, clip) for clip in clips])
         sent = {
             kind: [t.sent - before.get(kind, (0, 0))[0], t.received - before.get(kind, (0, 0))[1]]
             for kind, t in exchange.traffic.items()

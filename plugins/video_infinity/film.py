@@ -19,11 +19,13 @@ from hasten.pipelines.adapters._decoders import FrameDecoder
 from hasten.plugins.video_infinity.decode import as_pixels, unpacked
 from hasten.plugins.video_infinity.divide import gather_latents, keep_local
 from hasten.plugins.video_infinity.encode import Film, PictureFolder, check_output, join_segments
+from hasten.plugins.video_infinity.processes import Processes
 from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["Filmed", "write_video"]
 
 Tell = Callable[[str], None]
+_WRITTEN = "frames written"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class _Job:
             except Exception as error:
                 problem = error
         # The others would wait longer than the group's timeout for a long decode; a store has no such limit.
-        counts = _wait_for_rank_0(processes, count, problem)
+        counts = _wait_for_rank_0(processes, count, problem is not None)
         if problem is not None:
             raise problem
         return counts
@@ -210,18 +212,23 @@ class _Job:
         return parts
 
 
-def _wait_for_rank_0(processes: Any, count: int, problem: BaseException | None) -> int:
-    """Number of frames that rank 0 wrote."""
-    if processes.world == 1:
+def _wait_for_rank_0(processes: Processes, count: int, failed: bool) -> int:
+    """Number of frames that rank 0 wrote. It may take longer than the group's timeout.
+
+    Raises:
+        RankError: rank 0 could not write them, or is gone.
+    """
+    if processes.store is None:
         return count
-    key = f"written/{processes.timeout}"
-    if processes.rank == 0:
-        processes.store.set(key, "failed" if problem is not None else str(count))
-        processes.store.set(f"{key}/seen", "1")
-        return count
-    while not processes.store.check([key]):
-        time.sleep(0.2)
-    answer = processes.store.get(key).decode()
-    if answer == "failed":
+    try:
+        if processes.rank == 0:
+            processes.store.set(_WRITTEN, "failed" if failed else str(count))
+        while not processes.store.check([_WRITTEN]):
+            time.sleep(0.1)
+        answer = processes.store.get(_WRITTEN).decode()
+    except RuntimeError as error:  # rank 0 keeps the store
+        raise processes.explain(error) from error
+    processes.gather("read")
+    if answer == "failed" and processes.rank != 0:
         raise RankError("rank 0 could not write the video; its own message says why")
-    return int(answer)
+    return 0 if answer == "failed" else int(answer)

@@ -121,7 +121,7 @@ class Processes:
         if self.store is None:
             return []
         try:
-            self.store.set(f"noticed/{self.rank}", b"1")
+            self.store.set(f"noticed/{self.rank}", "1")
             end = time.monotonic() + min(3.0, self.timeout)
             while True:
                 lost = [r for r in range(self.world) if not self.store.check([f"noticed/{r}"])]

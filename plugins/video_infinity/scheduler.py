@@ -52,7 +52,8 @@ def divided_scheduler(scheduler: Any, session: Session) -> Any:
 
     step.__signature__ = _signature(stock)  # type: ignore[attr-defined]
     copied = copy.deepcopy(scheduler)
-    copied.__class__ = type(stock)(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
+    make: Any = type(stock)
+    copied.__class__ = make(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
     return copied
 
 
