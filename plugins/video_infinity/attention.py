@@ -37,7 +37,7 @@ def attention_layer(module: nn.Module, kind: LayerKind) -> Handler:
             return inner(*args, **kwargs)
         bound = bound_arguments(module, args, kwargs)
         pending = None
-        if clip.config.messages == "input" and not clip.alone:
+        if clip.messages == "input" and not clip.alone:
             x = bound["hidden_states"].unflatten(1, (clip.length, -1))
             halo, chosen = _wanted(clip)
             pending = clip.exchange.post(kind.value, clip.index, x, 1, halo, chosen)
@@ -130,7 +130,7 @@ def _keys(
     video = call.query.shape[2] if kind is LayerKind.TEMPORAL else layer.bound["hidden_states"].shape[1]
     own = _split(clip, call.key, call.value, video)
     each = video // clip.length
-    if clip.config.messages == "input" and not clip.alone:
+    if clip.messages == "input" and not clip.alone:
         return own, lambda: _project(clip, layer, each)
     halo, chosen = _wanted(clip)
     both = torch.stack([own.video.key, own.video.value]).unflatten(3, (clip.length, each))

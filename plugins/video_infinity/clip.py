@@ -44,6 +44,7 @@ class ClipForward:
         exchange: the way to the other clips.
         mixing: the family.
         config: the technique's options.
+        messages: ``"input"`` or ``"kv"``: what attention layers exchange.
         limit: rows of the family's position tables, if it has one.
     """
 
@@ -54,6 +55,7 @@ class ClipForward:
     exchange: Exchange
     mixing: FrameMixing
     config: VideoInfinityConfig
+    messages: str
     limit: int | None = None
     rotary: Rotary | None = None
     layer: Layer | None = None

@@ -41,7 +41,7 @@ class VideoInfinityConfig(TechniqueConfig):
         text_scope: of models with text tokens among the video tokens: one text stream for the whole video
             (``"global"``), or one per clip (``"clip"``), which depends on the clips.
         exchange: send the inputs of attention layers (``"input"``) or keys and values (``"kv"``: twice the bytes, no
-            repeated projection). ``"auto"`` is ``"kv"`` in mode ``"full"`` and ``"input"`` otherwise.
+            repeated projection). ``"auto"`` is ``"kv"`` in mode ``"full"`` and on CPUs, ``"input"`` otherwise.
         norm_sync: group-norm statistics over all clips. Off only to see what it does.
         conv_sync: temporal convolutions see their neighbours. Off only to see what it does.
         prompts: prompts along the time line instead of the call's, in equal parts of the clips.
@@ -111,7 +111,11 @@ class VideoInfinityConfig(TechniqueConfig):
         """``"absolute"`` or ``"dual"``."""
         return self.rope if self.rope != "auto" else "absolute" if self.mode == "full" else "dual"
 
-    @property
-    def messages(self) -> str:
-        """``"input"`` or ``"kv"``."""
-        return self.exchange if self.exchange != "auto" else "kv" if self.mode == "full" else "input"
+    def messages(self, device: str) -> str:
+        """``"input"`` or ``"kv"``, for a kind of device.
+
+        Between processors of one machine bytes are cheap and projections are not.
+        """
+        if self.exchange != "auto":
+            return self.exchange
+        return "kv" if self.mode == "full" or device == "cpu" else "input"

@@ -33,6 +33,7 @@ from hasten.plugins.video_infinity.session import (
     current_session,
     make_scopes,
     places_for,
+    trained_frames,
     video_frames,
 )
 
@@ -138,7 +139,7 @@ class Division:
                 if clip.rotary is not None and session.mixing.rotary_argument is not None:
                     own = session.mixing.as_argument(clip.rotary.at(clip.scope.clip))
                     kwargs[session.mixing.rotary_argument] = own
-                return proceed(call.replace_kwargs({**kwargs, **self._text(session, clip.index)}))
+                return proceed(call.replace_kwargs({**kwargs, **self._text(call, session, clip.index)}))
             finally:
                 current_clip.reset(token)
 
@@ -165,13 +166,15 @@ class Division:
             exchange=session.exchange,
             mixing=mixing,
             config=self._config,
+            messages=self._config.messages(call.kwargs[mixing.latents_argument(call.kwargs)].device.type),
             limit=mixing.limit(pipe),
             rotary=rotary,
         )
 
-    def _text(self, session: Session, index: int) -> Mapping[str, Any]:
-        """Prompt arguments of a clip, where there are several prompts."""
-        if not session.texts:
+    def _text(self, call: DenoiserCall, session: Session, index: int) -> Mapping[str, Any]:
+        """Prompt arguments of a clip, where there are several prompts; a forward of its own for the "
+        "negative one has none."""
+        if not session.texts or call.step.branch == "uncond":
             return {}
         return session.texts[index * len(session.texts) // len(session.places.clips)]
 
@@ -204,8 +207,8 @@ class Division:
                 "so the stock "
                 f"pipeline could not make them either; use mode='dual'"
             )
-        scopes = make_scopes(config, mixing, frames, places)
-        trained = config.trained_frames or mixing.trained_frames(call.pipe)
+        trained, own = trained_frames(config, mixing, call.pipe)
+        scopes = make_scopes(config, mixing, frames, places, trained if own else None)
         steps = int(call.arguments["num_inference_steps"])
         generator = call.arguments["generator"]
         generator = generator[0] if isinstance(generator, (list, tuple)) else generator

@@ -7,6 +7,7 @@ holds already are passed over: the loop of the pipeline runs, nothing is compute
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,30 +39,23 @@ def scheduler_refusal(scheduler: Any) -> str | None:
 def divided_scheduler(scheduler: Any, session: Session) -> Any:
     """A copy of ``scheduler`` for one run, of a subclass of the same name."""
     stock = type(scheduler)
+    signature = inspect.signature(stock.step)
 
-    def step(
-        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
         if session.skipping:
-            return _skip(self, session, sample, kwargs.get("return_dict", True))
-        with _WholeNoise(session, sample.shape):
-            result = stock.step(self, model_output, timestep, sample, *args, **kwargs)
+            return _skip(self, session, given["sample"], given.get("return_dict", True))
+        with _WholeNoise(session, given["sample"].shape):
+            result = stock.step(self, *args, **kwargs)
         session.done += 1
         _save(self, session, result)
         return result
 
-    step.__signature__ = _signature(stock)  # type: ignore[attr-defined]
-    copied = copy.deepcopy(scheduler)
+    step.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look at its parameters
     make: Any = type(stock)
+    copied = copy.deepcopy(scheduler)
     copied.__class__ = make(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
     return copied
-
-
-def _signature(stock: type) -> Any:
-    """Pipelines look at the parameters of ``step``."""
-    import inspect
-
-    return inspect.signature(stock.step)  # type: ignore[attr-defined]
 
 
 class _WholeNoise(TorchFunctionMode):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hasten._errors import ConfigError
+from hasten._errors import CheckpointError, ConfigError
 from hasten._run import RunCall
 from hasten._target import Target
 from hasten.pipelines.adapters._base import Prediction
@@ -21,7 +23,7 @@ from hasten.plugins.video_infinity.lockstep import Lockstep
 from hasten.plugins.video_infinity.processes import Processes
 from hasten.schedules.clips import Scope, assign, clips_for, global_frames, partition
 
-__all__ = ["Session", "current_session", "make_scopes", "places_for", "video_frames"]
+__all__ = ["Session", "current_session", "make_scopes", "places_for", "trained_frames", "video_frames"]
 
 _UNET_SWITCH = 0.836
 """Flow time of equal signal-to-noise ratio to timestep 800 of VideoCrafter2's schedule."""
@@ -156,15 +158,46 @@ def places_for(
     return Places(partition(frames, clips), assign(clips, ranks), processes.clip_rank)
 
 
+def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) -> tuple[int | None, bool]:
+    """Frames the model was trained with, and whether that is known of this very model.
+
+    From the option, else from ``trained_frames`` in a ``hasten.json`` beside the model, else from its family.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if config.trained_frames is not None:
+        return config.trained_frames, True
+    folder = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
+    path = folder / "hasten.json"
+    if folder.name and path.is_file():
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8")).get("trained_frames")
+            if noted is not None:
+                return int(noted), True
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot read trained_frames ({error}); it is a number of latent frames"
+            ) from error
+    return mixing.trained_frames(pipe), False
+
+
 def make_scopes(
-    config: VideoInfinityConfig, mixing: FrameMixing, frames: int, places: Places
+    config: VideoInfinityConfig, mixing: FrameMixing, frames: int, places: Places, trained: int | None = None
 ) -> tuple[Scope, ...]:
     """What the frames of each clip attend to.
+
+    Args:
+        config: the technique's options.
+        mixing: the family.
+        frames: frames of the whole video.
+        places: where clips are.
+        trained: frames this very model was trained with; by default a frame then sees about as many.
 
     Raises:
         ConfigError: a halo is longer than a clip, or a chosen frame does not exist.
     """
-    halo, count = mixing.scope
+    halo, count = mixing.scope if trained is None else (trained // 4, trained - 2 * (trained // 4) - 1)
     halo = halo if config.halo is None else config.halo
     count = count if config.global_frames is None else config.global_frames
     if config.mode == "full":

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from clip_cases import run
+from clip_cases import build, run
 from clip_launch import run_cases
 
+from hasten.pipelines.adapters import find
+from hasten.pipelines.adapters._frames import FrameMixing, LayerKind
+from hasten.plugins.video_infinity.cost import attention_bytes, norm_bytes
+
 TOLERANCE = 1e-5
-SCOPE = {"halo": 2, "global_frames": 5, "bias": 2.0, "switch": 0.0}
+SCOPE: dict[str, Any] = {"halo": 2, "global_frames": 5, "bias": 2.0, "switch": 0.0, "exchange": "input"}
 DUAL = [
     ("wan", 7),
     ("text-to-video", 7),
@@ -95,16 +99,23 @@ def test_bad_input_is_refused_on_every_rank(
 
 
 def test_bytes_are_those_of_the_formulas(outcome: dict[str, list[tuple[Any, Any, Any]]]) -> None:
-    """Halos of h frames and padded shares of G, counted from the shapes of every layer."""
-    facts = outcome["wan dual"][0][1][0]["bytes"]
+    """Halos of ``h`` frames and shares of ``G``, counted from the shapes of every layer."""
     batch, channels, tokens, layers, size = 1, 32, 4 * 6, 2, 4
-    # Four of the seven frames are on rank 0, and with them three of the five global ones (0, 2, 3 of 0, 2, 3, 4, 6).
-    frame = batch * tokens * channels * size
-    expected = layers * (SCOPE["halo"] + 3) * frame
-    assert facts == {"attention": [expected, expected]}
+    # Rank 0 holds frames 0 to 3, and with them 0, 2 and 3 of the global frames 0, 2, 3, 4, 6.
+    each = attention_bytes(batch * tokens * channels * size, SCOPE["halo"], (3, 2), 1)
+    for rank in outcome["wan dual"]:
+        assert rank[1][0]["bytes"] == {"attention": [layers * each, layers * each]}
     unet = outcome["text-to-video dual"][0][1][0]["bytes"]
     assert set(unet) == {"norm", "conv", "temporal attention"}
-    assert unet["norm"][0] % (2 * 4 * 3 * 4) == 0  # both branches, four groups, three numbers each
+    norms = len([n for n in layers_of("text-to-video") if n is LayerKind.NORM])
+    assert unet["norm"] == [norms * norm_bytes(2, 4, 2)] * 2
+
+
+def layers_of(family: str) -> list[LayerKind]:
+    pipe = build(family)
+    mixing = find(pipe).capability(FrameMixing)
+    assert mixing is not None
+    return [layer.kind for layer in mixing.layers(pipe.unet)]
 
 
 def test_four_processes_and_one(tmp_path: Path) -> None:
