@@ -39,6 +39,7 @@ BUILT_IN = (
     "hasten.pipelines.adapters",
     "hasten.plugins.bottleneck.plugin",
     "hasten.plugins.rettention.plugin",
+    "hasten.plugins.video_infinity.plugin",
     "hasten.eval.builtin",
     "hasten.eval.commands",
     "hasten.eval.bench.commands",
