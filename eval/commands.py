@@ -45,8 +45,6 @@ def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], N
 
 @hookimpl
 def hasten_register_commands(app: typer.Typer) -> None:
-    """Add ``demo``, ``compare``, ``eval`` and ``bench``."""
+    """Add ``demo``, ``compare`` and ``eval``."""
     for module in ("demo", "compare", "folders"):
         import_module(f"hasten.eval.compare.commands.{module}").register(app)
-    import_module("hasten.eval.bench.evaluation")
-    app.add_typer(import_module("hasten.eval.bench").app, name="bench")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hasten._errors import ConfigError, suggestion
+from hasten.eval.bench.show import show
 
 if TYPE_CHECKING:
     from hasten.eval.bench.measured import Measured, Problem
@@ -67,7 +67,6 @@ def _command(
 ) -> None:
     import torch
 
-    from hasten._machine import describe_machine
     from hasten.eval.bench.measured import measure
 
     if threads is not None:
@@ -79,11 +78,9 @@ def _command(
         for ratio in keep_ratio or [0.0625]
     ]
     found = [measure(problem, rounds) for problem in problems]
-    machine = describe_machine()
-    if as_json:
-        typer.echo(json.dumps({"machine": machine, "results": [one.to_dict() for one in found]}, indent=2))
-    else:
-        _print(found, machine)
+    title = "attention of one layer"
+    notes = list({one.problem.name: one.describe() for one in found}.values())
+    show(title, [one.to_dict() if as_json else _row(one) for one in found], notes, as_json=as_json)
 
 
 def _problem(
@@ -130,28 +127,16 @@ def _problem(
     )
 
 
-def _print(found: list[Measured], machine: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="attention of one layer", caption=", ".join(f"{k} {v}" for k, v in machine.items()))
-    for column in ("shape", "mask", "kept", "kernel", "dense ms", "sparse ms", "dense / sparse", "error"):
-        table.add_column(
-            column, justify="left" if column in ("shape", "mask", "kernel") else "right", no_wrap=True
-        )
-    for one in found:
-        ratio, problem = one.ratio, one.problem
-        table.add_row(
-            problem.name,
-            f"{problem.config.mask} {problem.config.keep_ratio}",
-            f"{one.density:.2%}",
-            one.kernel,
-            f"{one.dense_ms:.1f}",
-            f"{one.sparse_ms:.1f}",
-            f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]",
-            f"{max(one.error, one.lse_error):.0e}",
-        )
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for one in {one.problem.name: one for one in found}.values():
-        console.print(one.describe(), highlight=False)
+def _row(one: Measured) -> dict[str, Any]:
+    """A line of the table."""
+    ratio, problem = one.ratio, one.problem
+    return {
+        "shape": problem.name,
+        "mask": f"{problem.config.mask} {problem.config.keep_ratio}",
+        "kept": f"{one.density:.2%}",
+        "kernel": one.kernel,
+        "dense ms": f"{one.dense_ms:.1f}",
+        "sparse ms": f"{one.sparse_ms:.1f}",
+        "dense / sparse": f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]",
+        "error": f"{max(one.error, one.lse_error):.0e}",
+    }

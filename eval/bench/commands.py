@@ -10,13 +10,15 @@ from hasten._hookspecs import hookimpl
 
 __all__ = ["hasten_register_commands"]
 
-_MODULES = ("hasten.eval.bench.attention",)
+_MODULES = ("hasten.eval.bench.attention", "hasten.eval.bench.evaluation")
 
 
 @hookimpl
 def hasten_register_commands(app: typer.Typer) -> None:
     """Add the group with all of its benchmarks."""
-    group = typer.Typer(help="Measure a part of hasten next to the plain way.", no_args_is_help=True)
+    group = typer.Typer(
+        help="Time parts of hasten on this machine, each beside its plain alternative.", no_args_is_help=True
+    )
     for module in _MODULES:
         import_module(module).register(group)
     app.add_typer(group, name="bench")

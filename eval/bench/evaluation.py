@@ -12,12 +12,12 @@ import numpy as np
 import typer
 
 from hasten._cli import _options as common
-from hasten.eval.bench.group import app, show
+from hasten.eval.bench.show import show
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["time_fid", "time_images"]
+__all__ = ["register", "time_fid", "time_images"]
 
 _FID_HELP = """Time the Frechet distance of features: statistics, distance, and apart from them the interval.
 
@@ -35,7 +35,12 @@ _IMAGES_HELP = """Time the decoding of pictures in this process and in worker pr
 """
 
 
-@app.command("fid", help=_FID_HELP)
+def register(group: typer.Typer) -> None:
+    """Add the commands to ``group``."""
+    group.command("fid", help=_FID_HELP)(_fid)
+    group.command("images", help=_IMAGES_HELP)(_images)
+
+
 def _fid(
     features: Annotated[int, typer.Option(min=4, help="Feature vectors of each of the two sets.")] = 10_000,
     dimensions: Annotated[int, typer.Option(min=1, help="Length of a vector; Inception's is 2048.")] = 2048,
@@ -53,7 +58,6 @@ def _fid(
     )
 
 
-@app.command("images", help=_IMAGES_HELP)
 def _images(
     pictures: Annotated[int, typer.Option(min=2, help="PNG files to decode.")] = 256,
     side: Annotated[int, typer.Option(min=1, help="Their side in pixels.")] = 512,

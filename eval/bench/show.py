@@ -1,4 +1,4 @@
-"""The command group; every benchmark is a sub-command, and plugins add theirs with ``app.command``."""
+"""What a benchmark prints."""
 
 from __future__ import annotations
 
@@ -12,18 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["app", "show"]
-
-app = typer.Typer(
-    help="Time parts of hasten on this machine, each beside its plain alternative.",
-    rich_markup_mode="rich",
-    no_args_is_help=True,
-)
-
-
-@app.callback()
-def _main() -> None:
-    """Time parts of hasten on this machine, each beside its plain alternative."""
+__all__ = ["show"]
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), *, as_json: bool) -> None:
