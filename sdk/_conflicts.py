@@ -10,7 +10,9 @@ from hasten._errors import ConflictError, PluginError, suggestion
 
 __all__ = ["TESTED", "check_claims", "untested_pairs"]
 
-TESTED: dict[frozenset[str], str] = {}
+TESTED: dict[frozenset[str], str] = {
+    frozenset({"bottleneck", "rettention"}): "tests/plugins/rettention/test_composition.py",
+}
 """Pairs of techniques with a recorded combination test, and the test's name."""
 
 Owned = tuple[str, Sequence[Claim]]
