@@ -12,14 +12,24 @@ from importlib import import_module
 from typing import Any
 
 from hasten._hookspecs import hookimpl
-from hasten.pipelines.adapters._base import Adapter, Guidance, LatentLayout, LatentSize, Prediction
+from hasten.pipelines.adapters._base import (
+    Adapter,
+    Guidance,
+    LatentLayout,
+    LatentSize,
+    Moments,
+    Prediction,
+    ScaleSchedule,
+)
 
 __all__ = [
     "Adapter",
     "Guidance",
     "LatentLayout",
     "LatentSize",
+    "Moments",
     "Prediction",
+    "ScaleSchedule",
     "families",
     "find",
     "hasten_register_adapters",
@@ -43,6 +53,7 @@ _FAMILIES = (
     "stable_diffusion",
     "stable_diffusion_3",
     "stable_diffusion_xl",
+    "var",
     "wan",
     "z_image",
 )

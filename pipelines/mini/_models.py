@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten._load import pipeline_class
 from hasten.pipelines.mini.scenes import Split, sample_scene
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "load_folder", "names", "path", "prompts", "recommended_call"]
 
 _PREFIX = "mini/"
-_MODELS = ("t2i-dit",)
+_MODELS = ("t2i-dit", "var")
 _WEIGHTS = Path(__file__).with_name("weights")
 _PROMPT_STREAM = 2**41
 """Prompts come from streams of scenes that no training run draws from."""
@@ -62,12 +63,11 @@ def load(name: str, **options: Any) -> DiffusionPipeline:
 def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
     """Load an exported pipeline, leaving out the components that its ``hasten.json`` says it has not."""
     import torch
-    from diffusers import DiffusionPipeline
 
     if "torch_dtype" not in options:
         options.setdefault("dtype", torch.float32)
     absent = dict.fromkeys(_settings(folder).get("absent", ()))
-    pipe: DiffusionPipeline = DiffusionPipeline.from_pretrained(
+    pipe: DiffusionPipeline = pipeline_class(folder).from_pretrained(
         folder, local_files_only=True, **absent | options
     )
     return pipe

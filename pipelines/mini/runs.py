@@ -12,7 +12,16 @@ import torch
 from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.mini.training import Recipe, train
 
-__all__ = ["RUNS", "Entry", "load_autoencoder", "load_text_tower", "load_trained", "recipe", "run"]
+__all__ = [
+    "RUNS",
+    "Entry",
+    "load_autoencoder",
+    "load_bundled",
+    "load_text_tower",
+    "load_trained",
+    "recipe",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,18 @@ RUNS: dict[str, Entry] = {
     "text-image": Entry("contrastive"),
     "judge": Entry("judge", ("autoencoder",)),
     "t2i-dit": Entry("t2i_dit", ("autoencoder", "text-image")),
+    "var-tokenizer": Entry("var_tokenizer", ("autoencoder",)),
+    "var": Entry("var", ("text-image", "var-tokenizer")),
 }
 """Every model by name."""
 
-_BUNDLED = Path(__file__).with_name("weights") / "t2i-dit"
+_WEIGHTS = Path(__file__).with_name("weights")
+_BUNDLED = {
+    "autoencoder": "t2i-dit/vae",
+    "text-image": "t2i-dit/text_encoder",
+    "var-tokenizer": "var/vae",
+}
+"""Part -> its folder among the packaged weights."""
 
 
 def run(
@@ -104,7 +121,13 @@ def recipe(
 
 def _bundled(part: str) -> Path:
     """Where the packaged weights of a part lie, whether or not there are any."""
-    return _BUNDLED / {"autoencoder": "vae", "text-image": "text_encoder"}.get(part, part)
+    return _WEIGHTS / _BUNDLED.get(part, part)
+
+
+def load_bundled(part: str, cls: Any) -> Any:
+    """The packaged part as ``cls``, in single precision, frozen."""
+    model = cls.from_pretrained(_bundled(part), torch_dtype=torch.float32)
+    return model.eval().requires_grad_(False)
 
 
 def load_trained(name: str, root: Path, model: Any) -> Any:
@@ -125,8 +148,7 @@ def load_autoencoder(root: Path) -> Any:
     if not (root / "autoencoder").is_dir():
         from diffusers import AutoencoderKL
 
-        model = AutoencoderKL.from_pretrained(_bundled("autoencoder"), torch_dtype=torch.float32)
-        return model.eval().requires_grad_(False)
+        return load_bundled("autoencoder", AutoencoderKL)
     from hasten.pipelines.mini.autoencoder import build_autoencoder, calibrate
 
     model = load_trained("autoencoder", root, build_autoencoder())
