@@ -21,7 +21,7 @@ from hasten._run import Run, RunCall
 from hasten._seams import SeamTable, submodule
 from hasten._subclass import stock_class
 from hasten._target import Target
-from hasten.pipelines.adapters._base import Guidance, LatentLayout
+from hasten.pipelines.adapters._base import Guidance, Moments
 
 __all__ = ["Attachment"]
 
@@ -56,7 +56,7 @@ class Attachment:
         with self._session() as recorder:
 
             def once(call: RunCall) -> Any:
-                call = self._rewrite_prompt(table, call)
+                call = _with_cache(table, self._rewrite_prompt(table, call))
                 with self._installed(table, call, recorder):
                     return stock(pipe, **call.arguments)
 
@@ -80,6 +80,7 @@ class Attachment:
                 f"call the pipeline, or remove it first with accel.remove(...)"
             )
         call = RunCall(self.target.pipe, self.target, self.target.call_arguments(**arguments))
+        call = _with_cache(table, call)
         with self._session() as recorder, self._installed(table, call, recorder) as run:
             yield run
 
@@ -100,7 +101,7 @@ class Attachment:
     @contextmanager
     def _installed(self, table: SeamTable, call: RunCall, recorder: Recorder) -> Iterator[Run]:
         """The seams of one run, installed on entry, and removed on exit where they are still ours."""
-        layout = self.target.adapter.capability(LatentLayout)  # type: ignore[type-abstract]
+        layout: Moments | None = self.target.adapter.capability(Moments)  # type: ignore[type-abstract]
         with ExitStack() as stack:
             stack.enter_context(_swapped_scheduler(table, call))
             run = Run(call, _make_clock(layout, call), recorder)
@@ -194,7 +195,14 @@ def _before(outer: Forward, inner: Forward | None) -> Forward:
     return lambda module, args, kwargs: outer(lambda *a, **k: inner(module, a, k), args, kwargs)
 
 
-def _make_clock(layout: LatentLayout | None, call: RunCall) -> Clock:
+def _with_cache(table: SeamTable, call: RunCall) -> RunCall:
+    """The call with the techniques' key-value cache."""
+    for _, factory in table.cache.items:
+        call = call.replace_arguments({"kv_cache": factory(call.arguments.get("kv_cache"), call)})
+    return call
+
+
+def _make_clock(layout: Moments | None, call: RunCall) -> Clock:
     guidance = Guidance.EMBEDDED if layout is None else layout.guidance
     doubled = bool(getattr(call.pipe, "do_classifier_free_guidance", False))
     return Clock(guidance, expected_batch(call.arguments), doubled)

@@ -90,6 +90,6 @@ def expected_batch(arguments: Mapping[str, Any]) -> int | None:
         sized = next((value for value in named if value is not None), None)
         if sized is None:
             return None
-        count = len(sized)
+        count = len(sized) if hasattr(sized, "__len__") else 1
     copies = arguments.get("num_images_per_prompt") or arguments.get("num_videos_per_prompt") or 1
     return count * int(copies)

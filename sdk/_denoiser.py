@@ -18,7 +18,7 @@ from hasten._recorder import Row, Stopwatch
 from hasten._run import Run
 
 if TYPE_CHECKING:
-    from hasten.pipelines.adapters._base import LatentLayout
+    from hasten.pipelines.adapters._base import Moments
 
 __all__ = ["DenoiserCall", "DenoiserHandler", "DenoiserSeam", "unwrapped"]
 
@@ -86,7 +86,7 @@ class DenoiserSeam:
         name: str,
         module: nn.Module,
         run: Run,
-        layout: LatentLayout,
+        layout: Moments,
         handlers: Sequence[tuple[str, DenoiserHandler]],
         watch: Watch | None,
         around: Callable[[DenoiserCall], AbstractContextManager[Any]] = nullcontext,

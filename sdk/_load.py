@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 from hasten._errors import UnsupportedError
 
-__all__ = ["load"]
+__all__ = ["load", "pipeline_class"]
 
 _MINI = "mini/"
+_OWN = {
+    "VARPipeline": "hasten.pipelines.var.pipeline",
+    "InfinityPipeline": "hasten.pipelines.infinity.pipeline",
+}
+"""Pipelines that diffusers does not have, by class name."""
 
 
 def load(name_or_path: str | Path, **options: Any) -> Any:
@@ -37,7 +43,7 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
             raise UnsupportedError(
                 f"folder {name!r} holds no {DiffusionPipeline.config_name}: it is no saved pipeline"
             )
-        return DiffusionPipeline.from_pretrained(name, **(_absent_components(Path(name)) | options))
+        return pipeline_class(Path(name)).from_pretrained(name, **(_absent_components(Path(name)) | options))
     if isinstance(name_or_path, Path) or name.count("/") != 1:
         raise UnsupportedError(
             f"{name!r} is no folder here, no bundled miniature ({_MINI}...) and no hub id (owner/name); "
@@ -50,6 +56,14 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
             f"{name!r} is no local folder and could not be fetched from the hub: {error}. Without a network, give the "
             f"folder of a downloaded pipeline, or try a bundled miniature ({_MINI}...)."
         ) from error
+
+
+def pipeline_class(folder: Path) -> Any:
+    """Whose ``from_pretrained`` loads a saved pipeline: one of ours, or the one of diffusers that finds its class."""
+    from diffusers import DiffusionPipeline
+
+    name = json.loads((folder / DiffusionPipeline.config_name).read_text("utf-8")).get("_class_name")
+    return getattr(importlib.import_module(_OWN[name]), name) if name in _OWN else DiffusionPipeline
 
 
 def _absent_components(folder: Path) -> dict[str, None]:

@@ -38,6 +38,7 @@ BLOCK_VARIABLE = "HASTEN_BLOCK_PLUGINS"
 BUILT_IN = (
     "hasten.pipelines.adapters",
     "hasten.plugins.bottleneck.plugin",
+    "hasten.plugins.hack.plugin",
     "hasten.plugins.rettention.plugin",
     "hasten.plugins.video_infinity.plugin",
     "hasten.eval.builtin",

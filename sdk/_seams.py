@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionEntry",
+    "CacheFactory",
     "ModuleEntry",
     "ModuleHandler",
     "PromptHandler",
@@ -28,6 +29,7 @@ __all__ = [
 
 RunHandler = Callable[[RunCall, Callable[[RunCall], Any]], Any]
 SchedulerFactory = Callable[[Any, RunCall], Any]
+CacheFactory = Callable[[Any, RunCall], Any]
 PromptHandler = Callable[[tuple[str, ...], RunCall], Sequence[str] | None]
 
 ModuleHandler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -83,6 +85,7 @@ class SeamTable:
     modules: Chain[ModuleEntry] = field(init=False)
     scheduler: Chain[SchedulerFactory] = field(init=False)
     prompt: Chain[PromptHandler] = field(init=False)
+    cache: Chain[CacheFactory] = field(init=False)
 
     def __post_init__(self) -> None:
         for kind in self.kinds():
@@ -91,7 +94,7 @@ class SeamTable:
     @staticmethod
     def kinds() -> tuple[str, ...]:
         """Names of the seams, from the outside in."""
-        return ("run", "prompt", "scheduler", "denoiser", "modules", "attention")
+        return ("run", "prompt", "scheduler", "cache", "denoiser", "modules", "attention")
 
     def remove(self, owner: str) -> None:
         """Drop everything ``owner`` registered."""
@@ -151,9 +154,9 @@ class Seams:
         """Put ``handler(call, proceed) -> output`` around every forward of every denoiser.
 
         Raises:
-            UnsupportedError: the family has no latent layout, which the run clock needs.
+            UnsupportedError: the family has neither latent layout nor scale schedule, which the run clock needs.
         """
-        _ = self._target.layout
+        _ = self._target.moments
         self._table.denoiser = self._table.denoiser.plus(self.owner, handler)
 
     def attention(self, handler: AttentionHandler, layers: Iterable[str] | None = None) -> None:
@@ -192,6 +195,19 @@ class Seams:
     def scheduler(self, factory: SchedulerFactory) -> None:
         """Swap the pipeline's scheduler for ``factory(scheduler, call)`` during every run."""
         self._table.scheduler = self._table.scheduler.plus(self.owner, factory)
+
+    def cache(self, factory: CacheFactory) -> None:
+        """Give every run ``factory(cache, call)`` as its key-value cache; ``cache`` is what the call would "
+        "use, ``None``
+        for the pipeline's own.
+
+        Raises:
+            UnsupportedError: the family does not generate scale by scale.
+        """
+        from hasten.pipelines.adapters._base import ScaleSchedule
+
+        self._target.capability(ScaleSchedule)  # type: ignore[type-abstract]
+        self._table.cache = self._table.cache.plus(self.owner, factory)
 
     def prompt(self, handler: PromptHandler) -> None:
         """See, and optionally replace, the text before it is encoded: ``handler(texts, call) -> texts or None``.

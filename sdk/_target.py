@@ -13,7 +13,7 @@ from hasten._plugins import host
 if TYPE_CHECKING:
     from torch import nn
 
-    from hasten.pipelines.adapters._base import Adapter, LatentLayout
+    from hasten.pipelines.adapters._base import Adapter, LatentLayout, Moments
 
 __all__ = ["Target"]
 
@@ -55,8 +55,10 @@ class Target:
         """
         found = self.adapter.capability(kind)
         if found is None:
+            reason = getattr(kind, "without", "")
             raise UnsupportedError(
-                f"{self.name}: the adapter of family {self.adapter.family!r} has no {kind.__name__}, which is needed "
+                f"{self.name}: {reason + '. The' if reason else 'the'} adapter of family "
+                f"{self.adapter.family!r} has no {kind.__name__}, which is needed "
                 f"here. Write a subclass of {kind.__module__}.{kind.__qualname__} and add an instance of it to "
                 f"the adapter's capabilities."
             )
@@ -72,6 +74,18 @@ class Target:
         from hasten.pipelines.adapters._base import LatentLayout
 
         return self.capability(LatentLayout)  # type: ignore[type-abstract]
+
+    @property
+    def moments(self) -> Moments:
+        """What the run clock reads: the family's latent layout, or its scale schedule.
+
+        Raises:
+            UnsupportedError: the adapter has neither.
+        """
+        from hasten.pipelines.adapters._base import LatentLayout, ScaleSchedule
+
+        found = self.adapter.capability(ScaleSchedule)  # type: ignore[type-abstract]
+        return found or self.capability(LatentLayout)  # type: ignore[type-abstract]
 
     def call_arguments(self, **given: Any) -> dict[str, Any]:
         """Arguments of a pipeline call by name, the pipeline's defaults filled in.

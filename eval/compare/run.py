@@ -162,7 +162,8 @@ def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str,
     measured = request.measured_arms()
     pace = warm_up(pipe, measured, request.job)
     fewer = {**equal_time_steps(request.steps, pace), **request.fewer_steps}
-    arms = [*measured, *control_arms(request.steps, fewer, request.controls)]
+    controls = [name for name in request.controls if name != FEWER_STEPS or _steps_are_free(pipe)]
+    arms = [*measured, *control_arms(request.steps, fewer, controls)]
     own_work = [arm for arm in arms if arm.name not in (REPEAT, OTHER_SEED)]
     return {
         "schema": 1,
@@ -173,6 +174,14 @@ def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str,
         "profiles": {arm.name: profile(pipe, arm, request.job) for arm in own_work},
         "about": dict(about),
     }
+
+
+def _steps_are_free(pipe: Any) -> bool:
+    """Whether the number of steps can be chosen: a pipeline that generates scale by scale has one for each."""
+    from hasten._target import Target
+    from hasten.pipelines.adapters._base import ScaleSchedule
+
+    return Target.of(pipe).adapter.capability(ScaleSchedule) is None  # type: ignore[type-abstract]
 
 
 def _arm_to_dict(arm: Arm) -> dict[str, Any]:

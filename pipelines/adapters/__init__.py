@@ -12,7 +12,15 @@ from importlib import import_module
 from typing import Any
 
 from hasten._hookspecs import hookimpl
-from hasten.pipelines.adapters._base import Adapter, Guidance, LatentLayout, LatentSize, Prediction
+from hasten.pipelines.adapters._base import (
+    Adapter,
+    Guidance,
+    LatentLayout,
+    LatentSize,
+    Moments,
+    Prediction,
+    ScaleSchedule,
+)
 from hasten.pipelines.adapters._frames import FrameMixing
 
 __all__ = [
@@ -21,7 +29,9 @@ __all__ = [
     "Guidance",
     "LatentLayout",
     "LatentSize",
+    "Moments",
     "Prediction",
+    "ScaleSchedule",
     "families",
     "find",
     "hasten_register_adapters",
@@ -47,6 +57,7 @@ _FAMILIES = (
     "stable_diffusion_3",
     "stable_diffusion_xl",
     "text_to_video",
+    "var",
     "wan",
     "z_image",
 )

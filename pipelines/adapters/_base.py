@@ -46,7 +46,41 @@ class LatentSize:
     frames: int | None = None
 
 
-class LatentLayout(ABC):
+class Moments(ABC):
+    """Where in a run a forward of the denoiser is: what the run clock reads. Both subclasses are capabilities."""
+
+    guidance: Guidance = Guidance.BATCHED
+    without: str = ""
+    """What it means that a pipeline lacks this capability, for messages."""
+
+    @abstractmethod
+    def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+        """How far the run is, falling from forward to forward."""
+
+    @abstractmethod
+    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+        """Latent extent of this forward."""
+
+
+class ScaleSchedule(Moments):
+    """Generation scale by scale, each scale one forward that reads the keys and values of the scales before it.
+
+    The pipeline's call takes a ``kv_cache``, and its transformer a ``cache``, a
+    :class:`hasten.pipelines.var.cache.KVCache`.
+    """
+
+    without = "it does not generate scale by scale with a cache of keys and values"
+
+    @abstractmethod
+    def scales(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+        """Token grids (rows, columns) of a pipeline call with these arguments, coarse to fine."""
+
+    @abstractmethod
+    def scale(self, kwargs: Mapping[str, Any]) -> int:
+        """Index of the scale of this forward."""
+
+
+class LatentLayout(Moments):
     """Latents of one family: packing, positions, noise level and prediction kind.
 
     All methods are pure. ``kwargs`` are the arguments of one denoiser forward, bound to their names;
@@ -55,7 +89,7 @@ class LatentLayout(ABC):
 
     multiple: int = 2
     """Latent height and width must be multiples of this many latent pixels."""
-    guidance: Guidance = Guidance.BATCHED
+    without = "it does not denoise one latent step by step"
 
     @abstractmethod
     def prediction(self, pipe: Any) -> Prediction:

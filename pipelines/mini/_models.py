@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten._load import pipeline_class
 from hasten.pipelines.mini.moving import MovingScene, sample_moving_scene
 from hasten.pipelines.mini.scenes import Scene, Split, sample_scene
 
@@ -21,6 +22,7 @@ _MODELS: dict[str, Callable[[int, int, Split], Scene | MovingScene]] = {
     "t2i-dit": sample_scene,
     "t2i-dit-1024": sample_scene,
     "t2v-dit": sample_moving_scene,
+    "var": sample_scene,
 }
 """Model -> the sampler of the data set it was trained on."""
 _WEIGHTS = Path(__file__).with_name("weights")
@@ -67,12 +69,11 @@ def load(name: str, **options: Any) -> DiffusionPipeline:
 def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
     """Load an exported pipeline, leaving out the components that its ``hasten.json`` says it has not."""
     import torch
-    from diffusers import DiffusionPipeline
 
     if "torch_dtype" not in options:
         options.setdefault("dtype", torch.float32)
     absent = dict.fromkeys(_settings(folder).get("absent", ()))
-    pipe: DiffusionPipeline = DiffusionPipeline.from_pretrained(
+    pipe: DiffusionPipeline = pipeline_class(folder).from_pretrained(
         folder, local_files_only=True, **absent | options
     )
     return pipe

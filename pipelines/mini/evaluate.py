@@ -15,7 +15,7 @@ from hasten.pipelines.mini.scoring import AttributeScores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["BARS", "Row", "Scorer", "evaluate", "generate"]
+__all__ = ["BARS", "Row", "Scorer", "evaluate", "generate", "judge_rows"]
 
 BARS: dict[tuple[Split, bool], float] = {
     ("train", True): 0.9,
@@ -93,29 +93,42 @@ def evaluate(
         seed: of prompts and noise.
         progress: called with the number of pictures made.
     """
-    from hasten.eval.statistics.proportions import ratio_of_sums
-
-    rows = []
+    rows: list[Row] = []
     for full in (True, False):
         pixels = call["height"] if full else call["height"] // 2
         for split in ("train", "held_out"):
             captions = prompts(count, seed, split)
             sized = {**call, "height": pixels, "width": pixels}
             images = generate(pipe, captions, sized, seed=seed, progress=progress)
-            for name, scorer in scorers.items():
-                scores = scorer.score(images, captions)
-                estimate = ratio_of_sums(scores.right, scores.asked)
-                rows.append(
-                    Row(
-                        split=split,
-                        pixels=pixels,
-                        judge=name,
-                        right=estimate.value,
-                        low=estimate.low,
-                        high=estimate.high,
-                        prompts=count,
-                        bar=bars.get((split, full)),
-                        by_attribute=scores.by_attribute(),
-                    )
-                )
+            rows += judge_rows(images, captions, scorers, split, bars.get((split, full)))
+    return rows
+
+
+def judge_rows(
+    images: Sequence[Image],
+    captions: Sequence[str],
+    scorers: Mapping[str, Scorer],
+    split: str,
+    bar: float | None,
+) -> list[Row]:
+    """One row for each judge: the share of the attributes asked for that it finds in the pictures."""
+    from hasten.eval.statistics.proportions import ratio_of_sums
+
+    rows = []
+    for name, scorer in scorers.items():
+        scores = scorer.score(images, captions)
+        estimate = ratio_of_sums(scores.right, scores.asked)
+        rows.append(
+            Row(
+                split=split,
+                pixels=images[0].height,
+                judge=name,
+                right=estimate.value,
+                low=estimate.low,
+                high=estimate.high,
+                prompts=len(captions),
+                bar=bar,
+                by_attribute=scores.by_attribute(),
+            )
+        )
     return rows

@@ -18,6 +18,7 @@ __all__ = [
     "RUNS",
     "Entry",
     "load_autoencoder",
+    "load_bundled",
     "load_text_tower",
     "load_trained",
     "load_video_autoencoder",
@@ -49,10 +50,20 @@ RUNS: dict[str, Entry] = {
     "t2i-dit-1024": Entry("t2i_dit_1024", ("autoencoder", "text-image", "t2i-dit"), begins_with="t2i-dit"),
     "video-autoencoder": Entry("video_autoencoder"),
     "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),
+    "var-tokenizer": Entry("var_tokenizer", ("autoencoder",)),
+    "var": Entry("var", ("text-image", "var-tokenizer")),
 }
 """Every model by name."""
 
-_BUNDLED = Path(__file__).with_name("weights")
+_WEIGHTS = Path(__file__).with_name("weights")
+_BUNDLED = {
+    "autoencoder": "t2i-dit/vae",
+    "text-image": "t2i-dit/text_encoder",
+    "t2i-dit": "t2i-dit/transformer",
+    "video-autoencoder": "t2v-dit/vae",
+    "var-tokenizer": "var/vae",
+}
+"""Part -> its folder among the packaged weights."""
 
 
 def run(
@@ -132,13 +143,13 @@ def recipe(
 
 def _bundled(part: str) -> Path:
     """Where the packaged weights of a part lie, whether or not there are any."""
-    folders = {
-        "autoencoder": "t2i-dit/vae",
-        "text-image": "t2i-dit/text_encoder",
-        "t2i-dit": "t2i-dit/transformer",
-        "video-autoencoder": "t2v-dit/vae",
-    }
-    return _BUNDLED / folders.get(part, part)
+    return _WEIGHTS / _BUNDLED.get(part, part)
+
+
+def load_bundled(part: str, cls: Any) -> Any:
+    """The packaged part as ``cls``, in single precision, frozen."""
+    model = cls.from_pretrained(_bundled(part), torch_dtype=torch.float32)
+    return model.eval().requires_grad_(False)
 
 
 def load_trained(name: str, root: Path, model: Any) -> Any:
@@ -156,8 +167,7 @@ def load_autoencoder(root: Path) -> Any:
     if not (root / "autoencoder").is_dir():
         from diffusers import AutoencoderKL
 
-        model = AutoencoderKL.from_pretrained(_bundled("autoencoder"), torch_dtype=torch.float32)
-        return model.eval().requires_grad_(False)
+        return load_bundled("autoencoder", AutoencoderKL)
     from hasten.pipelines.mini.autoencoder import build_autoencoder, calibrate
 
     model = load_trained("autoencoder", root, build_autoencoder())
@@ -170,8 +180,7 @@ def load_video_autoencoder(root: Path) -> Any:
     if not (root / "video-autoencoder").is_dir():
         from diffusers import AutoencoderKLWan
 
-        model = AutoencoderKLWan.from_pretrained(_bundled("video-autoencoder"), torch_dtype=torch.float32)
-        return model.eval().requires_grad_(False)
+        return load_bundled("video-autoencoder", AutoencoderKLWan)
     from hasten.pipelines.mini.video_autoencoder import build_video_autoencoder, calibrate
 
     model = load_trained("video-autoencoder", root, build_video_autoencoder())

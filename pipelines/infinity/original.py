@@ -1,0 +1,204 @@
+"""The published Infinity checkpoints: files, names of weights, and what their shapes say about the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._errors import ConfigError
+from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
+from hasten.pipelines.var.checkpoints import fetch, load_exactly, read_state, require
+from hasten.pipelines.var.original import check_pair, level_widths, map_block, split_three
+from hasten.pipelines.var.scheduler import NextScaleScheduler
+from hasten.pipelines.var.transformer import NextScaleTransformer
+from hasten.schedules.scales import infinity_schedule
+
+__all__ = ["VARIANTS", "Variant", "load_infinity", "map_tokenizer", "map_transformer"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Files and defaults of one published model.
+
+    Args:
+        transformer: file or folder of the transformer.
+        tokenizer: file of the tokenizer; others do not fit, even where their shapes do.
+        resolution: key of :data:`hasten.schedules.scales.INFINITY_PREFIX` it was trained for.
+        patch: latent positions of one side of a token.
+        guidance_scale: recommended.
+        temperature: recommended.
+    """
+
+    transformer: str
+    tokenizer: str
+    resolution: str
+    patch: int = 1
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+
+
+VARIANTS = {
+    "2b": Variant("infinity_2b_reg.pth", "infinity_vae_d32reg.pth", "1M", temperature=0.5),
+    "8b": Variant("infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth", "1M", patch=2),
+    "8b-512": Variant("infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth", "0.25M", patch=2),
+    "125m": Variant("infinity_125M_256x256.pth", "infinity_vae_d16.pth", "0.06M"),
+}
+_TEXT = "google/flan-t5-xl"
+_LEVELS = 13
+
+
+def load_infinity(
+    cls: Any,
+    source: str | Path,
+    variant: str = "2b",
+    *,
+    text_encoder: Any = _TEXT,
+    tokenizer: Any = None,
+    dtype: torch.dtype | None = None,
+    **hub: Any,
+) -> Any:
+    """A pipeline made of published files.
+
+    Args:
+        cls: the pipeline's class.
+        source: a folder with the files, or the hub repository that has them (``"FoundationVision/Infinity"``).
+        variant: a key of :data:`VARIANTS`.
+        text_encoder: a T5 encoder, or the folder or hub repository of one; ``None`` leaves it out (pass
+            ``prompt_embeds`` then).
+        tokenizer: of the text encoder; from the same place unless given.
+        dtype: of all weights; as stored unless given.
+        **hub: options of ``hf_hub_download`` (``revision``, ``token``, ``cache_dir``).
+
+    Raises:
+        ConfigError: there is no such variant.
+        CheckpointError: a file is missing, is not what it should be, or the two do not belong together.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"there is no Infinity variant {variant!r}; there are {', '.join(VARIANTS)}")
+    files = VARIANTS[variant]
+    transformer = load_transformer(fetch(source, files.transformer, **hub), files.resolution)
+    vae = load_tokenizer(fetch(source, files.tokenizer, **hub), files.patch)
+    check_pair(transformer, vae.choices, 2 * vae.choices)
+    if dtype is not None:
+        transformer, vae = transformer.to(dtype), vae.to(dtype)
+    if isinstance(text_encoder, (str, Path)):
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        tokenizer = AutoTokenizer.from_pretrained(text_encoder) if tokenizer is None else tokenizer
+        text_encoder = T5EncoderModel.from_pretrained(text_encoder, dtype=dtype or "auto")
+    scheduler = NextScaleScheduler(
+        guidance="constant",
+        guidance_scale=files.guidance_scale,
+        top_k=900,
+        top_p=0.97,
+        temperature=files.temperature,
+    )
+    return cls(transformer, vae, scheduler, text_encoder, tokenizer, resolution=files.resolution)
+
+
+def load_transformer(path: Path, resolution: str = "1M") -> NextScaleTransformer:
+    """The transformer of a published file or folder, its configuration read off the shapes.
+
+    Raises:
+        CheckpointError: it is no Infinity checkpoint.
+    """
+    state = read_state(path)
+    if "trainer" in state:  # a checkpoint of the training code
+        state = state["trainer"]["gpt_fsdp"]
+    what = "an Infinity transformer"
+    query = require(state, "text_proj_for_sos.ca.mat_q", what)
+    blocks = {tuple(key.split(".")[1:4:2]) for key in state if key.startswith("block_chunks.")}
+    null = require(state, "cfg_uncond", what)
+    config = {
+        "num_layers": len(blocks),
+        "hidden_size": require(state, "word_embed.weight", what).shape[0],
+        "num_heads": require(state, "block_chunks.0.module.0.sa.scale_mul_1H11", what).numel(),
+        "token_dim": state["word_embed.weight"].shape[1],
+        "num_outputs": require(state, "head.weight", what).shape[0],
+        "schedule": infinity_schedule(1.0, resolution),
+        "num_levels": require(state, "lvl_embed.weight", what).shape[0],
+        "condition": "text",
+        "text_width": null.shape[1],
+        "text_tokens": null.shape[0],
+        "pool_heads": query.shape[1],
+        "shared_modulation": True,
+        "rotary": True,
+    }
+    with torch.device("meta"):
+        model = NextScaleTransformer(**config)
+    load_exactly(model, dict(map_transformer(state)), str(path))
+    return model.eval()
+
+
+def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors for a published Infinity state dict."""
+    renamed = {
+        "cfg_uncond": "null_text",
+        "pos_start": "start_pos",
+        "text_norm.weight": "text_norm",
+        "lvl_embed.weight": "level_embed.weight",
+        "text_proj_for_sos.ca.mat_q": "text_pool.query",
+        "text_proj_for_sos.ca.v_bias": "text_pool.to_v.bias",
+    }
+    prefixes = {
+        "word_embed.": "token_embed.",
+        "head_nm.ada_lin.1.": "head_norm.",
+        "head.": "proj_out.",
+        "shared_ada_lin.1.": "ada_shared.",
+        "text_proj_for_ca.": "text_proj.",
+        "text_proj_for_sos.ca.proj.": "text_pool.to_out.",
+    }
+    blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("block_chunks."):
+            _, chunk, _, number, rest = key.split(".", 4)
+            blocks.setdefault((int(chunk), int(number)), {})[rest] = value
+        elif key == "text_proj_for_sos.ca.mat_kv.weight":
+            for name, part in split_three(value, ("to_k", "to_v")):
+                yield f"text_pool.{name}", part
+        elif key != "text_proj_for_sos.ca.zero_k_bias":
+            prefix = next((p for p in prefixes if key.startswith(p)), None)
+            yield (
+                renamed.get(key, key if prefix is None else prefixes[prefix] + key.removeprefix(prefix)),
+                value,
+            )
+    for number, place in enumerate(sorted(blocks)):
+        for name, value in map_block(blocks[place], "sa."):
+            yield f"blocks.{number}.{name}", value
+
+
+def load_tokenizer(file: Path, patch: int = 1) -> BSQAutoencoder:
+    """The tokenizer of a published file.
+
+    Raises:
+        CheckpointError: it is no such tokenizer.
+    """
+    whole = read_state(file)
+    state = dict(map_tokenizer(whole.get("vae", whole)))
+    config = {
+        "block_out_channels": level_widths(state, "a bitwise tokenizer"),
+        "layers_per_block": len(
+            {key.split(".")[4] for key in state if key.startswith("encoder.down.0.block.")}
+        ),
+        "bits": require(state, "decoder.conv_in.weight", "a bitwise tokenizer").shape[1],
+        "token_patch": patch,
+    }
+    with torch.device("meta"):
+        model = BSQAutoencoder(**config)
+    load_exactly(model, state, str(file))
+    return model.eval()
+
+
+def map_tokenizer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors for a published tokenizer: its layers lie one level deeper (``.conv``, ``.norm``)."""
+    for key, value in state.items():
+        if key.startswith(("quantizer.", "quantize.")):
+            continue
+        parts = key.split(".")
+        wrapped = parts[-2] in ("conv", "norm") and (parts[-3] not in ("downsample", "upsample"))
+        yield ".".join([*parts[:-2], parts[-1]] if wrapped else parts), value

@@ -1,0 +1,219 @@
+"""InfinityPipeline: text to image by next-scale prediction of bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from hasten._errors import ConfigError
+from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
+from hasten.pipelines.var.base import NextScalePipeline, ScaleCallback, check_output_type, check_steps
+from hasten.pipelines.var.cache import KVCache
+from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
+from hasten.pipelines.var.text import encode_prompts
+from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
+from hasten.schedules.scales import (
+    INFINITY_PREFIX,
+    INFINITY_RATIOS,
+    Grid,
+    Schedule,
+    infinity_schedule,
+    nearest_ratio,
+)
+
+__all__ = ["InfinityPipeline", "choose_schedule"]
+
+
+def choose_schedule(height: int, width: int, patch: int = 16) -> tuple[Schedule, Grid]:
+    """The published schedule nearest to a size in pixels, and the finest grid of its aspect ratio.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        patch: pixels of one side of a token.
+    """
+    ratio = nearest_ratio(height, width)
+
+    def distance(resolution: str) -> float:
+        rows, columns = infinity_schedule(ratio, resolution)[-1]
+        area = rows * columns * patch**2 / (height * width)
+        return max(area, 1 / area)
+
+    return infinity_schedule(ratio, min(INFINITY_PREFIX, key=distance)), INFINITY_RATIOS[ratio][-1]
+
+
+class InfinityPipeline(NextScalePipeline):
+    """Bitwise visual autoregressive generation from text (Han et al. 2024, arXiv 2412.04431).
+
+    Args:
+        transformer: predicts the bits of a scale.
+        vae: the bitwise tokenizer.
+        scheduler: guidance and sampling.
+        text_encoder: a T5 encoder; may be ``None`` if every call passes ``prompt_embeds``.
+        tokenizer: of the text encoder.
+        resolution: resolution the model was made for, a key of ``INFINITY_PREFIX``; ``None`` for a model with a
+            schedule of
+            its own.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        transformer: NextScaleTransformer,
+        vae: BSQAutoencoder,
+        scheduler: NextScaleScheduler,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        resolution: str | None = "1M",
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self.register_to_config(resolution=resolution)
+
+    @classmethod
+    def from_original(cls, source: Any, variant: str = "2b", **options: Any) -> Self:
+        """The published checkpoints; see :func:`hasten.pipelines.infinity.original.load_infinity`."""
+        from hasten.pipelines.infinity.original import load_infinity
+
+        return load_infinity(cls, source, variant, **options)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        unguided_last_scales: int = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        generator: Generators = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_scale_end: ScaleCallback | None = None,
+        kv_cache: KVCache | None = None,
+    ) -> Any:
+        """Generate pictures.
+
+        Args:
+            prompt: one text or several.
+            negative_prompt: takes the place of the learned null text under guidance; one for all prompts, or one
+                for each.
+            height: pixels; the nearest published aspect ratio and resolution are used.
+            width: as ``height``.
+            num_images_per_prompt: pictures for each prompt.
+            num_inference_steps: the number of scales; it cannot be chosen.
+            guidance_scale: ``g`` in ``g cond + (1 - g) uncond``; 1 turns guidance off, a list has one entry per scale.
+            unguided_last_scales: so many scales at the end run without guidance, at half the rows.
+            top_k: see :class:`NextScaleScheduler`; without effect on bits.
+            top_p: a bit whose rarer value has a probability of at most ``1 - top_p`` takes the other one.
+            temperature: ``tau``; logits are divided by it.
+            generator: a torch generator, or a list with one per picture; with a list a batch equals single calls.
+            prompt_embeds: states of the text encoder (B, tokens, width), instead of ``prompt``.
+            prompt_mask: boolean (B, tokens), which of them count.
+            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``.
+            return_dict: an ``ImagePipelineOutput``, or a tuple.
+            callback_on_scale_end: ``callback(pipe, end)`` after every scale, see :class:`ScaleEnd`; a tensor it returns
+                replaces the latent. Setting ``pipe.interrupt = True`` stops.
+            kv_cache: holds keys and values; a new :class:`DenseKVCache` unless given.
+
+        Raises:
+            ConfigError: an argument does not fit the model; the message names it.
+        """
+        check_output_type(output_type)
+        schedule, last = self._schedule(height, width)
+        check_steps(num_inference_steps, len(schedule))
+        if (prompt is None) == (prompt_embeds is None):
+            raise ConfigError("give either prompt or prompt_embeds")
+        if prompt is not None:
+            text, mask = encode_prompts(self, prompt, self.transformer.config["text_tokens"])
+        else:
+            text, mask = self._embedded(prompt_embeds, prompt_mask)
+        text, mask = (part.repeat_interleave(num_images_per_prompt, 0) for part in (text, mask))
+        count = len(text)
+        settings = self._settings(
+            count, len(schedule), guidance_scale, unguided_last_scales, top_k, top_p, temperature, generator
+        )
+        known = Conditioning(schedule, text=text, text_mask=mask, last_grid=last)
+        if settings.guided:
+            self._add_unconditional(known, negative_prompt, num_images_per_prompt)
+        latent = self._generate(known, count, settings, kv_cache, callback_on_scale_end)
+        return self._finish(latent, output_type, return_dict)
+
+    def call_schedule(self, height: int | None = None, width: int | None = None) -> Schedule:
+        """Token grids of a call of this size.
+
+        Raises:
+            ConfigError: the model has one size only, and it is another.
+        """
+        return self._schedule(height, width)[0]
+
+    def _schedule(self, height: int | None, width: int | None) -> tuple[Schedule, Grid]:
+        own: Schedule = self.transformer.schedule
+        patch = self.vae.patch
+        side = tuple(sides * patch for sides in own[-1])
+        wanted = (height or width or side[0], width or height or side[1])
+        if self.config["resolution"] is not None:
+            return choose_schedule(*wanted, patch) if (height or width) else (own, INFINITY_RATIOS[1.0][-1])
+        if wanted != side:
+            raise ConfigError(
+                f"this model makes pictures of {side[0]}x{side[1]} pixels only, not {wanted[0]}x{wanted[1]}"
+            )
+        return own, own[-1]
+
+    def _embedded(self, embeds: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert embeds is not None
+        width = self.transformer.config["text_width"]
+        if embeds.ndim != 3 or embeds.shape[-1] != width or not embeds.shape[1]:
+            raise ConfigError(f"prompt_embeds are (batch, tokens, {width}), got {tuple(embeds.shape)}")
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        if mask.shape != embeds.shape[:2]:
+            raise ConfigError(f"prompt_mask is {tuple(mask.shape)}, prompt_embeds {tuple(embeds.shape[:2])}")
+        if embeds.shape[1] > self.transformer.config["text_tokens"]:
+            raise ConfigError(
+                f"prompt_embeds have {embeds.shape[1]} tokens, the model takes {self.transformer.config['text_tokens']}"
+            )
+        return embeds.to(self._execution_device), mask.to(self._execution_device)
+
+    def _add_unconditional(self, known: Conditioning, negative: Any, copies: int) -> None:
+        """Append the rows of the unconditional half: null text as long as each prompt, or the negative prompt."""
+        assert known.text is not None
+        assert known.text_mask is not None
+        count = len(known.text)
+        if negative is None:
+            known.unconditional = torch.arange(2 * count, device=known.text.device) >= count
+            known.text = torch.cat([known.text, known.text])
+            known.text_mask = torch.cat([known.text_mask, known.text_mask])
+            return
+        text, mask = encode_prompts(self, negative, self.transformer.config["text_tokens"])
+        rows = count if len(text) == 1 else copies
+        text, mask = text.repeat_interleave(rows, 0), mask.repeat_interleave(rows, 0)
+        if len(text) != count:
+            raise ConfigError(f"{len(text) // copies} negative prompts for {count // copies} prompts")
+        longest = max(text.shape[1], known.text.shape[1])
+        known.text = torch.cat([_padded(known.text, longest), _padded(text.to(known.text.dtype), longest)])
+        known.text_mask = torch.cat([_padded(known.text_mask, longest), _padded(mask, longest)])
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    """Zeros (or ``False``) behind dimension 1 up to ``length``."""
+    missing = length - rows.shape[1]
+    return F.pad(rows, (0, 0, 0, missing) if rows.ndim == 3 else (0, missing))

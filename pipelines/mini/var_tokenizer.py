@@ -1,0 +1,189 @@
+"""The tokenizer of ``mini/var``: eight scales of a quantised 8 x 8 latent for 64 px scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten.pipelines.mini.autoencoder import LATENT_CHANNELS, psnr
+from hasten.pipelines.mini.batches import scene_batch
+from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.schedule import Schedule
+from hasten.pipelines.mini.training import Recipe, step_generator
+from hasten.pipelines.var.vq_model import MultiScaleVQModel
+from hasten.schedules.scales import square_schedule
+
+__all__ = [
+    "PIXELS",
+    "SCHEDULE",
+    "TokenizerTraining",
+    "VarTokenizer",
+    "build_tokenizer_model",
+    "copy_autoencoder",
+    "make_recipe",
+]
+
+PIXELS = 64
+SCHEDULE = square_schedule(range(1, 9))
+"""Eight scales, 204 tokens."""
+_CODES = 512
+
+
+def build_tokenizer_model() -> MultiScaleVQModel:
+    """An untrained tokenizer in the shape of the miniature autoencoder; 2 x 2 latent positions make a token."""
+    return MultiScaleVQModel(
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        codebook_size=_CODES,
+        norm_groups=8,
+        attention=False,
+        token_patch=2,
+    )
+
+
+@torch.no_grad()
+def copy_autoencoder(source: Any, vae: MultiScaleVQModel) -> None:
+    """Start ``vae`` from a trained AutoencoderKL of the same shape, its latents brought to unit variance."""
+    state = {}
+    for key, value in source.state_dict().items():
+        for ours in _our_names(key, len(source.config.block_out_channels)):
+            state[ours] = value[:LATENT_CHANNELS] if ours.startswith("encoder.conv_out") else value
+    missing, unexpected = vae.load_state_dict(state, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith(("quant", "post_quant")) for name in missing), missing
+    scale, shift = source.config.scaling_factor, source.config.shift_factor
+    for layer, factor, offset in (
+        (vae.quant_conv, scale, -shift * scale),
+        (vae.post_quant_conv, 1 / scale, shift),
+    ):
+        nn.init.dirac_(layer.weight)
+        layer.weight.mul_(factor)
+        layer.bias.fill_(offset)
+
+
+def _our_names(key: str, levels: int) -> list[str]:
+    """The name in :class:`MultiScaleVQModel` of a weight of an AutoencoderKL."""
+    key = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+    parts = key.split(".")
+    if parts[1] == "mid_block":
+        return [".".join([parts[0], "mid", f"block_{int(parts[3]) + 1}", *parts[4:]])]
+    if parts[1] in ("down_blocks", "up_blocks"):
+        up = parts[1] == "up_blocks"
+        level = levels - 1 - int(parts[2]) if up else int(parts[2])
+        place = [parts[0], "up" if up else "down", str(level)]
+        if parts[3] == "resnets":
+            return [".".join([*place, "block", *parts[4:]])]
+        return [".".join([*place, "upsample" if up else "downsample", *parts[5:]])]
+    return [key]
+
+
+class TokenizerTraining(nn.Module):
+    """The tokenizer and how often each of its codes was used lately, which a checkpoint has to keep, too."""
+
+    usage: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = build_tokenizer_model()
+        self.register_buffer("usage", torch.zeros(_CODES))
+
+
+class VarTokenizer(Recipe):
+    """The distance between latent and codes, averaged over what the first k scales give (VAR, algorithm 1), and in the
+    second part of the run, the error of pixels and of their slopes after decoding.
+
+    Encoder and decoder start from the trained autoencoder. The encoder keeps its weights. Codes that are hardly
+    used are
+    moved to latents of the batch during the first part.
+
+    Args:
+        autoencoder: the trained AutoencoderKL.
+    """
+
+    name = "var-tokenizer"
+    schedule = Schedule(steps=1250, learning_rate=2e-3, decay_from=0.6, average=0.99)
+    batch = 16
+    codes_only = 1000
+    """Steps before the first one that decodes."""
+    revive_every, revive_until = 25, 600
+
+    def __init__(self, autoencoder: Any) -> None:
+        self.autoencoder = autoencoder
+
+    def build(self) -> nn.Module:
+        """The model before training."""
+        model = TokenizerTraining()
+        copy_autoencoder(self.autoencoder, model.vae)
+        nn.init.normal_(model.vae.quantize.embedding.weight, std=0.5)
+        model.vae.encoder.requires_grad_(False)
+        model.vae.quant_conv.requires_grad_(False)
+        return model
+
+    def loss(
+        self, model: nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one batch and the share of codes in use; also the PSNR in dB where pictures are decoded."""
+        assert isinstance(model, TokenizerTraining)
+        vae, device = model.vae, next(model.parameters()).device
+        images = scene_batch(self.batch, PIXELS, generator)[1].to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                latent = vae.encode(images)
+            coded, distance, rests = self._quantise(model, latent)
+            if step % self.revive_every == 0 and step <= self.revive_until:
+                self._revive(model, rests, generator)
+            figures = {
+                "distance": float(distance.detach()),
+                "codes_used": float((model.usage > 0.05).float().mean()),
+            }
+            if step < self.codes_only:
+                return distance, figures
+            decoded = vae.decode_latent(coded.detach()).float()
+        error = decoded - images
+        slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        loss = error.abs().mean() + 0.5 * slopes + error.square().mean() + distance
+        return loss, {**figures, "psnr": float(psnr(decoded.detach(), images).mean())}
+
+    def _quantise(self, model: TokenizerTraining, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The coded latent, the mean distance to it, and what was left to code at every token (rows, C)."""
+        book = model.vae.quantize
+        total, distance, rests = torch.zeros_like(latent), latent.new_zeros(()), []
+        counts = torch.zeros_like(model.usage)
+        for scale, grid in enumerate(SCHEDULE):
+            rest = F.interpolate(latent - total.detach(), size=grid, mode="area")
+            indices = book.nearest(rest)
+            total = total + book.contribution(book.codes(indices, grid), scale, len(SCHEDULE), SCHEDULE[-1])
+            distance = distance + (total - latent).square().mean()
+            counts += torch.bincount(indices.flatten(), minlength=_CODES)
+            rests.append(rest.flatten(2).transpose(1, 2).flatten(0, 1))
+        with torch.no_grad():
+            model.usage.lerp_(counts.clamp(max=1.0), 0.03)
+        return total, distance / len(SCHEDULE), torch.cat(rests)
+
+    @torch.no_grad()
+    def _revive(self, model: TokenizerTraining, rests: Tensor, generator: torch.Generator) -> None:
+        dead = (model.usage < 0.05).nonzero()[:, 0]
+        rows = torch.randint(len(rests), (len(dead),), generator=generator)
+        model.vae.quantize.embedding.weight[dead] = rests[rows.to(rests.device)]
+        model.usage[dead] = 0.3
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """Scenes above their round trip."""
+        assert isinstance(model, TokenizerTraining)
+        images = scene_batch(16, PIXELS, step_generator(1, step))[1]
+        decoded = model.vae(images.to(next(model.parameters()).device), SCHEDULE).cpu()
+        save_grid(torch.cat([images, decoded]), folder / f"round-trip-{step:06d}.png", columns=16)
+        return {"psnr_64": float(psnr(decoded, images).mean())}
+
+
+def make_recipe(root: Path, *, device: str, compiled: bool) -> VarTokenizer:  # noqa: ARG001
+    """The recipe over the trained parts in ``root``."""
+    from hasten.pipelines.mini.runs import load_autoencoder
+
+    return VarTokenizer(load_autoencoder(root).to(device))

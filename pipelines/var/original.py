@@ -1,0 +1,241 @@
+"""The published VAR checkpoints: their files, their names of weights, and what their shapes say about the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hasten._errors import CheckpointError, ConfigError
+from hasten.pipelines.var.checkpoints import fetch, load_exactly, read_state, require
+from hasten.pipelines.var.scheduler import NextScaleScheduler
+from hasten.pipelines.var.transformer import NextScaleTransformer
+from hasten.pipelines.var.vq_model import MultiScaleVQModel
+from hasten.schedules.scales import VAR_SCHEDULES, Schedule, check_schedule, token_ends
+
+__all__ = ["VARIANTS", "load_var", "map_block", "map_tokenizer", "map_transformer", "split_three"]
+
+PipelineT = TypeVar("PipelineT")
+
+VARIANTS = {f"d{depth}": f"var_d{depth}.pth" for depth in (16, 20, 24, 30, 36)}
+"""Variant -> file of its transformer. All share one tokenizer."""
+TOKENIZER_FILE = "vae_ch160v4096z32.pth"
+_IGNORED = ("lvl_1L", "attn_bias_for_masking")
+
+
+def load_var(
+    cls: Any,
+    source: str | Path,
+    variant: str = "d16",
+    *,
+    schedule: Sequence[Sequence[int]] | None = None,
+    dtype: torch.dtype | None = None,
+    **hub: Any,
+) -> Any:
+    """A pipeline made of published files.
+
+    Args:
+        cls: the pipeline's class.
+        source: a folder with the files, or the hub repository that has them (``"FoundationVision/var"``).
+        variant: a key of :data:`VARIANTS`.
+        schedule: token grids, for a checkpoint trained on others than the published ones.
+        dtype: of the weights; as stored unless given.
+        **hub: options of ``hf_hub_download`` (``revision``, ``token``, ``cache_dir``).
+
+    Raises:
+        ConfigError: there is no such variant.
+        CheckpointError: a file is missing, is not what it should be, or the two do not belong together.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"there is no VAR variant {variant!r}; there are {', '.join(VARIANTS)}")
+    file = fetch(source, VARIANTS[variant], **hub)
+    transformer = load_transformer(file, schedule)
+    depth = transformer.config["num_layers"]
+    if depth != int(variant[1:]):
+        raise CheckpointError(
+            f"{file} holds a model of depth {depth}, not {variant[1:]} as variant={variant!r} says"
+        )
+    vae = load_tokenizer(fetch(source, TOKENIZER_FILE, **hub))
+    check_pair(transformer, vae.config["latent_channels"], vae.config["codebook_size"])
+    if dtype is not None:
+        transformer, vae = transformer.to(dtype), vae.to(dtype)
+    return cls(transformer, vae, NextScaleScheduler())
+
+
+def check_pair(transformer: NextScaleTransformer, channels: int, outputs: int) -> None:
+    """Refuse a tokenizer that the transformer was not trained with.
+
+    Raises:
+        CheckpointError: token channels or number of outputs differ.
+    """
+    config = transformer.config
+    if (config["token_dim"], config["num_outputs"]) != (channels, outputs):
+        raise CheckpointError(
+            f"transformer and tokenizer do not belong together: the transformer reads {config['token_dim']} "
+            f"channels and "
+            f"predicts {config['num_outputs']} values, the tokenizer has {channels} and {outputs}"
+        )
+
+
+def load_transformer(file: Path, schedule: Sequence[Sequence[int]] | None = None) -> NextScaleTransformer:
+    """The transformer of a published file, its configuration read off the shapes.
+
+    Raises:
+        CheckpointError: it is no VAR checkpoint, or its number of tokens fits no known schedule.
+    """
+    state = read_state(file)
+    config = _config(state, schedule, file)
+    with torch.device("meta"):
+        model = NextScaleTransformer(**config)
+    load_exactly(model, dict(map_transformer(state)), str(file))
+    return model.eval()
+
+
+def _config(
+    state: Mapping[str, Tensor], schedule: Sequence[Sequence[int]] | None, file: Path
+) -> dict[str, Any]:
+    what = "a VAR transformer"
+    width = require(state, "class_emb.weight", what).shape[1]
+    layers = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    tokens = require(state, "pos_1LC", what).shape[1]
+    scales = require(state, "lvl_embed.weight", what).shape[0]
+    return {
+        "num_layers": layers,
+        "hidden_size": width,
+        "num_heads": require(state, "blocks.0.attn.scale_mul_1H11", what).numel(),
+        "token_dim": require(state, "word_embed.weight", what).shape[1],
+        "num_outputs": require(state, "head.weight", what).shape[0],
+        "schedule": _schedule(tokens, scales, schedule, file),
+        "num_levels": scales,
+        "num_classes": state["class_emb.weight"].shape[0] - 1,
+        "shared_modulation": "shared_ada_lin.1.weight" in state,
+    }
+
+
+def _schedule(tokens: int, scales: int, given: Sequence[Sequence[int]] | None, file: Path) -> Schedule:
+    """The schedule that the table of positions belongs to."""
+    if given is not None:
+        chosen = check_schedule(given)
+        if (len(chosen), token_ends(chosen)[-1]) != (scales, tokens):
+            raise CheckpointError(
+                f"{file} was trained on {scales} scales with {tokens} tokens; the schedule given has "
+                f"{len(chosen)} with "
+                f"{token_ends(chosen)[-1]}"
+            )
+        return chosen
+    for known in VAR_SCHEDULES.values():
+        if (len(known), token_ends(known)[-1]) == (scales, tokens):
+            return known
+    raise CheckpointError(
+        f"{file} has positions for {tokens} tokens in {scales} scales, which is no published schedule; pass "
+        f"schedule=..."
+    )
+
+
+def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors for a published VAR state dict."""
+    renamed = {
+        "pos_start": "start_pos",
+        "pos_1LC": "pos_embed",
+        "lvl_embed.weight": "level_embed.weight",
+        "class_emb.weight": "class_embed.weight",
+    }
+    prefixes = {
+        "word_embed.": "token_embed.",
+        "head_nm.ada_lin.1.": "head_norm.",
+        "head.": "proj_out.",
+        "shared_ada_lin.1.": "ada_shared.",
+    }
+    blocks: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key in _IGNORED:
+            continue
+        if key.startswith("blocks."):
+            _, number, rest = key.split(".", 2)
+            blocks.setdefault(f"blocks.{number}.", {})[rest] = value
+            continue
+        prefix = next((p for p in prefixes if key.startswith(p)), None)
+        yield renamed.get(key, key if prefix is None else prefixes[prefix] + key.removeprefix(prefix)), value
+    for place, block in blocks.items():
+        for key, value in map_block(block, "attn."):
+            yield place + key, value
+
+
+def map_block(block: Mapping[str, Tensor], attention: str) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors for one published block; ``attention`` is the prefix of its self attention."""
+    renamed = {"ada_gss": "norm.table"}
+    prefixes = {"ada_lin.1.": "norm.linear.", "ffn.": "ff.", "ca_norm.": "cross_norm."}
+    for key, value in block.items():
+        if key.startswith((attention, "ca.")):
+            own = attention if key.startswith(attention) else "ca."
+            part = "attn." if own == attention else "cross_attn."
+            for name, tensor in _map_attention(key.removeprefix(own), value):
+                yield part + name, tensor
+            continue
+        prefix = next((p for p in prefixes if key.startswith(p)), None)
+        yield renamed.get(key, key if prefix is None else prefixes[prefix] + key.removeprefix(prefix)), value
+
+
+def _map_attention(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if key == "zero_k_bias":
+        return
+    if key == "mat_qkv.weight":
+        yield from split_three(value, ("to_q", "to_k", "to_v"))
+    elif key == "mat_kv.weight":
+        yield from split_three(value, ("to_k", "to_v"))
+    elif key == "scale_mul_1H11":
+        # Some files were built for another kernel and have (1, 1, H, 1).
+        yield "logit_scale", value.reshape(-1)
+    else:
+        renamed = {"q_bias": "to_q.bias", "v_bias": "to_v.bias"}
+        renamed |= {f"proj.{kind}": f"to_out.{kind}" for kind in ("weight", "bias")}
+        renamed |= {f"mat_q.{kind}": f"to_q.{kind}" for kind in ("weight", "bias")}
+        yield renamed.get(key, key), value
+
+
+def split_three(weight: Tensor, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """The stacked projections of a matrix, in order of their rows."""
+    for name, part in zip(names, weight.chunk(len(names))):
+        yield f"{name}.weight", part
+
+
+def load_tokenizer(file: Path) -> MultiScaleVQModel:
+    """The tokenizer of a published file.
+
+    Raises:
+        CheckpointError: it is no such tokenizer.
+    """
+    state = read_state(file)
+    book = require(state, "quantize.embedding.weight", "a multi-scale VQ tokenizer")
+    config = {
+        "block_out_channels": level_widths(state, "a multi-scale VQ tokenizer"),
+        "layers_per_block": len(
+            {key.split(".")[4] for key in state if key.startswith("encoder.down.0.block.")}
+        ),
+        "latent_channels": book.shape[1],
+        "codebook_size": book.shape[0],
+        "refinements": len({key.split(".")[3] for key in state if ".qresi_ls." in key}),
+        "norm_groups": 32,
+    }
+    with torch.device("meta"):
+        model = MultiScaleVQModel(**config)
+    load_exactly(model, dict(map_tokenizer(state)), str(file))
+    return model.eval()
+
+
+def level_widths(state: Mapping[str, Tensor], what: str) -> list[int]:
+    """Channels of each level of a published tokenizer, from the finest."""
+    levels = len({key.split(".")[2] for key in state if key.startswith("encoder.down.")})
+    return [
+        require(state, f"encoder.down.{i}.block.0.conv1.weight", what).shape[0] for i in range(max(1, levels))
+    ]
+
+
+def map_tokenizer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors for a published tokenizer."""
+    for key, value in state.items():
+        if key != "quantize.ema_vocab_hit_SV":
+            yield key.replace("quantize.quant_resi.qresi_ls.", "quantize.refine."), value

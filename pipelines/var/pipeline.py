@@ -1,0 +1,169 @@
+"""VARPipeline: next-scale generation from a class or, where the model was trained so, from text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from hasten._errors import ConfigError
+from hasten.pipelines.var.base import NextScalePipeline, ScaleCallback, check_output_type, check_steps
+from hasten.pipelines.var.cache import KVCache
+from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
+from hasten.pipelines.var.text import encode_prompts
+from hasten.pipelines.var.tokenizer import ScaleTokenizer
+from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
+from hasten.schedules.scales import Schedule
+
+__all__ = ["VARPipeline"]
+
+
+class VARPipeline(NextScalePipeline):
+    """Visual autoregressive generation, coarse to fine (Tian et al. 2024, arXiv 2404.02905).
+
+    Args:
+        transformer: predicts the tokens of a scale.
+        vae: the multi-scale tokenizer.
+        scheduler: guidance and sampling.
+        text_encoder: of a text-conditional model.
+        tokenizer: of the text encoder.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        transformer: NextScaleTransformer,
+        vae: ScaleTokenizer,
+        scheduler: NextScaleScheduler,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+
+    @classmethod
+    def from_original(cls, source: Any, variant: str = "d16", **options: Any) -> Self:
+        """The published checkpoints; see :func:`hasten.pipelines.var.original.load_var`."""
+        from hasten.pipelines.var.original import load_var
+
+        return load_var(cls, source, variant, **options)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        unguided_last_scales: int = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_scale_end: ScaleCallback | None = None,
+        kv_cache: KVCache | None = None,
+    ) -> Any:
+        """Generate pictures.
+
+        Args:
+            prompt: texts, for a text-conditional model.
+            class_labels: class numbers, for a class-conditional model.
+            height: pixels; fixed by the model, accepted for symmetry with other pipelines.
+            width: as ``height``.
+            num_images_per_prompt: pictures for each prompt or label.
+            num_inference_steps: the number of scales; it cannot be chosen.
+            guidance_scale: strength of guidance; see :class:`NextScaleScheduler` for its conventions. A list has
+                one entry
+                per scale.
+            unguided_last_scales: so many scales at the end run without guidance, at half the rows.
+            top_k: draw from the k likeliest codes.
+            top_p: draw from the likeliest codes up to this probability.
+            temperature: logits are divided by it.
+            generator: a torch generator, or a list with one per picture; with a list a batch equals single calls.
+            output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``.
+            return_dict: an ``ImagePipelineOutput``, or a tuple.
+            callback_on_scale_end: ``callback(pipe, end)`` after every scale, see :class:`ScaleEnd`; a tensor it returns
+                replaces the latent. Setting ``pipe.interrupt = True`` stops.
+            kv_cache: holds keys and values; a new :class:`DenseKVCache` unless given.
+
+        Raises:
+            ConfigError: an argument does not fit the model; the message names it.
+        """
+        check_output_type(output_type)
+        schedule = self.call_schedule(height, width)
+        check_steps(num_inference_steps, len(schedule))
+        conditional = self.transformer.config["condition"]
+        given = {"text": prompt, "class": class_labels}
+        if given[conditional] is None or sum(value is not None for value in given.values()) != 1:
+            names = {"text": "prompt", "class": "class_labels"}
+            raise ConfigError(
+                f"this model is conditioned on {conditional}: give {names[conditional]}, and only that"
+            )
+        count = self._count(prompt, class_labels) * num_images_per_prompt
+        settings = self._settings(
+            count, len(schedule), guidance_scale, unguided_last_scales, top_k, top_p, temperature, generator
+        )
+        if prompt is not None:
+            known = self._text(prompt, num_images_per_prompt, settings.guided)
+        else:
+            known = self._labels(class_labels, num_images_per_prompt, settings.guided)
+        latent = self._generate(known, count, settings, kv_cache, callback_on_scale_end)
+        return self._finish(latent, output_type, return_dict)
+
+    def call_schedule(self, height: int | None = None, width: int | None = None) -> Schedule:
+        """Token grids of a call of this size.
+
+        Raises:
+            ConfigError: the model has another size.
+        """
+        self._check_size(height, width)
+        schedule: Schedule = self.transformer.schedule
+        return schedule
+
+    def _count(self, prompt: Any, labels: Any) -> int:
+        value = prompt if prompt is not None else labels
+        return 1 if isinstance(value, (str, int)) or getattr(value, "ndim", 1) == 0 else len(value)
+
+    def _check_size(self, height: int | None, width: int | None) -> None:
+        rows, columns = (side * self.vae.patch for side in self.transformer.schedule[-1])
+        if (height or rows, width or columns) != (rows, columns):
+            raise ConfigError(
+                f"this model makes pictures of {rows}x{columns} pixels only, not {height or rows}x{width or columns}"
+            )
+
+    def _labels(self, labels: Any, copies: int, guided: bool) -> Conditioning:
+        rows = torch.as_tensor(labels).flatten()
+        classes = self.transformer.config["num_classes"]
+        if rows.is_floating_point() or rows.dtype == torch.bool:
+            raise ConfigError(f"class_labels are class numbers, got {rows.dtype}")
+        bad = [int(label) for label in rows if not 0 <= label < classes]
+        if bad:
+            raise ConfigError(f"class label {bad[0]} is out of range: this model knows 0 to {classes - 1}")
+        rows = rows.repeat_interleave(copies)
+        if guided:
+            rows = torch.cat([rows, torch.full_like(rows, classes)])
+        return Conditioning(self.transformer.schedule, labels=rows.to(self._execution_device))
+
+    def _text(self, prompt: str | Sequence[str], copies: int, guided: bool) -> Conditioning:
+        text, mask = encode_prompts(self, prompt, self.transformer.config["text_tokens"])
+        text, mask = text.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)
+        unconditional = None
+        if guided:
+            unconditional = torch.arange(2 * len(text), device=text.device) >= len(text)
+            text, mask = torch.cat([text, text]), torch.cat([mask, mask])
+        return Conditioning(self.transformer.schedule, text=text, text_mask=mask, unconditional=unconditional)

@@ -1,0 +1,52 @@
+"""Prompts to states of a text encoder, padded to the longest, with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._errors import ConfigError
+
+__all__ = ["encode_prompts"]
+
+
+@torch.no_grad()
+def encode_prompts(pipe: Any, prompt: str | Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
+    """States (B, tokens, width) of ``pipe.text_encoder`` and which of them count, (B, tokens) boolean.
+
+    Args:
+        pipe: a pipeline with ``text_encoder`` and ``tokenizer``.
+        prompt: one text or several.
+        limit: most tokens the model takes.
+
+    Raises:
+        ConfigError: a prompt is empty or too long, or the pipeline has no text encoder.
+    """
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if pipe.text_encoder is None or pipe.tokenizer is None:
+        raise ConfigError("this pipeline has no text encoder; pass prompt_embeds, or load it with one")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"prompt {number} is empty; describe the picture, or set guidance to nothing")
+    limit = min(limit, pipe.tokenizer.model_max_length)
+    found = pipe.tokenizer(texts, padding="longest", return_tensors="pt")
+    lengths = found.attention_mask.sum(1)
+    if int(lengths.max()) > limit:
+        number = int(lengths.argmax())
+        raise ConfigError(
+            f"prompt {number} has {int(lengths[number])} tokens, the model takes {limit}; shorten "
+            f"{texts[number][:60]!r}..."
+        )
+    device = pipe._execution_device
+    encoder = pipe.text_encoder
+    # CLIP towers have no use for the mask (later tokens are not seen), T5 needs it.
+    takes_mask = (
+        {}
+        if encoder.config.model_type.startswith("clip")
+        else {"attention_mask": found.attention_mask.to(device)}
+    )
+    states: Tensor = encoder(found.input_ids.to(device), **takes_mask).last_hidden_state
+    return states, found.attention_mask.bool().to(device)

@@ -1,0 +1,66 @@
+"""What a picture tokenizer has to offer to a next-scale pipeline, and decoding in slices."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from hasten.schedules.scales import Schedule
+
+__all__ = ["ScaleTokenizer"]
+
+
+class ScaleTokenizer(ModelMixin):
+    """Adds up a latent from the tokens of all scales. Subclasses are the quantizers of VAR and Infinity."""
+
+    patch: int = 16
+    """Pixels of one side of a token of the last scale."""
+    classes: int = 0
+    """Values of one choice: the size of the codebook, or 2 for a bit."""
+    choices: int = 1
+    """Choices per token: 1, or the number of bits."""
+    use_slicing: bool = False
+
+    @abstractmethod
+    def empty_latent(self, batch: int, schedule: Schedule) -> Tensor:
+        """Zeros, float32 (B, C, h, w), of the size of the last scale."""
+
+    @abstractmethod
+    def add_scale(self, latent: Tensor, choices: Tensor, scale: int, schedule: Schedule) -> Tensor:
+        """The latent with the tokens of one scale added.
+
+        Args:
+            latent: float32 (B, C, h, w).
+            choices: int64 (B, n * :attr:`choices`), raster order, choices of a token next to each other.
+            scale: index of the scale.
+            schedule: token grids of the generation.
+        """
+
+    @abstractmethod
+    def next_input(self, latent: Tensor, scale: int, schedule: Schedule) -> Tensor:
+        """The latent at the grid of ``scale``, as the transformer reads it: (B, n, token channels)."""
+
+    @abstractmethod
+    def tokenize(self, images: Tensor, schedule: Schedule) -> list[Tensor]:
+        """Choices (B, n * :attr:`choices`) of every scale for (B, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) -> pictures (B, 3, H, W), about [-1, 1]."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """:meth:`decode_latent` in the dtype of the weights, picture by picture if slicing is enabled."""
+        latent = latent.to(next(self.parameters()).dtype)
+        parts = latent.split(1) if self.use_slicing and len(latent) > 1 else (latent,)
+        return torch.cat([self.decode_latent(part) for part in parts])
+
+    def enable_slicing(self) -> None:
+        """Decode one picture at a time: less memory, the same pictures."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode the whole batch at once."""
+        self.use_slicing = False

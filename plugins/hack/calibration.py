@@ -1,0 +1,181 @@
+"""Telling heads apart: a cache that watches a generation, and the artefact with what it saw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._errors import CheckpointError
+from hasten.pipelines.var.cache import DenseKVCache
+from hasten.plugins.hack.math import attention_statistics, evenly_spaced, scale_mass, subset_attention
+from hasten.schedules.scales import Schedule
+
+__all__ = ["Artefact", "CalibratingCache", "calibrate", "calibration_call", "fingerprint", "read_artefact"]
+
+_SCHEMA = 1
+_QUERIES = 256
+
+
+def fingerprint(pipe: Any) -> str:
+    """A digest of a pipeline's transformer: its configuration, dtype, and some of its weights."""
+    model = pipe.transformer
+    config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for block in (model.blocks[0], model.blocks[-1]):
+        weight = block.attn.to_q.weight.detach().flatten()[:4096]
+        digest.update(f"{weight.dtype}".encode() + weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a calibration found.
+
+    Args:
+        model: :func:`fingerprint` of the pipeline it was made with.
+        schedule: token grids of the generations.
+        samples: pictures watched.
+        sigma: query dependence of attention at the last scale, (layers, heads).
+        ratio: the same as a share of the attention's energy.
+        mass: mean attention (layers, heads, scales, scales) that a scale pays to each scale up to itself.
+    """
+
+    model: str
+    schedule: Schedule
+    samples: int
+    sigma: Tensor
+    ratio: Tensor
+    mass: Tensor
+
+    def check(self, pipe: Any, schedule: Schedule, source: str) -> None:
+        """Refuse to be used for something else.
+
+        Raises:
+            CheckpointError: the model, its dtype, or the schedule is another.
+        """
+        if self.model != fingerprint(pipe):
+            raise CheckpointError(
+                f"{source} was calibrated on another model (or in another dtype); make one for this pipeline with "
+                "`hasten calibrate`"
+            )
+        if self.schedule != schedule:
+            raise CheckpointError(
+                f"{source} was calibrated on the scales {_text(self.schedule)}, this call has {_text(schedule)}; "
+                "calibrate at this size"
+            )
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        content = {
+            "schema": _SCHEMA,
+            "model": self.model,
+            "schedule": self.schedule,
+            "samples": self.samples,
+            **{name: _rounded(getattr(self, name)) for name in ("sigma", "ratio", "mass")},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content), "utf-8")
+
+
+def read_artefact(path: str | Path) -> Artefact:
+    """The artefact of a file.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    try:
+        content: Mapping[str, Any] = json.loads(Path(path).read_text("utf-8"))
+        if content["schema"] != _SCHEMA:
+            raise CheckpointError(f"{path} has schema {content['schema']}, this version reads {_SCHEMA}")
+        tensors = {name: torch.tensor(content[name]) for name in ("sigma", "ratio", "mass")}
+        schedule = tuple((int(rows), int(columns)) for rows, columns in content["schedule"])
+        return Artefact(content["model"], schedule, int(content["samples"]), **tensors)
+    except OSError as error:
+        raise CheckpointError(f"calibration {path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no calibration of `hasten calibrate`: {error!r}") from error
+
+
+class CalibratingCache(DenseKVCache):
+    """The dense cache, watching the attention of the conditional rows.
+
+    Args:
+        pictures: rows that are conditional; they come first.
+    """
+
+    def __init__(self, pictures: int) -> None:
+        super().__init__()
+        self._pictures = pictures
+        self._mass: dict[tuple[int, int], Tensor] = {}
+        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, layer: int, scale: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See :meth:`KVCache.attend`."""
+        past = self.ends[scale - 1] if scale else 0
+        before = self._keys[layer][: self._pictures, :, :past] if past else key[: self._pictures, :, :0]
+        keys = torch.cat([before, key[: self._pictures]], dim=2)
+        rows = evenly_spaced(query.shape[2], _QUERIES, query.device)
+        attention = subset_attention(query[: self._pictures], keys, rows)
+        self._mass[layer, scale] = scale_mass(attention, self.ends[: scale + 1]).cpu()
+        if self.is_last(scale):
+            sigma, ratio = attention_statistics(attention)
+            self._statistics[layer] = (sigma.cpu(), ratio.cpu())
+        return super().attend(layer, scale, query, key, value)
+
+    def artefact(self, pipe: Any) -> Artefact:
+        """What was seen in the last generation."""
+        layers, scales = len(self._statistics), len(self.schedule)
+        heads = len(self._statistics[0][0])
+        mass = torch.zeros(layers, heads, scales, scales)
+        for (layer, scale), row in self._mass.items():
+            mass[layer, :, scale, : scale + 1] = row
+        sigma, ratio = (torch.stack([self._statistics[i][j] for i in range(layers)]) for j in (0, 1))
+        return Artefact(fingerprint(pipe), self.schedule, self._pictures, sigma, ratio, mass)
+
+
+def _rounded(values: Tensor) -> Any:
+    return [_rounded(row) for row in values] if values.ndim else float(f"{float(values):.7g}")
+
+
+def _text(schedule: Schedule) -> str:
+    return " ".join(f"{rows}x{columns}" for rows, columns in schedule)
+
+
+def calibration_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes to a call's arguments that make it one picture, from a generator of its own, not decoded."""
+    changes: dict[str, Any] = {
+        "num_images_per_prompt": 1,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "latent",
+        "callback_on_scale_end": None,
+    }
+    for name in ("prompt", "negative_prompt", "class_labels", "prompt_embeds", "prompt_mask"):
+        value = arguments.get(name)
+        if value is not None and not isinstance(value, (str, int)) and getattr(value, "ndim", 1):
+            changes[name] = value[:1]
+    return changes
+
+
+def calibrate(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> Artefact:
+    """Watch one generation of all the prompts or labels of ``call``.
+
+    Raises:
+        UnsupportedError: the pipeline does not generate scale by scale.
+    """
+    from hasten._target import Target
+    from hasten.pipelines.adapters._base import ScaleSchedule
+
+    Target.of(pipe).capability(ScaleSchedule)  # type: ignore[type-abstract]
+    given = call.get("prompt") if call.get("prompt") is not None else call.get("class_labels")
+    count = 1 if isinstance(given, (str, int)) else len(given)  # type: ignore[arg-type]
+    cache = CalibratingCache(count)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+    pipe(**{**call, "generator": generators, "output_type": "latent", "kv_cache": cache})
+    return cache.artefact(pipe)

@@ -1,0 +1,87 @@
+"""Options of HACK."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from hasten._technique import TechniqueConfig
+from hasten.schedules.kv_budget import MINIMUM
+
+__all__ = ["HackConfig", "Policy"]
+
+Policy = Literal["hack", "hack_plus", "scale_static", "local_scales", "streaming", "snapkv", "h2o"]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+class HackConfig(TechniqueConfig):
+    """Options of the technique ``hack``.
+
+    Args:
+        ratio: share ``rho`` of all ``T_K`` tokens (the last scale included) that is removed, on average over
+            heads; 0 changes
+            nothing at all.
+        budget_tokens: mean tokens a head keeps, instead of ``ratio``.
+        policy: what is kept: ``hack``, ``hack_plus`` (separate budgets for attention and cache), ``scale_static``
+            (whole
+            scales per head, decided by the calibration), ``local_scales`` (first and last scales), or a baseline:
+            ``streaming``, ``snapkv``, ``h2o``.
+        budgets: ``asymmetric`` gives structural heads more than contextual ones, ``uniform`` all the same.
+        alpha: share of the heads that are contextual, ``"auto"`` from the calibration's energy ratio.
+        contextual_share: upper bound of a contextual budget, as a share of ``T_K``.
+        initial_scales: first scales that structural heads always keep.
+        queries: queries of a scale that score the keys, evenly spaced.
+        merge: ``"last"``: at the last scale, contextual heads merge what they drop into what they keep.
+        cache_ratio: of ``hack_plus``: share of ``T_K`` that is not kept for later scales; ``ratio`` then is that of the
+            attention alone.
+        local_window: of ``local_scales``: so many of the latest scales are kept.
+        calibration: file written by ``hasten calibrate``; without one, the first call is preceded by a calibrating one.
+        grouping: ``index`` picks heads at run time, ``permute`` reorders the weights of the attention once.
+        kv_bits: 8 keeps keys and values in one byte each.
+        unguided_last_scales: so many scales at the end run without guidance and without the unconditional half.
+        deterministic: break ties between equal scores by position on every device.
+    """
+
+    ratio: Share = 0.7
+    budget_tokens: Annotated[int, Field(ge=MINIMUM, strict=True)] | None = None
+    policy: Policy = "hack"
+    budgets: Literal["asymmetric", "uniform"] = "asymmetric"
+    alpha: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = "auto"
+    contextual_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.10
+    initial_scales: Count = 2
+    queries: Count = 32
+    merge: Literal["off", "last"] = "off"
+    cache_ratio: Share | None = None
+    local_window: Count = 2
+    calibration: str | None = None
+    grouping: Literal["index", "permute"] = "index"
+    kv_bits: Literal[8, 16] = 16
+    unguided_last_scales: Annotated[int, Field(ge=0, strict=True)] = 0
+    deterministic: Annotated[bool, Field(strict=True)] = False
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the cache differs from the pipeline's own."""
+        return self.ratio > 0 or self.budget_tokens is not None or self.kv_bits == 8
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether heads have to be told apart."""
+        return self.compresses and self.policy in ("hack", "hack_plus", "scale_static")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.cache_ratio is not None and self.policy != "hack_plus":
+            raise ValueError(
+                f"cache_ratio has no effect with policy={self.policy!r}: remove it, or use hack_plus"
+            )
+        if self.cache_ratio is not None and self.cache_ratio < self.ratio:
+            raise ValueError(
+                f"cache_ratio={self.cache_ratio} keeps more than the attention reads (ratio={self.ratio})"
+            )
+        if self.merge == "last" and self.policy != "hack":
+            raise ValueError("merge works with policy='hack' only")
+        return self
