@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 import hasten
 from hasten.plugins.video_infinity import divide
+from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.cost import Run, fit, predict
 from hasten.plugins.video_infinity.processes import Processes, join
 
@@ -173,7 +174,7 @@ def main() -> None:
     """Run everything; rank 0 writes."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    everyone = join(600.0, None, torch.device("cpu"))
+    everyone = join(VideoInfinityConfig(**OPTIONS), torch.device("cpu"))
     results: dict[str, Any] = {}
     for kind in sys.argv[1:] or ("transformer", "unet"):
         results[kind] = measure(kind, everyone)

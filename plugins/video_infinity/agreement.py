@@ -20,7 +20,7 @@ from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["begin_checkpoints", "resolve_checkpoint", "run_facts"]
 
-_OF_ONE_RANK = {"checkpoint", "timeout_s", "backend", "checkpoint_every"}
+_OF_ONE_RANK = {"checkpoint", "timeout_s", "join_timeout_s", "backend", "checkpoint_every"}
 """Options that change nothing about the video."""
 _CLIPS = "clips"
 

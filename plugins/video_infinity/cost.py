@@ -56,7 +56,7 @@ def fit(runs: Sequence[Run]) -> Link:
     Raises:
         ValueError: there is no run with messages.
     """
-    from scipy.optimize import nnls
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
 
     talking = [run for run in runs if run.rounds]
     if not talking:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hasten._errors import ConfigError, RankError
+from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.transport import Alone, Distributed, Transport
 
 __all__ = ["Processes", "join"]
@@ -132,29 +133,28 @@ class Processes:
             return []
 
 
-def join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: int = 1) -> Processes:
+def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
     """The processes that ``torchrun`` started together with this one, or this one alone.
 
     Args:
-        timeout: seconds after which a silent process counts as lost.
-        backend: ``"gloo"``, ``"nccl"`` or ``None`` for the one that suits ``device``.
+        config: time limits, back end and layout.
         device: where the pipeline computes.
-        cfg_ranks: ranks per run of clips.
 
     Raises:
         ConfigError: the environment is incomplete or does not fit.
         RankError: the others cannot be reached.
     """
     global _joined
-    if _joined is not None and _joined.cfg_ranks == cfg_ranks:
+    if _joined is not None and _joined.cfg_ranks == config.cfg_ranks:
         return _joined
-    processes = _join(timeout, backend, device, cfg_ranks)
+    processes = _join(config, device)
     if processes.world > 1:
         _joined = processes
     return processes
 
 
-def _join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: int) -> Processes:
+def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
+    cfg_ranks = config.cfg_ranks
     if not dist.is_initialized():
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
             if cfg_ranks > 1:
@@ -165,17 +165,17 @@ def _join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: 
         missing = [name for name in _NEEDED if name not in os.environ]
         if missing:
             raise ConfigError(
-                f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
-                "script with torchrun"
+                f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the script with "
+                f"torchrun"
             )
         if int(os.environ["WORLD_SIZE"]) == 1 and cfg_ranks == 1:
             return Processes()
-        _initialise(timeout, backend or ("nccl" if device.type == "cuda" else "gloo"), device)
+        _initialise(config, device)
     world, rank = dist.get_world_size(), dist.get_rank()
     if world % cfg_ranks:
         raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
     store = dist.distributed_c10d._get_default_store()
-    processes = Processes(rank, world, timeout, store, cfg_ranks, dist.group.WORLD)
+    processes = Processes(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
     if cfg_ranks > 1:
         mesh = dist.init_device_mesh(
             device.type, (cfg_ranks, world // cfg_ranks), mesh_dim_names=("cfg", "clip")
@@ -186,24 +186,34 @@ def _join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: 
     return processes
 
 
-def _initialise(timeout: float, backend: str, device: torch.device) -> None:
-    limit = timedelta(seconds=timeout)
+def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
+    backend = config.backend or ("nccl" if device.type == "cuda" else "gloo")
+    patience = timedelta(seconds=config.join_timeout_s)
+    store: Any = None
     try:
-        store, rank, world = next(iter(dist.rendezvous("env://", timeout=limit)))
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=patience)))
         # torchrun keeps its store over restarts, with the addresses of processes that have ended in it.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"hasten/{attempt}", store)
-        chosen = device if device.type == "cuda" else None
+        # Some load their model faster than others; the group's own limit is for messages.
+        store.set(f"here/{rank}", "1")
+        store.wait([f"here/{other}" for other in range(world)], patience)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=chosen
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().splitlines()[0]
         raise RankError(
-            f"rank {os.environ['RANK']} could not join the other processes at {address} with {backend}: "
-            f"{error}. Is the "
-            f"port free, do all nodes name the same address, and does the network interface exist (set "
-            f"GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)?"
+            f"rank {os.environ['RANK']} could not join the other {os.environ['WORLD_SIZE']} processes at {address} with "
+            f"{backend}: {reason}. Is the port free, do all nodes name the same address, and does the network interface "
+            f"exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? A slow model needs a longer "
+            f"join_timeout_s"
         ) from error
 
 
