@@ -19,7 +19,7 @@ from hasten._errors import ConfigError, RankError
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.transport import Alone, Distributed, Transport
 
-__all__ = ["Processes", "join"]
+__all__ = ["Processes", "first_difference", "join"]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _joined: Processes | None = None
@@ -90,13 +90,14 @@ class Processes:
             RankError: they differ; the same message on all of them.
         """
         everyone = self.gather(dict(facts))
-        for name in facts:
-            values = [other.get(name) for other in everyone]
-            odd = [rank for rank, value in enumerate(values) if value != values[0]]
-            if odd:
+        for rank, other in enumerate(everyone):
+            found = first_difference(everyone[0], other)
+            if found is not None:
+                name, first, value = found
                 raise RankError(
-                    f"the processes do not agree on {name}: rank 0 has {_shown(values[0])}, rank {odd[0]} has "
-                    f"{_shown(values[odd[0]])}. Start all of them with the same command, code and files."
+                    f"the processes do not agree on {name}: rank 0 has {_shown(first)}, rank {rank} has "
+                    f"{_shown(value)}. "
+                    f"Start all of them with the same command, code and files."
                 )
 
     def explain(self, error: BaseException) -> RankError:
@@ -133,6 +134,20 @@ class Processes:
             return []
 
 
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Dotted name and both values of the first entry in which two nested mappings differ."""
+    for name in (*one, *(key for key in other if key not in one)):
+        first, second = one.get(name), other.get(name)
+        if first == second:
+            continue
+        if isinstance(first, dict) and isinstance(second, dict):
+            inner = first_difference(first, second)
+            if inner is not None:
+                return f"{name}.{inner[0]}", inner[1], inner[2]
+        return name, first, second
+    return None
+
+
 def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
     """The processes that ``torchrun`` started together with this one, or this one alone.
 
@@ -165,7 +180,8 @@ def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
         missing = [name for name in _NEEDED if name not in os.environ]
         if missing:
             raise ConfigError(
-                f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the script with "
+                f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
+                "script with "
                 f"torchrun"
             )
         if int(os.environ["WORLD_SIZE"]) == 1 and cfg_ranks == 1:
@@ -210,8 +226,10 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).strip().splitlines()[0]
         raise RankError(
-            f"rank {os.environ['RANK']} could not join the other {os.environ['WORLD_SIZE']} processes at {address} with "
-            f"{backend}: {reason}. Is the port free, do all nodes name the same address, and does the network interface "
+            f"rank {os.environ['RANK']} could not join the other {os.environ['WORLD_SIZE']} processes at "
+            f"{address} with "
+            f"{backend}: {reason}. Is the port free, do all nodes name the same address, and does the "
+            "network interface "
             f"exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? A slow model needs a longer "
             f"join_timeout_s"
         ) from error

@@ -115,7 +115,10 @@ def test_ranks_that_disagree_say_so_alike(ranks: Any, tmp_path: Path) -> None:
     both = ranks(2, disagree, str(tmp_path / "out"), [OPTIONS, other])
     assert both.wait() == [7, 7]
     for rank in range(2):
-        assert "RankError: the processes do not agree on options: rank 0 has" in both.output(rank)
+        assert (
+            "RankError: the processes do not agree on options.halo: rank 0 has 1, rank 1 has 2"
+            in both.output(rank)
+        )
 
 
 def test_missing_peer_and_incomplete_environment(ranks: Any, tmp_path: Path) -> None:
