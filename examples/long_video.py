@@ -1,8 +1,8 @@
 """A long video over several processes.
 
-One machine:      torchrun --nproc-per-node 2 examples/long_video.py mini/t2v-dit out.mp4
+One machine:      torchrun --nproc-per-node 2 examples/long_video.py ./my-video-model out.mp4 129
 Several machines: examples/long_video_nodes.sh
-One process:      python examples/long_video.py mini/t2v-dit out.mp4
+One process:      python examples/long_video.py ./my-video-model out.mp4 129
 """
 
 import os
@@ -13,11 +13,10 @@ import torch
 import hasten
 from hasten.plugins.video_infinity.film import write_video
 
-FRAMES = 129
 PROMPT = "a large red circle moving right on a white background"
 
 
-def main(model: str, out: str) -> None:
+def main(model: str, out: str, frames: str, steps: str = "20") -> None:
     """Make the video; every process runs the same lines."""
     torch.set_num_threads(1)
     pipe = hasten.load(model)
@@ -28,8 +27,8 @@ def main(model: str, out: str) -> None:
     pipe.set_progress_bar_config(disable=not first)
     call = {
         "prompt": PROMPT,
-        "num_frames": FRAMES,
-        "num_inference_steps": 20,
+        "num_frames": int(frames),
+        "num_inference_steps": int(steps),
         "generator": torch.Generator().manual_seed(0),
     }
     # With a checkpoint folder the same command resumes, also with fewer processes.

@@ -15,12 +15,12 @@ from hasten._run import RunCall
 from hasten._target import Target
 from hasten.plugins.video_infinity.checkpoint import Checkpoints, read_identity, write_identity
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
-from hasten.plugins.video_infinity.processes import Processes
+from hasten.plugins.video_infinity.processes import Processes, first_difference
 from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["begin_checkpoints", "resolve_checkpoint", "run_facts"]
 
-_OF_ONE_RANK = {"checkpoint", "timeout_s", "backend", "checkpoint_every"}
+_OF_ONE_RANK = {"checkpoint", "timeout_s", "join_timeout_s", "backend", "checkpoint_every"}
 """Options that change nothing about the video."""
 _CLIPS = "clips"
 
@@ -32,6 +32,7 @@ def run_facts(target: Target, config: VideoInfinityConfig, call: RunCall) -> dic
     import hasten
 
     scheduler = target.pipe.scheduler
+    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     options = {k: v for k, v in config.model_dump(mode="json").items() if k not in _OF_ONE_RANK}
     arguments = {name: _short(value) for name, value in call.arguments.items() if name != "output_type"}
     return {
@@ -42,7 +43,7 @@ def run_facts(target: Target, config: VideoInfinityConfig, call: RunCall) -> dic
         "pipeline": target.name,
         "options": options,
         "arguments": arguments,
-        "scheduler": [type(scheduler).__name__, _digest(repr(sorted(scheduler.config.items())).encode())],
+        "scheduler": [type(scheduler).__name__, _digest(repr(sorted(settings.items())).encode())],
         "weights": {name: _weights(module) for name, module in target.denoisers.items()},
     }
 
@@ -82,19 +83,15 @@ def begin_checkpoints(session: Session, folder: Path, facts: Mapping[str, Any]) 
 
 
 def _difference(before: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> str | None:
-    for name, value in facts.items():
-        old = before.get(name)
-        if old == value:
-            continue
-        if isinstance(value, dict) and isinstance(old, dict):
-            key = next(k for k in {**value, **old} if value.get(k) != old.get(k))
-            name, old, value = f"{name}.{key}", old.get(key), value.get(key)
-        return (
-            f"checkpoint folder {folder} holds a run with another {name} ({old!r} there, {value!r} now): "
-            "repeat that run's "
-            f"command to resume it, or choose another folder"
-        )
-    return None
+    found = first_difference(before, facts)
+    if found is None:
+        return None
+    name, old, value = found
+    return (
+        f"checkpoint folder {folder} holds a run with another {name} ({old!r} there, {value!r} now): "
+        "repeat that run's "
+        f"command to resume it, or choose another folder"
+    )
 
 
 def _short(value: Any) -> Any:

@@ -13,6 +13,7 @@ from hasten._denoiser import DenoiserCall
 from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import Guidance
 from hasten.plugins.video_infinity.session import Session
+from hasten.plugins.video_infinity.transport import all_gather
 
 __all__ = ["Branches"]
 
@@ -54,7 +55,7 @@ class Branches:
         mine = call.sample(output).contiguous()
         whole = mine.new_empty(session.processes.cfg_ranks, *mine.shape)
         try:
-            dist.all_gather_into_tensor(whole.view(-1), mine.view(-1), group=session.processes.cfg_group)
+            all_gather(whole.view(-1), mine.view(-1), group=session.processes.cfg_group)
         except RuntimeError as error:
             raise session.processes.explain(error) from error
         return call.with_sample(output, whole.flatten(0, 1))

@@ -49,6 +49,7 @@ class VideoInfinityConfig(TechniqueConfig):
         checkpoint: folder for resuming.
         checkpoint_every: steps between two checkpoints.
         timeout_s: seconds after which a silent process counts as lost; longer than the longest step.
+        join_timeout_s: seconds to wait for the other processes to load their model and join.
         backend: ``"gloo"`` or ``"nccl"``; ``None`` goes by the device.
     """
 
@@ -72,6 +73,7 @@ class VideoInfinityConfig(TechniqueConfig):
     checkpoint: str | None = None
     checkpoint_every: Count = 5
     timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
+    join_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
     backend: Literal["gloo", "nccl"] | None = None
 
     @model_validator(mode="after")

@@ -189,9 +189,7 @@ class Division:
     def _session(self, call: RunCall) -> tuple[Session, RunCall]:
         config, mixing = self._config, self._target.capability(FrameMixing)  # type: ignore[type-abstract]
         self._check(call, mixing)
-        processes = join(
-            config.timeout_s, config.backend, torch.device(call.pipe._execution_device), config.cfg_ranks
-        )
+        processes = join(config, torch.device(call.pipe._execution_device))
         processes.where = "at the start"
         frames = video_frames(self._target, mixing, call)
         call = _with_generator(call, processes)

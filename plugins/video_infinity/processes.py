@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 
 from hasten._errors import ConfigError, RankError
+from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.transport import Alone, Distributed, Transport
 
-__all__ = ["Processes", "join"]
+__all__ = ["Processes", "first_difference", "join"]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _joined: Processes | None = None
@@ -89,13 +90,14 @@ class Processes:
             RankError: they differ; the same message on all of them.
         """
         everyone = self.gather(dict(facts))
-        for name in facts:
-            values = [other.get(name) for other in everyone]
-            odd = [rank for rank, value in enumerate(values) if value != values[0]]
-            if odd:
+        for rank, other in enumerate(everyone):
+            found = first_difference(everyone[0], other)
+            if found is not None:
+                name, first, value = found
                 raise RankError(
-                    f"the processes do not agree on {name}: rank 0 has {_shown(values[0])}, rank {odd[0]} has "
-                    f"{_shown(values[odd[0]])}. Start all of them with the same command, code and files."
+                    f"the processes do not agree on {name}: rank 0 has {_shown(first)}, rank {rank} has "
+                    f"{_shown(value)}. "
+                    f"Start all of them with the same command, code and files."
                 )
 
     def explain(self, error: BaseException) -> RankError:
@@ -132,29 +134,42 @@ class Processes:
             return []
 
 
-def join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: int = 1) -> Processes:
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Dotted name and both values of the first entry in which two nested mappings differ."""
+    for name in (*one, *(key for key in other if key not in one)):
+        first, second = one.get(name), other.get(name)
+        if first == second:
+            continue
+        if isinstance(first, dict) and isinstance(second, dict):
+            inner = first_difference(first, second)
+            if inner is not None:
+                return f"{name}.{inner[0]}", inner[1], inner[2]
+        return name, first, second
+    return None
+
+
+def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
     """The processes that ``torchrun`` started together with this one, or this one alone.
 
     Args:
-        timeout: seconds after which a silent process counts as lost.
-        backend: ``"gloo"``, ``"nccl"`` or ``None`` for the one that suits ``device``.
+        config: time limits, back end and layout.
         device: where the pipeline computes.
-        cfg_ranks: ranks per run of clips.
 
     Raises:
         ConfigError: the environment is incomplete or does not fit.
         RankError: the others cannot be reached.
     """
     global _joined
-    if _joined is not None and _joined.cfg_ranks == cfg_ranks:
+    if _joined is not None and _joined.cfg_ranks == config.cfg_ranks:
         return _joined
-    processes = _join(timeout, backend, device, cfg_ranks)
+    processes = _join(config, device)
     if processes.world > 1:
         _joined = processes
     return processes
 
 
-def _join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: int) -> Processes:
+def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
+    cfg_ranks = config.cfg_ranks
     if not dist.is_initialized():
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
             if cfg_ranks > 1:
@@ -166,16 +181,17 @@ def _join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: 
         if missing:
             raise ConfigError(
                 f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
-                "script with torchrun"
+                "script with "
+                f"torchrun"
             )
         if int(os.environ["WORLD_SIZE"]) == 1 and cfg_ranks == 1:
             return Processes()
-        _initialise(timeout, backend or ("nccl" if device.type == "cuda" else "gloo"), device)
+        _initialise(config, device)
     world, rank = dist.get_world_size(), dist.get_rank()
     if world % cfg_ranks:
         raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
     store = dist.distributed_c10d._get_default_store()
-    processes = Processes(rank, world, timeout, store, cfg_ranks, dist.group.WORLD)
+    processes = Processes(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
     if cfg_ranks > 1:
         mesh = dist.init_device_mesh(
             device.type, (cfg_ranks, world // cfg_ranks), mesh_dim_names=("cfg", "clip")
@@ -186,24 +202,36 @@ def _join(timeout: float, backend: str | None, device: torch.device, cfg_ranks: 
     return processes
 
 
-def _initialise(timeout: float, backend: str, device: torch.device) -> None:
-    limit = timedelta(seconds=timeout)
+def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
+    backend = config.backend or ("nccl" if device.type == "cuda" else "gloo")
+    patience = timedelta(seconds=config.join_timeout_s)
+    store: Any = None
     try:
-        store, rank, world = next(iter(dist.rendezvous("env://", timeout=limit)))
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=patience)))
         # torchrun keeps its store over restarts, with the addresses of processes that have ended in it.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"hasten/{attempt}", store)
-        chosen = device if device.type == "cuda" else None
+        # Some load their model faster than others; the group's own limit is for messages.
+        store.set(f"here/{rank}", "1")
+        store.wait([f"here/{other}" for other in range(world)], patience)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=chosen
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().splitlines()[0]
         raise RankError(
-            f"rank {os.environ['RANK']} could not join the other processes at {address} with {backend}: "
-            f"{error}. Is the "
-            f"port free, do all nodes name the same address, and does the network interface exist (set "
-            f"GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)?"
+            f"rank {os.environ['RANK']} could not join the other {os.environ['WORLD_SIZE']} processes at "
+            f"{address} with "
+            f"{backend}: {reason}. Is the port free, do all nodes name the same address, and does the "
+            "network interface "
+            f"exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? A slow model needs a longer "
+            f"join_timeout_s"
         ) from error
 
 

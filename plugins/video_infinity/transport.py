@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Alone", "Distributed", "Flight", "Transport"]
+__all__ = ["Alone", "Distributed", "Flight", "Transport", "all_gather"]
+
+all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""One tensor from one of every rank; its name changed in torch 2.13."""
 
 Message = tuple[int, Tensor]
 """Rank of the other side, and what is sent to it or the buffer that is received into; contiguous."""
@@ -88,7 +91,7 @@ class Distributed:
                 gathered = gather.new_empty(self.world, *gather.shape)
                 # Flat, since back ends disagree on whether contributions are stacked or concatenated.
                 flat = gathered.view(-1), gather.view(-1)
-                work = dist.all_gather_into_tensor(*flat, group=self._group, async_op=True)
+                work = all_gather(*flat, group=self._group, async_op=True)
                 works = [*works, work]
         except RuntimeError as error:
             raise self._explain(error) from error

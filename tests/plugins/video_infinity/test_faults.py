@@ -115,15 +115,18 @@ def test_ranks_that_disagree_say_so_alike(ranks: Any, tmp_path: Path) -> None:
     both = ranks(2, disagree, str(tmp_path / "out"), [OPTIONS, other])
     assert both.wait() == [7, 7]
     for rank in range(2):
-        assert "RankError: the processes do not agree on options: rank 0 has" in both.output(rank)
+        assert (
+            "RankError: the processes do not agree on options.halo: rank 0 has 1, rank 1 has 2"
+            in both.output(rank)
+        )
 
 
 def test_missing_peer_and_incomplete_environment(ranks: Any, tmp_path: Path) -> None:
     lonely = ranks(
-        1, video, str(tmp_path / "out"), {**OPTIONS, "timeout_s": 2.0}, more={0: {"WORLD_SIZE": "2"}}
+        1, video, str(tmp_path / "out"), {**OPTIONS, "join_timeout_s": 2.0}, more={0: {"WORLD_SIZE": "2"}}
     )
     assert lonely.wait() == [7]
-    assert "RankError: rank 0 could not join the other processes at 127.0.0.1" in lonely.output(0)
+    assert "RankError: rank 0 could not join the other 2 processes at 127.0.0.1" in lonely.output(0)
 
 
 def test_damaged_checkpoint_is_named(ranks: Any, tmp_path: Path) -> None:

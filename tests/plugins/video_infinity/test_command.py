@@ -1,0 +1,148 @@
+"""``hasten video`` as a user types it, under ``torchrun`` too, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from clip_cases import build
+from clip_launch import free_port
+from families import TEXT
+
+import hasten
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny text-to-video pipeline on disk, with a tokenizer and a text encoder."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("model")
+    words = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    pipe = build("text-to-video")
+    pipe.register_modules(
+        tokenizer=transformers.CLIPTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TEXT
+        ),
+        text_encoder=transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                vocab_size=len(words),
+                hidden_size=24,
+                intermediate_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=TEXT,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+            )
+        ).eval(),
+    )
+    pipe.save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", **more}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=500)
+
+
+def test_video_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hasten._cli import build_app
+
+    arguments = [
+        "video",
+        str(model),
+        "--prompt",
+        "a cat",
+        "--prompt",
+        "a dog",
+        "--frames",
+        "9",
+        "--steps",
+        "2",
+    ]
+    arguments += ["--height", "16", "--width", "24", "--json", "--seed", "3", "--fps", "12"]
+    sets = ["-s", "video_infinity.halo=2", "-s", "video_infinity.global_frames=3"]
+    with pytest.raises(SystemExit) as end:
+        build_app()([*arguments, *sets, "--out", str(tmp_path / "a.mp4")])
+    printed = capsys.readouterr()
+    assert end.value.code == 0, printed.err
+    facts = json.loads(printed.out)
+    assert facts["frames"] == frames_in(tmp_path / "a.mp4") == 9
+    assert facts["world"] == 1
+    with pytest.raises(SystemExit) as end:
+        build_app()([*arguments, *sets, "--out", str(tmp_path / "pictures")])
+    assert end.value.code == 0
+    capsys.readouterr()
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 9
+    for wrong, message in (
+        (["--fps", "fast"], "--fps fast is no number"),
+        (["--codec", "h265"], "codec 'h265' is unknown"),
+        (["-s", "video_infinity.halo=9"], "halo=9 is longer than the shortest"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            build_app()([*arguments, *sets, *wrong, "--out", str(tmp_path / "b.mp4")])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
+    """The first attempt loses a rank in step 5, the second one goes on at step 4 and makes the same video."""
+    options = {"halo": 1, "global_frames": 2, "clips": 3, "checkpoint_every": 2, "timeout_s": 60.0}
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "from clip_faults import video\n"
+        "import torch\n"
+        "torch.set_num_threads(1)\n"
+        "first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "fault = {'rank': 1, 'step': 9, 'kind': 'kill'} if first else None\n"
+        "video(sys.argv[1], json.loads(sys.argv[2]), None, fault)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    launcher += ["--master-port", str(free_port())]
+    out, checkpoint = tmp_path / "out", str(tmp_path / "run")
+    done = run(*launcher, str(script), str(out), json.dumps({**options, "checkpoint": checkpoint}))
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "RankError: rank 1 of 2" in done.stdout
+    from clip_faults import video
+
+    video(str(tmp_path / "alone"), options)
+    expected = torch.load(f"{tmp_path / 'alone'}.0")
+    for rank in range(2):
+        assert float((torch.load(f"{out}.{rank}") - expected).abs().max()) < 1e-5 * float(
+            expected.abs().max()
+        )
+
+
+def test_example_writes_a_long_video(model: Path, tmp_path: Path) -> None:
+    example = HERE.parents[2] / "examples" / "long_video.py"
+    out = tmp_path / "long.mp4"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = run(*launcher, "--master-port", str(free_port()), str(example), str(model), str(out), "33", "2")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert f"33 frames in {out}, 2 processes" in done.stdout
+    assert frames_in(out) == 33
+    assert hasten.load(model) is not None
