@@ -96,10 +96,9 @@ def _kv(
         rows = [m.to_dict() for found in runs.values() for m in found]
         typer.echo(json.dumps({"machine": describe_machine(), "runs": rows}, indent=2))
         return
-    table = Table(
-        title=f"{shape}, {pictures} pictures with guidance, {runs[wanted[0]][0].layers} of {SHAPES[shape].layers}
-        layers"
-    )
+    ran = runs[wanted[0]][0].layers
+    title = f"{shape}, {pictures} pictures with guidance, {ran} of {SHAPES[shape].layers} layers"
+    table = Table(title=title)
     for column in (
         "cache",
         "peak MiB",
