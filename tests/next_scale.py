@@ -276,3 +276,126 @@ def _run_attn(a, x):
 
 def _run_mid(m, x):
     return _run_res(m.block_2, _run_attn(m.attn_1, _run_res(m.block_1, x)))
+
+
+INFINITY_GRIDS = ((1, 1), (2, 2), (4, 3))
+
+
+def infinity_shapes(layers=2, heads=2, width=32, bits=4, text=24, null=9, chunks=1):
+    shapes = {
+        "cfg_uncond": (null, text),
+        "pos_start": (1, 1, width),
+        "text_norm.weight": (text,),
+        "text_proj_for_sos.ca.mat_q": (1, 2, width // 2),
+        "text_proj_for_sos.ca.mat_kv.weight": (2 * width, text),
+        "text_proj_for_sos.ca.v_bias": (width,),
+        "text_proj_for_sos.ca.zero_k_bias": (width,),
+        "text_proj_for_sos.ca.proj.weight": (width, width),
+        "text_proj_for_sos.ca.proj.bias": (width,),
+        "text_proj_for_ca.0.weight": (width, text),
+        "text_proj_for_ca.0.bias": (width,),
+        "text_proj_for_ca.2.weight": (width, width),
+        "text_proj_for_ca.2.bias": (width,),
+        "lvl_embed.weight": (15, width),
+        "word_embed.weight": (width, bits),
+        "word_embed.bias": (width,),
+        "shared_ada_lin.1.weight": (6 * width, width),
+        "shared_ada_lin.1.bias": (6 * width,),
+        "head_nm.ada_lin.1.weight": (2 * width, width),
+        "head_nm.ada_lin.1.bias": (2 * width,),
+        "head.weight": (2 * bits, width),
+        "head.bias": (2 * bits,),
+    }
+    for i in range(layers):
+        place = f"block_chunks.{i * chunks // layers}.module.{i % (layers // chunks)}."
+        block = {"ada_gss": (1, 1, 6, width), "ca_norm.weight": (width,), "ca_norm.bias": (width,)}
+        block |= {k.replace("attn.", "sa."): v for k, v in _block(width, heads, True).items()}
+        block["sa.scale_mul_1H11"] = (1, 1, heads, 1)  # as built for another kernel
+        block |= {
+            "ca.mat_q.weight": (width, width),
+            "ca.mat_q.bias": (width,),
+            "ca.mat_kv.weight": (2 * width, width),
+            "ca.v_bias": (width,),
+            "ca.zero_k_bias": (width,),
+            "ca.proj.weight": (width, width),
+            "ca.proj.bias": (width,),
+        }
+        shapes |= {place + name: shape for name, shape in block.items()}
+    return shapes
+
+
+class InfinityReference:
+    """Logits of one row (one text, without padding), scale by scale."""
+
+    def __init__(self, state, text, grids=INFINITY_GRIDS, last=INFINITY_GRIDS[-1], heads=2, chunks=1):
+        self.s, self.grids, self.last, self.heads = state, grids, last, heads
+        names = sorted({tuple(map(int, k.split(".")[1:4:2])) for k in state if k.startswith("block_chunks.")})
+        self.blocks = [f"block_chunks.{c}.module.{m}." for c, m in names]
+        self.past = [[] for _ in self.blocks]
+        text = text / (text.square().mean(1, keepdim=True) + 1e-6).sqrt() * state["text_norm.weight"]
+        s, width = state, state["pos_start"].shape[-1]
+        k = text @ s["text_proj_for_sos.ca.mat_kv.weight"][:width].T
+        v = text @ s["text_proj_for_sos.ca.mat_kv.weight"][width:].T + s["text_proj_for_sos.ca.v_bias"]
+        pooled = torch.zeros(width)
+        for h in range(2):
+            rows = slice(h * width // 2, (h + 1) * width // 2)
+            query = s["text_proj_for_sos.ca.mat_q"][0, h][None]
+            pooled[rows] = head_attention(query, k[:, rows], v[:, rows], (width // 2) ** -0.5)[0]
+        self.cond = pooled @ s["text_proj_for_sos.ca.proj.weight"].T + s["text_proj_for_sos.ca.proj.bias"]
+        hidden = F.gelu(
+            text @ s["text_proj_for_ca.0.weight"].T + s["text_proj_for_ca.0.bias"], approximate="tanh"
+        )
+        self.memory = hidden @ s["text_proj_for_ca.2.weight"].T + s["text_proj_for_ca.2.bias"]
+
+    def rope(self, grid):
+        def turn(x):
+            out, dim = x.clone(), x.shape[1]
+            for token in range(len(x)):
+                r, c = divmod(token, grid[1])
+                row, column = (round(p * last / side) for p, last, side in zip((r, c), self.last, grid))
+                for j in range(dim // 2):
+                    place, i = (row, j) if j < dim // 4 else (column, j - dim // 4)
+                    angle = place * 10_000 ** (-2 * i / (dim // 2))
+                    a, b = x[token, 2 * j], x[token, 2 * j + 1]
+                    out[token, 2 * j] = a * math.cos(angle) - b * math.sin(angle)
+                    out[token, 2 * j + 1] = a * math.sin(angle) + b * math.cos(angle)
+            return out
+
+        return turn
+
+    def logits(self, scale, tokens):
+        s = self.s
+        if scale == 0:
+            x = self.cond[None] + s["pos_start"][0]
+        else:
+            x = tokens @ s["word_embed.weight"].T + s["word_embed.bias"]
+        x = x + s["lvl_embed.weight"][scale]
+        common = (silu(self.cond) @ s["shared_ada_lin.1.weight"].T + s["shared_ada_lin.1.bias"]).view(6, -1)
+        for i, b in enumerate(self.blocks):
+            g1, g2, s1, s2, b1, b2 = common + s[b + "ada_gss"][0, 0]
+            x = x + g1 * cosine_attention(
+                layer_norm(x) * (1 + s1) + b1,
+                self.past[i],
+                s[b + "sa.mat_qkv.weight"],
+                s[b + "sa.q_bias"],
+                s[b + "sa.v_bias"],
+                s[b + "sa.scale_mul_1H11"],
+                s[b + "sa.proj.weight"],
+                s[b + "sa.proj.bias"],
+                self.rope(self.grids[scale]),
+            )
+            x = x + self._cross(layer_norm(x) * s[b + "ca_norm.weight"] + s[b + "ca_norm.bias"], b)
+            x = x + g2 * mlp(layer_norm(x) * (1 + s2) + b2, s, b + "ffn.")
+        mul, add = (silu(self.cond) @ s["head_nm.ada_lin.1.weight"].T + s["head_nm.ada_lin.1.bias"]).chunk(2)
+        return (layer_norm(x) * (1 + mul) + add) @ s["head.weight"].T + s["head.bias"]
+
+    def _cross(self, x, b):
+        s, width = self.s, x.shape[1]
+        q = x @ s[b + "ca.mat_q.weight"].T + s[b + "ca.mat_q.bias"]
+        k = self.memory @ s[b + "ca.mat_kv.weight"][:width].T
+        v = self.memory @ s[b + "ca.mat_kv.weight"][width:].T + s[b + "ca.v_bias"]
+        dim, out = width // self.heads, torch.zeros_like(x)
+        for h in range(self.heads):
+            rows = slice(h * dim, (h + 1) * dim)
+            out[:, rows] = head_attention(q[:, rows], k[:, rows], v[:, rows], dim**-0.5)
+        return out @ s[b + "ca.proj.weight"].T + s[b + "ca.proj.bias"]

@@ -1,4 +1,4 @@
-"""The command ``hasten calibrate``."""
+"""The commands ``hasten calibrate`` and ``hasten kv``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ __all__ = ["add_commands"]
 
 
 def add_commands(app: Any) -> None:
-    """Add ``calibrate`` to the command line ``app``."""
+    """Add ``calibrate`` and ``kv`` to the command line ``app``."""
     app.command("calibrate")(_calibrate)
+    app.command("kv")(_kv)
 
 
 def _calibrate(
@@ -53,3 +54,71 @@ def _calibrate(
         f"{out}: {artefact.samples} pictures, {contextual} of {artefact.ratio.numel()} heads are contextual "
         f"(less than half of their attention's energy depends on the query)"
     )
+
+
+def _kv(
+    shape: Annotated[str, typer.Argument(help="var-d16, var-d30, var-d36, infinity-2b or infinity-8b.")],
+    ratio: Annotated[
+        list[float] | None, typer.Option(help="Ratios to measure; repeat. [0.5 0.7 0.9]")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Run so many layers only, and scale up.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures in the batch.")] = 1,
+    exact: Annotated[bool, typer.Option(help="Measure the exact cache, too.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs; medians are shown.")] = 1,
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure bytes and time of exact and compressed caches on a published model's attention, with random tensors."""
+    import json
+    from statistics import median
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from hasten._errors import ConfigError, suggestion
+    from hasten._machine import describe_machine
+    from hasten.plugins.hack.bench import SHAPES, Measurement, measure
+    from hasten.schedules.kv_budget import kv_bytes
+
+    if shape not in SHAPES:
+        raise ConfigError(
+            f"no shape is called {shape!r}{suggestion(shape, SHAPES)} There are {', '.join(SHAPES)}."
+        )
+    wanted: list[float | None] = [
+        *([None] if exact else []),
+        *(ratio if ratio is not None else (0.5, 0.7, 0.9)),
+    ]
+    runs: dict[float | None, list[Measurement]] = {r: [] for r in wanted}
+    for _ in range(repeats):
+        for r in wanted:
+            runs[r].append(measure(shape, r, layers=layers, pictures=pictures, device=device))
+    if as_json:
+        rows = [m.to_dict() for found in runs.values() for m in found]
+        typer.echo(json.dumps({"machine": describe_machine(), "runs": rows}, indent=2))
+        return
+    ran = runs[wanted[0]][0].layers
+    title = f"{shape}, {pictures} pictures with guidance, {ran} of {SHAPES[shape].layers} layers"
+    table = Table(title=title)
+    for column in (
+        "cache",
+        "peak MiB",
+        "formula MiB",
+        "of exact",
+        "of original layout",
+        "seconds",
+        "of it choosing",
+    ):
+        table.add_column(column)
+    whole = kv_bytes(2 * pictures, SHAPES[shape].exact_tokens, SHAPES[shape].dim, 2)
+    for r, found in runs.items():
+        one = found[0]
+        cells = (one.peak_bytes / 2**20, one.formula_bytes / 2**20)
+        shares = (one.peak_bytes / whole, one.peak_bytes / one.reference_bytes)
+        times = (median(m.seconds for m in found), median(m.compression_seconds for m in found))
+        table.add_row(
+            "exact" if r is None else f"ratio {r:g}",
+            *(f"{value:.2f}" for value in cells),
+            *(f"{share:.3f}" for share in shares),
+            *(f"{seconds:.2f}" for seconds in times),
+        )
+    Console().print(table)
