@@ -265,9 +265,11 @@ def _wan() -> Any:
 # --- Text-to-video UNets
 
 
-@_family("text-to-video", lambda: _sized(2, **_prompt(24), num_frames=_FRAMES))
+@_family("text-to-video", lambda: _sized(4, **_prompt(24), num_frames=_FRAMES))
 def _text_to_video() -> Any:
-    return _pipeline("TextToVideoSDPipeline", unet=_unet3d(), vae=_vae(4), scheduler=_vp_scheduler())
+    return _pipeline(
+        "TextToVideoSDPipeline", unet=_unet3d(), vae=_vae(4, factor=4), scheduler=_vp_scheduler()
+    )
 
 
 def _unet3d(**config: Any) -> Any:
@@ -287,7 +289,7 @@ def _unet3d(**config: Any) -> Any:
     )
 
 
-@_family("animatediff", lambda: _sized(2, **_prompt(24), num_frames=_FRAMES))
+@_family("animatediff", lambda: _sized(4, **_prompt(24), num_frames=_FRAMES))
 def _animatediff() -> Any:
     unet = _tiny(
         "UNetMotionModel",
@@ -302,7 +304,7 @@ def _animatediff() -> Any:
         norm_num_groups=4,
         cross_attention_dim=24,
     )
-    return _pipeline("AnimateDiffPipeline", unet=unet, vae=_vae(4), scheduler=_vp_scheduler())
+    return _pipeline("AnimateDiffPipeline", unet=unet, vae=_vae(4, factor=4), scheduler=_vp_scheduler())
 
 
 # --- LTX

@@ -199,9 +199,9 @@ Random weights, {processor}, {cores} cores, one thread per process, torch {torch
 
 ## Two processes against one
 
-A fixed video. The ceiling is what the same two processes reach on the two halves without a single message, measured in
-the same repetition; medians of {repetitions} repetitions. Waiting: share of the time in which computation stood still for
-messages.
+A fixed video. The ceiling is what the same two processes reach on the two halves without a message, measured in the
+same repetition; medians of {repetitions} repetitions. Waiting: share of the time in which computation stood still
+for messages.
 
 | model | speed-up | ceiling | share of the ceiling | waiting | received per call |
 |---|---|---|---|---|---|
@@ -217,9 +217,9 @@ Seconds per clip of equal size, clips in lockstep.
 
 ## Prediction, not measured
 
-The cost model of [cost.py](../../plugins/video_infinity/cost.py), fitted to the transformer's run above: computation over
-total time at equal frames per process, over the link of this machine (latency {latency:.2f} ms, {rate:.2f} GB/s; one
-run cannot tell the two apart, so its extra time is divided between them).
+The cost model of [cost.py](../../plugins/video_infinity/cost.py), fitted to the transformer's run above: computation
+over total time at equal frames per process, over the link of this machine (latency {latency:.2f} ms, {rate:.2f} GB/s;
+one run cannot tell the two apart, so its extra time is divided between them).
 
 | processes | 2 | 8 | 16 |
 |---|---|---|---|
@@ -235,7 +235,8 @@ def page(document: dict[str, Any]) -> str:
     machine, results = document["machine"], document["results"]
     kinds = [kind for kind in ("transformer", "unet") if kind in results]
     strong = "\n".join(
-        f"| {kind} | {r['speed_up']:.2f} | {r['ceiling']:.2f} | {r['share_of_ceiling']:.1%} | {r['waiting_share']:.1%} | "
+        f"| {kind} | {r['speed_up']:.2f} | {r['ceiling']:.2f} | {r['share_of_ceiling']:.1%} | "
+        f"{r['waiting_share']:.1%} | "
         f"{r['received_bytes'] / 1e6:.1f} MB |"
         for kind, r in ((kind, results[kind]) for kind in kinds)
     )

@@ -33,6 +33,7 @@ __all__ = ["Restart", "Transition", "findings", "planned_run", "resize_clean"]
 _REFUSED_FAMILIES = {
     "ltx2": "it steps the sound with a copy of the same scheduler",
     "z-image": "it passes the denoiser a list of latents",
+    "text-to-video": "it folds frames into the batch before it steps",
 }
 _PICTURES = ("image", "images", "mask_image", "control_image", "video")
 

@@ -158,6 +158,8 @@ def test_prediction_leads_to_the_picture(family: str) -> None:
         expected = expected[:, : final.shape[1]]
     if family == "wan22-ti2v-i2v":  # the first frame is given
         expected, final = expected[:, :, 1:], final[:, :, 1:]
+    if family == "text-to-video":  # the pipeline folds frames into the batch before it steps
+        expected = expected.transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(final, expected, atol=2e-3, rtol=0)
 
 

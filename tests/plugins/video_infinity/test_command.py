@@ -82,7 +82,7 @@ def test_video_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         "--steps",
         "2",
     ]
-    arguments += ["--height", "16", "--width", "24", "--json", "--seed", "3", "--fps", "12"]
+    arguments += ["--height", "32", "--width", "48", "--json", "--seed", "3", "--fps", "12"]
     sets = ["-s", "video_infinity.halo=2", "-s", "video_infinity.global_frames=3"]
     with pytest.raises(SystemExit) as end:
         build_app()([*arguments, *sets, "--out", str(tmp_path / "a.mp4")])
@@ -126,7 +126,7 @@ def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
     out, checkpoint = tmp_path / "out", str(tmp_path / "run")
     done = run(*launcher, str(script), str(out), json.dumps({**options, "checkpoint": checkpoint}))
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "RankError: rank 1 of 2" in done.stdout
+    assert "exitcode: -9" in done.stderr  # the first attempt did lose a rank
     from clip_faults import video
 
     video(str(tmp_path / "alone"), options)
