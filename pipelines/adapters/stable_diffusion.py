@@ -10,6 +10,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters._scan import UNetUnits
 
 CONCATENATES = (
     "it appends condition channels to the latents, which a forward at another size would resize as noise"
@@ -57,7 +58,7 @@ ADAPTER = Adapter(
     family="stable-diffusion",
     pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     denoisers=("unet",),
-    capabilities=(StableDiffusionLayout(),),
+    capabilities=(StableDiffusionLayout(), UNetUnits()),
     refused={
         "StableDiffusionInstructPix2PixPipeline": CONCATENATES,
         "StableDiffusionDepth2ImgPipeline": CONCATENATES,

@@ -18,7 +18,7 @@ from hasten.pipelines.mini.runs import load_trained
 
 __all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table"]
 
-PRODUCTS = {"t2i-dit": "t2i_dit"}
+PRODUCTS = {"t2i-dit": "t2i_dit", "t2i-unet": "t2i_unet"}
 """Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
 EXPORTS = (*PRODUCTS, "scorers")
 """What can be exported."""

@@ -33,6 +33,7 @@ RUNS: dict[str, Entry] = {
     "text-image": Entry("contrastive"),
     "judge": Entry("judge", ("autoencoder",)),
     "t2i-dit": Entry("t2i_dit", ("autoencoder", "text-image")),
+    "t2i-unet": Entry("t2i_unet", ("autoencoder", "text-image")),
 }
 """Every model by name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,22 @@ CALL = {
 """The call the text-to-image miniature is meant for."""
 
 
-def sample_sheet(pipe: Any, path: Path, count: int = 8) -> dict[str, float]:
-    """Sample captions of both splits at 128 px (upper rows) and at 64 px (lower rows, enlarged) into one PNG.
+def sample_sheet(
+    pipe: Any,
+    path: Path,
+    count: int = 8,
+    call: Mapping[str, Any] = CALL,
+    sides: Sequence[int] = (128, 64),
+) -> dict[str, float]:
+    """Sample captions of both splits into one PNG, a row or more for each side, small ones enlarged.
 
     Returns:
         Share of the attributes asked for that the pixel parser finds, by size.
     """
     captions = prompts(count // 2, 5, "train") + prompts(count - count // 2, 5, "held_out")
     sheets, figures = [], {}
-    for pixels in (128, 64):
-        images = generate(pipe, captions, {**CALL, "height": pixels, "width": pixels})
+    for pixels in sides:
+        images = generate(pipe, captions, {**call, "height": pixels, "width": pixels})
         figures[f"parser_{pixels}"] = PixelParser().score(images, captions).mean
         stack = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
         sheets.append(F.interpolate(stack.float() / 127.5 - 1, size=(128, 128), mode="nearest"))
