@@ -37,6 +37,7 @@ BLOCK_VARIABLE = "HASTEN_BLOCK_PLUGINS"
 
 BUILT_IN = (
     "hasten.pipelines.adapters",
+    "hasten.plugins.aptp.plugin",
     "hasten.plugins.bottleneck.plugin",
     "hasten.eval.builtin",
     "hasten.eval.commands",
