@@ -80,7 +80,8 @@ class CodeRouter:
         missing = [name for name in _TENSORS if name not in tensors]
         if missing:
             raise CheckpointError(f"{place} lacks {', '.join(missing)}; import the checkpoints again")
-        router = cls(**{name: tensors[name] for name in _TENSORS})
+        weight, bias, codes, widths, depth_of, depth_order = (tensors[name] for name in _TENSORS)
+        router = cls(weight, bias, codes, widths, depth_of, depth_order)
         total = int(router.widths.sum()) + len(router.depth_order)
         if router.weight.shape[0] != total or router.codes.shape[1] != total:
             raise CheckpointError(

@@ -16,6 +16,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Make and compare bundles of prompt-routed pruned experts.", no_args_is_help=True)
 
+MPNET = "sentence-transformers/all-mpnet-base-v2"
 ModelArgument = Annotated[
     str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")
 ]
@@ -203,7 +204,7 @@ def evaluate(
 @contextmanager
 def _study(model: str, work: Path, ffn: int) -> Iterator[Study]:
     """The model and its prepared data; joins a process group where a launcher asks for one."""
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     from hasten._load import load
     from hasten.plugins.aptp.make.data import Prepared

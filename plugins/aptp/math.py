@@ -62,7 +62,7 @@ def hard_gates(logits: Tensor, temperature: float, noise: Tensor | None = None) 
         noise: logistic noise of the same shape, or ``None``.
     """
     soft = torch.sigmoid((logits if noise is None else logits + noise) / temperature)
-    return (soft >= 0.5).to(soft) + soft - soft.detach()
+    return (soft >= 0.5).to(soft) + (soft - soft.detach())
 
 
 def paper_gates(logits: Tensor, uniform: Tensor, temperature: float = 0.4, base: float = 3.0) -> Tensor:

@@ -67,7 +67,7 @@ class Aptp(Technique[AptpConfig]):
         structure = target.capability(PrunableUnits).structure(  # type: ignore[type-abstract]
             denoiser, bundle.manifest.grain.grain()
         )
-        bundle.check_experts(denoiser, structure)
+        bundle.check_experts(structure)
         encoder = make_encoder(bundle.manifest.router.encoder, bundle.manifest.router.model, target.pipe)
         config = self.config
         experts = Experts(bundle, structure, config.residency, config.resident, compiled=config.compile)
@@ -88,8 +88,8 @@ class Aptp(Technique[AptpConfig]):
             if not list(self._check_base(target, bundle)):
                 return bundle
         raise UnsupportedError(
-            f"aptp needs a bundle made for this {target.name}; set aptp.bundle=DIR. Make one with `hasten aptp prepare`, "
-            f"`search`, `tune` and `export`"
+            f"aptp needs a bundle made for this {target.name}; set aptp.bundle=DIR. Make one with `hasten aptp "
+            f"prepare`, `search`, `tune` and `export`"
         )
 
     def _check_base(self, target: Target, bundle: Bundle) -> Iterable[Finding]:

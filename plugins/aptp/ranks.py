@@ -16,8 +16,7 @@ def agree(decisions: Sequence[Decision]) -> list[Decision]:
     """The decisions of rank 0, checked against those of every other rank.
 
     Raises:
-        HastenError: there is no process group, or the ranks were given different prompts or route them differently; then
-            it is raised on every rank.
+        HastenError: there is no process group, or the ranks route differently; then it is raised on every rank.
     """
     own = list(decisions)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

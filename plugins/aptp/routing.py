@@ -152,7 +152,7 @@ class Routing:
 
 @contextmanager
 def _swapped(pipe: Any, target: Target, experts: Experts, expert: int) -> Iterator[None]:
-    """The pipeline with an expert in the denoiser's place. Written past ``__setattr__``, which edits the configuration."""
+    """The pipeline with an expert in the denoiser's place, written past ``__setattr__``, which edits the config."""
     name, base = next(iter(target.denoisers.items()))
     chosen = experts.get(expert, base)
     attributes = vars(pipe)

@@ -71,6 +71,7 @@ def clone_tree(model: nn.Module) -> Any:
         if id(module) in made:
             return made[id(module)]
         twin = copy.copy(module)
+        vars(twin).pop("_diffusers_hook", None)  # an empty registry, which would still point to the original
         made[id(module)] = twin
         for name in (*_CONTAINERS, *_HOOKS):
             if name in vars(module):
@@ -144,7 +145,8 @@ def _follow_packing(model: nn.Module, structure: Structure, name: str) -> None:
 
 def _refuse_hooks(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        if hasattr(module, "_hf_hook") or getattr(module, "_diffusers_hook", None) is not None:
+        registry = getattr(module, "_diffusers_hook", None)
+        if hasattr(module, "_hf_hook") or getattr(registry, "hooks", None):
             raise UnsupportedError(
                 f"module {path or 'denoiser'!r} carries hooks of an offloader or a cache, which would run on the uncut "
                 f"weights; prune first, then enable offloading or caching"

@@ -79,6 +79,8 @@ class Conditioner:
         for number, level in enumerate(levels):
             rows = slice(number * chunk, (number + 1) * chunk)
             given = dict(self.template) | {name: value[rows] for name, value in conditions.items()}
+            told = self.template[layout.latents]
+            given[layout.latents] = told[:1].expand(chunk, *told.shape[1:])
             changed = layout.encode(self.target.pipe, given, latents[rows], level)
             timestep = torch.as_tensor(changed[layout.timestep]).flatten()[:1].expand(chunk)
             parts.append({**changed, layout.timestep: timestep})

@@ -122,7 +122,8 @@ class Loop:
         wanted = json.dumps(dict(self.identity), sort_keys=True)
         if about["identity"] != wanted:
             raise CheckpointError(
-                f"{file} belongs to another run ({about['identity']}, wanted {wanted}); choose another folder or delete it"
+                f"{file} belongs to another run ({about['identity']}, wanted {wanted}); "
+                f"choose another folder or delete it"
             )
         with torch.no_grad():
             for name, parameter in self.parameters.items():

@@ -161,7 +161,7 @@ class Searcher(nn.Module):
         route = experts * (shares.gather(1, chosen[:, None])[:, 0] * errors.detach()).mean()
         ratio = soft_ratio(self.study.costs, *self.study.space.split(gates))
         budget = log_ratio(ratio, self.targets).mean()
-        alike = contrastive(noisy.embeddings, shares @ normalised_code(gates, self._modules()))
+        alike = contrastive(noisy.embeddings, shares @ normalised_code(gates, self._module_widths()))
         truth = (student - noisy.truth).square().mean()
         loss = errors.mean() + 0.2 * truth + 2.0 * budget + 0.1 * assign + route + 0.05 * alike
         figures = {"error": float(errors.mean()), "budget": float(budget), "assign": float(assign)}
@@ -174,9 +174,9 @@ class Searcher(nn.Module):
         logits = F.linear(self._standard(noisy.embeddings), self.predictor)
         uniform = torch.rand(self.codes.shape, generator=common).clamp(1e-6, 1 - 1e-6)
         soft = paper_gates(self.codes, uniform)
-        hard = (soft >= 0.5).to(soft) + soft - soft.detach()
-        predicted = normalised_code(paper_gates(logits, torch.full_like(logits, 0.5)), self._modules())
-        codes = normalised_code(hard, self._modules())
+        hard = (soft >= 0.5).to(soft) + (soft - soft.detach())
+        predicted = normalised_code(paper_gates(logits, torch.full_like(logits, 0.5)), self._module_widths())
+        codes = normalised_code(hard, self._module_widths())
         similarity = F.normalize(predicted, dim=-1) @ F.normalize(codes, dim=-1).T
         chosen = sinkhorn(similarity.detach(), across=world() > 1).argmax(1)
         warm = step < self.options.steps // 10
@@ -219,7 +219,7 @@ class Searcher(nn.Module):
     def _standard(self, embeddings: Tensor) -> Tensor:
         return (embeddings - self.mean) / self.scale
 
-    def _modules(self) -> Sequence[int]:
+    def _module_widths(self) -> Sequence[int]:
         return [*self.study.space.widths, *[1] * len(self.study.space.blocks)]
 
 
@@ -258,7 +258,8 @@ def search(
         study.space.plan(code, budget) for code, budget in zip(searcher.codes.detach(), options.budgets)
     )
     shares = tuple(study.costs.ratio(plan) for plan in plans)
-    result = Searched(plans, shares, {**asdict(options), "world": world()})
+    about = {**asdict(options), "budgets": list(options.budgets), "world": world()}
+    result = Searched(plans, shares, about)
     if rank() == 0:
         result.save(folder)
     return result

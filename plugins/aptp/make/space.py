@@ -87,11 +87,35 @@ class Space:
             least = self.costs.ratio(self._above(scores, float("inf")))
             if least > budget:
                 raise ConfigError(
-                    f"no plan costs {budget:.1%} of the model or less: with one unit of everything, and no block that can "
-                    f"go, it still costs {least:.1%}; choose a higher budget"
+                    f"no plan costs {budget:.1%} of the model or less: with one unit of everything and every block "
+                    f"gone that can go, it still costs {least:.1%}; choose a higher budget"
                 )
-            return self._above(scores, float("inf"))
-        return self._above(scores, order[low])
+            return self._filled(self._above(scores, float("inf")), scores, budget)
+        return self._filled(self._above(scores, order[low]), scores, budget)
+
+    def _filled(self, plan: PruningPlan, scores: Tensor, budget: float) -> PruningPlan:
+        """The plan with the best of what is left that still fits: one block may have been more than the rest."""
+        units, blocks = self.split(scores)
+        spare: list[tuple[float, str, tuple[int, ...] | None]] = [
+            (float(blocks[name]), name, None) for name in plan.dropped
+        ]
+        for name, kept in plan.kept.items():
+            step = self.structure.groups[name].step
+            gone = [
+                u for u in torch.argsort(units[name], descending=True, stable=True).tolist() if u not in kept
+            ]
+            packs = [tuple(gone[i : i + step]) for i in range(0, len(gone), step)]
+            spare += [(float(units[name][list(pack)].mean()), name, pack) for pack in packs]
+        for _, name, pack in sorted(spare, key=lambda item: (-item[0], item[1])):
+            if pack is None:
+                larger = PruningPlan(plan.kept, plan.dropped - {name})
+            else:
+                larger = PruningPlan(
+                    {**plan.kept, name: tuple(sorted((*plan.kept[name], *pack)))}, plan.dropped
+                )
+            if self.costs.ratio(larger) <= budget:
+                plan = larger
+        return plan.without_whole(self.structure)
 
     def _above(self, scores: Tensor, bound: float) -> PruningPlan:
         """The plan that keeps scores of at least ``bound``, and what has to stay."""

@@ -75,7 +75,10 @@ class Tuner:
         return {f"{i}.{name}": p for i, update in enumerate(self.updates) for name, p in update.items()}
 
     def loss(
-        self, step: int, common: torch.Generator, own: torch.Generator
+        self,
+        step: int,
+        common: torch.Generator,  # noqa: ARG002
+        own: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """Distillation of one expert on one batch, one caption in ten empty."""
         number = step % len(self.models)

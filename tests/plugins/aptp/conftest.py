@@ -120,16 +120,9 @@ def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3):
     mean, scale = vectors.mean(0), vectors.std(0)
     known = torch.nn.functional.normalize((vectors - mean) / scale, dim=-1)
     width = vectors.shape[1]
-    router = PrototypeRouter(
-        mean,
-        scale,
-        torch.eye(width),
-        torch.zeros(width),
-        known[:experts].clone(),
-        torch.tensor(0.1),
-        known,
-        torch.tensor(0.6),
-    )
+    bias, temperature, familiar = torch.zeros(width), torch.tensor(0.1), torch.tensor(0.6)
+    start = known[:experts].clone()
+    router = PrototypeRouter(mean, scale, torch.eye(width), bias, start, temperature, known, familiar)
     entries = tuple(
         ExpertEntry(
             weights=weights,
