@@ -96,9 +96,15 @@ class Space:
     def _filled(self, plan: PruningPlan, scores: Tensor, budget: float) -> PruningPlan:
         """The plan with the best of what is left that still fits: one block may have been more than the rest."""
         units, blocks = self.split(scores)
-        spare: list[tuple[float, str, tuple[int, ...] | None]] = [
-            (float(blocks[name]), name, None) for name in plan.dropped
-        ]
+        for name in sorted(plan.dropped, key=lambda block: (-float(blocks[block]), block)):
+            inside = {group.id for group in self.structure.inside(name)}
+            least = {g: kept[: self.structure.groups[g].step] for g, kept in plan.kept.items() if g in inside}
+            for widths in (plan.kept, {**plan.kept, **least}):
+                larger = PruningPlan(widths, plan.dropped - {name})
+                if self.costs.ratio(larger) <= budget:
+                    plan = larger
+                    break
+        spare = []
         for name, kept in plan.kept.items():
             step = self.structure.groups[name].step
             gone = [
@@ -107,12 +113,7 @@ class Space:
             packs = [tuple(gone[i : i + step]) for i in range(0, len(gone), step)]
             spare += [(float(units[name][list(pack)].mean()), name, pack) for pack in packs]
         for _, name, pack in sorted(spare, key=lambda item: (-item[0], item[1])):
-            if pack is None:
-                larger = PruningPlan(plan.kept, plan.dropped - {name})
-            else:
-                larger = PruningPlan(
-                    {**plan.kept, name: tuple(sorted((*plan.kept[name], *pack)))}, plan.dropped
-                )
+            larger = PruningPlan({**plan.kept, name: tuple(sorted((*plan.kept[name], *pack)))}, plan.dropped)
             if self.costs.ratio(larger) <= budget:
                 plan = larger
         return plan.without_whole(self.structure)
@@ -128,7 +129,7 @@ class Space:
             best = torch.argsort(values, descending=True, stable=True)[:number]
             kept[name] = tuple(sorted(best.tolist()))
         dropped = frozenset(name for name, value in blocks.items() if float(value) < bound)
-        return PruningPlan(kept, dropped).without_whole(self.structure)
+        return PruningPlan(kept, dropped)
 
     def gates(self, plan: PruningPlan) -> Tensor:
         """A plan as a vector of 0 and 1."""

@@ -43,11 +43,11 @@ def tiny_flux():
         in_channels=16,
         num_layers=1,
         num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
         joint_attention_dim=32,
         pooled_projection_dim=96,
-        axes_dims_rope=(4, 6, 6),
+        axes_dims_rope=(2, 2, 4),
         guidance_embeds=True,
     )
     pipe = diffusers.FluxPipeline(
