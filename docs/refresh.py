@@ -124,7 +124,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     source = Path(sys.argv[1])
-    document = json.loads((source / "miniature.json").read_text("utf-8"))
+    document = distilled(json.loads((source / "report.json").read_text("utf-8")))
     text = README.read_text("utf-8")
     document["example"] = run_example(text, source)
     for path in (FIGURES, PICTURE):

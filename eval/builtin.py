@@ -21,6 +21,7 @@ METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {},
         "perceptual distance to the baseline's image (AlexNet weights by path)",
     ),
+    "frame_consistency": ("fidelity", "FrameConsistency", {}, "videos: dB from each frame to the next"),
     "clip_i": ("fidelity", "ImageCosine", {}, "cosine of CLIP image embeddings, candidate against baseline"),
     "clip_score": ("alignment", "ClipScore", {}, "image-prompt cosine by CLIP, on a published scale"),
     "blip2_t": (

@@ -1,4 +1,4 @@
-"""Adds the miniature metrics and the commands ``demo``, ``compare`` and ``eval``; loads neither until it is used."""
+"""Adds the miniature metrics and the commands of evaluation; a metric is loaded when it is used."""
 
 from __future__ import annotations
 

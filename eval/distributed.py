@@ -4,12 +4,43 @@ process.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hasten._errors import ConfigError
+from hasten._processes import Processes
 from hasten.eval.functional.moments import Moments, merge_all
+
+ValueT = TypeVar("ValueT")
+
+
+@contextmanager
+def launched() -> Iterator[Processes]:
+    """The processes of a ``torchrun`` or ``accelerate launch``, connected (gloo) for the length of the block."""
+    processes = Processes.from_environment()
+    if processes.world == 1 or dist.is_initialized():
+        yield processes
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield processes
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(value: ValueT) -> list[ValueT]:
+    """``value`` of every process, in rank order, on every rank; every rank must call it."""
+    world = _world(None)
+    if world == 1:
+        return [value]
+    values: list[ValueT | None] = [None] * world
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
 
 
 def shard(n: int, rank: int, world: int) -> range:
@@ -24,6 +55,16 @@ def shard(n: int, rank: int, world: int) -> range:
     if not 0 <= rank < world:
         raise ConfigError(f"Rank {rank} does not exist among {world} processes.")
     return range(n * rank // world, n * (rank + 1) // world)
+
+
+def own_part(n: int, batch_size: int) -> range:
+    """The images, of ``n``, that this process reads; all of them where no processes are connected.
+
+    Whole batches, because a network's output depends, in its last bits, on the batch: so the result is that of one
+    process.
+    """
+    batches = shard(-(-n // batch_size), dist.get_rank() if _world(None) > 1 else 0, _world(None))
+    return range(batches.start * batch_size, min(n, batches.stop * batch_size))
 
 
 def _world(group: dist.ProcessGroup | None) -> int:

@@ -22,12 +22,12 @@ from hasten.eval.statistics import Estimate
 #: One tensor per name, one row per sample; on the CPU.
 Features = Mapping[str, Tensor]
 
-Need = Literal["image", "prompt", "baseline", "reference"]
+Need = Literal["image", "prompt", "baseline", "reference", "video"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one image size.
+    """Samples of one image size. Videos are rows of frames: ``frames`` consecutive images are one sample.
 
     Attributes:
         images: uint8 ``[N, 3, H, W]``.
@@ -41,9 +41,14 @@ class Batch:
     images: Tensor
     prompts: tuple[str, ...] | None = None
     baseline: Tensor | None = None
+    frames: int = 1
 
     def __post_init__(self) -> None:
         check_images(self.images)
+        if self.frames < 1 or len(self.images) % self.frames:
+            raise ConfigError(
+                f"{len(self.images)} images are no whole number of videos of {self.frames} frames."
+            )
         if self.prompts is not None and len(self.prompts) != len(self.images):
             raise ConfigError(f"There are {len(self.prompts)} prompts for {len(self.images)} images.")
         if self.baseline is not None:
@@ -80,6 +85,8 @@ class Metric(ABC):
             if need in self.needs and value is None:
                 plural = "prompts" if need == "prompt" else "the baseline's images"
                 raise ConfigError(f"The metric {self.name} needs {plural} beside the images.")
+        if "video" in self.needs and batch.frames < 2:
+            raise ConfigError(f"The metric {self.name} is one of videos, and these are single pictures.")
 
 
 class SampleMetric(Metric):
@@ -87,7 +94,10 @@ class SampleMetric(Metric):
 
     @abstractmethod
     def score(self, features: Features) -> Tensor:
-        """Scores of embedded samples: float64 ``[N]``, raw (a PSNR may be infinite)."""
+        """Scores of embedded samples: float64 ``[N]``, raw (a PSNR may be infinite).
+
+        One score per image, or (metrics that need videos) one per video.
+        """
 
     def summarize(self, scores: Tensor) -> float:
         """The figure of a set of scores; their mean unless the metric's definition says otherwise."""

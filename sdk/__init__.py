@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         HastenError,
         NumericalError,
         PluginError,
+        RankError,
         UnsupportedError,
     )
     from hasten._hookspecs import hookimpl
@@ -49,6 +50,7 @@ __all__ = [
     "NumericalError",
     "Plan",
     "PluginError",
+    "RankError",
     "Report",
     "StepForecast",
     "Technique",
@@ -73,6 +75,7 @@ _HOMES = {
         "HastenError",
         "NumericalError",
         "PluginError",
+        "RankError",
         "UnsupportedError",
     ),
     "_hookspecs": ("hookimpl",),

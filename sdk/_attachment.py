@@ -18,7 +18,7 @@ from hasten._plugins import host
 from hasten._recorder import Recorder, Row
 from hasten._report import Report, StepRecord
 from hasten._run import Run, RunCall
-from hasten._seams import SeamTable
+from hasten._seams import SeamTable, submodule
 from hasten._subclass import stock_class
 from hasten._target import Target
 from hasten.pipelines.adapters._base import Guidance, LatentLayout
@@ -108,7 +108,8 @@ class Attachment:
             if layout is None:
                 yield run
                 return
-            watch = Watch() if table.denoiser.items or table.attention.items else None
+            inside = (*table.denoiser.items, *table.modules.items, *table.attention.items)
+            watch = Watch() if inside else None
             attention = AttentionSeam(self.target, table.attention.items) if table.attention.items else None
             seams = {}
             for name, module in self.target.denoisers.items():
@@ -117,7 +118,7 @@ class Attachment:
             if attention is not None:
                 stack.enter_context(attention.installed())
             forwards: dict[Any, Forward] = {module: seam.forward for module, seam in seams.items()}
-            with open_gates(forwards):
+            with open_gates({**_module_handlers(table, self.target), **forwards}):
                 yield run
             if watch is not None:
                 watch.settle()
@@ -128,7 +129,8 @@ class Attachment:
     def _check_used(self, table: SeamTable, seams: Mapping[Any, DenoiserSeam]) -> None:
         if any(seam.forwards for seam in seams.values()):
             return
-        owners = ", ".join(dict.fromkeys(o for o, _ in (*table.denoiser.items, *table.attention.items)))
+        inside = (*table.denoiser.items, *table.modules.items, *table.attention.items)
+        owners = ", ".join(dict.fromkeys(owner for owner, _ in inside))
         names = ", ".join(seam.name for seam in seams.values()) or "(none)"
         raise UnsupportedError(
             f"the run ended without one forward of {names} passing through hasten, so {owners} did nothing. "
@@ -175,6 +177,21 @@ def _snapshot(table: SeamTable) -> SeamTable:
 
 def _around(handler: Callable[..., Any], inner: Callable[[RunCall], Any]) -> Callable[[RunCall], Any]:
     return lambda call: handler(call, inner)
+
+
+def _module_handlers(table: SeamTable, target: Target) -> dict[Any, Forward]:
+    """Handlers of modules inside the denoisers; where several techniques have one, the first listed is outermost."""
+    handlers: dict[Any, Forward] = {}
+    for _, entry in reversed(table.modules.items):
+        module = submodule(target, entry.name)
+        handlers[module] = _before(entry.handler, handlers.get(module))
+    return handlers
+
+
+def _before(outer: Forward, inner: Forward | None) -> Forward:
+    if inner is None:
+        return outer
+    return lambda module, args, kwargs: outer(lambda *a, **k: inner(module, a, k), args, kwargs)
 
 
 def _make_clock(layout: LatentLayout | None, call: RunCall) -> Clock:

@@ -8,10 +8,10 @@ backend would bypass it: for the run they compute natively up to the seam, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ class AttentionCall:
         causal: whether a query sees only keys at or before its own position.
         scale: factor of the scores; ``None`` is ``dim ** -0.5``.
         grouped: whether keys and values have fewer heads than queries.
+        arguments: those of the denoiser's forward in progress, as it is computed (a technique may have resized them).
         step: where in the run this is.
         run: the run.
     """
@@ -61,6 +62,7 @@ class AttentionCall:
     causal: bool
     scale: float | None
     grouped: bool
+    arguments: Mapping[str, Any]
     step: Step
     run: Run
 
@@ -68,7 +70,20 @@ class AttentionCall:
 Proceed = Callable[[AttentionCall], Tensor]
 AttentionHandler = Callable[[AttentionCall, Proceed], Tensor]
 
-_active: ContextVar[AttentionSeam | None] = ContextVar("hasten_attention", default=None)
+
+@dataclass
+class _Computation:
+    """One computation of the denoiser that is being intercepted. Several may be in progress, one per thread."""
+
+    seam: AttentionSeam
+    forward: DenoiserCall
+    inside: list[str] = field(default_factory=list)
+    """Names of the attention layers in progress, the innermost last."""
+    entered: set[str] = field(default_factory=set)
+    hit: set[str] = field(default_factory=set)
+
+
+_active: ContextVar[_Computation | None] = ContextVar("hasten_attention", default=None)
 
 
 def attention_layers(target: Target) -> dict[str, nn.Module]:
@@ -139,10 +154,6 @@ class AttentionSeam:
                 self._chains[layer] = _chain(chosen, self._dense)
         self._layers = {layer: everything[layer] for layer in self._chains}
         self._dense_backends: dict[str, Any] = {}
-        self._inside: list[str] = []
-        self._forward: DenoiserCall | None = None
-        self._entered: set[str] = set()
-        self._hit: set[str] = set()
         self._ever_hit: set[str] = set()
 
     @contextmanager
@@ -164,19 +175,15 @@ class AttentionSeam:
         Raises:
             UnsupportedError: a planned layer ran and its attention was not seen.
         """
-        token = _active.set(self)
-        self._forward = call
-        self._inside.clear()
-        self._entered.clear()
-        self._hit.clear()
+        computation = _Computation(self, call)
+        token = _active.set(computation)
         try:
-            with _Mode(self):
+            with _Mode(computation):
                 yield
         finally:
             _active.reset(token)
-            self._forward = None
-        self._ever_hit |= self._hit
-        self._require(self._entered - self._hit)
+        self._ever_hit |= computation.hit
+        self._require(computation.entered - computation.hit)
 
     def check_complete(self, denoisers: Sequence[str]) -> None:
         """At the end of a run: every planned layer of a denoiser that ran must have been seen.
@@ -188,17 +195,22 @@ class AttentionSeam:
         self._require(planned - self._ever_hit)
 
     def intercept(
-        self, function: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        computation: _Computation,
+        function: Callable[..., Tensor],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
     ) -> Tensor:
         """One ``scaled_dot_product_attention`` call inside the denoiser."""
-        layer = self._inside[-1] if self._inside else None
-        if layer is None or self._forward is None:
+        layer = computation.inside[-1] if computation.inside else None
+        if layer is None:
             return function(*args, **kwargs)
-        self._hit.add(layer)
-        return self._chains[layer](self._describe(layer, *args, **kwargs))
+        computation.hit.add(layer)
+        return self._chains[layer](self._describe(computation.forward, layer, *args, **kwargs))
 
     def _describe(
         self,
+        forward: DenoiserCall,
         layer: str,
         query: Tensor,
         key: Tensor,
@@ -209,9 +221,6 @@ class AttentionSeam:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> AttentionCall:
-        forward = self._forward
-        if forward is None:
-            raise RuntimeError("attention was intercepted outside of a forward")
         return AttentionCall(
             layer=layer,
             module=self._layers[layer],
@@ -223,6 +232,7 @@ class AttentionSeam:
             causal=is_causal,
             scale=scale,
             grouped=enable_gqa,
+            arguments=forward.kwargs,
             step=forward.step,
             run=forward.run,
         )
@@ -287,13 +297,15 @@ class AttentionSeam:
         """Hooks that keep the stack of layers in progress. Another run may share the module: it is not ours to name."""
 
         def before(*_: Any) -> None:
-            if _active.get() is self:
-                self._inside.append(layer)
-                self._entered.add(layer)
+            computation = _active.get()
+            if computation is not None and computation.seam is self:
+                computation.inside.append(layer)
+                computation.entered.add(layer)
 
         def after(*_: Any) -> None:
-            if _active.get() is self and self._inside:
-                self._inside.pop()
+            computation = _active.get()
+            if computation is not None and computation.seam is self and computation.inside:
+                computation.inside.pop()
 
         return before, after
 
@@ -314,15 +326,15 @@ class AttentionSeam:
 class _Mode(TorchFunctionMode):
     """Hands attention calls to the seam; inside of a handler it is off."""
 
-    def __init__(self, seam: AttentionSeam) -> None:
+    def __init__(self, computation: _Computation) -> None:
         super().__init__()
-        self._seam = seam
+        self._computation = computation
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return self._seam.intercept(func, args, kwargs or {})
+            return self._computation.seam.intercept(self._computation, func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 

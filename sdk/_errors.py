@@ -12,6 +12,7 @@ __all__ = [
     "HastenError",
     "NumericalError",
     "PluginError",
+    "RankError",
     "UnsupportedError",
     "suggestion",
 ]
@@ -55,6 +56,10 @@ class PluginError(HastenError):
 
 class CheckpointError(HastenError):
     """Files that do not hold what their format promises."""
+
+
+class RankError(HastenError):
+    """Another process of this run failed, hung, could not be reached, or disagrees about what to compute."""
 
 
 class NumericalError(HastenError):

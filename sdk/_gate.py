@@ -1,4 +1,5 @@
-"""One gate per denoiser, there only while a run is in progress, that hands forwards to the run they belong to.
+"""One gate per intercepted module, there only while a run is in progress, that hands forwards to the run they
+belong to. Denoisers have one, and layers that a technique asked for.
 
 The gate sits in the module instance's ``_compiled_call_impl``, the slot that ``nn.Module.__call__`` asks first and
 that ``module.compile()`` fills. It is thereby outside of forward hooks, of accelerate's and diffusers' offloading
@@ -26,7 +27,7 @@ Forward = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 _SLOT = "_compiled_call_impl"
 _lock = threading.Lock()
-_current: ContextVar[Mapping[int, Forward]] = ContextVar("hasten_forwards")
+_current: ContextVar[dict[int, Forward]] = ContextVar("hasten_forwards")
 
 
 class _Gate:
@@ -62,9 +63,14 @@ def is_compiled(module: nn.Module) -> bool:
 
 @contextmanager
 def open_gates(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Send the forwards of these modules, as called from this context, through the given functions."""
+    """Send the forwards of these modules, as called from this context, through the given functions.
+
+    Gates that are open already stay open: a denoiser and the layers inside it may each have one.
+    """
     gates = [(module, _acquire(module)) for module in forwards]
-    token = _current.set({id(module): forward for module, forward in forwards.items()})
+    token = _current.set(
+        {**_current.get({}), **{id(module): forward for module, forward in forwards.items()}}
+    )
     try:
         yield
     finally:

@@ -39,8 +39,11 @@ BUILT_IN = (
     "hasten.pipelines.adapters",
     "hasten.plugins.aptp.plugin",
     "hasten.plugins.bottleneck.plugin",
+    "hasten.plugins.rettention.plugin",
+    "hasten.plugins.video_infinity.plugin",
     "hasten.eval.builtin",
     "hasten.eval.commands",
+    "hasten.eval.bench.commands",
 )
 """Modules that come with `hasten`; they enter through the same hooks as external plugins."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten._clock import Clock, Step
 from hasten._errors import HastenError
+from hasten._ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
     from hasten._recorder import Recorder, Row
@@ -24,15 +25,21 @@ class RunCall:
         pipe: the user's pipeline.
         target: the pipeline as techniques see it.
         arguments: every argument of the call by name, defaults filled in.
+        ranks: the processes that compute this call together.
     """
 
     pipe: Any
     target: Target
     arguments: Mapping[str, Any]
+    ranks: Ranks = SINGLE
 
     def replace_arguments(self, changes: Mapping[str, Any]) -> RunCall:
         """This call with some arguments replaced."""
         return replace(self, arguments={**self.arguments, **changes})
+
+    def on_ranks(self, ranks: Ranks) -> RunCall:
+        """This call, divided over several processes."""
+        return replace(self, ranks=ranks)
 
 
 class Run:
@@ -42,6 +49,7 @@ class Run:
         self.pipe = call.pipe
         self.target = call.target
         self.arguments = call.arguments
+        self.ranks = call.ranks
         self._clock = clock
         self._recorder = recorder
         self._states: dict[str, dict[Any, Any]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from hasten._errors import UnsupportedError
 from hasten._run import RunCall
 
 if TYPE_CHECKING:
@@ -14,11 +15,22 @@ if TYPE_CHECKING:
     from hasten._journal import OwnedJournal
     from hasten._target import Target
 
-__all__ = ["AttentionEntry", "PromptHandler", "RunHandler", "SchedulerFactory", "SeamTable", "Seams"]
+__all__ = [
+    "AttentionEntry",
+    "ModuleEntry",
+    "ModuleHandler",
+    "PromptHandler",
+    "RunHandler",
+    "SchedulerFactory",
+    "SeamTable",
+    "Seams",
+]
 
 RunHandler = Callable[[RunCall, Callable[[RunCall], Any]], Any]
 SchedulerFactory = Callable[[Any, RunCall], Any]
 PromptHandler = Callable[[tuple[str, ...], RunCall], Sequence[str] | None]
+
+ModuleHandler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 HandlerT = TypeVar("HandlerT")
 
@@ -29,6 +41,14 @@ class AttentionEntry:
 
     handler: AttentionHandler
     layers: frozenset[str] | None
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """A handler of one module inside a denoiser, by qualified name."""
+
+    name: str
+    handler: ModuleHandler
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,7 @@ class SeamTable:
     run: Chain[RunHandler] = field(init=False)
     denoiser: Chain[DenoiserHandler] = field(init=False)
     attention: Chain[AttentionEntry] = field(init=False)
+    modules: Chain[ModuleEntry] = field(init=False)
     scheduler: Chain[SchedulerFactory] = field(init=False)
     prompt: Chain[PromptHandler] = field(init=False)
 
@@ -70,7 +91,7 @@ class SeamTable:
     @staticmethod
     def kinds() -> tuple[str, ...]:
         """Names of the seams, from the outside in."""
-        return ("run", "prompt", "scheduler", "denoiser", "attention")
+        return ("run", "prompt", "scheduler", "denoiser", "modules", "attention")
 
     def remove(self, owner: str) -> None:
         """Drop everything ``owner`` registered."""
@@ -85,6 +106,21 @@ class SeamTable:
             if owners:
                 lines.append(f"{kind}: {' > '.join(owners)}")
         return tuple(lines)
+
+
+def submodule(target: Target, name: str) -> Any:
+    """The module of a qualified name that begins with the denoiser.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    from hasten._denoiser import unwrapped
+
+    denoiser, _, path = name.partition(".")
+    try:
+        return unwrapped(target.denoisers[denoiser]).get_submodule(path)
+    except (KeyError, AttributeError) as error:
+        raise UnsupportedError(f"{target.name} has no module {name!r}") from error
 
 
 class Seams:
@@ -136,6 +172,22 @@ class Seams:
         chosen = None if layers is None else frozenset(layers)
         check_layers(self._target, chosen)
         self._table.attention = self._table.attention.plus(self.owner, AttentionEntry(handler, chosen))
+
+    def module(self, name: str, handler: ModuleHandler) -> None:
+        """Put ``handler(inner, args, kwargs) -> output`` around the calls of one module inside a denoiser.
+
+        Args:
+            name: qualified name, beginning with the denoiser (``"unet.transformer_in.norm"``).
+            handler: ``inner(*args, **kwargs)`` computes the module itself, once, several times or not at all.
+
+        Raises:
+            UnsupportedError: there is no such module, or the denoiser is compiled.
+        """
+        from hasten._attention import refuse_compiled
+
+        refuse_compiled(self._target)
+        submodule(self._target, name)
+        self._table.modules = self._table.modules.plus(self.owner, ModuleEntry(name, handler))
 
     def scheduler(self, factory: SchedulerFactory) -> None:
         """Swap the pipeline's scheduler for ``factory(scheduler, call)`` during every run."""

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from hasten._target import Target
 
 
+Sameness = Literal["exact", "close", "distributional"]
+"""How an output relates to the unaccelerated one of the same seed, as intended: the same up to rounding, an
+approximation of it, or another sample of the same quality.
+"""
+
+
 class TechniqueConfig(BaseModel):
     """Base of every technique's configuration: immutable, JSON round-trips, unknown options refused."""
 
@@ -64,13 +70,15 @@ class Technique(ABC, Generic[ConfigT]):
     """One acceleration technique, configured.
 
     A class attribute ``name`` is what a user types; ``summary`` is one line for ``hasten plugins``; ``requires``
-    lists the adapter capabilities without which the pipeline is refused.
+    lists the adapter capabilities without which the pipeline is refused; ``sameness`` says what a comparison with
+    the unaccelerated output of the same seed means.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     config_class: ClassVar[type[TechniqueConfig]]
     requires: ClassVar[tuple[type, ...]] = ()
+    sameness: ClassVar[Sameness] = "distributional"
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -262,6 +262,49 @@ def _wan() -> Any:
     )
 
 
+# --- Text-to-video UNets
+
+
+@_family("text-to-video", lambda: _sized(2, **_prompt(24), num_frames=_FRAMES))
+def _text_to_video() -> Any:
+    return _pipeline("TextToVideoSDPipeline", unet=_unet3d(), vae=_vae(4), scheduler=_vp_scheduler())
+
+
+def _unet3d(**config: Any) -> Any:
+    return _tiny(
+        "UNet3DConditionModel",
+        **{
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "sample_size": 8,
+            "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+            "cross_attention_dim": 24,
+            **config,
+        },
+    )
+
+
+@_family("animatediff", lambda: _sized(2, **_prompt(24), num_frames=_FRAMES))
+def _animatediff() -> Any:
+    unet = _tiny(
+        "UNetMotionModel",
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+        motion_max_seq_length=12,
+        norm_num_groups=4,
+        cross_attention_dim=24,
+    )
+    return _pipeline("AnimateDiffPipeline", unet=unet, vae=_vae(4), scheduler=_vp_scheduler())
+
+
 # --- LTX
 
 

@@ -48,3 +48,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
+
+
+def test_every_metric_is_explained() -> None:
+    from hasten.eval.builtin import METRICS
+
+    page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
+    assert [name for name in METRICS if f"`{name}`" not in page] == []

@@ -147,7 +147,11 @@ def _sample_figure(scores: SampleScores, arm: str, prompts: Sequence[str], setti
 
 
 def _set_figure(scores: SetScores, arm: str, prompts: Sequence[str], settings: Settings) -> Figure:
-    options: dict[str, Any] = {"clusters": prompts, "level": settings.level, "seed": settings.seed}
+    rows = len(next(iter(scores.features[arm].values())))
+    clusters = [
+        prompt for prompt in prompts for _ in range(rows // len(prompts))
+    ]  # frames of a video are one cluster
+    options: dict[str, Any] = {"clusters": clusters, "level": settings.level, "seed": settings.seed}
     value = scores.metric.aggregate(scores.features[arm], scores.reference, **options).estimate
     if arm == BASELINE:
         return Figure(value)

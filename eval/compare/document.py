@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hasten._records import write_atomically
 from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, check_margins, sanity
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.gates import Gate
-from hasten.eval.compare.journal import write_atomically
 from hasten.eval.compare.run import arms_of_run
 from hasten.eval.compare.scores import (
     SampleScores,
@@ -104,7 +104,8 @@ def _document(
         "schema": 1,
         **{key: request[key] for key in ("model", "seed", "call", "batch_size", "prompts")},
         "arms": [
-            {**fields, "flops": flops[fields["name"]], **efficiency[fields["name"]]} for fields in run["arms"]
+            {**fields, "sameness": arm.sameness, "flops": flops[arm.name], **efficiency[arm.name]}
+            for fields, arm in zip(run["arms"], arms, strict=True)
         ],
         "settings": {
             "level": evaluation.settings.level,
@@ -149,6 +150,7 @@ def _times(
         arm.name: {
             "speedup": {"value": timings.ratio(BASELINE, arm.name).as_dict()},
             "seconds": _plain(timings.median(arm.name) / first),
+            **_profile(run["profiles"].get(arm.name)),
             "batches": list(timings.seconds[arm.name]),
         }
         for arm in arms
@@ -159,6 +161,14 @@ def _times(
         "created": run["about"].get("created"),
         "command": run["about"].get("command"),
     }
+
+
+def _profile(profile: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Peak memory in bytes above what was in use before, and seconds per stage, of one batch."""
+    if profile is None:
+        return {}
+    memory = profile["memory"]
+    return {"memory": {**_plain(memory["above_start"]), **memory}, "stages": profile["stages"]}
 
 
 def _steps(store: RunStore, arm: str) -> tuple[list[dict[str, Any]], list[float]]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hasten._errors import UnsupportedError
 from hasten._generation import Job, Sample, generate
+from hasten._technique import Sameness
 
 if TYPE_CHECKING:
     from hasten._config import Config
     from hasten._report import Report
+    from hasten.eval.efficiency.timing import Timings
 
 __all__ = [
     "BASELINE",
@@ -29,6 +31,7 @@ __all__ = [
     "control_arms",
     "equal_time_steps",
     "flops_of",
+    "profile",
     "turns",
     "warm_up",
 ]
@@ -44,6 +47,9 @@ _SEED_OFFSET = 2**31
 """Between the seeds of the baseline and those of the other-seed control; further than any prompt list is
 long.
 """
+
+SAMENESS = get_args(Sameness)
+"""From the strongest promise to the weakest."""
 
 Role = Literal["baseline", "candidate", "control"]
 
@@ -65,6 +71,16 @@ class Arm:
     steps: int
     config: Config | None = None
     seed_offset: int = 0
+
+    @property
+    def sameness(self) -> Sameness | None:
+        """The weakest promise of its techniques about the same seed; ``None`` without techniques."""
+        from hasten._plugins import host
+
+        promises = (
+            [host().technique(entry.name).sameness for entry in self.config.techniques] if self.config else []
+        )
+        return max(promises, key=SAMENESS.index, default=None)
 
     def job(self, job: Job) -> Job:
         """``job`` with this arm's steps and seeds."""
@@ -145,27 +161,39 @@ def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
         synchronize(device)
         seconds = time.perf_counter() - began
         report = acceleration.report() if acceleration is not None else None
-    if any(len(sample.frames) != 1 for sample in samples):
-        raise UnsupportedError(
-            f"{type(pipe).__name__} makes videos; comparisons are of single pictures so far"
-        )
     return Turn(
         arm, number, tuple(replace(sample, index=start + sample.index) for sample in samples), seconds, report
     )
 
 
-def warm_up(pipe: Any, arms: Sequence[Arm], job: Job) -> dict[str, float]:
-    """Seconds of one batch of every arm: the faster of two, the first pays for allocation and compilation."""
+def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 2) -> Timings:
+    """Time the first batch of every arm in turns, after one round that pays for allocation and compilation."""
+    from hasten.eval.efficiency.timing import interleave
+
     first = replace(job, prompts=job.prompts[: job.batch_size])
-    return {arm.name: min(_turn(pipe, arm, first, 0, 0).seconds for _ in range(2)) for arm in arms}
+    tasks = {arm.name: partial(_turn, pipe, arm, first, 0, 0) for arm in arms}
+    return interleave(tasks, rounds, device=getattr(pipe, "device", None))
 
 
-def equal_time_steps(steps: int, pace: Mapping[str, float]) -> dict[str, int]:
+def equal_time_steps(steps: int, pace: Timings) -> dict[str, int]:
     """Candidate -> steps that plain sampling gets done in its time; ``pace`` is that of :func:`warm_up`."""
-    plain = pace[BASELINE]
     return {
-        name: max(1, round(steps * seconds / plain)) for name, seconds in pace.items() if name != BASELINE
+        name: max(1, round(steps * pace.ratio(name, BASELINE).value))
+        for name in pace.seconds
+        if name != BASELINE
     }
+
+
+def profile(pipe: Any, arm: Arm, job: Job) -> dict[str, Any]:
+    """Peak memory and seconds per stage of the first batch, in a run of its own: looking slows it down."""
+    from hasten.eval.efficiency import peak_memory, timed_stages
+
+    device = getattr(pipe, "device", None)
+    first = replace(job, prompts=job.prompts[: job.batch_size])
+    with peak_memory(device) as peak, timed_stages(pipe, device) as clock:
+        total = _turn(pipe, arm, first, 0, 0).seconds
+    stages = {**clock.seconds, "rest": max(0.0, total - sum(clock.seconds.values()))}
+    return {"memory": {**asdict(peak), "above_start": peak.above_start}, "stages": stages}
 
 
 def flops_of(pipe: Any, arm: Arm, job: Job) -> int:

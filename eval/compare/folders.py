@@ -12,6 +12,7 @@ from torch import Tensor
 from hasten._errors import ConfigError
 from hasten.eval.compare.miniature import AttributeMetric
 from hasten.eval.compare.scores import few_samples, load_reference
+from hasten.eval.distributed import gather, own_part
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
 from hasten.eval.sources import ImageSource, Loaded, batches, check_paired
 from hasten.eval.statistics import Estimate, mean_estimate, ratio_of_sums
@@ -55,7 +56,9 @@ class Pictures:
     def _stream(self, source: ImageSource) -> Iterator[tuple[int, Tensor]]:
         """Place in ``generated`` and picture, in that order, whatever order ``source`` has."""
         place = {key: i for i, key in enumerate(self.generated.keys)}
-        order = sorted(range(len(source)), key=lambda i: place[source.keys[i]])
+        own = own_part(len(place), self.batch_size)
+        mine = (i for i in range(len(source)) if place[source.keys[i]] in own)
+        order = sorted(mine, key=lambda i: place[source.keys[i]])
         loaded = Loaded()
         for image in batches(
             source, loaded, batch_size=1, workers=self.workers, indices=order, skip_bad=self.skip_bad
@@ -126,6 +129,9 @@ def score_pictures(
 ) -> FolderScores:
     """Read every picture once and compute all metrics.
 
+    Where processes are connected (:func:`hasten.eval.distributed.launched`), each reads its part of the pictures,
+    and all return the figures of the whole.
+
     Raises:
         ConfigError: if a metric lacks what it needs, a picture can't be used, or a feature is not finite.
     """
@@ -138,6 +144,10 @@ def score_pictures(
         side = batch.images.shape[-2]
         for metric in metrics:
             parts[metric.name].append(metric.embed(batch))
+    ranks = gather((places, side, parts, pictures.bad))
+    places, side = [place for rank in ranks for place in rank[0]], max(rank[1] for rank in ranks)
+    parts = {metric.name: [part for rank in ranks for part in rank[2][metric.name]] for metric in metrics}
+    bad = {picture: reason for rank in ranks for picture, reason in rank[3].items()}
     if len(places) < 2:
         raise ConfigError(
             f"{pictures.generated.name} holds {len(places)} usable pictures; at least two are needed"
@@ -155,7 +165,7 @@ def score_pictures(
             warnings += few_samples(metric, features)
         elif isinstance(metric, SampleMetric):
             figures[metric.name] = _mean(metric, features, prompts, level, seed)
-    return FolderScores(len(places), dict(pictures.bad), figures, extras, warnings)
+    return FolderScores(len(places), bad, figures, extras, warnings)
 
 
 def _check_needs(metrics: Sequence[Metric], pictures: Pictures, reference: Path | None) -> None:

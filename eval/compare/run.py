@@ -10,6 +10,7 @@ from typing import Any
 from hasten._config import Config
 from hasten._errors import ConfigError, suggestion
 from hasten._generation import Job
+from hasten._processes import PATIENCE, Processes, wait_for
 from hasten.eval.compare.engine import (
     BASELINE,
     CONTROLS,
@@ -21,10 +22,10 @@ from hasten.eval.compare.engine import (
     control_arms,
     equal_time_steps,
     flops_of,
+    profile,
     turns,
     warm_up,
 )
-from hasten.eval.compare.processes import PATIENCE, Processes, wait_for
 from hasten.eval.compare.store import Record, RunStore, slug
 
 __all__ = ["Request", "arms_of_run", "run_comparison"]
@@ -162,12 +163,14 @@ def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str,
     pace = warm_up(pipe, measured, request.job)
     fewer = {**equal_time_steps(request.steps, pace), **request.fewer_steps}
     arms = [*measured, *control_arms(request.steps, fewer, request.controls)]
+    own_work = [arm for arm in arms if arm.name not in (REPEAT, OTHER_SEED)]
     return {
         "schema": 1,
         "request": request.to_dict(),
         "arms": [_arm_to_dict(arm) for arm in arms],
         "flops": {arm.name: flops_of(pipe, arm, request.job) for arm in arms},
-        "warm_up_seconds": pace,
+        "warm_up": pace.as_dict(),
+        "profiles": {arm.name: profile(pipe, arm, request.job) for arm in own_work},
         "about": dict(about),
     }
 
@@ -215,7 +218,7 @@ def _make(
 
     if finished < total and not warm:
         # A process that comes later, or again, must not time its own start-up.
-        warm_up(pipe, request.measured_arms(), job)
+        warm_up(pipe, request.measured_arms(), job, rounds=1)
     for turn in turns(pipe, arms, job, missing):
         finished += _keep(store, turn, done)
         tell(finished, total)
@@ -229,7 +232,7 @@ def _keep(store: RunStore, turn: Turn, done: set[tuple[str, int]]) -> int:
     for sample in turn.samples:
         if (name, sample.index) in done:
             continue
-        file, digest = store.save_image(name, sample.index, sample.frames[0])
+        file, digest = store.save_frames(name, sample.index, sample.frames)
         seconds = round(turn.seconds, 6)
         records.append(Record(name, sample.index, sample.seed, file, digest, turn.batch, seconds, store.rank))
     store.add(records)

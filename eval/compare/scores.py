@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hasten._errors import ConfigError
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.miniature import AttributeMetric, true_renders
 from hasten.eval.compare.store import RunStore
+from hasten.eval.distributed import gather, own_part
 from hasten.eval.features import load_statistics
 from hasten.eval.images import to_uint8
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
@@ -100,13 +101,21 @@ class SetScores:
 
 
 def _batches(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> Iterator[Batch]:
-    for start in range(0, len(prompts), _BATCH):
-        indices = range(start, min(start + _BATCH, len(prompts)))
-        images = to_uint8([store.open_image(arm, i) for i in indices])
-        base = None
-        if "baseline" in metric.needs:
-            base = to_uint8([store.open_image(BASELINE, i) for i in indices])
-        yield Batch(images, tuple(prompts[i] for i in indices), base)
+    frames = len(store.open_frames(arm, 0))
+    size = max(1, _BATCH // frames)
+    for start in range(0, len(prompts), size):
+        indices = range(start, min(start + size, len(prompts)))
+        images = _frames(store, arm, indices)
+        if len(images) != frames * len(indices):
+            raise ConfigError(
+                f"{arm}: the videos of prompts {start} to {indices[-1]} are not all {frames} frames long"
+            )
+        base = _frames(store, BASELINE, indices) if "baseline" in metric.needs else None
+        yield Batch(images, tuple(prompts[i] for i in indices for _ in range(frames)), base, frames)
+
+
+def _frames(store: RunStore, arm: str, indices: Iterable[int]) -> Tensor:
+    return to_uint8([frame for i in indices for frame in store.open_frames(arm, i)])
 
 
 def _embedded(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> dict[str, Tensor]:
@@ -127,14 +136,16 @@ def sample_scores(
         if arm == BASELINE and "baseline" in metric.needs:
             continue
         features = _embedded(store, arm, prompts, metric)
-        values[arm] = metric.averaged(metric.score(features)).to(torch.float64).numpy()
+        scores = metric.averaged(metric.score(features)).to(torch.float64)
+        values[arm] = scores.reshape(len(prompts), -1).mean(1).numpy()  # over the frames of each video
         bad = np.flatnonzero(~np.isfinite(values[arm]))
         if bad.size:
             raise ConfigError(
                 f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)"
             )
         if isinstance(metric, AttributeMetric):
-            counts[arm] = features["right"].numpy(), features["asked"].numpy()
+            right, asked = (features[key].reshape(len(prompts), -1).sum(1) for key in ("right", "asked"))
+            counts[arm] = right.numpy(), asked.numpy()
     return SampleScores(metric, values, counts)
 
 
@@ -190,4 +201,8 @@ def load_reference(metric: SetMetric, path: Path | None, prompts: Sequence[str],
             raise ConfigError(f"{metric.name} needs the pictures of the reference; {path} holds statistics")
         return load_statistics(path, expected=metric.fingerprint()).moments
     source, loaded = open_source(path), Loaded()
-    return concatenate([metric.embed(Batch(images)) for images in batches(source, loaded, batch_size=_BATCH)])
+    own = own_part(len(source), _BATCH)
+    parts = [
+        metric.embed(Batch(images)) for images in batches(source, loaded, batch_size=_BATCH, indices=own)
+    ]
+    return concatenate([part for rank in gather(parts) for part in rank])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import CheckpointError, ConfigError
-from hasten.eval.compare.journal import append_lines, read_lines, repair, write_atomically
+from hasten._records import append_lines, read_lines, repair, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,8 +33,8 @@ class Record:
         arm: configuration it was made with.
         index: number of its prompt.
         seed: of its noise.
-        file: its place below the run's folder.
-        sha256: of that file.
+        file: its place below the run's folder; the folder of its frames for a video.
+        sha256: of that file, or of all frames one after the other.
         batch: number of the batch it was made in.
         batch_seconds: wall-clock time of that batch; batches of one number ran next to each other in every
             arm.
@@ -54,6 +54,11 @@ class Record:
 def slug(name: str) -> str:
     """``name`` as the name of a file."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the frames of a video in order."""
+    return sorted(path.glob("*.png")) if path.is_dir() else [path]
 
 
 class RunStore:
@@ -116,26 +121,45 @@ class RunStore:
             )
 
     def add(self, records: Sequence[Record]) -> None:
-        """Keep the records of pictures that :meth:`save_image` has written, all of them or none."""
+        """Keep the records of pictures that :meth:`save_frames` has written, all of them or none."""
         append_lines(self._own, [asdict(record) for record in records])
 
-    def save_image(self, arm: str, index: int, image: Image) -> tuple[str, str]:
-        """Write a picture as PNG, complete or not at all; its place below the folder, and the file's hash."""
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        place = f"images/{slug(arm)}/{index:05d}.png"
-        target = self.folder / place
-        target.parent.mkdir(exist_ok=True)
-        write_atomically(target, buffer.getvalue())
-        return place, hashlib.sha256(buffer.getvalue()).hexdigest()
+    def save_frames(self, arm: str, index: int, frames: Sequence[Image]) -> tuple[str, str]:
+        """Write a picture as PNG, or the frames of a video as a folder of them, without loss.
 
-    def open_image(self, arm: str, index: int) -> Image:
-        """The finished picture of a prompt."""
+        Returns:
+            Its place below the folder, and the hash of all files.
+        """
+        place = f"images/{slug(arm)}/{index:05d}"
+        names = [f"{place}.png"]
+        if len(frames) > 1:
+            names = [f"{place}/{number:05d}.png" for number in range(len(frames))]
+        digest = hashlib.sha256()
+        for name, frame in zip(names, frames, strict=True):
+            buffer = io.BytesIO()
+            frame.save(buffer, format="PNG")
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(target, buffer.getvalue())
+            digest.update(buffer.getvalue())
+        return names[0] if len(frames) == 1 else place, digest.hexdigest()
+
+    def open_frames(self, arm: str, index: int) -> tuple[Image, ...]:
+        """The finished picture of a prompt, or every frame of its video."""
         from PIL import Image
 
-        with Image.open(self.folder / "images" / slug(arm) / f"{index:05d}.png") as image:
-            image.load()
-            return image
+        place = self.folder / "images" / slug(arm) / f"{index:05d}"
+        images = []
+        for path in _files(place if place.is_dir() else place.with_suffix(".png")):
+            with Image.open(path) as image:
+                image.load()
+                images.append(image)
+        return tuple(images)
+
+    def open_image(self, arm: str, index: int) -> Image:
+        """The finished picture of a prompt, or the middle frame of its video."""
+        frames = self.open_frames(arm, index)
+        return frames[len(frames) // 2]
 
     def records(self, *, verify: bool = True) -> dict[tuple[str, int], Record]:
         """Records of all processes by arm and prompt number.
@@ -158,11 +182,13 @@ class RunStore:
         return found
 
     def _intact(self, record: Record) -> bool:
+        digest = hashlib.sha256()
         try:
-            data = (self.folder / record.file).read_bytes()
+            for path in _files(self.folder / record.file):
+                digest.update(path.read_bytes())
         except OSError:
             return False
-        return hashlib.sha256(data).hexdigest() == record.sha256
+        return digest.hexdigest() == record.sha256
 
     def save_steps(self, arm: str, report: Mapping[str, Any]) -> None:
         """Keep what the techniques of an arm did in one batch."""

@@ -17,8 +17,11 @@ from hasten.eval.compare.wording import (
     estimate_text,
     forwards_text,
     headline,
+    memory_text,
     number,
+    sameness_text,
     speed_text,
+    stages_text,
 )
 
 __all__ = ["print_report"]
@@ -37,6 +40,11 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
         for arm in document["arms"]
         if document["steps"].get(arm["name"])
     ]
+    notes += [
+        f"{arm['name']}: {text}" for arm in document["arms"] if (text := stages_text(document, arm["name"]))
+    ]
+    if any(metric["against_baseline"] for metric in document["metrics"].values()):
+        notes += [f"{arm['name']} {sameness_text(arm)}" for arm in document["arms"] if arm["sameness"]]
     notes += [f"in brackets: {level} intervals; differences are over pairs of the same prompt and seed"]
     if any(metric["miniature"] for metric in document["metrics"].values()):
         notes.append(MINIATURE_NOTE)
@@ -49,14 +57,15 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
 def _speed_table(document: Mapping[str, Any]) -> Table:
     title = f"{document['model']}, {len(document['prompts'])} prompts, same seeds"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD)
-    for heading in ("", "steps", "s / picture", "speed-up", "FLOPs"):
+    for heading in ("", "steps", "s / picture", "speed-up", "FLOPs", "memory"):
         table.add_column(heading, justify="left" if not heading else "right")
     for arm in document["arms"]:
         name, plain = arm["name"], arm["role"] == "baseline"
         seconds = number(document["times"]["arms"][name]["seconds"]["value"])
         speed = "" if plain else speed_text(document, name)
         flops = "" if plain else f"1/{arm['flops_ratio']['value']:.2f}"
-        table.add_row(escape(name), str(arm["steps"]), seconds, escape(speed), flops)
+        memory = memory_text(document, name)
+        table.add_row(escape(name), str(arm["steps"]), seconds, escape(speed), flops, memory)
     return table
 
 

@@ -14,8 +14,11 @@ __all__ = [
     "estimate_text",
     "forwards_text",
     "headline",
+    "memory_text",
     "number",
+    "sameness_text",
     "speed_text",
+    "stages_text",
     "verdict_text",
 ]
 
@@ -23,6 +26,12 @@ MINIATURE_NOTE = (
     "Metrics whose names begin with mini_ come from miniature scorers trained on the same small data set as the "
     "pipeline. They show trends and are not comparable with published FID, CLIP score or CMMD."
 )
+_SAMENESS = {
+    "exact": "is to give the baseline's output up to rounding: any distance from it is a defect",
+    "close": "approximates the baseline's output of the same seed: its distance from it is a loss",
+    "distributional": "gives another output of the same seed by design: closeness to the baseline says nothing about "
+    "its quality",
+}
 _OUTCOMES = {
     "held": "within the margin of {}",
     "missed": "beyond the margin of {}",
@@ -70,6 +79,27 @@ def forwards_text(document: Mapping[str, Any], arm: str) -> str:
         by_size.setdefault("x".join(map(str, step["resolution"] or ("?",))), []).append(milliseconds)
     parts = [f"{len(times)} at {size} ({median(times):.0f} ms each)" for size, times in by_size.items()]
     return ", ".join(parts)
+
+
+def memory_text(document: Mapping[str, Any], arm: str) -> str:
+    """Peak memory of one batch above what was in use before it, empty where it was not measured."""
+    memory = document["times"]["arms"][arm].get("memory")
+    if memory is None:
+        return ""
+    megabytes = memory["value"] / 1e6
+    return f"{megabytes / 1000:.2f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB"
+
+
+def stages_text(document: Mapping[str, Any], arm: str) -> str:
+    """Seconds of one batch by stage, the largest first; empty where they were not measured."""
+    stages: Mapping[str, float] = document["times"]["arms"][arm].get("stages", {})
+    largest_first = sorted(stages.items(), key=lambda stage: -stage[1])
+    return ", ".join(f"{name} {seconds:.3g} s" for name, seconds in largest_first)
+
+
+def sameness_text(arm: Mapping[str, Any]) -> str:
+    """How to read a candidate's closeness to the baseline, as the end of a sentence about it."""
+    return _SAMENESS[arm["sameness"]]
 
 
 def verdict_text(figure: Mapping[str, Any]) -> str:

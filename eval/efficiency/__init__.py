@@ -2,6 +2,7 @@
 
 from hasten.eval.efficiency.flops import FlopCount, count_flops, measure_flops, register_formula
 from hasten.eval.efficiency.memory import PeakMemory, peak_memory
+from hasten.eval.efficiency.stages import timed_stages
 from hasten.eval.efficiency.timing import Timings, interleave, stage_clock
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "peak_memory",
     "register_formula",
     "stage_clock",
+    "timed_stages",
 ]

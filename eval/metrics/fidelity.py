@@ -18,6 +18,7 @@ from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.alignment import cosine
 from hasten.eval.functional.pixel import PSNR_CAP, capped, psnr
 from hasten.eval.functional.ssim import Variant, ms_ssim, ssim
+from hasten.eval.functional.video import consistency_curve
 from hasten.eval.metric import Batch, Features, Need, SampleMetric
 
 _PAIRED: frozenset[Need] = frozenset({"image", "baseline"})
@@ -147,3 +148,30 @@ class ImageCosine(SampleMetric):
     def fingerprint(self) -> Fingerprint:
         """Network and preprocessing."""
         return self._clip.fingerprint(self.name)
+
+
+class FrameConsistency(SampleMetric):
+    """PSNR between each frame of a video and the next, averaged: how smoothly it runs.
+
+    Read its change against the baseline: lower flickers more. A still picture has the highest value, so that higher is
+    not better without end.
+    """
+
+    name = "frame_consistency"
+    unit = "dB"
+    needs: frozenset[Need] = frozenset({"image", "video"})
+    higher_is_better = True
+
+    def embed(self, batch: Batch) -> Features:
+        """``{"score": float64 [videos]}``."""
+        self._require(batch)
+        videos = batch.images.unflatten(0, (-1, batch.frames))
+        return {"score": torch.stack([capped(consistency_curve(video)).mean() for video in videos]).cpu()}
+
+    def score(self, features: Features) -> Tensor:
+        """The scores kept."""
+        return features["score"]
+
+    def fingerprint(self) -> Fingerprint:
+        """Cap of identical frames."""
+        return Fingerprint(self.name, self.version, details={"cap_db": PSNR_CAP})

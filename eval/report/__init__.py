@@ -38,7 +38,7 @@ def write_report(store: RunStore, document: Mapping[str, Any]) -> Path:
     Raises:
         HastenError: if the file cannot be written.
     """
-    from hasten.eval.compare.journal import write_atomically
+    from hasten._records import write_atomically
     from hasten.eval.report.page import render_page
 
     target = store.folder / "report.html"

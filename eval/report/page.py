@@ -17,8 +17,11 @@ from hasten.eval.compare.wording import (
     change_text,
     estimate_text,
     headline,
+    memory_text,
     number,
+    sameness_text,
     speed_text,
+    stages_text,
     verdict_text,
 )
 from hasten.eval.report.charts import marks, pareto, timeline
@@ -51,6 +54,10 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
             headlines={arm: headline(document, arm) for arm in candidates},
             outcome={arm: _outcome(document, arm) for arm in candidates},
             speeds={arm["name"]: speed_text(document, arm["name"]) for arm in document["arms"]},
+            memory={arm["name"]: memory_text(document, arm["name"]) for arm in document["arms"]},
+            stages={arm["name"]: stages_text(document, arm["name"]) for arm in document["arms"]},
+            source=document["times"]["arms"][BASELINE].get("memory", {}).get("source", ""),
+            sameness={arm["name"]: sameness_text(arm) for arm in document["arms"] if arm["sameness"]},
             gates=[*document["gates"], *document["times"]["gates"]],
             miniature=MINIATURE_NOTE if any(m["miniature"] for m in document["metrics"].values()) else "",
             charts=[pareto(document, metric) for metric in document["metrics"]],
@@ -129,7 +136,7 @@ def _gallery(store: RunStore, document: Mapping[str, Any]) -> list[dict[str, Any
         pictures = [
             {
                 "arm": arm,
-                "uri": data_uri(store.open_image(arm, chosen.index)),
+                "uri": data_uri(store.open_frames(arm, chosen.index)),
                 "scores": {
                     metric: scores[arm][chosen.index]
                     for metric, scores in document["scores"].items()

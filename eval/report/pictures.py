@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ __all__ = ["SIDE", "WORST", "Chosen", "choose_prompts", "data_uri"]
 
 SIDE = 256
 """Longest side of an embedded picture in pixels; larger ones are shrunk."""
+FRAMES_PER_SECOND = 8
+"""Of a video in the page."""
 WORST = 3
 """Worst prompts shown for each metric and configuration, beside the median one."""
 
@@ -54,17 +56,31 @@ def choose_prompts(document: Mapping[str, Any]) -> list[Chosen]:
     return [found[index] for index in sorted(found)]
 
 
-def data_uri(image: Image) -> str:
-    """The picture inside a URI: untouched as PNG where it is small, else shrunk and as JPEG."""
+def data_uri(frames: Sequence[Image]) -> str:
+    """A picture inside a URI: untouched as PNG where it is small, else shrunk and as JPEG; a video as moving PNG."""
     from PIL import Image as Images
 
     buffer = io.BytesIO()
-    if max(image.size) <= SIDE:
+    image = frames[0]
+    if len(frames) > 1:
+        small = [frame.convert("RGB") for frame in frames]
+        for frame in small:
+            frame.thumbnail((SIDE, SIDE), Images.Resampling.LANCZOS)
+        small[0].save(
+            buffer,
+            format="PNG",
+            save_all=True,
+            append_images=small[1:],
+            duration=1000 // FRAMES_PER_SECOND,
+            loop=0,
+        )
+        kind = "png"
+    elif max(image.size) <= SIDE:
         image.save(buffer, format="PNG", optimize=True)
         kind = "png"
     else:
-        small = image.convert("RGB")
-        small.thumbnail((SIDE, SIDE), Images.Resampling.LANCZOS)
-        small.save(buffer, format="JPEG", quality=90)
+        picture = image.convert("RGB")
+        picture.thumbnail((SIDE, SIDE), Images.Resampling.LANCZOS)
+        picture.save(buffer, format="JPEG", quality=90)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -13,9 +13,11 @@ from typing import Any
 
 from hasten._hookspecs import hookimpl
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentLayout, LatentSize, Prediction
+from hasten.pipelines.adapters._frames import FrameMixing
 
 __all__ = [
     "Adapter",
+    "FrameMixing",
     "Guidance",
     "LatentLayout",
     "LatentSize",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _FAMILIES = (
+    "animatediff",
     "aura_flow",
     "chroma",
     "cogvideox",
@@ -43,6 +46,7 @@ _FAMILIES = (
     "stable_diffusion",
     "stable_diffusion_3",
     "stable_diffusion_xl",
+    "text_to_video",
     "wan",
     "z_image",
 )

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, LatentSize
+from hasten.pipelines.adapters._decoders import ChunkedDecoder
+from hasten.pipelines.adapters._frames import (
+    FrameAxis,
+    FrameLayer,
+    FrameMixing,
+    LayerKind,
+    Rotary,
+    self_attentions,
+    separable,
+)
 from hasten.pipelines.adapters._layouts import VideoLayout
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES
 
 
@@ -76,9 +88,77 @@ class CogVideoXLayout(VideoLayout):
         return super().refusal(pipe)
 
 
+class CogVideoXFrames(FrameMixing):
+    """Joint attention, text first. Rotary embeddings come from the pipeline, sine positions from the "
+    "patch embedding."""
+
+    latents = FrameAxis(1)
+    sample = FrameAxis(1)
+    joint = "first"
+    scope = (4, 4)
+    rotary_argument = "image_rotary_emb"
+
+    @override
+    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
+        """Joint attention, and the patch embedding where it adds positions."""
+        embedding: Any = root.get_submodule("patch_embed")
+        if embedding.use_positional_embeddings:
+            yield FrameLayer("patch_embed", LayerKind.POSITIONS)
+        yield from self_attentions(root, "transformer_blocks", "attn1")
+
+    @override
+    def frame_free(self, root: nn.Module) -> frozenset[str]:
+        """None: there is no other attention."""
+        return frozenset()
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """``sample_frames`` of the transformer."""
+        config = pipe.transformer.config
+        latent: int = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+        return latent // (config.patch_size_t or 1)
+
+    @override
+    def patch(self, pipe: Any) -> int:
+        """``patch_size_t`` of 1.5."""
+        size: int = pipe.transformer.config.patch_size_t or 1
+        return size
+
+    @override
+    def given_rotary(self, pipe: Any, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
+        """The pipeline made them for this rank's frames; made again for all, as a temporal and a spatial table."""
+        if kwargs.get("image_rotary_emb") is None:
+            return None
+        *_, height, width = kwargs[self.latents_argument(kwargs)].shape
+        factor, device = pipe.vae_scale_factor_spatial, kwargs["image_rotary_emb"][0].device
+        latent = frames * self.patch(pipe)
+        cos, sin = pipe._prepare_rotary_positional_embeddings(height * factor, width * factor, latent, device)
+        each = len(cos) // frames
+        return separable((cos[::each], sin[::each]), (cos[:each], sin[:each]), cos.shape[1] // 4)
+
+    @override
+    def positions(self, module: nn.Module, bound: Mapping[str, Any], clip: range, frames: int) -> Any:
+        """The embedding without positions, plus the rows of the clip."""
+        embedding: Any = copy.copy(module)
+        embedding.use_positional_embeddings = False
+        tokens = embedding(bound["text_embeds"], bound["image_embeds"])
+        *_, height, width = bound["image_embeds"].shape
+        pixels = (frames * (embedding.patch_size_t or 1) - 1) * embedding.temporal_compression_ratio + 1
+        table = embedding._get_positional_embeddings(height, width, pixels, device=tokens.device)
+        rows = table[:, embedding.max_text_seq_length :].unflatten(1, (frames, -1))[:, clip.start : clip.stop]
+        text = bound["text_embeds"].shape[1]
+        tokens[:, text:] += rows.flatten(1, 2).to(tokens.dtype)
+        return tokens
+
+
 ADAPTER = Adapter(
     family="cogvideox",
     pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
-    capabilities=(CogVideoXLayout(),),
+    capabilities=(
+        CogVideoXLayout(),
+        JointTokens(r"transformer_blocks\.\d+\.attn1", "before"),
+        CogVideoXFrames(),
+        ChunkedDecoder(),
+    ),
     refused={"CogVideoXImageToVideoPipeline": CONCATENATES, "CogVideoXFunControlPipeline": CONCATENATES},
 )

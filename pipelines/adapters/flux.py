@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters._layouts import PackedLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
 from hasten.pipelines.adapters._scan import ScannedUnits
+from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 CONCATENATES = (
@@ -64,6 +65,20 @@ class FluxLayout(PackedLayout):
         return round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
 
 
+class FluxTokens(JointTokens):
+    """Text, picture, references; ids of the picture count 2x2-packed tokens."""
+
+    @override
+    def patch(self, denoiser: nn.Module) -> tuple[int, int]:
+        """``patch_size`` is 1: the pipeline packs the latents."""
+        return 1, 2
+
+    @override
+    def text_length(self, kwargs: Mapping[str, Any]) -> int:
+        """As many as the text has ids."""
+        return int(kwargs["txt_ids"].shape[-2])
+
+
 def _of_one(ids: Tensor) -> Tensor:
     """The ids of one sample: some pipelines repeat them for every sample of the batch."""
     return ids[0] if ids.ndim == 3 else ids
@@ -99,7 +114,7 @@ ADAPTER = Adapter(
         "FluxKontextPipeline",
         "FluxKontextInpaintPipeline",
     ),
-    capabilities=(FluxLayout(), FluxUnits()),
+    capabilities=(FluxLayout(), FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before"), FluxUnits()),
     refused={
         "FluxFillPipeline": CONCATENATES,
         "FluxControlPipeline": CONCATENATES,

@@ -10,6 +10,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters._tokens import AttentionTokens
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 
@@ -56,6 +57,6 @@ class HunyuanDiTLayout(ImageLayout):
 ADAPTER = Adapter(
     family="hunyuan-dit",
     pipelines=("HunyuanDiTPipeline",),
-    capabilities=(HunyuanDiTLayout(),),
+    capabilities=(HunyuanDiTLayout(), AttentionTokens(r"blocks\.\d+\.attn1")),
     refused={"HunyuanDiTControlNetPipeline": CONTROLLED},
 )

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import nn
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance
+from hasten.pipelines.adapters._decoders import WholeDecoder
+from hasten.pipelines.adapters._frames import (
+    FrameLayer,
+    FrameMixing,
+    LayerKind,
+    Rotary,
+    attention_names,
+    self_attentions,
+    separable,
+)
 from hasten.pipelines.adapters._layouts import VideoLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._tokens import JointTokens
 
 _MIXED = "it mixes a clean picture into the noisy latents, and only the pipeline knows where"
 
@@ -24,10 +37,55 @@ class HunyuanVideoLayout(VideoLayout):
         return FlowPath()
 
 
+class HunyuanVideoFrames(FrameMixing):
+    """Joint attention in both kinds of blocks, text last."""
+
+    text = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
+    joint = "last"
+    scope = (10, 12)
+    rotary_argument = "image_rotary_emb"
+
+    @override
+    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
+        """Joint attention and the rotary module."""
+        yield FrameLayer("rope", LayerKind.ROTARY)
+        yield from self_attentions(root, "transformer_blocks", "attn")
+        yield from self_attentions(root, "single_transformer_blocks", "attn")
+
+    @override
+    def frame_free(self, root: nn.Module) -> frozenset[str]:
+        """The token refiner looks at text only."""
+        return frozenset(name for name in attention_names(root) if name.startswith("context_embedder."))
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """129 frames of video in the released model."""
+        return 33
+
+    @override
+    def patch(self, pipe: Any) -> int:
+        """``patch_size_t`` of the transformer."""
+        size: int = pipe.transformer.config.patch_size_t
+        return size
+
+    @override
+    def rotary(self, module: Any, inner: Any, bound: Mapping[str, Any], frames: int) -> Rotary:
+        """One call with one spatial position, one with one frame."""
+        x = bound["hidden_states"]
+        side, each = module.patch_size, module.patch_size_t
+        temporal = inner(x.new_empty(1, 1, 1, 1, 1).expand(1, 1, frames * each, side, side))
+        return separable(temporal, inner(x[:1, :1, :each]), module.rope_dim[0])
+
+
 ADAPTER = Adapter(
     family="hunyuan-video",
     pipelines=("HunyuanVideoPipeline",),
-    capabilities=(HunyuanVideoLayout(),),
+    capabilities=(
+        HunyuanVideoLayout(),
+        JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after"),
+        HunyuanVideoFrames(),
+        WholeDecoder(),
+    ),
     refused={
         "HunyuanVideoImageToVideoPipeline": _MIXED,
         "HunyuanSkyreelsImageToVideoPipeline": _MIXED,

@@ -12,6 +12,7 @@ from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
 from hasten.pipelines.adapters._scan import ScannedUnits
+from hasten.pipelines.adapters._tokens import AttentionTokens
 
 
 class PixArtLayout(ImageLayout):
@@ -95,5 +96,5 @@ class PixArtUnits(ScannedUnits):
 ADAPTER = Adapter(
     family="pixart",
     pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-    capabilities=(PixArtLayout(), PixArtUnits()),
+    capabilities=(PixArtLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1"), PixArtUnits()),
 )

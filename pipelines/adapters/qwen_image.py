@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters._layouts import PackedLayout, unknown_size
 from hasten.pipelines.adapters._paths import FlowPath, Path
 from hasten.pipelines.adapters._scan import ScannedUnits
+from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 
@@ -66,6 +68,15 @@ class QwenImageUnits(ScannedUnits):
         }
 
 
+class QwenImageTokens(JointTokens):
+    """Text, picture, references."""
+
+    @override
+    def patch(self, denoiser: nn.Module) -> tuple[int, int]:
+        """The pipeline packs 2x2 latent pixels."""
+        return 1, 2
+
+
 ADAPTER = Adapter(
     family="qwen-image",
     pipelines=(
@@ -75,7 +86,7 @@ ADAPTER = Adapter(
         "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline",
     ),
-    capabilities=(QwenImageLayout(), QwenImageUnits()),
+    capabilities=(QwenImageLayout(), QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before"), QwenImageUnits()),
     refused={
         "QwenImageEditInpaintPipeline": "it ignores height and width in favour of the image's",
         "QwenImageLayeredPipeline": "its latents are several layers in one token sequence",

@@ -11,6 +11,7 @@ from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
 from hasten.pipelines.adapters._scan import UNetUnits
+from hasten.pipelines.adapters._tokens import UNetTokens
 
 CONCATENATES = (
     "it appends condition channels to the latents, which a forward at another size would resize as noise"
@@ -58,7 +59,7 @@ ADAPTER = Adapter(
     family="stable-diffusion",
     pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     denoisers=("unet",),
-    capabilities=(StableDiffusionLayout(), UNetUnits()),
+    capabilities=(StableDiffusionLayout(), UNetTokens(), UNetUnits()),
     refused={
         "StableDiffusionInstructPix2PixPipeline": CONCATENATES,
         "StableDiffusionDepth2ImgPipeline": CONCATENATES,

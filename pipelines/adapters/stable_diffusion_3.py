@@ -15,6 +15,7 @@ from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
 from hasten.pipelines.adapters._scan import ScannedUnits
+from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED
 
 
@@ -56,7 +57,11 @@ ADAPTER = Adapter(
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
     ),
-    capabilities=(StableDiffusion3Layout(), StableDiffusion3Units()),
+    capabilities=(
+        StableDiffusion3Layout(),
+        JointTokens(r"transformer_blocks\.\d+\.attn", "after", alone=r"transformer_blocks\.\d+\.attn2"),
+        StableDiffusion3Units(),
+    ),
     refused={
         "StableDiffusion3ControlNetPipeline": CONTROLLED,
         "StableDiffusion3ControlNetInpaintingPipeline": CONTROLLED,

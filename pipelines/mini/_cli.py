@@ -17,6 +17,9 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Train, export and evaluate the bundled miniature models.", no_args_is_help=True)
 
+_RUNS = "autoencoder, text-image, judge, t2i-dit, t2i-dit-1024, video-autoencoder, t2v-dit"
+_EXPORTS = "t2i-dit, t2i-dit-1024, t2v-dit or scorers"
+
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds one run per model.")]
 
 
@@ -27,7 +30,7 @@ def _main() -> None:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="autoencoder, text-image, judge or t2i-dit")],
+    name: Annotated[str, typer.Argument(help=f"A model or a part of one: {_RUNS}.")],
     runs: RunsOption = Path("runs"),
     steps: Annotated[int | None, typer.Option(help="Length of the run; default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data.")] = 0,
@@ -38,7 +41,10 @@ def train(
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
     preview_every: Annotated[int, typer.Option(help="Steps between sheets of samples.")] = 1000,
     begin_with: Annotated[
-        Path | None, typer.Option(help="Folder of a finished run to refine: go on from its weights.")
+        str | None,
+        typer.Option(
+            help="Begin with the weights of a finished run (its folder) or of a bundled mini/... model."
+        ),
     ] = None,
 ) -> None:
     """Train a model, and first what it builds on. Going on after an interruption is the default."""
@@ -59,7 +65,7 @@ def train(
 
 @app.command()
 def export(
-    name: Annotated[str, typer.Argument(help="t2i-dit or scorers")],
+    name: Annotated[str, typer.Argument(help=f"{_EXPORTS}.")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     runs: RunsOption = Path("runs"),
     prompts: Annotated[
@@ -67,9 +73,10 @@ def export(
     ] = 200,
 ) -> None:
     """Write a trained model in half precision, with a README of how it was made and what it can do."""
+    from hasten.pipelines.mini.export import PRODUCTS, product
     from hasten.pipelines.mini.export import export as write
 
-    with _pictures(4 * prompts if name != "scorers" else 0) as advance:
+    with _pictures(product(name).samples * prompts if name in PRODUCTS else 0) as advance:
         rows = write(name, runs, folder, prompts=prompts, progress=advance)
     _print_rows(rows)
 
@@ -77,21 +84,20 @@ def export(
 @app.command("eval")
 def evaluate_model(
     name: Annotated[str, typer.Argument(help="A bundled miniature or the folder of one.")] = "mini/t2i-dit",
-    prompts: Annotated[int, typer.Option(help="Prompts per split and size.")] = 200,
+    prompts: Annotated[int, typer.Option(help="Prompts per split (and size).")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of prompts and noise.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure how much of what prompts ask for is in the pictures. Exit code 3 if a bar is missed."""
+    """Measure how much of what prompts ask for is in the pictures or videos. Exit code 3 if a bar is missed."""
     from dataclasses import asdict
 
-    from hasten.pipelines.mini._models import load, load_folder, recommended_call
-    from hasten.pipelines.mini.evaluate import Scorer, evaluate
-    from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
+    from hasten.pipelines.mini._models import load, load_folder, product_name, recommended_call
+    from hasten.pipelines.mini.export import product
 
-    scorers: dict[str, Scorer] = {"classifier": AttributeScorer(), "parser": PixelParser()}
     pipe = load_folder(Path(name)) if Path(name).is_dir() else load(name)
-    with _pictures(4 * prompts) as advance:
-        rows = evaluate(pipe, recommended_call(name), scorers, prompts, seed=seed, progress=advance)
+    made = product(product_name(name))
+    with _pictures(made.samples * prompts) as advance:
+        rows = made.measure(pipe, recommended_call(name), prompts, seed, advance)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
     else:
@@ -116,7 +122,9 @@ def _print_rows(rows: Sequence[Row]) -> None:
 
     if not rows:
         return
-    table = Table(title=f"Attributes in the picture, {rows[0].prompts} prompts a line (miniature figures)")
+    table = Table(
+        title=f"What is there of what was asked for, {rows[0].prompts} prompts a line (miniature figures)"
+    )
     for column in ("prompts", "pixels", "judge", "right", "95 % interval", "bar"):
         table.add_column(column)
     for row in rows:

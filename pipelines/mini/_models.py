@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import CheckpointError, ConfigError, UnsupportedError
-from hasten.pipelines.mini.scenes import Split, sample_scene
+from hasten.pipelines.mini.moving import MovingScene, sample_moving_scene
+from hasten.pipelines.mini.scenes import Scene, Split, sample_scene
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["load", "load_folder", "names", "path", "prompts", "recommended_call"]
+__all__ = ["load", "load_folder", "names", "path", "product_name", "prompts", "recommended_call"]
 
 _PREFIX = "mini/"
-_MODELS = ("t2i-dit",)
+_MODELS: dict[str, Callable[[int, int, Split], Scene | MovingScene]] = {
+    "t2i-dit": sample_scene,
+    "t2i-dit-1024": sample_scene,
+    "t2v-dit": sample_moving_scene,
+}
+"""Model -> the sampler of the data set it was trained on."""
 _WEIGHTS = Path(__file__).with_name("weights")
 _PROMPT_STREAM = 2**41
 """Prompts come from streams of scenes that no training run draws from."""
@@ -33,9 +40,7 @@ def path(name: str) -> Path:
         UnsupportedError: for an unknown name.
         CheckpointError: if the weights are not installed.
     """
-    model = name.removeprefix(_PREFIX)
-    if model not in _MODELS:
-        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {', '.join(names())}")
+    model = _known(name)
     folder = _WEIGHTS / model
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
@@ -87,6 +92,27 @@ def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
     return call
 
 
+def product_name(name_or_path: str | Path) -> str:
+    """Which miniature a name or an exported folder is: a key of ``export.PRODUCTS``.
+
+    Raises:
+        UnsupportedError: for an unknown name.
+        CheckpointError: if the folder does not say.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return _known(str(name_or_path))
+    product: str = _settings(folder)["product"]
+    return product
+
+
+def _known(name: str) -> str:
+    model = name.removeprefix(_PREFIX)
+    if model not in _MODELS:
+        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {', '.join(names())}")
+    return model
+
+
 def _settings(folder: Path) -> dict[str, Any]:
     file = folder / "hasten.json"
     if not file.is_file():
@@ -95,22 +121,25 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def prompts(n: int, seed: int = 0, split: Split = "train") -> list[str]:
-    """``n`` different captions of the scenes data set.
+def prompts(n: int, seed: int = 0, split: Split = "train", model: str = "mini/t2i-dit") -> list[str]:
+    """``n`` different captions of a miniature's data set.
 
     Args:
         n: how many.
         seed: which ones.
         split: combinations seen in training, or those held out of it.
+        model: the miniature, a name of :func:`names` with or without its ``mini/``.
 
     Raises:
         ConfigError: if the split has not so many captions.
+        UnsupportedError: for an unknown model.
     """
+    sample = _MODELS[_known(model)]
     found: dict[str, None] = {}
     for index in range(200 * n + 1000):
         if len(found) == n:
             break
-        found[sample_scene(_PROMPT_STREAM + seed, index, split).caption()] = None
+        found[sample(_PROMPT_STREAM + seed, index, split).caption()] = None
     else:
         raise ConfigError(f"the {split!r} split has no {n} different captions; ask for fewer")
     return list(found)

@@ -119,14 +119,14 @@ def encode(model: Any, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def latent_spectrum(vae: Any, scenes: int = 256) -> dict[str, float]:
-    """``A`` and ``beta`` of the normalised latents of full-size scenes."""
+def latent_spectrum(vae: Any, side: int, scenes: int = 256) -> dict[str, float]:
+    """``A`` and ``beta`` of the normalised latents of scenes of ``side`` pixels."""
     from hasten.schedules.spectrum import fit_spectrum
 
     generator = step_generator(2, 0)
-    latents = [encode(vae, scene_batch(32, 128, generator)[1]) for _ in range(scenes // 32)]
+    latents = [encode(vae, scene_batch(32, side, generator)[1]) for _ in range(scenes // 32)]
     law = fit_spectrum(torch.cat(latents))
-    return {"A": law.amplitude, "beta": law.exponent, "images": scenes, "side": 128}
+    return {"A": law.amplitude, "beta": law.exponent, "images": scenes, "side": side}
 
 
 def _crops(count: int, step: int, generator: torch.Generator) -> Tensor:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
 from hasten.pipelines.mini.schedule import Schedule
 
-__all__ = ["Average", "State"]
+__all__ = ["Average", "State", "read_average"]
 
 _FILE = "checkpoint.pt"
 
@@ -89,6 +89,19 @@ class State:
         self.average.state = state["average"]
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         _cut_curve(folder, self.step)
+
+
+def read_average(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights in a run's folder.
+
+    Raises:
+        CheckpointError: if there is no checkpoint yet.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}; run `hasten mini train {folder.name}` first")
+    average: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")["average"]
+    return average
 
 
 def _check_identity(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> None:

@@ -15,7 +15,7 @@ from hasten.pipelines.mini.scoring import AttributeScores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Row", "Scorer", "evaluate", "generate"]
+__all__ = ["BARS", "Row", "Scorer", "evaluate", "generate"]
 
 BARS: dict[tuple[Split, bool], float] = {
     ("train", True): 0.9,
@@ -78,23 +78,27 @@ def evaluate(
     scorers: Mapping[str, Scorer],
     count: int,
     *,
+    bars: Mapping[tuple[Split, bool], float] = BARS,
+    halves: bool = True,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
-    """Sample ``count`` prompts of both splits at the full and at half the side, and let every scorer judge them.
+    """Sample ``count`` prompts of both splits at the full side, and at half of it, and let every scorer judge them.
 
     Args:
         pipe: the text-to-image pipeline.
         call: its recommended arguments, ``height`` and ``width`` among them.
         scorers: judges by name.
         count: prompts per split and size.
+        bars: least shares, see :data:`BARS`.
+        halves: whether the model was trained at half the side, too.
         seed: of prompts and noise.
         progress: called with the number of pictures made.
     """
     from hasten.eval.statistics.proportions import ratio_of_sums
 
     rows = []
-    for full in (True, False):
+    for full in (True, False) if halves else (True,):
         pixels = call["height"] if full else call["height"] // 2
         for split in ("train", "held_out"):
             captions = prompts(count, seed, split)
@@ -112,7 +116,7 @@ def evaluate(
                         low=estimate.low,
                         high=estimate.high,
                         prompts=count,
-                        bar=BARS.get((split, full)),
+                        bar=bars.get((split, full)),
                         by_attribute=scores.by_attribute(),
                     )
                 )

@@ -16,9 +16,9 @@ from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.provenance import read_chain, readme
 from hasten.pipelines.mini.runs import load_trained
 
-__all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table"]
+__all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table", "product"]
 
-PRODUCTS = {"t2i-dit": "t2i_dit", "t2i-unet": "t2i_unet"}
+PRODUCTS = {"t2i-dit": "t2i_dit", "t2i-dit-1024": "t2i_dit_1024", "t2i-unet": "t2i_unet", "t2v-dit": "t2v_dit"}
 """Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
 EXPORTS = (*PRODUCTS, "scorers")
 """What can be exported."""
@@ -59,14 +59,20 @@ def export(
     if name == "scorers":
         _export_scorers(root, folder)
         return []
-    product: Product = import_module(f"hasten.pipelines.mini.{PRODUCTS[name]}").PRODUCT
-    product.assemble(root).to(dtype=torch.float16).save_pretrained(folder)
+    made = product(name)
+    made.assemble(root).to(dtype=torch.float16).save_pretrained(folder)
     _name_tokenizers(folder)
-    settings = {"schema": 1, "call": dict(product.call), **product.settings(root)}
+    settings = {"schema": 1, "product": name, "call": dict(made.call), **made.settings(root)}
     (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    rows = product.measure(load_folder(folder), prompts, progress) if prompts else []
-    _write_readme(folder, root, f"mini/{name}", product.text, product.runs, figures_table(rows))
+    rows = made.measure(load_folder(folder), made.call, prompts, 0, progress) if prompts else []
+    _write_readme(folder, root, f"mini/{name}", made.text, made.runs, figures_table(rows))
     return rows
+
+
+def product(name: str) -> Product:
+    """What is shipped as ``name``, a key of :data:`PRODUCTS`."""
+    shipped: Product = import_module(f"hasten.pipelines.mini.{PRODUCTS[name]}").PRODUCT
+    return shipped
 
 
 def _name_tokenizers(folder: Path) -> None:
@@ -116,7 +122,7 @@ def _write_readme(
     size = sum(file.stat().st_size for file in weights)
     bundled = [run for run in runs[:-1] if not (root / run).is_dir()]
     if bundled:
-        text = f"{text.rstrip()}\n\nIts {' and '.join(bundled)} parts are those of `mini/t2i-dit`."
+        text = f"{text.rstrip()}\n\nIts {' and '.join(bundled)} parts are copies of those of `mini/t2i-dit`."
     records = [r for run in runs if run not in bundled for r in read_chain(root / run)]
     page = readme(title, text, records, figures, size)
     (folder / "README.md").write_text(page, "utf-8")

@@ -22,7 +22,8 @@ class Product:
         call: recommended arguments of a call.
         assemble: the pipeline made of the trained parts in a folder of runs.
         settings: further content of its ``hasten.json``, from the folder of runs.
-        measure: ``measure(pipe, prompts, progress)``: how often the exported pipeline does what it is asked for.
+        measure: ``measure(pipe, call, prompts, seed, progress)``: how often the pipeline does what it is asked for.
+        samples: samples that ``measure`` makes for each of its prompts.
     """
 
     text: str
@@ -30,4 +31,5 @@ class Product:
     call: Mapping[str, Any]
     assemble: Callable[[Path], Any]
     settings: Callable[[Path], Mapping[str, Any]]
-    measure: Callable[[Any, int, Callable[[int], None]], list[Row]]
+    measure: Callable[[Any, Mapping[str, Any], int, int, Callable[[int], None]], list[Row]]
+    samples: int

@@ -60,13 +60,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_chain(folder: Path) -> list[dict[str, Any]]:
-    """The records of a finished run and of those it began with, oldest first.
+    """The records of a finished run and of the runs it began with, oldest first.
 
     Raises:
         CheckpointError: if the run is not finished.
     """
     chain = [read_record(folder)]
-    while "begun_with" in chain[0]:
+    while "begun_with" in chain[0] and "bundled" not in chain[0]["begun_with"]:
         chain.insert(0, chain[0]["begun_with"])
     return chain
 

@@ -20,9 +20,19 @@ def render_scenes(scenes: Sequence[Scene], seed: int, first: int, size: int) -> 
 
 
 def render(
-    objects: Sequence[Sequence[Placed]], backgrounds: Sequence[tuple[float, float, float]], size: int
+    objects: Sequence[Sequence[Placed]],
+    backgrounds: Sequence[tuple[float, float, float]],
+    size: int,
+    *,
+    wrap: bool = False,
 ) -> Tensor:
     """Paint each list of objects over its background, later ones on top.
+
+    Args:
+        objects: of each picture.
+        backgrounds: RGB in [0, 1] of each picture.
+        size: pixels of a side.
+        wrap: what sticks out at one border comes in at the opposite one; coordinates may be any number.
 
     Returns:
         float32 (B, 3, size, size) in [-1, 1]; edges are blended over one pixel.
@@ -35,18 +45,21 @@ def render(
     for layer in range(max(map(len, objects), default=0)):
         rows = [i for i, items in enumerate(objects) if len(items) > layer]
         items = [objects[i][layer] for i in rows]
-        cover = _coverage(items, x, y, size)[:, None]
+        cover = _coverage(items, x, y, size, wrap)[:, None]
         paint = torch.tensor([item.rgb for item in items], dtype=torch.float32).view(-1, 3, 1, 1)
         canvas[rows] = canvas[rows] * (1 - cover) + paint * cover
     return canvas * 2 - 1
 
 
-def _coverage(items: Sequence[Placed], x: Tensor, y: Tensor, size: int) -> Tensor:
+def _coverage(items: Sequence[Placed], x: Tensor, y: Tensor, size: int, wrap: bool) -> Tensor:
     def column(name: str) -> Tensor:
         return torch.tensor([float(getattr(item, name)) for item in items]).view(-1, 1, 1)
 
     radius, turn = column("radius"), column("rotation")
-    dx, dy = (x - column("x")) / radius, (y - column("y")) / radius
+    dx, dy = x - column("x"), y - column("y")
+    if wrap:
+        dx, dy = (dx + 0.5) % 1 - 0.5, (dy + 0.5) % 1 - 0.5
+    dx, dy = dx / radius, dy / radius
     u, v = dx * turn.cos() + dy * turn.sin(), dy * turn.cos() - dx * turn.sin()
     distance = torch.empty_like(u)
     for shape in {item.shape for item in items}:

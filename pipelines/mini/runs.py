@@ -9,10 +9,21 @@ from typing import Any
 
 import torch
 
-from hasten._errors import CheckpointError, ConfigError
+from hasten._errors import ConfigError
+from hasten.pipelines.mini.beginnings import beginning
+from hasten.pipelines.mini.checkpoints import read_average
 from hasten.pipelines.mini.training import Recipe, train
 
-__all__ = ["RUNS", "Entry", "load_autoencoder", "load_text_tower", "load_trained", "recipe", "run"]
+__all__ = [
+    "RUNS",
+    "Entry",
+    "load_autoencoder",
+    "load_text_tower",
+    "load_trained",
+    "load_video_autoencoder",
+    "recipe",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -22,10 +33,12 @@ class Entry:
     Args:
         module: of this package; its ``make_recipe(root, *, device, compiled)`` gives the recipe.
         requires: models that have to be trained before it, unless the bundled ones serve.
+        begins_with: the one of them whose weights it begins with.
     """
 
     module: str
     requires: tuple[str, ...] = ()
+    begins_with: str | None = None
 
 
 RUNS: dict[str, Entry] = {
@@ -34,10 +47,13 @@ RUNS: dict[str, Entry] = {
     "judge": Entry("judge", ("autoencoder",)),
     "t2i-dit": Entry("t2i_dit", ("autoencoder", "text-image")),
     "t2i-unet": Entry("t2i_unet", ("autoencoder", "text-image")),
+    "t2i-dit-1024": Entry("t2i_dit_1024", ("autoencoder", "text-image", "t2i-dit"), begins_with="t2i-dit"),
+    "video-autoencoder": Entry("video_autoencoder"),
+    "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),
 }
 """Every model by name."""
 
-_BUNDLED = Path(__file__).with_name("weights") / "t2i-dit"
+_BUNDLED = Path(__file__).with_name("weights")
 
 
 def run(
@@ -48,7 +64,7 @@ def run(
     seed: int = 0,
     device: str = "cpu",
     compiled: bool = False,
-    begin_with: Path | None = None,
+    begin_with: str | Path | None = None,
     **options: Any,
 ) -> None:
     """Train ``name`` in ``root / name``.
@@ -63,11 +79,13 @@ def run(
         seed: of this run; parts that have to be trained first take their default.
         device: torch device, also of the parts.
         compiled: use ``torch.compile`` where the recipe can.
-        begin_with: folder of a finished run of ``name`` to go on from, with the recipe's refinement.
+        begin_with: what to begin with, if not what the recipe says: the folder of a finished run or the name of a
+            bundled model (``"mini/..."``). One of ``name`` itself is refined.
         **options: of :func:`hasten.pipelines.mini.training.train`.
 
     Raises:
         ConfigError: for an unknown name.
+        CheckpointError: if ``begin_with`` holds no finished run.
     """
     if name not in RUNS:
         raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(RUNS)}")
@@ -77,10 +95,20 @@ def run(
     flags = [f"--steps {steps}"] if steps is not None else []
     flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])
     flags += [f"--begin-with {begin_with}"] if begin_with is not None else []
-    refine = begin_with is not None
+    source = begin_with if begin_with is not None else _natural_beginning(name, root)
+    begun = beginning(source) if source is not None else None
+    refine = begun is not None and begun.recipe == name
     chosen = recipe(name, root, steps=steps, device=device, compiled=compiled, refine=refine)
     command = " ".join(["hasten mini train", name, *flags])
-    train(chosen, root / name, seed=seed, device=device, command=command, begin_with=begin_with, **options)
+    train(chosen, root / name, seed=seed, device=device, command=command, begin_with=begun, **options)
+
+
+def _natural_beginning(name: str, root: Path) -> str | Path | None:
+    """The run in ``root`` that ``name`` goes on from, else the bundled model."""
+    first = RUNS[name].begins_with
+    if first is None:
+        return None
+    return root / first if (root / first).is_dir() else f"mini/{first}"
 
 
 def recipe(
@@ -105,7 +133,13 @@ def recipe(
 
 def _bundled(part: str) -> Path:
     """Where the packaged weights of a part lie, whether or not there are any."""
-    return _BUNDLED / {"autoencoder": "vae", "text-image": "text_encoder"}.get(part, part)
+    folders = {
+        "autoencoder": "t2i-dit/vae",
+        "text-image": "t2i-dit/text_encoder",
+        "t2i-dit": "t2i-dit/transformer",
+        "video-autoencoder": "t2v-dit/vae",
+    }
+    return _BUNDLED / folders.get(part, part)
 
 
 def load_trained(name: str, root: Path, model: Any) -> Any:
@@ -114,10 +148,7 @@ def load_trained(name: str, root: Path, model: Any) -> Any:
     Raises:
         CheckpointError: if there is no such run yet.
     """
-    path = root / name / "checkpoint.pt"
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}; run `hasten mini train {name}` first")
-    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["average"])
+    model.load_state_dict(read_average(root / name))
     return model.eval().requires_grad_(False)
 
 
@@ -131,6 +162,20 @@ def load_autoencoder(root: Path) -> Any:
     from hasten.pipelines.mini.autoencoder import build_autoencoder, calibrate
 
     model = load_trained("autoencoder", root, build_autoencoder())
+    calibrate(model)
+    return model
+
+
+def load_video_autoencoder(root: Path) -> Any:
+    """The video autoencoder trained in ``root``, else the bundled one, with its latents' mean and deviation set."""
+    if not (root / "video-autoencoder").is_dir():
+        from diffusers import AutoencoderKLWan
+
+        model = AutoencoderKLWan.from_pretrained(_bundled("video-autoencoder"), torch_dtype=torch.float32)
+        return model.eval().requires_grad_(False)
+    from hasten.pipelines.mini.video_autoencoder import build_video_autoencoder, calibrate
+
+    model = load_trained("video-autoencoder", root, build_video_autoencoder())
     calibrate(model)
     return model
 

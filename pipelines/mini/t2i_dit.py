@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,40 +14,59 @@ from torch import Tensor, nn
 
 from hasten.pipelines.mini.autoencoder import encode, latent_spectrum
 from hasten.pipelines.mini.contrastive import WIDTH
-from hasten.pipelines.mini.evaluate import Row
+from hasten.pipelines.mini.evaluate import BARS, Row
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.render import render_scenes
-from hasten.pipelines.mini.scenes import sample_scene
+from hasten.pipelines.mini.scenes import Split, sample_scene
 from hasten.pipelines.mini.schedule import Schedule
-from hasten.pipelines.mini.sheets import CALL, sample_sheet
+from hasten.pipelines.mini.sheets import sample_sheet
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer
 from hasten.pipelines.mini.training import Recipe
 
 __all__ = [
     "PRODUCT",
-    "SHIFT",
     "Pool",
     "TextToImage",
     "assemble",
     "build_transformer",
     "encode_text",
     "make_recipe",
+    "measure_images",
+    "settings",
+    "shift_of",
     "start_at_identity",
 ]
 
 Embed = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Captions -> token states (B, tokens, width) and pooled embeddings (B, width)."""
+CALL: dict[str, Any] = {
+    "num_inference_steps": 28,
+    "guidance_scale": 3.0,
+    "max_sequence_length": 0,
+    "height": 128,
+    "width": 128,
+}
+"""The call the miniature is meant for."""
 SHIFT = 2.0
 """Static timestep shift of the scheduler at full resolution; half of it at half the side (same SNR)."""
 _JOINT = 2 * WIDTH
 
 
-def build_transformer() -> Any:
-    """An untrained SD3Transformer2DModel of about 3.1 M parameters: 6 joint blocks of width 120."""
+def shift_of(pixels: int) -> float:
+    """Static timestep shift at ``pixels`` a side: proportional to it, so that every size has the same SNR per patch."""
+    return pixels / 64
+
+
+def build_transformer(side: int = 128) -> Any:
+    """An untrained SD3Transformer2DModel of about 3.1 M parameters: 6 joint blocks of width 120.
+
+    Args:
+        side: pixels of a side of the pictures that a call without a size makes.
+    """
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
-        sample_size=32,
+        sample_size=side // 4,
         patch_size=2,
         in_channels=4,
         out_channels=4,
@@ -125,7 +144,7 @@ class Pool:
 
 
 class TextToImage(Recipe):
-    """Rectified flow on latents, first at 64 tokens, then mostly at 256 with some 64 kept in.
+    """Rectified flow on latents, first at half of the side, then mostly at the whole with some halves kept in.
 
     Args:
         vae: the trained autoencoder, its shift and scale set.
@@ -137,10 +156,12 @@ class TextToImage(Recipe):
 
     name = "t2i-dit"
     schedule = Schedule(steps=7000, learning_rate=1.2e-3, warmup=200, decay_from=0.65, average=0.999)
+    call: Mapping[str, Any] = CALL
+    """The call it is trained for; its height is the full resolution, half of it the low one."""
     low_steps = 1400
-    """Steps at 64 tokens before the first one at 256."""
+    """Steps at the low resolution before the first one at the full."""
     low_every = 8
-    """In the rest, every so many steps is at 64 tokens."""
+    """In the rest, every so many steps is at the low one."""
     low_batch, full_batch = 64, 32
     padded_from = 0.8
     """From this share of the run on, two steps in eight append the zero tokens of a default pipeline call."""
@@ -161,7 +182,7 @@ class TextToImage(Recipe):
         self._forward: Callable[..., Any] | None = None
 
     def refine(self) -> None:
-        """As for every recipe, and without the steps that are all at 64 tokens."""
+        """As for every recipe, and without the steps that are all at the low resolution."""
         super().refine()
         self.low_steps = 0
 
@@ -175,12 +196,14 @@ class TextToImage(Recipe):
     ) -> tuple[Tensor, dict[str, float]]:
         """Mean squared velocity error of one step."""
         low = step < self.low_steps or step % self.low_every == 0
-        count, shift = (self.low_batch, SHIFT / 2) if low else (self.full_batch, SHIFT)
-        clean, tokens, pooled = self._pool(64 if low else 128).batch(count, generator)
+        count = self.low_batch if low else self.full_batch
+        pixels = self.call["height"] // (2 if low else 1)
+        clean, tokens, pooled = self._pool(pixels).batch(count, generator)
         tokens, pooled = self._without_some(tokens, pooled, generator)
         padded = 0 if low else self._padding(step, generator)
         tokens = torch.cat([tokens, tokens.new_zeros(count, padded, _JOINT)], 1)
         time = torch.sigmoid(torch.randn(count, generator=generator))
+        shift = shift_of(pixels)
         time = shift * time / (1 + (shift - 1) * time)
         noise = torch.randn(clean.shape, generator=generator)
         mixed = torch.lerp(clean, noise, time.view(-1, 1, 1, 1))
@@ -199,7 +222,8 @@ class TextToImage(Recipe):
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """A sheet of samples at both resolutions, and what the pixel parser finds in them."""
-        return sample_sheet(assemble(self.vae, self.tower, model), folder / f"samples-{step:06d}.png")
+        pipe = assemble(self.vae, self.tower, model, self.call["height"])
+        return sample_sheet(pipe, self.call, folder / f"samples-{step:06d}.png")
 
     def _pool(self, pixels: int) -> Pool:
         if pixels not in self._pools:
@@ -247,14 +271,14 @@ def start_at_identity(model: Any) -> Any:
     return model
 
 
-def assemble(vae: Any, tower: Any, transformer: Any) -> Any:
+def assemble(vae: Any, tower: Any, transformer: Any, side: int) -> Any:
     """The stock StableDiffusion3Pipeline around the trained parts; one text tower serves in both CLIP slots."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     tokenizer = build_tokenizer()
     return StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift_of(side)),
         vae=vae,
         text_encoder=tower,
         tokenizer=tokenizer,
@@ -269,21 +293,39 @@ def _assemble_trained(root: Path) -> Any:
     from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower, load_trained
 
     denoiser = load_trained(TextToImage.name, root, build_transformer())
-    return assemble(load_autoencoder(root), load_text_tower(root), denoiser)
+    return assemble(load_autoencoder(root), load_text_tower(root), denoiser, CALL["height"])
 
 
-def _settings(root: Path) -> dict[str, Any]:
+def settings(root: Path, side: int) -> dict[str, Any]:
+    """What the ``hasten.json`` of a text-to-image miniature says besides the call.
+
+    Args:
+        root: folder of all runs.
+        side: pixels of a side of its pictures.
+    """
     from hasten.pipelines.mini.runs import load_autoencoder
 
-    return {"absent": ["text_encoder_3", "tokenizer_3"], "spectrum": latent_spectrum(load_autoencoder(root))}
+    return {
+        "absent": ["text_encoder_3", "tokenizer_3"],
+        "spectrum": latent_spectrum(load_autoencoder(root), side),
+    }
 
 
-def _measure(pipe: Any, prompts: int, progress: Callable[[int], None]) -> list[Row]:
+def measure_images(
+    pipe: Any,
+    call: Mapping[str, Any],
+    prompts: int,
+    seed: int,
+    progress: Callable[[int], None],
+    *,
+    bars: Mapping[tuple[Split, bool], float],
+) -> list[Row]:
+    """How much of what prompts ask for is in the pictures, by both judges; see ``evaluate``."""
     from hasten.pipelines.mini.evaluate import evaluate
     from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 
     scorers: dict[str, Any] = {"classifier": AttributeScorer(), "parser": PixelParser()}
-    return evaluate(pipe, CALL, scorers, prompts, progress=progress)
+    return evaluate(pipe, call, scorers, prompts, bars=bars, seed=seed, progress=progress)
 
 
 _TEXT = """
@@ -308,6 +350,7 @@ PRODUCT = Product(
     runs=("autoencoder", "text-image", TextToImage.name),
     call=CALL,
     assemble=_assemble_trained,
-    settings=_settings,
-    measure=_measure,
+    settings=partial(settings, side=CALL["height"]),
+    measure=partial(measure_images, bars=BARS),
+    samples=4,
 )

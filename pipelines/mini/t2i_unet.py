@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.evaluate import Row
 from hasten.pipelines.mini.product import Product
+from hasten.pipelines.mini.scenes import Split
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.sheets import sample_sheet
 from hasten.pipelines.mini.t2i_dit import Pool
@@ -23,8 +24,10 @@ __all__ = ["CALL", "PRODUCT", "TextToImageUNet", "assemble", "build_scheduler", 
 
 SIDE = 64
 """Pixels of a side."""
-CALL = {"num_inference_steps": 20, "guidance_scale": 3.0, "height": SIDE, "width": SIDE}
+CALL: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0, "height": SIDE, "width": SIDE}
 """The call the miniature is meant for."""
+BARS: dict[tuple[Split, bool], float] = {("train", True): 0.88}
+"""(split, full resolution) -> the least share of attributes it has to get right."""
 
 
 def build_unet() -> Any:
@@ -147,7 +150,7 @@ class TextToImageUNet(Recipe):
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """A sheet of samples, and what the pixel parser finds in them."""
         pipe = assemble(self.vae, self.encoder, model)
-        return sample_sheet(pipe, folder / f"samples-{step:06d}.png", 32, CALL, (SIDE,))
+        return sample_sheet(pipe, CALL, folder / f"samples-{step:06d}.png", 32, (SIDE,))
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToImageUNet:  # noqa: ARG001
@@ -181,12 +184,14 @@ def _assemble_trained(root: Path) -> Any:
     return assemble(load_autoencoder(root), build_text_encoder(load_text_tower(root)), denoiser)
 
 
-def _measure(pipe: Any, prompts: int, progress: Callable[[int], None]) -> list[Row]:
+def _measure(
+    pipe: Any, call: Mapping[str, Any], prompts: int, seed: int, progress: Callable[[int], None]
+) -> list[Row]:
     from hasten.pipelines.mini.evaluate import evaluate
     from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 
     scorers: dict[str, Any] = {"classifier": AttributeScorer(), "parser": PixelParser()}
-    return evaluate(pipe, CALL, scorers, prompts, progress=progress)
+    return evaluate(pipe, call, scorers, prompts, bars=BARS, halves=False, seed=seed, progress=progress)
 
 
 _TEXT = """
@@ -212,4 +217,5 @@ PRODUCT = Product(
     assemble=_assemble_trained,
     settings=lambda _: {"absent": ["safety_checker", "feature_extractor"]},
     measure=_measure,
+    samples=2,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from hasten.pipelines.mini.scenes import BACKGROUNDS, COLOURS, COUNTS, PLACES, SHAPES, SIZES, Group
@@ -10,7 +11,7 @@ from hasten.pipelines.mini.scenes import BACKGROUNDS, COLOURS, COUNTS, PLACES, S
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["MAX_TOKENS", "build_tokenizer", "vocabulary"]
+__all__ = ["MAX_TOKENS", "build_tokenizer", "number_words", "vocabulary"]
 
 MAX_TOKENS = 24
 """Longest caption (20 tokens with its two ends) and some room."""
@@ -18,15 +19,27 @@ _PAD, _UNKNOWN, _START, _END = "<pad>", "<unk>", "<start>", "<end>"
 
 
 def vocabulary() -> dict[str, int]:
-    """Word -> id. The end token has the largest id, which every CLIP pooling rule finds."""
+    """Word -> id for the captions of the scenes data set."""
     plurals = [Group(2, "small", "red", shape, "at the top").phrase().split()[3] for shape in SHAPES]
     phrases = [*COUNTS, *SIZES, *COLOURS, *SHAPES, *plurals, *PLACES, *BACKGROUNDS, "and on a background"]
+    return number_words(phrases)
+
+
+def number_words(phrases: Iterable[str]) -> dict[str, int]:
+    """Word -> id for all words of some phrases. The end token has the largest id: every CLIP pooling rule finds it."""
     words = sorted({word for phrase in phrases for word in re.findall(r"\w+", phrase)})
     return {word: number for number, word in enumerate([_PAD, _UNKNOWN, _START, *words, _END])}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that splits at spaces and punctuation, ignores case, and frames a text with its two ends."""
+def build_tokenizer(
+    words: Mapping[str, int] | None = None, length: int = MAX_TOKENS
+) -> PreTrainedTokenizerFast:
+    """A tokenizer that splits at spaces and punctuation, ignores case, and frames a text with its two ends.
+
+    Args:
+        words: word -> id, as :func:`number_words` gives them; those of the scenes data set unless given.
+        length: tokens of the longest text.
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.normalizers import Lowercase
@@ -34,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = vocabulary()
+    words = dict(vocabulary() if words is None else words)
     tokenizer = Tokenizer(WordLevel(words, unk_token=_UNKNOWN))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Whitespace()
@@ -42,7 +55,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=ends)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=MAX_TOKENS,
+        model_max_length=length,
         pad_token=_PAD,
         unk_token=_UNKNOWN,
         bos_token=_START,

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.pipelines.mini.beginnings import Beginning
 from hasten.pipelines.mini.checkpoints import Average, State
-from hasten.pipelines.mini.provenance import describe_hardware, has_record, read_record, write_record
+from hasten.pipelines.mini.provenance import describe_hardware, has_record, write_record
 from hasten.pipelines.mini.schedule import Schedule
 
 __all__ = ["Recipe", "step_generator", "train"]
@@ -46,6 +47,10 @@ class Recipe(ABC):
             self.schedule, learning_rate=0.6 * self.schedule.learning_rate, warmup=100, decay_from=0.2
         )
 
+    def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Put the weights that a run begins with into its fresh ``model``."""
+        model.load_state_dict(weights)
+
     @abstractmethod
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Write pictures of the present state into ``folder``; returns figures for the curve."""
@@ -66,7 +71,7 @@ def train(
     preview_every: int = 1000,
     stop_after: int | None = None,
     command: str = "",
-    begin_with: Path | None = None,
+    begin_with: Beginning | None = None,
 ) -> nn.Module:
     """Train ``recipe`` in ``folder``, going on from its checkpoint if there is one.
 
@@ -79,14 +84,13 @@ def train(
         preview_every: steps between preview pictures.
         stop_after: stop once this many steps are done (a later call goes on).
         command: what the user typed, for the record of the finished run.
-        begin_with: folder of a finished run of the same recipe whose averaged weights are the starting point.
+        begin_with: weights to begin with instead of random ones.
 
     Returns:
         The model with the averaged weights, in evaluation mode.
 
     Raises:
-        CheckpointError: if the folder holds a checkpoint of another recipe, schedule or seed, or ``begin_with``
-            holds no finished run.
+        CheckpointError: if the folder holds a checkpoint of another recipe, schedule, seed or beginning.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state, earlier = _start(recipe, seed, device, begin_with)
@@ -111,7 +115,9 @@ def train(
     return result
 
 
-def _start(recipe: Recipe, seed: int, device: str, begin_with: Path | None) -> tuple[State, dict[str, Any]]:
+def _start(
+    recipe: Recipe, seed: int, device: str, begin_with: Beginning | None
+) -> tuple[State, dict[str, Any]]:
     """The state before the first step, and what the record has to say of an earlier run."""
     torch.manual_seed(seed)
     model = recipe.build().to(device).train()
@@ -119,9 +125,9 @@ def _start(recipe: Recipe, seed: int, device: str, begin_with: Path | None) -> t
     identity: dict[str, Any] = {"recipe": recipe.name, "seed": seed, "schedule": asdict(schedule)}
     earlier = {}
     if begin_with is not None:
-        record = _load_average(model, begin_with)
-        identity["begun_with"] = record["command"]
-        earlier["begun_with"] = record
+        recipe.inherit(model, begin_with.weights)
+        identity["begun_with"] = begin_with.record["command"]
+        earlier["begun_with"] = begin_with.record
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=schedule.learning_rate,
@@ -161,13 +167,6 @@ def _record(folder: Path, state: State, device: str, command: str) -> dict[str, 
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "final": ({"loss": sum(losses) / len(losses)} if losses else {}) | shown,
     }
-
-
-def _load_average(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Put the averaged weights of a finished run into ``model``; returns the run's record."""
-    record = read_record(folder)
-    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["average"])
-    return record
 
 
 def _averaged(recipe: Recipe, state: State, device: str) -> nn.Module:

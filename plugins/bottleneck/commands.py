@@ -64,9 +64,9 @@ def fit_model(model: str, images: Path, side: int | None, limit: int, device: st
 
 def _native_side(pipe: Any) -> int:
     """Short side in pixels of a call without a size."""
+    from hasten._cost import call_size
     from hasten._errors import ConfigError
     from hasten._target import Target
-    from hasten.plugins.bottleneck.levels import call_size
 
     target = Target.of(pipe)
     size = call_size(target, target.call_arguments())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hasten._errors import ConfigError, UnsupportedError
+from hasten._cost import call_size
+from hasten._errors import ConfigError
 from hasten.pipelines.adapters._base import LatentSize, Prediction
 from hasten.plugins.bottleneck.config import BottleneckConfig, Scale
 from hasten.plugins.bottleneck.math import runs_low
@@ -30,7 +30,6 @@ __all__ = [
     "FALLBACK_MIN_PIXELS",
     "LowLevel",
     "Resolutions",
-    "call_size",
     "check_minimum",
     "low_size",
     "minimum_pixels",
@@ -168,14 +167,6 @@ def minimum_pixels(config: BottleneckConfig, target: Target) -> int:
     native_height, native_width = layout.pixels(target.pipe, native)
     height, width = layout.pixels(target.pipe, LatentSize(*half, native.frames))
     return min(native_height * native_width // 4, height * width)
-
-
-def call_size(target: Target, arguments: Mapping[str, Any]) -> LatentSize | None:
-    """Latent size of a call, ``None`` where it comes from something that a plan has not been given (a picture)."""
-    try:
-        return target.layout.call_size(target.pipe, arguments)
-    except (UnsupportedError, ValueError, TypeError, KeyError, AttributeError):
-        return None
 
 
 def check_minimum(

@@ -20,8 +20,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from hasten._errors import HastenError
+from hasten._timesteps import levels_of
 from hasten.plugins.bottleneck.stages import PlannedStage, stage_scheduler
-from hasten.plugins.bottleneck.timesteps import levels_of
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,19 +14,24 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from hasten._cli import _options as options
 from hasten._cli._loading import load_quietly
-from hasten._generation import Job, generate, prepare_folder, save_sample
+from hasten._config import Config
+from hasten._generation import Job, generate, prepare_folder
+from hasten._output import OutputFolder, missing_batches
+from hasten._processes import Processes, wait_for
 
 __all__ = ["register"]
 
 _HELP = """Generate images (or videos) for one or many prompts.
 
-Every finished image is on disk at once, beside a line in [bold]manifest.jsonl[/]; interrupting keeps them.
+Every finished image is on disk at once, beside a line in [bold]manifest.jsonl[/]; interrupting keeps them, and the same
+command goes on. Under torchrun or accelerate launch the prompts are split over the processes.
 
 [bold]Examples[/]
 
   hasten generate mini/t2i-dit --prompt "a large red circle on the left on a white background" --out out
   hasten generate mini/t2i-dit --num-prompts 8 --enable bottleneck --baseline --out out
   hasten generate ./my-flux --prompts prompts.txt -e bottleneck -s bottleneck.delta=0.02 --out out
+  torchrun --nproc-per-node 4 -m hasten generate ./my-flux --prompts prompts.txt --out out
 """
 
 
@@ -64,48 +70,66 @@ def _command(
     given = {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale}
     call = options.call_arguments(model, settings, given)
     job = Job(texts, seed, call, batch_size)
-    pipe = load_quietly(model, device, dtype)
-    runs: dict[str, Any] = {"baseline": None} if baseline or not settings.techniques else {}
+    runs: dict[str, Config | None] = {"baseline": None} if baseline or not settings.techniques else {}
     if settings.techniques:
         runs["accelerated"] = settings
-    summary = {name: _run(pipe, job, run, folder / name, name, quiet=as_json) for name, run in runs.items()}
+    processes = Processes.from_environment()
+    outputs = {
+        name: OutputFolder(prepare_folder(folder / name), _request(model, job, dtype, run), processes)
+        for name, run in runs.items()
+    }
+    pipe = load_quietly(model, processes.device(device), dtype)
+    summary = {
+        name: _run(pipe, job, run, outputs[name], processes, name, quiet=as_json)
+        for name, run in runs.items()
+    }
+    if processes.rank > 0:
+        return
     if as_json:
         typer.echo(json.dumps({"model": model, "out": str(folder), "runs": summary}, indent=2))
     else:
         _print_summary(summary)
 
 
-def _run(pipe: Any, job: Job, settings: Any, folder: Path, name: str, quiet: bool) -> dict[str, Any]:
+def _request(model: str, job: Job, dtype: str | None, run: Config | None) -> dict[str, Any]:
+    return {
+        "model": model,
+        **asdict(job),
+        "dtype": dtype,
+        "techniques": None if run is None else run.to_dict()["techniques"],
+    }
+
+
+def _run(
+    pipe: Any,
+    job: Job,
+    settings: Config | None,
+    output: OutputFolder,
+    processes: Processes,
+    name: str,
+    quiet: bool,
+) -> dict[str, Any]:
     import hasten
 
-    prepare_folder(folder)
-    accelerated = hasten.accelerate(pipe, settings) if settings is not None else nullcontext()
-    records: list[dict[str, Any]] = []
+    done = set(output.records())
+    accelerated = nullcontext() if settings is None else hasten.accelerate(pipe, settings)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         accelerated as acceleration,
-        Progress(*columns, console=Console(stderr=True), disable=quiet) as progress,
+        Progress(*columns, console=Console(stderr=True), disable=quiet or processes.rank > 0) as progress,
     ):
-        task = progress.add_task(name, total=len(job.prompts))
-        with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
-            for sample in generate(pipe, job):
-                path = save_sample(sample, folder)
-                record = {
-                    "key": f"{sample.index:05d}",
-                    "index": sample.index,
-                    "prompt": sample.prompt,
-                    "seed": sample.seed,
-                    "file": path.name,
-                    "seconds": round(sample.seconds, 6),
-                }
-                manifest.write(json.dumps(record) + "\n")
-                manifest.flush()
-                records.append(record)
-                progress.advance(task)
-        if acceleration is not None:
-            report = acceleration.report()
-            (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-    return {"folder": str(folder), "samples": records}
+        own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
+        task = progress.add_task(name, total=len(own), completed=len(done.intersection(own)))
+        for start, batch in missing_batches(job, done, processes):
+            for sample in generate(pipe, batch):
+                if start + sample.index not in done:
+                    output.add(replace(sample, index=start + sample.index))
+                    progress.advance(task)
+        if acceleration is not None and acceleration.report().steps and processes.rank == 0:
+            (output.folder / "report.json").write_text(acceleration.report().to_json(), encoding="utf-8")
+    if processes.rank == 0:
+        wait_for(lambda: len(output.records()), len(job.prompts), "pictures")
+    return {"folder": str(output.folder), "samples": list(output.merge()) if processes.rank == 0 else []}
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ def choose_prompts(
     if not found and model.startswith("mini/"):
         from hasten.pipelines import mini
 
-        found = tuple(mini.prompts(limit or 4, seed=seed))
+        found = tuple(mini.prompts(limit or 4, seed=seed, model=model))
     if not found:
         raise ConfigError("no prompt: give --prompt TEXT or --prompts FILE")
     return found[:limit]

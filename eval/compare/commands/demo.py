@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def _command(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
-    num_prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = 64,
+    num_prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; prompt i uses seed + i.")] = 0,
     steps: common.Steps = None,
     batch_size: options.BatchSize = 8,

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from hasten._cli import _options as common
 from hasten._errors import ConfigError
-from hasten._generation import read_prompts
+from hasten._generation import prepare_folder, read_prompts
 from hasten.eval.compare.commands import options
+from hasten.eval.distributed import gather, gather_moments, launched, own_part
 
 if TYPE_CHECKING:
     from hasten.eval.compare.folders import FolderScores
@@ -29,6 +30,14 @@ _HELP = """Score pictures that are already there: folders, zip archives or npz f
   hasten eval --generated out/fast --prompts prompts.txt -m clip --metric-option clip_score.network=./clip-vit-l14
   hasten eval --generated out/fast --reference coco.npz -m fid --metric-option fid.weights=./inception.pth
   hasten eval doctor
+  torchrun --nproc-per-node 4 -m hasten eval --generated out/fast --reference real --metrics fid,kid
+"""
+_STATISTICS_HELP = """Compute the statistics of a reference set once, with a record of how they were made.
+
+[bold]Examples[/]
+
+  hasten eval stats coco/ --out coco.npz --metric-option fid.weights=./inception.pth --workers 2
+  hasten eval --generated out/fast --reference coco.npz -m fid --metric-option fid.weights=./inception.pth
 """
 _DOCTOR_HELP = """Compute results that are known in closed form, and say which optional packages are missing.
 
@@ -42,6 +51,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to ``app``."""
     group = typer.Typer(help=_HELP, rich_markup_mode="rich")
     group.callback(invoke_without_command=True, help=_HELP)(_command)
+    group.command("stats", help=_STATISTICS_HELP)(_statistics)
     group.command("doctor", help=_DOCTOR_HELP)(_doctor)
     app.add_typer(group, name="eval")
 
@@ -82,8 +92,42 @@ def _command(
         skip_bad,
     )
     made = options.build_metrics(names, metric_option or ())
-    scores = score_pictures(pictures, made, reference, level=level, seed=seed)
-    _show(scores, {metric.name: metric.fingerprint().as_dict() for metric in made}, as_json)
+    with launched() as processes:
+        scores = score_pictures(pictures, made, reference, level=level, seed=seed)
+    if processes.rank == 0:
+        _show(scores, {metric.name: metric.fingerprint().as_dict() for metric in made}, as_json)
+
+
+def _statistics(
+    images: Annotated[Path, typer.Argument(help="Folder, zip or npz of the reference pictures.")],
+    out: Annotated[Path, typer.Option(help="File to write (npz).")],
+    metric: Annotated[str, typer.Option("--metric", "-m", help="Frechet distance they are for.")] = "fid",
+    metric_option: options.MetricOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding processes.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")
+    ] = False,
+) -> None:
+    from hasten.eval.features import Statistics, save_statistics, stream_moments
+    from hasten.eval.metrics.sets import Fid
+    from hasten.eval.sources import open_source
+
+    (made,) = options.build_metrics([metric], metric_option or ())
+    if not isinstance(made, Fid):
+        raise ConfigError(f"{metric} has no statistics file, only Frechet distances such as fid have one")
+    source = open_source(images)
+    with launched() as processes:
+        reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "skip_bad": skip_bad}
+        moments, loaded = stream_moments(
+            source, made.network, indices=own_part(len(source), batch_size), **reading
+        )
+        moments, bad = gather_moments(moments), sum(map(len, gather(loaded.bad)))
+    if processes.rank == 0:
+        prepare_folder(out.parent)
+        save_statistics(out, Statistics(moments, made.fingerprint(), source.name))
+        left = f", {bad} left out" if bad else ""
+        typer.echo(f"{out}: mean and covariance of {moments.n} pictures{left}")
 
 
 def _show(scores: FolderScores, fingerprints: dict[str, Any], as_json: bool) -> None:

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hasten._cli._loading import load_quietly
 from hasten._generation import prepare_folder
+from hasten._processes import Processes
 from hasten.eval.compare.engine import BASELINE
-from hasten.eval.compare.processes import Processes
 
 if TYPE_CHECKING:
     from hasten.eval.compare.document import Evaluation
@@ -78,11 +78,7 @@ def _run(
     from hasten._machine import describe_machine
     from hasten.eval.compare.run import run_comparison
 
-    if device is None and processes.world > 1:
-        import torch
-
-        device = f"cuda:{processes.local_rank}" if torch.cuda.is_available() else None
-    pipe = load_quietly(request.model, device, dtype)
+    pipe = load_quietly(request.model, processes.device(device), dtype)
     about = {
         "hasten": __version__,
         "machine": describe_machine(),
@@ -143,7 +139,7 @@ def _finish(store: RunStore, evaluation: Evaluation, html: bool, as_json: bool) 
 def _save_grid(store: RunStore, document: Mapping[str, Any]) -> Path:
     """The first prompts as one picture: every row that shows another picture than the baseline's."""
     from hasten._grid import comparison_grid
-    from hasten.eval.compare.journal import write_atomically
+    from hasten._records import write_atomically
 
     prompts = document["prompts"][:_GRID_ROWS]
     same = document["pictures"][BASELINE]

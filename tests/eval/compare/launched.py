@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import make_request
 
-from hasten.eval.compare.processes import Processes
+from hasten._processes import Processes
 from hasten.eval.compare.run import run_comparison
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,11 +29,11 @@ def evaluate() -> Evaluate:
     return run
 
 
-def true_pictures(folder: Path, count: int, side: int = 64) -> Path:
+def true_pictures(folder: Path, count: int, side: int = 64, seed: int = 0) -> Path:
     """Pictures that show exactly what their prompts ask for."""
     folder.mkdir()
     scenes = [parse_caption(prompt) for prompt in mini.prompts(count)]
-    pixels = ((render_scenes(scenes, 0, 0, side) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = ((render_scenes(scenes, seed, 0, side) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     for number, picture in enumerate(pixels):
         Image.fromarray(picture).save(folder / f"{number:05d}.png")
     return folder
@@ -166,3 +168,38 @@ def test_the_doctor_reports_a_wrong_number(evaluate: Evaluate, monkeypatch: pyte
     result = evaluate("doctor")
     assert result.exit_code == 1
     assert "ZeroDivisionError" in result.output
+
+
+@pytest.mark.timeout(300)
+def test_processes_share_the_reading_and_agree_with_one(evaluate: Evaluate, tmp_path: Path) -> None:
+    """Seven pictures, in batches of two, over two processes: the same figures as one, printed once."""
+    generated, real = true_pictures(tmp_path / "generated", 7), true_pictures(tmp_path / "real", 5, seed=3)
+    arguments = ["--generated", generated, "--baseline", generated, "--reference", real, "--json"]
+    arguments += ["--batch-size", 2]
+    arguments += ["--prompts", prompts_file(tmp_path / "prompts.txt", 7)]
+    arguments += ["-m", "psnr,mini_parser,mini_frechet,mini_mmd"]
+    alone = json.loads(evaluate(*arguments).stdout)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "hasten", "eval", *map(str, arguments)]
+    shared = subprocess.run(command, check=True, capture_output=True, text=True)
+    both = json.loads(shared.stdout)
+    assert both["pictures"] == alone["pictures"] == 7
+    for name, figure in alone["metrics"].items():
+        assert both["metrics"][name]["value"] == pytest.approx(figure["value"], rel=1e-10, abs=1e-10), name
+
+
+def test_statistics_of_a_reference_stand_for_its_pictures(evaluate: Evaluate, tmp_path: Path) -> None:
+    generated, real = true_pictures(tmp_path / "generated", 6), true_pictures(tmp_path / "real", 8, seed=3)
+    made = evaluate("stats", real, "--out", tmp_path / "real.npz", "-m", "mini_frechet")
+    assert made.exit_code == 0, made.output
+    assert "8 pictures" in made.output
+    common = ("--generated", generated, "--json", "-m", "mini_frechet")
+    common = (*common, "--prompts", prompts_file(tmp_path / "prompts.txt", 6))
+    values = [
+        json.loads(evaluate(*common, "--reference", reference).stdout)["metrics"]["mini_frechet"]["value"]
+        for reference in (real, tmp_path / "real.npz")
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-8)
+    refused = evaluate("stats", real, "--out", tmp_path / "x.npz", "-m", "psnr")
+    assert refused.exit_code == 2
+    assert "only Frechet distances" in refused.stderr

@@ -70,6 +70,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
             "request": request.to_dict(),
             "arms": [_arm_to_dict(arm) for arm in arms],
             "flops": {arm.name: 10**9 * arm.steps // (2 if arm.config else 1) for arm in arms},
+            "profiles": {
+                name: {
+                    "memory": {
+                        "bytes": 9 * 10**8,
+                        "before": 10**8,
+                        "source": "made up",
+                        "above_start": 8 * 10**8,
+                    },
+                    "stages": {"text encoder": 0.01, "denoiser": 1.1, "decoder": 0.1, "rest": 0.02},
+                }
+                for name in ("baseline", NAME)
+            },
             "about": about,
         }
     )
@@ -79,7 +91,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     for arm in arms:
         records = []
         for i, image in enumerate(made.get(arm.name, plain[1:] + plain[:1])):
-            file, digest = store.save_image(arm.name, i, image)
+            file, digest = store.save_frames(arm.name, i, [image])
             duration = seconds.get(arm.name, 1.9) + 0.01 * (i // 4)
             records.append(Record(arm.name, i, 5 + i + arm.seed_offset, file, digest, i // 4, duration))
         store.add(records)

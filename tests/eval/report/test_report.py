@@ -117,7 +117,7 @@ def test_large_pictures_are_shrunk_and_small_ones_untouched() -> None:
 
     large, small = Image.new("RGB", (1024, 512), "red"), Image.effect_noise((40, 30), 50).convert("RGB")
     for picture, size in ((large, (256, 128)), (small, (40, 30))):
-        data = base64.b64decode(data_uri(picture).partition(",")[2])
+        data = base64.b64decode(data_uri([picture]).partition(",")[2])
         assert Image.open(io.BytesIO(data)).size == size
     assert Image.open(io.BytesIO(data)).tobytes() == small.tobytes()
 

@@ -4,9 +4,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hasten._errors import CheckpointError, ConfigError
-from hasten.pipelines.mini._cli import app
+from hasten.pipelines.mini._cli import _EXPORTS, _RUNS, app
 from hasten.pipelines.mini.evaluate import Row
-from hasten.pipelines.mini.export import figures_table
+from hasten.pipelines.mini.export import EXPORTS, figures_table
 from hasten.pipelines.mini.runs import RUNS, run
 
 
@@ -25,6 +25,13 @@ def test_unknown_models_are_answered_with_the_known_ones(invoke, tmp_path):
         error = invoke(*command).exception
         assert isinstance(error, ConfigError)
         assert "t2i-dit" in str(error)
+
+
+def test_the_help_names_every_run_and_every_export(invoke):
+    shown = invoke("train", "--help").stdout.replace("\n", " ")
+    assert all(name in _RUNS.split(", ") for name in RUNS)
+    assert "video-autoencoder" in shown
+    assert all(name in _EXPORTS.replace(" or ", ", ").split(", ") for name in EXPORTS)
 
 
 def test_exporting_before_training_says_what_to_run(invoke, tmp_path):
@@ -51,7 +58,7 @@ def test_parts_that_are_not_there_are_trained_before_the_whole(monkeypatch, tmp_
 @pytest.fixture
 def measured(monkeypatch):
     rows = [row(0.95, 0.9), row(0.7, 0.8, "held_out")]
-    monkeypatch.setattr("hasten.pipelines.mini._models.load", lambda _: object())
+    monkeypatch.setattr("hasten.pipelines.mini._models.load", lambda _: None)
     monkeypatch.setattr("hasten.pipelines.mini.evaluate.evaluate", lambda *_, **__: rows)
     return rows
 

@@ -5,10 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from hasten._errors import CheckpointError
+from hasten._errors import CheckpointError, UnsupportedError
+from hasten.pipelines.mini import t2i_dit
+from hasten.pipelines.mini.beginnings import beginning
 from hasten.pipelines.mini.checkpoints import Average
-from hasten.pipelines.mini.provenance import read_chain, read_record, readme
+from hasten.pipelines.mini.provenance import read_chain, read_record, readme, write_record
 from hasten.pipelines.mini.schedule import Schedule
+from hasten.pipelines.mini.t2i_dit_1024 import TextToImage1024, build_transformer
 from hasten.pipelines.mini.training import Recipe, step_generator, train
 
 
@@ -125,7 +128,7 @@ def test_a_finished_run_leaves_a_record_once(tmp_path):
 def test_a_refined_run_begins_with_the_average_of_a_finished_one(tmp_path):
     first = train(Line(), tmp_path / "first", command="hasten mini train line")
     still = Line(steps=1, learning_rate=0.0)
-    assert same(first, train(still, tmp_path / "still", begin_with=tmp_path / "first"))
+    assert same(first, train(still, tmp_path / "still", begin_with=beginning(tmp_path / "first")))
     assert read_record(tmp_path / "still")["begun_with"]["command"] == "hasten mini train line"
     assert [record["steps"] for record in read_chain(tmp_path / "still")] == [24, 1]
     recipe = Line()
@@ -136,7 +139,38 @@ def test_a_refined_run_begins_with_the_average_of_a_finished_one(tmp_path):
 def test_an_unfinished_run_is_nothing_to_begin_with(tmp_path):
     train(Line(), tmp_path / "first", stop_after=5)
     with pytest.raises(CheckpointError, match="no finished run"):
-        train(Line(), tmp_path / "second", begin_with=tmp_path / "first")
+        beginning(tmp_path / "first")
+
+
+def test_a_run_that_began_otherwise_is_another_run(tmp_path):
+    train(Line(), tmp_path / "first", command="hasten mini train line")
+    train(Line(), tmp_path / "second", begin_with=beginning(tmp_path / "first"), stop_after=3)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        train(Line(), tmp_path / "second")
+
+
+def test_a_run_can_begin_with_a_bundled_model(tmp_path):
+    begun = beginning("mini/t2i-dit")
+    assert begun.recipe == "t2i-dit"
+    assert all(weight.dtype == torch.float32 for weight in begun.weights.values())
+    model, own = build_transformer(), build_transformer().get_buffer("pos_embed.pos_embed")
+    TextToImage1024.inherit(None, model, begun.weights)
+    state = model.state_dict()
+    assert torch.equal(state["pos_embed.pos_embed"], own)
+    assert torch.equal(state["proj_out.weight"], begun.weights["proj_out.weight"])
+    write_record(tmp_path, {"command": "hasten mini train line", "begun_with": begun.record})
+    assert len(read_chain(tmp_path)) == 1
+
+
+def test_the_positions_of_the_larger_pictures_lie_between_those_of_the_smaller():
+    small = t2i_dit.build_transformer().get_buffer("pos_embed.pos_embed").view(32, 32, -1)[8:24, 8:24]
+    large = build_transformer().get_buffer("pos_embed.pos_embed").view(32, 32, -1)[::2, ::2]
+    torch.testing.assert_close(small, large, rtol=0, atol=1e-3)
+
+
+def test_nobody_begins_with_a_model_that_is_not_there():
+    with pytest.raises(UnsupportedError, match="mini/t2i-dit"):
+        beginning("mini/nothing")
 
 
 def test_an_unfinished_run_has_no_record(tmp_path):

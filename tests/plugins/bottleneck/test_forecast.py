@@ -12,9 +12,9 @@ from families import FAMILIES, call_kwargs
 from torch.utils.flop_counter import FlopCounterMode
 
 import hasten
+from hasten._flops import Tokens, forward_flops
 from hasten._target import Target
 from hasten.pipelines.adapters._base import LatentSize
-from hasten.plugins.bottleneck.flops import Tokens, forward_flops
 
 
 def on_meta(kind: str, **config: Any) -> Any:
@@ -176,7 +176,7 @@ def test_after_a_run_the_report_has_milliseconds_per_resolution():
 
 def test_text_tokens_come_from_the_arguments():
     target = Target.of(FAMILIES["sd3"]())
-    from hasten.plugins.bottleneck.forecast import _text_tokens
+    from hasten._cost import text_tokens
 
-    assert _text_tokens(target, target.call_arguments(max_sequence_length=256)) == 256 + 77
-    assert _text_tokens(target, call_kwargs("sd3")) == 7
+    assert text_tokens(target, target.call_arguments(max_sequence_length=256)) == 256 + 77
+    assert text_tokens(target, call_kwargs("sd3")) == 7

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import Result
 
@@ -224,3 +228,33 @@ def test_interrupting_keeps_what_is_finished(
     assert len(lines(tmp_path / "accelerated" / "manifest.jsonl")) == 1
     assert Image.open(tmp_path / "accelerated" / "00000.png").size == (128, 128)
     assert type(pipes[0]).__module__.startswith("diffusers")
+    first = (tmp_path / "accelerated" / "00000.png").stat().st_mtime_ns
+    monkeypatch.undo()
+    again = hasten("generate", folder, "-p", PROMPT, "-p", PROMPT, *QUICK, *options)
+    assert again.exit_code == 0, again.output
+    assert [row["index"] for row in lines(tmp_path / "accelerated" / "manifest.jsonl")] == [0, 1]
+    assert (tmp_path / "accelerated" / "00000.png").stat().st_mtime_ns == first
+
+
+def test_a_folder_of_other_pictures_is_left_alone(hasten: Run, folder: Path, tmp_path: Path) -> None:
+    assert hasten("generate", folder, "-p", PROMPT, *QUICK, "--out", tmp_path).exit_code == 0
+    before = (tmp_path / "baseline" / "00000.png").read_bytes()
+    result = hasten("generate", folder, "-p", PROMPT, *QUICK, "--seed", 1, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "made with another seed" in result.stderr
+    assert (tmp_path / "baseline" / "00000.png").read_bytes() == before
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_make_what_one_makes(hasten: Run, folder: Path, tmp_path: Path) -> None:
+    request = ["generate", str(folder), *("-p", PROMPT) * 5, "--steps", "2", "--batch-size", "2"]
+    assert hasten(*request, "--out", tmp_path / "one").exit_code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [*launcher, "-m", "hasten", *request, "--out", str(tmp_path / "two")]
+    subprocess.run(command, check=True, env=os.environ | threads)
+    one, two = tmp_path / "one" / "baseline", tmp_path / "two" / "baseline"
+    assert [row["index"] for row in lines(two / "manifest.jsonl")] == list(range(5))
+    assert not list(two.glob("*.part.jsonl"))
+    for path in one.glob("*.png"):
+        assert path.read_bytes() == (two / path.name).read_bytes()

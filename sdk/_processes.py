@@ -1,4 +1,4 @@
-"""Several processes on one comparison, as ``torchrun`` or ``accelerate launch`` start them, on one file
+"""Several processes on one job, as ``torchrun`` or ``accelerate launch`` start them, on one file
 system.
 
 No process group is needed: each process takes whole batches by its number and writes its own records. Whole
@@ -54,6 +54,14 @@ class Processes:
     def owns(self, batch: int) -> bool:
         """Whether this process makes batch number ``batch``."""
         return batch % self.world == self.rank
+
+    def device(self, chosen: str | None) -> str | None:
+        """The torch device of this process: the user's choice, else one GPU for each process where there are GPUs."""
+        if chosen is not None or self.world == 1:
+            return chosen
+        import torch
+
+        return f"cuda:{self.local_rank}" if torch.cuda.is_available() else None
 
 
 def wait_for(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hasten._errors import CheckpointError, HastenError
-from hasten.eval.compare.journal import append_lines, read_lines, repair, write_atomically
+from hasten._records import append_lines, read_lines, repair, write_atomically
 
 
 @contextmanager

@@ -15,8 +15,7 @@ import numpy as np
 
 from hasten._errors import UnsupportedError
 from hasten._subclass import stock_class
-from hasten.pipelines.adapters._base import LatentSize
-from hasten.plugins.bottleneck.math import path_of
+from hasten.pipelines.adapters._base import LatentSize, Prediction
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def _skipped(target: Target, scheduler: Any, steps: int, strength: Any) -> int:
 def levels_of(target: Target, scheduler: Any) -> list[NoiseLevel]:
     """Levels of the timesteps a scheduler is set to."""
     count = len(scheduler.timesteps)
-    if path_of(target.layout.prediction(target.pipe)) == "flow":
+    if target.layout.prediction(target.pipe) in (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY):
         return [NoiseLevel.flow(float(sigma)) for sigma in scheduler.sigmas[:count]]
     kept = scheduler.alphas_cumprod.double().cpu().numpy()
     angles = np.arctan2(np.sqrt(1.0 - kept), np.sqrt(kept))

@@ -1,0 +1,1 @@
+"""``hasten bench``: timings of parts of hasten on your machine, each beside its plain alternative."""

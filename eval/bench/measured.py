@@ -1,0 +1,177 @@
+"""One benchmark of attention: time in turns, error against double precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hasten._errors import ConfigError
+from hasten.eval.efficiency.timing import interleave
+from hasten.eval.statistics import Estimate
+from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten.plugins.rettention.config import RettentionConfig
+from hasten.plugins.rettention.kernels import SparseKernel, choose_kernel
+from hasten.plugins.rettention.layout import SparseLayout
+from hasten.plugins.rettention.masks import mask_shape
+
+__all__ = ["Measured", "Problem", "measure"]
+
+_CHECKED = 512
+"""Queries that are compared with double precision."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to measure: one attention call of a layer."""
+
+    name: str
+    grid: TokenGrid
+    batch: int
+    heads: int
+    dim: int
+    config: RettentionConfig
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Args:
+        problem: what was measured.
+        kernel: name of the kernel.
+        why: why it was chosen.
+        density: share of the score matrix that is kept.
+        computed: share that is computed.
+        dense_ms: median of dense attention.
+        sparse_ms: median of a sparse call.
+        ratio: dense over sparse, paired by round.
+        error: largest difference to attention under the same mask in double precision, over a sample of queries.
+        lse_error: the same of the log-sum-exp.
+    """
+
+    problem: Problem
+    kernel: str
+    why: str
+    density: float
+    computed: float
+    dense_ms: float
+    sparse_ms: float
+    ratio: Estimate
+    error: float
+    lse_error: float
+
+    def describe(self) -> str:
+        """The shape in numbers, and the choice of the kernel."""
+        p = self.problem
+        kind = str(p.dtype).removeprefix("torch.")
+        return (
+            f"{p.name}: batch {p.batch}, {p.heads} heads, {p.grid.total} tokens ({p.grid.context} of text), "
+            f"{p.dim} channels, {kind} on {p.device}; kernel {self.kernel}: {self.why}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        p, grid = self.problem, self.problem.grid
+        return {
+            "shape": p.name,
+            "batch": p.batch,
+            "heads": p.heads,
+            "dim": p.dim,
+            "tokens": grid.total,
+            "text": grid.context,
+            "dtype": str(p.dtype).removeprefix("torch."),
+            "mask": p.config.mask,
+            "keep_ratio": p.config.keep_ratio,
+            "kernel": self.kernel,
+            "kernel_chosen_because": self.why,
+            "density": self.density,
+            "computed": self.computed,
+            "dense_ms": self.dense_ms,
+            "sparse_ms": self.sparse_ms,
+            "ratio": self.ratio.value,
+            "ratio_low": self.ratio.low,
+            "ratio_high": self.ratio.high,
+            "error": self.error,
+            "lse_error": self.lse_error,
+        }
+
+
+def measure(problem: Problem, rounds: int) -> Measured:
+    """Measure one problem.
+
+    Raises:
+        ConfigError: the mask does not fit the shape, or keeps everything.
+        UnsupportedError: the kernel that was asked for cannot serve it.
+    """
+    grid, device = problem.grid, problem.device
+    config = problem.config
+    shape = mask_shape(config.mask, config.keep_ratio, config.tile, grid)
+    if shape.covers_everything:
+        raise ConfigError(
+            f"keep_ratio={config.keep_ratio} keeps everything: there is no sparse attention to measure"
+        )
+    layout = SparseLayout(shape, grid, device)
+    generator = torch.Generator(device).manual_seed(0)
+    size = (problem.batch, grid.total, problem.heads, problem.dim)
+    q, k, v = (
+        torch.randn(size, generator=generator, device=device, dtype=problem.dtype).transpose(1, 2)
+        for _ in range(3)
+    )
+    kernel, why = choose_kernel(config.kernel, device, problem.dtype, problem.dim, layout)
+    scale = problem.dim**-0.5
+
+    def sparse() -> Tensor:
+        out = torch.empty(size, device=device, dtype=problem.dtype).transpose(1, 2)
+        kernel.attend(q, k, v, layout, scale, out[:, :, layout.span])
+        if grid.context:
+            rows = scaled_dot_product_attention(layout.context(q), k, v)
+            out[:, :, layout.context_tokens()] = rows
+        return out
+
+    tasks = {"dense": lambda: scaled_dot_product_attention(q, k, v), "sparse": sparse}
+    with torch.no_grad():
+        times = interleave(tasks, rounds, warmup=2, device=device)
+        error, lse_error = _errors(kernel, layout, q, k, v, scale)
+    return Measured(
+        problem,
+        kernel.name,
+        why,
+        layout.density,
+        layout.computed,
+        1e3 * times.median("dense"),
+        1e3 * times.median("sparse"),
+        times.ratio("dense", "sparse"),
+        error,
+        lse_error,
+    )
+
+
+def _errors(
+    kernel: SparseKernel, layout: SparseLayout, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[float, float]:
+    """Largest errors of output and log-sum-exp of the first sample, over evenly spaced queries."""
+    q, k, v = (x[:1] for x in (q, k, v))
+    grid = layout.grid
+    out = torch.empty_like(q[:, :, : grid.tokens])
+    lse = kernel.attend(q, k, v, layout, scale, out, need_lse=True)
+    if lse is None:
+        raise RuntimeError(f"kernel {kernel.name!r} returned no log-sum-exp")
+    worst = [0.0, 0.0]
+    order = torch.arange(grid.tokens, device=q.device) if layout.order is None else layout.order
+    for group in layout.groups:
+        for tile in range(0, group.tiles, max(1, group.tiles * group.size // _CHECKED)):
+            row = tile % group.size
+            token = int(order[group.first + tile * group.size + row])
+            kept = group.keys[tile] if group.exact is None else group.keys[tile][group.exact[tile, row]]
+            keys = torch.cat([kept + grid.before, layout.context_tokens()])
+            scores = (q[0, :, token + grid.before, None].double() * k[0, :, keys].double()).sum(-1) * scale
+            expected = (torch.softmax(scores, -1)[..., None] * v[0, :, keys].double()).sum(1)
+            worst[0] = max(worst[0], float((out[0, :, token].double() - expected).abs().max()))
+            worst[1] = max(worst[1], float((lse[0, :, token].double() - scores.logsumexp(-1)).abs().max()))
+    return worst[0], worst[1]

@@ -1,0 +1,97 @@
+"""AnimateDiff (diffusers ``UNetMotionModel``): Stable Diffusion with temporal transformers between its "
+"layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from typing_extensions import override
+
+from hasten.pipelines.adapters._base import Adapter
+from hasten.pipelines.adapters._decoders import PictureDecoder
+from hasten.pipelines.adapters._frames import FrameAxis, FrameLayer, FrameMixing, LayerKind, attention_names
+from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+from hasten.pipelines.adapters.text_to_video import TextToVideoLayout, temporal_transformer
+
+
+class AnimateDiffFrames(FrameMixing):
+    """Temporal transformers with a table of sine positions, 32 entries long in the released motion modules."""
+
+    @override
+    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
+        """Norm, positions and both self-attentions of every motion module."""
+        for name, module in root.named_modules():
+            if type(module).__name__ != "AnimateDiffTransformer3D":
+                continue
+            yield from temporal_transformer(name, module)
+            for below, child in module.named_modules():
+                if type(child).__name__ == "SinusoidalPositionalEmbedding":
+                    yield FrameLayer(f"{name}.{below}", LayerKind.POSITIONS)
+
+    @override
+    def frame_free(self, root: nn.Module) -> frozenset[str]:
+        """Everything outside of motion modules."""
+        return attention_names(root) - {
+            layer.name for layer in self.layers(root) if layer.kind is LayerKind.TEMPORAL
+        }
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """The released motion modules were trained on 16 frames."""
+        return 16
+
+    @override
+    def limit(self, pipe: Any) -> int | None:
+        """Entries of the table."""
+        length: int = pipe.unet.config.motion_max_seq_length
+        return length
+
+    @override
+    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+        """Both need the whole video at once."""
+        for name in ("free_init", "free_noise"):
+            if getattr(pipe, f"{name}_enabled", False):
+                return f"{name} needs the whole video at once; call pipe.disable_{name}()"
+        if (
+            arguments.get("ip_adapter_image") is not None
+            or arguments.get("ip_adapter_image_embeds") is not None
+        ):
+            return "IP-Adapter pictures are repeated for every frame inside the denoiser, which was not tried"
+        return None
+
+    @override
+    def clip_arguments(
+        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
+    ) -> dict[str, Any]:
+        """The pipeline repeats the text for every frame of the video."""
+        changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
+        text = kwargs["encoder_hidden_states"]
+        if len(text) == len(kwargs[self.latents_argument(kwargs)]) * frames:
+            changed["encoder_hidden_states"] = FrameAxis(0, merged=True).take(text, frames, clip)
+        return changed
+
+    @override
+    def positions(self, module: nn.Module, bound: Mapping[str, Any], clip: range, frames: int) -> Any:
+        """The clip's rows of the table. Beyond its end the technique anchors positions anew, and nothing "
+        "is added."""
+        table: Any = module.pe
+        if frames > table.shape[1]:
+            return bound["x"]
+        return bound["x"] + table[:, clip.start : clip.stop]
+
+
+ADAPTER = Adapter(
+    family="animatediff",
+    pipelines=("AnimateDiffPipeline", "AnimateDiffSDXLPipeline"),
+    denoisers=("unet",),
+    capabilities=(TextToVideoLayout(), AnimateDiffFrames(), PictureDecoder()),
+    refused={
+        "AnimateDiffControlNetPipeline": CONTROLLED,
+        "AnimateDiffSparseControlNetPipeline": CONTROLLED,
+        "AnimateDiffVideoToVideoPipeline": "it begins in the middle of the schedule, from a given video",
+        "AnimateDiffVideoToVideoControlNetPipeline": CONTROLLED,
+        "AnimateDiffPAGPipeline": "perturbed attention guidance was not tried with more frames",
+    },
+)

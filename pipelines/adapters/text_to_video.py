@@ -1,0 +1,97 @@
+"""ModelScope, ZeroScope and conversions of VideoCrafter2 (diffusers ``UNet3DConditionModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from typing_extensions import override
+
+from hasten.pipelines.adapters._base import Adapter, LatentSize
+from hasten.pipelines.adapters._decoders import PictureDecoder
+from hasten.pipelines.adapters._frames import FrameAxis, FrameLayer, FrameMixing, LayerKind, attention_names
+from hasten.pipelines.adapters._layouts import VideoLayout
+from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+
+
+class TextToVideoLayout(VideoLayout):
+    """Plain latents, as many frames as the video; any extent."""
+
+    latents = "sample"
+    factor = "vae_scale_factor"
+    multiple = 1
+
+    @override
+    def path(self, pipe: Any) -> Path:
+        """The scheduler's ``alphas_cumprod``."""
+        return VariancePreservingPath()
+
+    @override
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """``sample_size`` of the UNet, which may be a pair."""
+        side = pipe.unet.config.sample_size
+        height, width = side if isinstance(side, (list, tuple)) else (side, side)
+        return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+    @override
+    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """The autoencoder works picture by picture."""
+        frames: int = arguments["num_frames"]
+        return frames
+
+    @override
+    def given_size(self, latents: Any) -> LatentSize:
+        """(B, C, F, H, W)."""
+        return LatentSize(latents.shape[3], latents.shape[4], latents.shape[2])
+
+
+class UNet3DFrames(FrameMixing):
+    """Temporal transformers and convolutions beside the spatial layers; no position embedding, so any length runs.
+
+    The pipeline folds frames into the batch before it steps.
+    """
+
+    sample = FrameAxis(0, merged=True)
+
+    @override
+    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
+        """Norm and both self-attentions of temporal transformers; norms and convolutions of temporal stacks."""
+        for name, module in root.named_modules():
+            kind = type(module).__name__
+            if kind == "TransformerTemporalModel":
+                yield from temporal_transformer(name, module)
+            elif kind == "TemporalConvLayer":
+                for below, child in module.named_modules():
+                    if isinstance(child, nn.GroupNorm):
+                        yield FrameLayer(f"{name}.{below}", LayerKind.NORM)
+                    elif isinstance(child, nn.Conv3d):
+                        yield FrameLayer(f"{name}.{below}", LayerKind.CONV)
+
+    @override
+    def frame_free(self, root: nn.Module) -> frozenset[str]:
+        """Everything outside of temporal transformers."""
+        return attention_names(root) - {
+            layer.name for layer in self.layers(root) if layer.kind is LayerKind.TEMPORAL
+        }
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """ModelScope and VideoCrafter2 were trained on 16 frames, ZeroScope on 24."""
+        return 16
+
+
+def temporal_transformer(name: str, module: nn.Module) -> Iterator[FrameLayer]:
+    """Layers of a ``TransformerTemporalModel`` or ``AnimateDiffTransformer3D``."""
+    yield FrameLayer(f"{name}.norm", LayerKind.NORM)
+    for below in sorted(attention_names(module)):
+        yield FrameLayer(f"{name}.{below}", LayerKind.TEMPORAL)
+
+
+ADAPTER = Adapter(
+    family="text-to-video",
+    pipelines=("TextToVideoSDPipeline",),
+    denoisers=("unet",),
+    capabilities=(TextToVideoLayout(), UNet3DFrames(), PictureDecoder()),
+    refused={"VideoToVideoSDPipeline": "it begins in the middle of the schedule, from a given video"},
+)

@@ -1,0 +1,122 @@
+"""How much memory the statistics take, and which layers get any when it is short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hasten._denoiser import unwrapped
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters._base import LatentSize
+from hasten.pipelines.adapters._tokens import AttentionTokens, TokenGrid
+from hasten.plugins.rettention.config import CacheType, RettentionConfig
+
+if TYPE_CHECKING:
+    from hasten._target import Target
+
+__all__ = ["SparseLayer", "affordable", "free_bytes", "residual_dtype", "sparse_layers"]
+
+_TYPES: dict[CacheType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8": torch.float8_e4m3fn,
+}
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """A layer that the technique works on, at one size of the latents.
+
+    Args:
+        name: qualified, beginning with the denoiser.
+        grid: the tokens it attends over.
+        heads: attention heads.
+        width: channels of all heads together.
+    """
+
+    name: str
+    grid: TokenGrid
+    heads: int
+    width: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of dense attention of one sample."""
+        return 4.0 * self.width * self.grid.total**2
+
+    def bytes(self, samples: int, residual: torch.dtype, correction: str) -> int:
+        """Memory of its statistics: residual, its scales if quantised, and ``rho``."""
+        if correction == "none":
+            return 0
+        size = self.width * residual.itemsize
+        size += 4 * self.heads * ((residual.itemsize == 1) + (correction == "full"))
+        return samples * self.grid.tokens * size
+
+
+def sparse_layers(
+    target: Target, names: Sequence[str], size: LatentSize, text: int, min_tokens: int
+) -> tuple[SparseLayer, ...]:
+    """The layers ``names`` whose grid has at least ``min_tokens`` tokens at this size.
+
+    Args:
+        target: the pipeline.
+        names: qualified layer names.
+        size: latent size of a forward.
+        text: text tokens.
+        min_tokens: smaller grids stay dense.
+    """
+    tokens = target.capability(AttentionTokens)
+    found = []
+    for name in names:
+        denoiser, _, inner = name.partition(".")
+        root = unwrapped(target.denoisers[denoiser])
+        grid = tokens.planned(root, inner, size, text)
+        module: Any = root.get_submodule(inner)
+        if grid.tokens >= min_tokens:
+            found.append(SparseLayer(name, grid, int(module.heads), int(module.to_q.out_features)))
+    return tuple(found)
+
+
+def residual_dtype(config: RettentionConfig, model: torch.dtype) -> torch.dtype:
+    """Type in which residuals are kept."""
+    return model if config.cache_dtype == "auto" else _TYPES[config.cache_dtype]
+
+
+def affordable(
+    layers: Sequence[SparseLayer], samples: int, residual: torch.dtype, correction: str, budget: int | None
+) -> tuple[frozenset[str], int]:
+    """Layers whose statistics fit into ``budget`` together, and what they take.
+
+    Time saved per byte grows with the number of tokens, so the layers with the most go first; equal ones in the order
+    they run in.
+
+    Raises:
+        UnsupportedError: not one of them fits.
+    """
+    chosen, total = [], 0
+    for layer in sorted(layers, key=lambda layer: -layer.grid.tokens):
+        needs = layer.bytes(samples, residual, correction)
+        if budget is None or total + needs <= budget:
+            chosen.append(layer.name)
+            total += needs
+    if layers and not chosen:
+        least = min(layer.bytes(samples, residual, correction) for layer in layers)
+        raise UnsupportedError(
+            f"cache_budget={budget} bytes holds the statistics of no layer: the smallest takes {least} bytes; raise "
+            f"it, or set cache_dtype='float8'"
+        )
+    return frozenset(chosen), total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,164 @@
+"""What a refresh leaves behind for the sparse steps: one entry per layer and branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._errors import UnsupportedError
+
+__all__ = ["Key", "ResidualCache", "Statistics", "signature"]
+
+Key = tuple[str, str]
+"""Layer and branch."""
+
+_LARGEST = 448.0
+"""Largest number of float8_e4m3fn."""
+
+
+def signature(query: Tensor, grid: Any) -> tuple[Any, ...]:
+    """What has to be the same for statistics to be valid: sizes, grid, type and device."""
+    return tuple(query.shape), grid, query.dtype, query.device
+
+
+@dataclass
+class Statistics:
+    """Statistics of one layer in one branch.
+
+    Args:
+        signature: of the call they come from.
+        step: number of the refresh.
+        rho: (B, H, G, 1) in single precision; ``None`` is 1.
+        residual: (B, H, G, d) as it is stored; ``None`` is 0.
+        scales: (B, H, G, 1) of a residual in eight bits.
+        uses: sparse steps that have used them.
+        last: number of the last step that did.
+    """
+
+    signature: tuple[Any, ...]
+    step: int
+    rho: Tensor | None
+    residual: Tensor | None
+    scales: Tensor | None = None
+    uses: int = 0
+    last: int = -1
+
+    def use(self, step: int) -> int:
+        """How many sparse steps before ``step`` have used them. A second call at one step counts once."""
+        if step != self.last:
+            self.uses += self.last >= 0
+            self.last = step
+        return self.uses
+
+    @property
+    def bytes(self) -> int:
+        """Memory they take."""
+        return sum(
+            x.numel() * x.element_size() for x in (self.rho, self.residual, self.scales) if x is not None
+        )
+
+
+class ResidualCache:
+    """Statistics of a run.
+
+    Args:
+        dtype: type in which residuals are kept.
+        offload: keep them in pinned host memory; the next layer's travels while this layer computes.
+    """
+
+    def __init__(self, dtype: torch.dtype, offload: bool = False) -> None:
+        self._dtype, self._offload = dtype, offload
+        self._entries: dict[Key, Statistics] = {}
+        self._travelling: dict[Key, tuple[Tensor, Any]] = {}
+        self._stream: Any = None
+
+    def put(
+        self, key: Key, found: tuple[Any, ...], step: int, rho: Tensor | None, residual: Tensor | None
+    ) -> None:
+        """Keep what a refresh found.
+
+        Raises:
+            UnsupportedError: residuals are to be offloaded from a device without memory of its own.
+        """
+        scales = None
+        if residual is not None:
+            if self._dtype.itemsize == 1:
+                scales = residual.abs().amax(-1, keepdim=True).clamp(min=1e-30).div(_LARGEST).float()
+                residual = residual / scales
+            residual = self._store(residual.to(self._dtype))
+        self._entries.pop(key, None)  # to the end: the order of the dictionary is that of the layers
+        self._entries[key] = Statistics(found, step, rho, residual, scales)
+
+    def get(self, key: Key, found: tuple[Any, ...]) -> Statistics | None:
+        """The statistics of a layer, ``None`` without valid ones; invalid ones are dropped."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.signature != found:
+            del self._entries[key]
+            self._travelling.pop(key, None)
+            return None
+        return entry
+
+    def residual(self, key: Key) -> Tensor | None:
+        """The residual (B, H, G, d) of a layer that :meth:`get` found, on the model's device."""
+        entry = self._entries[key]
+        if entry.residual is None:
+            return None
+        stored = self._arrive(key, entry) if self._offload else entry.residual
+        return stored if entry.scales is None else stored.float() * entry.scales
+
+    def keep_only(self, denoiser: str) -> None:
+        """Drop what belongs to another denoiser."""
+        for key in [key for key in self._entries if key[0].partition(".")[0] != denoiser]:
+            del self._entries[key]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all entries."""
+        return sum(entry.bytes for entry in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # --- offloading
+
+    def _store(self, residual: Tensor) -> Tensor:
+        if not self._offload:
+            return residual
+        if residual.device.type != "cuda":
+            raise UnsupportedError(
+                f"offload=true moves residuals to host memory, but the model runs on {residual.device}, where they "
+                f"are already: remove it"
+            )
+        host = torch.empty(residual.shape, dtype=residual.dtype, pin_memory=True)
+        return host.copy_(residual, non_blocking=True)
+
+    def _arrive(self, key: Key, entry: Statistics) -> Tensor:
+        """This layer's residual on the device; sends the one after it on its way."""
+        device = entry.signature[-1]
+        present = torch.cuda.current_stream(device)
+        if key not in self._travelling:
+            self._send(key, device)
+        names = list(self._entries)
+        following = names[(names.index(key) + 1) % len(names)]
+        if following not in self._travelling and following != key:
+            self._send(following, device)
+        stored, ready = self._travelling.pop(key)
+        present.wait_event(ready)
+        stored.record_stream(present)
+        return stored
+
+    def _send(self, key: Key, device: torch.device) -> None:
+        residual = self._entries[key].residual
+        if residual is None:
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            stored = residual.to(device, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(self._stream)
+        self._travelling[key] = (stored, ready)

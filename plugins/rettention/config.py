@@ -1,0 +1,113 @@
+"""Options of Re-ttention."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from hasten._technique import TechniqueConfig
+from hasten.plugins.rettention.kernels import KernelName
+from hasten.plugins.rettention.masks import MaskMode
+
+__all__ = ["CacheType", "RettentionConfig"]
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+CacheType = Literal["auto", "float32", "bfloat16", "float16", "float8"]
+_RHO = ("ramp", "clamp_rho", "ramp_text")
+_CACHE = ("cache_dtype", "cache_budget", "offload", "drift")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class RettentionConfig(TechniqueConfig):
+    """Options of the technique ``rettention``.
+
+    Args:
+        keep_ratio: nominal share of the picture's keys that a query keeps at a sparse step. The plan and the report
+            tell the true share of the score matrix, text included.
+        mask: ``"block"``: the queries of a tile share one window that holds the paper's band; ``"block_exact_budget"``
+            the same with a window of exactly ``keep_ratio``; ``"reference"`` the paper's band, token by token;
+            ``"tile2d"`` and ``"tile3d"`` square tiles with square windows in space, or in space and time.
+        tile: queries that share a window: positions for bands, sides for tiles, ``"auto"`` as many as keep the true
+            density within 1.5 times the nominal one.
+        warmup: leading dense steps, or their share of the run; ``None`` is the published share of the family
+            (PixArt 0.25, Hunyuan-DiT 0.2, CogVideoX 0.3), 0.3 for other videos and 0.25 for other pictures.
+        period: dense steps that renew the statistics come at multiples of this.
+        refresh: exactly these steps renew them, instead of ``period``.
+        ramp: added to ``rho`` after every sparse step since the last refresh; the paper has 0.04. ``"measured"``
+            rescales ``rho`` by what a sample of queries finds it to be.
+        clamp_rho: keep the ramped ``rho`` at or below 1.
+        correction: ``"full"`` is Re-ttention; ``"residual"`` leaves ``rho`` at 1 (as DiTFastAttn does), ``"none"`` is
+            windowed attention alone. Both are for comparison.
+        ramp_text: ramp the text's rows as well, which are exact, as the released code does.
+        layers: names of layers, or patterns with ``*``, that become sparse; ``None`` is every self-attention.
+        min_tokens: self-attention over fewer picture tokens stays dense.
+        drift: refresh a layer when the relative error of sampled queries exceeds this. ``period`` then is the longest
+            time without a refresh.
+        samples: queries per head that ``drift`` and ``ramp="measured"`` compute exactly.
+        cache_dtype: type of the cached residuals; ``"auto"`` is that of the model.
+        cache_budget: most memory the statistics may take, in bytes or as ``"4GB"``; layers that don't fit stay dense.
+            ``None`` needs room for all.
+        offload: keep residuals in pinned host memory and fetch each one layer ahead.
+        kernel: which implementation computes sparse steps; ``"auto"`` is told in the plan and the report.
+    """
+
+    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.0625
+    mask: MaskMode = "block"
+    tile: Literal["auto"] | Count | tuple[Count, Count] | tuple[Count, Count, Count] = "auto"
+    warmup: (
+        Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None
+    ) = None
+    period: Count = 5
+    refresh: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
+    ramp: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | Literal["measured"] = 0.04
+    clamp_rho: Annotated[bool, Field(strict=True)] = False
+    correction: Literal["full", "residual", "none"] = "full"
+    ramp_text: Annotated[bool, Field(strict=True)] = False
+    layers: tuple[str, ...] | None = None
+    min_tokens: Annotated[int, Field(ge=1, strict=True)] = 256
+    drift: Annotated[float, Field(gt=0.0, strict=True)] | None = None
+    samples: Count = 32
+    cache_dtype: CacheType = "auto"
+    cache_budget: int | str | None = None
+    offload: Annotated[bool, Field(strict=True)] = False
+    kernel: KernelName | Literal["auto"] = "auto"
+
+    @field_validator("cache_budget")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        if value is not None and _parse_bytes(value) is None:
+            raise ValueError(f"must be a number of bytes above 0, or one with KB, MB or GB, not {value!r}")
+        return value
+
+    @property
+    def budget(self) -> int | None:
+        """``cache_budget`` in bytes."""
+        return None if self.cache_budget is None else _parse_bytes(self.cache_budget)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.refresh is not None and self.period != type(self).model_fields["period"].default:
+            raise ValueError("refresh and period exclude each other: remove one")
+        if self.refresh is not None and self.drift is not None:
+            raise ValueError("refresh lists fixed steps and drift chooses them: remove one")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers is empty: name one, or remove it")
+        without = {"full": (), "residual": _RHO, "none": (*_RHO, *_CACHE)}[self.correction]
+        for name in without:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with correction={self.correction!r}: remove it")
+        return self
+
+
+def _parse_bytes(value: int | str) -> int | None:
+    if isinstance(value, int):
+        return value if value > 0 and not isinstance(value, bool) else None
+    text = value.strip().upper()
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
+    try:
+        number = float(text.removesuffix(unit or ""))
+    except ValueError:
+        return None
+    return int(number * _UNITS.get(unit or "", 1)) if 0 < number < float("inf") else None

@@ -1,0 +1,67 @@
+"""What a sparse attention kernel has to do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hasten.plugins.rettention.layout import SparseLayout
+
+__all__ = ["Epilogue", "SparseKernel"]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What turns attention over the kept keys into the result.
+
+    Args:
+        rho: (B, H, G, 1) in single precision, ``None`` for 1.
+        residual: (B, H, G, d) in any precision, ``None`` for 0.
+    """
+
+    rho: Tensor | None
+    residual: Tensor | None
+
+
+class SparseKernel(ABC):
+    """Attention of the grid's queries over their windows and over all other tokens."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def refusal(self, device: torch.device, dtype: torch.dtype, dim: int, layout: SparseLayout) -> str | None:
+        """Why this kernel can't serve such a call, or ``None`` if it can."""
+
+    @abstractmethod
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: SparseLayout,
+        scale: float,
+        out: Tensor,
+        visible: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+        need_lse: bool = False,
+    ) -> Tensor | None:
+        """Write ``rho O_S + R`` of the grid's queries into ``out``.
+
+        Args:
+            q: (B, H, N, d), whole sequence.
+            k: (B, H, N, d).
+            v: (B, H, N, d).
+            layout: the mask.
+            scale: factor of the scores.
+            out: (B, H, G, d), any strides.
+            visible: (B, context) boolean: which of the other tokens count as keys; ``None`` is all.
+            epilogue: ``None`` writes ``O_S``.
+            need_lse: whether the log-sum-exp of the kept scores is wanted; not together with an epilogue.
+
+        Returns:
+            (B, H, G) log-sum-exp if it was wanted.
+        """

@@ -1,0 +1,110 @@
+"""The operands of one attention call, as kernels want them; what cannot be handled exactly is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hasten._errors import UnsupportedError
+from hasten.plugins.rettention.layout import SparseLayout
+
+if TYPE_CHECKING:
+    from hasten._attention import AttentionCall
+
+__all__ = ["Operands", "key_padding"]
+
+_HIDDEN = -1e4
+"""Additive masks mean "not at all" by anything at or below this."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """One call.
+
+    Args:
+        query: (B, H, N, d).
+        key: (B, H, N, d), repeated for grouped queries.
+        value: (B, H, N, d), likewise.
+        scale: factor of the scores.
+        visible: (B, context) which other tokens count as keys, ``None`` for all.
+        keep: (B or 1, 1, 1, N) the same over the whole sequence, ``None`` for all.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    visible: Tensor | None
+    keep: Tensor | None
+
+    @classmethod
+    def of(cls, call: AttentionCall, layout: SparseLayout, keep: Tensor | None) -> Operands:
+        """The operands of ``call``, whose mask :func:`key_padding` has turned into ``keep``.
+
+        Raises:
+            UnsupportedError: it is causal or drops out.
+        """
+        if call.causal:
+            raise UnsupportedError(
+                f"{call.layer} is causal: its windows would reach into the future; leave it out with 'layers'"
+            )
+        if call.dropout:
+            raise UnsupportedError(
+                f"{call.layer} drops out attention with probability {call.dropout}: put the model into evaluation mode "
+                f"with .eval()"
+            )
+        key, value = call.key, call.value
+        if call.grouped and key.shape[1] != call.query.shape[1]:
+            repeats = call.query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
+        scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        visible = None
+        if keep is not None:
+            visible = keep[:, 0, 0].index_select(1, layout.context_tokens()).expand(len(call.query), -1)
+        return cls(call.query, key, value, scale, visible, keep)
+
+    def context_rows(self, layout: SparseLayout) -> Tensor:
+        """Attention (B, H, context, d) of the tokens that are not of the grid, over all keys."""
+        queries = layout.context(self.query)
+        return functional.scaled_dot_product_attention(
+            queries, self.key, self.value, attn_mask=self.keep, scale=self.scale
+        )
+
+    def empty_like_output(self, tokens: int) -> Tensor:
+        """(B, H, tokens, d) in the memory order in which the processors go on: tokens outside, heads inside."""
+        samples, heads, _, width = self.value.shape
+        return self.query.new_empty(samples, tokens, heads, width).transpose(1, 2)
+
+
+def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:
+    """The mask of ``call`` as booleans (B or 1, 1, 1, N), ``None`` if it hides nothing.
+
+    Raises:
+        UnsupportedError: it does anything else than to hide text from all queries alike.
+    """
+    mask = call.mask
+    if mask is None:
+        return None
+    while mask.ndim < 4:
+        mask = mask.unsqueeze(0)
+    if mask.shape[-2] != 1 or mask.shape[1] != 1:
+        raise UnsupportedError(
+            f"{call.layer} gets an attention mask of shape {tuple(mask.shape)}, one row per query or head; "
+            f"only masks that hide text keys from all queries alike can be kept in sparse attention"
+        )
+    keep = mask if mask.dtype == torch.bool else mask > _HIDDEN
+    if mask.dtype != torch.bool and bool((mask[keep] != 0).any()):
+        raise UnsupportedError(
+            f"{call.layer} adds a bias to its scores, which a sparse kernel would lose; leave it out"
+        )
+    if bool(keep.all()):
+        return None
+    if not bool(keep[..., layout.span].all()):
+        raise UnsupportedError(
+            f"{call.layer} hides tokens of the picture from its queries; only text tokens may be hidden"
+        )
+    return keep

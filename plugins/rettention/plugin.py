@@ -1,0 +1,104 @@
+"""The technique ``rettention``: claims, checks, attaching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from hasten._claims import Access, Claim
+from hasten._errors import UnsupportedError, suggestion
+from hasten._hookspecs import hookimpl
+from hasten._technique import Finding, Forecast, Technique
+from hasten.pipelines.adapters._base import LatentLayout
+from hasten.pipelines.adapters._tokens import AttentionTokens
+from hasten.plugins.rettention.config import RettentionConfig
+
+if TYPE_CHECKING:
+    from hasten._seams import Seams
+    from hasten._target import Target
+
+__all__ = ["Rettention"]
+
+
+class Rettention(Technique[RettentionConfig]):
+    """Re-ttention, arXiv 2505.22918: windowed attention, corrected by statistics of a recent dense step."""
+
+    name = "rettention"
+    summary = "computes self-attention over few keys, corrected by what dense attention said a few steps ago"
+    config_class = RettentionConfig
+    requires = (LatentLayout, AttentionTokens)
+
+    def claims(self, target: Target) -> Sequence[Claim]:
+        """Self-attention of its layers; statistics start anew where the number of tokens changes."""
+        layers = frozenset(self._layers(target))
+        return (Claim("attention.self", Access.EXCLUSIVE, layers), Claim("tokens.shape", Access.READS))
+
+    def check(self, target: Target) -> Iterable[Finding]:
+        """Refuse pipelines without a layer to work on, and compiled ones; say which kernel it will be."""
+        from hasten._attention import check_layers
+
+        try:
+            check_layers(target, frozenset(self._layers(target)))
+        except UnsupportedError as error:
+            yield Finding("error", str(error))
+            return
+        yield from self._kernel_findings(target)
+
+    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+        """Phase and FLOPs of every step, true density, memory."""
+        from hasten.plugins.rettention.forecast import forecast
+
+        return forecast(self.config, target, self._layers(target), arguments)
+
+    def attach(self, target: Target, seams: Seams) -> None:
+        """One handler on every layer."""
+        from hasten.plugins.rettention.handler import SparseAttention
+
+        layers = self._layers(target)
+        seams.attention(SparseAttention(self.name, self.config, target, layers), layers)
+
+    def _layers(self, target: Target) -> list[str]:
+        """Qualified names of the layers to work on, in the order of the network.
+
+        Raises:
+            UnsupportedError: a pattern of ``layers`` names none, or there are none.
+        """
+        from hasten._attention import attention_layers
+
+        tokens = target.capability(AttentionTokens)
+        known = [name for name in attention_layers(target) if tokens.selects(name.partition(".")[2])]
+        if not known:
+            raise UnsupportedError(
+                f"{target.name} has no self-attention layer of the kind this family's adapter names"
+            )
+        if self.config.layers is None:
+            return known
+        for pattern in self.config.layers:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise UnsupportedError(
+                    f"layers: {pattern!r} is no self-attention layer of {target.name}{suggestion(pattern, known)} It "
+                    f"has {len(known)}, the first is {known[0]!r}; patterns with * are allowed"
+                )
+        return [name for name in known if any(fnmatchcase(name, pattern) for pattern in self.config.layers)]
+
+    def _kernel_findings(self, target: Target) -> Iterable[Finding]:
+        """Which kernels are tried where the pipeline runs; the report names the one that was used."""
+        from hasten.plugins.rettention.kernels import load_kernel, preferred
+
+        device = target.pipe._execution_device
+        if self.config.kernel == "auto":
+            yield Finding("note", f"kernel on {device.type}: {', else '.join(preferred(device))}")
+            return
+        try:
+            load_kernel(self.config.kernel)
+        except UnsupportedError as error:
+            yield Finding("error", str(error))
+            return
+        yield Finding("note", f"kernel on {device.type}: {self.config.kernel}, as asked")
+
+
+@hookimpl
+def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
+    """Offer the technique to the host."""
+    register(Rettention)

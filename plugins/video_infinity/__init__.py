@@ -1,0 +1,1 @@
+"""Clip parallelism and dual-scope attention for long videos."""

@@ -1,0 +1,109 @@
+"""Guidance on two ranks: each computes one branch of the same clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hasten._denoiser import DenoiserCall
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters._base import Guidance
+from hasten.plugins.video_infinity.session import Session
+
+__all__ = ["Branches"]
+
+
+class Branches:
+    """Computes forwards of a run whose branches are divided, or just passes them on.
+
+    Args:
+        session: the run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def compute(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:
+        """The output of one forward that the pipeline asked for.
+
+        Raises:
+            UnsupportedError: the call has no second branch.
+        """
+        processes = self._session.processes
+        if processes.cfg_ranks == 1:
+            return forward(call)
+        guidance = self._session.target.layout.guidance
+        if guidance is Guidance.BATCHED and call.step.branch == "both":
+            return self._half(call, forward)
+        if guidance is Guidance.SEQUENTIAL and call.run.pipe.do_classifier_free_guidance:
+            return self._turn(call, forward)
+        raise UnsupportedError(
+            f"cfg_ranks={processes.cfg_ranks} divides the branches of classifier-free guidance, and this "
+            "call of "
+            f"{self._session.target.name} has one only; raise guidance_scale above 1, or set cfg_ranks=1"
+        )
+
+    def _half(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:
+        """Both branches in one batch: each rank computes its half, then they swap."""
+        session = self._session
+        output = forward(call.replace_kwargs(self._mine(call.kwargs)))
+        mine = call.sample(output).contiguous()
+        whole = mine.new_empty(session.processes.cfg_ranks, *mine.shape)
+        try:
+            dist.all_gather_into_tensor(whole.view(-1), mine.view(-1), group=session.processes.cfg_group)
+        except RuntimeError as error:
+            raise session.processes.explain(error) from error
+        return call.with_sample(output, whole.flatten(0, 1))
+
+    def _mine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        session = self._session
+        name = session.mixing.latents_argument(kwargs)
+        batch = len(kwargs[name])
+        changed: dict[str, Any] = {}
+        for key in (name, "timestep", *session.mixing.text):
+            value = kwargs.get(key)
+            if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1 and len(value) % batch == 0:
+                changed[key] = value.chunk(session.processes.cfg_ranks)[session.processes.branch]
+        return {**kwargs, **changed}
+
+    def _turn(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:
+        """One forward per branch: each rank computes one of the two.
+
+        The pipeline holds the first output until it has the second. So the rank that does not compute the first hands
+        out a tensor that it fills in later.
+        """
+        session = self._session
+        second = call.step.branch == "uncond"
+        if not second:
+            if session.processes.branch == 0:
+                output = forward(call)
+                session.pending_branch = call.sample(output)
+                return output
+            layout, pipe = session.target.layout, call.run.pipe
+            blank = layout.encode_output(
+                pipe, call.kwargs, torch.zeros_like(layout.decode(pipe, call.kwargs))
+            )
+            session.pending_branch = blank
+            return (blank,)
+        first = session.pending_branch
+        if first is None:
+            raise RuntimeError("the second branch of guidance came before the first")
+        output = forward(call) if session.processes.branch == 1 else (torch.empty_like(first),)
+        self._swap(first, call.sample(output))
+        session.pending_branch = None
+        return output
+
+    def _swap(self, first: Tensor, second: Tensor) -> None:
+        group = self._session.processes.cfg_group
+        for branch, tensor in enumerate((first, second)):
+            whole = tensor if tensor.is_contiguous() else tensor.contiguous()
+            try:
+                dist.broadcast(whole, group=group, group_src=branch)
+            except RuntimeError as error:
+                raise self._session.processes.explain(error) from error
+            if whole is not tensor:
+                tensor.copy_(whole)

@@ -1,0 +1,194 @@
+"""Checkpoints of a run, one file per clip and step: latents, the solver's memory and the state of the generator.
+
+A file is complete or absent. A step counts once every clip has it; the last two are kept. Clips are the unit, so a run
+may go on with another number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._errors import CheckpointError
+
+__all__ = ["Checkpoints", "Saved", "read_identity", "write_identity"]
+
+_RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What one clip keeps of one step.
+
+    Args:
+        tensors: by name; those with frames hold the clip's.
+        facts: JSON values.
+    """
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoint folder of one run.
+
+    Args:
+        folder: where it is; on several nodes one that all of them see, or the same assignment of clips as before.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self, clips: range) -> set[int]:
+        """Steps (how many are done) that all of ``clips`` have here."""
+        found: set[int] | None = None
+        for clip in clips:
+            mine = {int(path.parent.name[5:]) for path in self.folder.glob(f"step-*/{_file(clip)}")}
+            found = mine if found is None else found & mine
+        return found or set()
+
+    def save(self, step: int, clip: int, saved: Saved) -> None:
+        """Write one clip's checkpoint.
+
+        Raises:
+            CheckpointError: the disk refuses; older checkpoints are untouched.
+        """
+        from safetensors.torch import save
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
+        path = self._path(step, clip)
+        write_whole(path, save(tensors, {"facts": json.dumps(dict(saved.facts))}))
+
+    def load(self, step: int, clip: int) -> Saved:
+        """Read one clip's checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(step, clip)
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                return Saved({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} cannot be read ({error}); delete {path.parent} to resume earlier"
+            ) from error
+
+    def prune(self, keep: set[int], clips: range) -> None:
+        """Delete the files of ``clips`` at all steps but ``keep``, and folders that are empty then."""
+        for folder in self.folder.glob("step-*"):
+            if int(folder.name[5:]) in keep:
+                continue
+            for clip in clips:
+                (folder / _file(clip)).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, step: int, clip: int) -> Path:
+        return self.folder / f"step-{step:05d}" / _file(clip)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is complete or absent, even if the machine stops.
+
+    Raises:
+        CheckpointError: naming the file and the operating system's reason.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}); what was written before is kept. Free "
+            "some space "
+            f"or choose another folder, and run the same command again"
+        ) from error
+
+
+def read_identity(folder: Path) -> dict[str, Any] | None:
+    """What the run in ``folder`` computes, ``None`` if there is none yet.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / _RUN).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / _RUN} cannot be read ({error}); choose another checkpoint folder"
+        ) from error
+    return found
+
+
+def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Note what the run in ``folder`` computes."""
+    write_whole(folder / _RUN, json.dumps(dict(identity), indent=2).encode())
+
+
+def _file(clip: int) -> str:
+    return f"clip-{clip:04d}.safetensors"
+
+
+def collect(value: Any, name: str, frames: Any, tensors: dict[str, Tensor]) -> Any:
+    """A JSON description of a solver attribute; its tensors go into ``tensors``.
+
+    Args:
+        value: the attribute.
+        name: its name.
+        frames: ``frames(tensor) -> Tensor or None``: the clip's part of a tensor that has the sample's shape.
+        tensors: where tensors go.
+
+    Raises:
+        TypeError: it is of a kind that need not be kept (tables, configuration).
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    if isinstance(value, Tensor):
+        part = frames(value)
+        if part is None and value.numel() > 4:
+            raise TypeError(name)
+        tensors[name] = value if part is None else part
+        return {"tensor": name, "frames": part is not None}
+    if isinstance(value, (list, tuple)):
+        return {
+            "list": [collect(item, f"{name}.{index}", frames, tensors) for index, item in enumerate(value)]
+        }
+    raise TypeError(name)
+
+
+def rebuild(
+    described: Mapping[str, Any], parts: list[Mapping[str, Tensor]], join: Any, device: torch.device
+) -> Any:
+    """Inverse of :func:`collect` over several clips.
+
+    Args:
+        described: the description.
+        parts: tensors of every clip of this rank.
+        join: ``join(tensors) -> Tensor``: one tensor from the clips' parts.
+        device: where tensors with frames go.
+    """
+    if "list" in described:
+        return [rebuild(item, parts, join, device) for item in described["list"]]
+    if "tensor" not in described:
+        return described["value"]
+    found = [part[described["tensor"]] for part in parts]
+    return join(found).to(device) if described["frames"] else found[0]

@@ -1,0 +1,140 @@
+"""The command ``hasten video``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hasten._cli import _options as options
+
+__all__ = ["add_commands"]
+
+_HELP = """Make a long video, on one process or on many.
+
+The video is written while it is decoded. With [bold]--checkpoint[/], the same command goes on where a run ended, also
+with fewer processes. Several prompts take equal parts of the time line.
+
+[bold]Examples[/]
+
+  hasten video ./my-wan --prompt "a lighthouse in a storm" --frames 321 --out storm.mp4
+  torchrun --nproc-per-node 8 --no-python hasten video ./my-wan -p "a lighthouse" --frames 2305 --out storm.mp4
+"""
+
+
+def add_commands(app: Any) -> None:
+    """Add ``video`` to the command line ``app``."""
+    app.command("video", help=_HELP)(_video)
+
+
+def _video(
+    model: options.ModelName = None,
+    prompt: options.Prompt = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of the video.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="A file ending in .mp4, .mov or .mkv; without an ending, a folder of PNGs.")
+    ] = Path("video.mp4"),
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    fps: Annotated[
+        str, typer.Option(help="Frames per second: a number or a fraction like 24000/1001.")
+    ] = "8",
+    codec: Annotated[str, typer.Option(help="Encoder, by FFmpeg's name.")] = "libx264",
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder for resuming.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Torch device; on several GPUs each process takes its own.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    sets: options.Set = None,
+    config: options.ConfigFile = None,
+    as_json: options.Json = False,
+) -> None:
+    import torch
+    from rich.console import Console
+
+    from hasten._cli._loading import load_quietly
+    from hasten.plugins.video_infinity.encode import check_output
+    from hasten.plugins.video_infinity.film import write_video
+
+    settings = options.configuration(config, ["video_infinity"], sets)
+    name = options.choose_model(model, settings)
+    check_output(out, codec)
+    seed = seed if seed is not None else settings.seed or 0
+    texts = options.choose_prompts(name, settings, prompt, None, None if prompt else 1, seed)
+    given = {
+        "num_inference_steps": steps,
+        "height": height,
+        "width": width,
+        "guidance_scale": guidance_scale,
+        "num_frames": frames,
+    }
+    call = options.call_arguments(name, settings, given)
+    techniques, own = _techniques(settings)
+    if checkpoint is not None:
+        own["checkpoint"] = str(checkpoint)
+    if len(texts) > 1:
+        own["prompts"] = list(texts)
+        if not {"clips", "clip_frames"} & set(own):
+            own["clips"] = len(texts)
+    rank = int(os.environ.get("RANK", "0"))
+    pipe = load_quietly(name, device or _own_device(), dtype)
+    console = Console(stderr=True, quiet=rank != 0 or as_json)
+    pipe.set_progress_bar_config(disable=console.quiet)
+    filmed = write_video(
+        pipe,
+        out,
+        {**call, "prompt": texts[0], "generator": torch.Generator().manual_seed(seed)},
+        own,
+        techniques=techniques,
+        fps=_rate(fps),
+        codec=codec,
+        tell=lambda text: console.print(text, style="dim"),
+    )
+    if rank != 0:
+        return
+    if as_json:
+        typer.echo(json.dumps({**asdict(filmed), "path": str(filmed.path)}, indent=2))
+    else:
+        Console().print(
+            f"{filmed.path}: {filmed.frames} frames by {filmed.world} process{'es' * (filmed.world > 1)}, "
+            "denoised in "
+            f"{filmed.denoise_seconds:.1f} s, decoded in {filmed.decode_seconds:.1f} s"
+        )
+
+
+def _techniques(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the other techniques, and of this one."""
+    listed = {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in settings.techniques}
+    own = listed.pop("video_infinity")
+    return listed, own
+
+
+def _rate(text: str) -> Fraction:
+    from hasten._errors import ConfigError
+
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"--fps {text} is no number and no fraction like 24000/1001") from error
+    if rate <= 0:
+        raise ConfigError(f"--fps {text} must be positive")
+    return rate
+
+
+def _own_device() -> str | None:
+    """The GPU of this process, where ``torchrun`` started several on a machine."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or not torch.cuda.is_available():
+        return None
+    torch.cuda.set_device(int(local))
+    return f"cuda:{local}"

@@ -1,0 +1,121 @@
+"""Options of Video-Infinity."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from hasten._technique import TechniqueConfig
+
+__all__ = ["VideoInfinityConfig"]
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Frames = Annotated[int, Field(ge=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Level = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+
+
+class VideoInfinityConfig(TechniqueConfig):
+    """Options of the technique ``video_infinity``.
+
+    Frames are counted in latent frames (temporal patches of the transformer where it has them).
+
+    Args:
+        mode: ``"full"`` computes what the stock pipeline computes; ``"dual"`` lets every frame attend to a window
+            around it and to a few frames of the whole video; ``"dual_block"`` lets every frame of a clip attend to
+            the clip, its halos and those few frames, which is faster and depends on the clips.
+        clips: number of clips; ``None`` is one for each process, where that does not matter.
+        clip_frames: instead of ``clips``: as many clips as are needed to have no more frames in one.
+        halo: frames of context on either side; ``None`` is what suits the model.
+        global_frames: how many frames of the whole video every frame attends to; ``None`` is what suits the model.
+        global_sampling: how those are chosen: ``"linspace"``, ``"stride"``, ``"sink"`` or a list of frames.
+        bias: added to the scores of the favoured scope: the global one early in the run, the local one later.
+        switch: the global scope is favoured from this noise level (flow time) upwards. ``"auto"`` is 0.836 for
+            diffusion models (timestep 800 of 1,000), and the first fifth of the steps for flow models.
+        token_scale: scale scores by the logarithm of the number of frames seen.
+        trained_frames: frames the model was trained with; ``None`` is what is known of its family.
+        rope: rotary positions of the global scope: true ones (``"absolute"``), or squeezed into the trained length
+            (``"dual"``). ``"auto"`` is ``"absolute"`` in mode ``"full"`` and ``"dual"`` otherwise.
+        text_scope: of models with text tokens among the video tokens: one text stream for the whole video
+            (``"global"``), or one per clip (``"clip"``), which depends on the clips.
+        exchange: send the inputs of attention layers (``"input"``) or keys and values (``"kv"``: twice the bytes, no
+            repeated projection). ``"auto"`` is ``"kv"`` in mode ``"full"`` and on CPUs, ``"input"`` otherwise.
+        norm_sync: group-norm statistics over all clips. Off only to see what it does.
+        conv_sync: temporal convolutions see their neighbours. Off only to see what it does.
+        prompts: prompts along the time line instead of the call's, in equal parts of the clips.
+        cfg_ranks: 2 computes the branches of guidance on two ranks for each run of clips.
+        checkpoint: folder for resuming.
+        checkpoint_every: steps between two checkpoints.
+        timeout_s: seconds after which a silent process counts as lost; longer than the longest step.
+        backend: ``"gloo"`` or ``"nccl"``; ``None`` goes by the device.
+    """
+
+    mode: Literal["full", "dual", "dual_block"] = "dual"
+    clips: Count | None = None
+    clip_frames: Count | None = None
+    halo: Frames | None = None
+    global_frames: Frames | None = None
+    global_sampling: Literal["linspace", "stride", "sink"] | tuple[Frames, ...] = "linspace"
+    bias: Annotated[float, Field(ge=0.0, strict=True)] = 10.0
+    switch: Literal["auto"] | Level = "auto"
+    token_scale: Flag = False
+    trained_frames: Annotated[int, Field(ge=2, strict=True)] | None = None
+    rope: Literal["auto", "absolute", "dual"] = "auto"
+    text_scope: Literal["global", "clip"] = "global"
+    exchange: Literal["auto", "input", "kv"] = "auto"
+    norm_sync: Flag = True
+    conv_sync: Flag = True
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    cfg_ranks: Literal[1, 2] = 1
+    checkpoint: str | None = None
+    checkpoint_every: Count = 5
+    timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
+    backend: Literal["gloo", "nccl"] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.clips is not None and self.clip_frames is not None:
+            raise ValueError("clips and clip_frames exclude each other: remove one")
+        if self.mode == "full":
+            self._refuse_scopes()
+        self._refuse_chance()
+        return self
+
+    def _refuse_chance(self) -> None:
+        """The video must not depend on how many processes happen to be there."""
+        if self.clips is not None or self.clip_frames is not None:
+            return
+        for name, value in (("mode", "dual_block"), ("text_scope", "clip"), ("prompts", self.prompts)):
+            if value is not None and getattr(self, name) == value:
+                raise ValueError(
+                    f"{name}={value!r} depends on the clips, so they cannot follow the number of "
+                    "processes: set clips "
+                    f"or clip_frames"
+                )
+
+    def _refuse_scopes(self) -> None:
+        for name in ("halo", "global_frames", "token_scale"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} has no effect with mode='full', where every frame sees all: remove it, or set "
+                    "mode='dual'"
+                )
+        for name, wrong in (("rope", "dual"), ("text_scope", "clip")):
+            if getattr(self, name) == wrong:
+                raise ValueError(f"{name}={wrong!r} is not what the stock pipeline computes; set mode='dual'")
+
+    @property
+    def rotary(self) -> str:
+        """``"absolute"`` or ``"dual"``."""
+        return self.rope if self.rope != "auto" else "absolute" if self.mode == "full" else "dual"
+
+    def messages(self, device: str) -> str:
+        """``"input"`` or ``"kv"``, for a kind of device.
+
+        Between processors of one machine bytes are cheap and projections are not.
+        """
+        if self.exchange != "auto":
+            return self.exchange
+        return "kv" if self.mode == "full" or device == "cpu" else "input"

@@ -1,0 +1,39 @@
+"""Latents of a divided run to frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._run import RunCall
+from hasten.pipelines.adapters._decoders import FrameDecoder
+from hasten.plugins.video_infinity.session import Session
+
+__all__ = ["as_pixels", "decode_whole", "unpacked"]
+
+
+def unpacked(call_pipe: Any, session: Session, latents: Tensor, arguments: Any, frames: int) -> Tensor:
+    """Latents as the pipeline returned them, as (B, C, F, H, W)."""
+    decoder = session.target.capability(FrameDecoder)  # type: ignore[type-abstract]
+    size = session.target.layout.call_size(call_pipe, arguments)
+    return decoder.unpack(call_pipe, latents, (frames, size.height, size.width))
+
+
+@torch.no_grad()
+def decode_whole(call: RunCall, session: Session, latents: Tensor, output_type: Any) -> Any:
+    """What the pipeline would have returned for ``output_type``, on this rank."""
+    decoder = session.target.capability(FrameDecoder)  # type: ignore[type-abstract]
+    frames = session.frames * session.mixing.patch(call.pipe)
+    whole = unpacked(call.pipe, session, latents, call.arguments, frames)
+    video = torch.cat(list(decoder.frames(call.pipe, whole)), 2)
+    return call.pipe.video_processor.postprocess_video(video.float(), output_type=output_type)
+
+
+def as_pixels(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Frames of the first sample as bytes, (f, H, W, 3) on the CPU, piece by piece."""
+    for piece in pieces:
+        levels = (piece[0].float().clamp(-1.0, 1.0) + 1.0).mul(127.5).round()
+        yield levels.to(torch.uint8).permute(1, 2, 3, 0).cpu()

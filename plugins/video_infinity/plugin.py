@@ -1,0 +1,117 @@
+"""The technique ``video_infinity``: claims, checks, attaching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hasten._claims import Access, Claim
+from hasten._errors import UnsupportedError
+from hasten._hookspecs import hookimpl
+from hasten._technique import Finding, Technique
+from hasten.pipelines.adapters._base import LatentLayout
+from hasten.pipelines.adapters._frames import FrameMixing, LayerKind, frame_layers
+from hasten.plugins.video_infinity.config import VideoInfinityConfig
+
+if TYPE_CHECKING:
+    from hasten._seams import Seams
+    from hasten._target import Target
+
+__all__ = ["VideoInfinity"]
+
+_ATTENTION = (LayerKind.TEMPORAL, LayerKind.ATTENTION)
+
+
+class VideoInfinity(Technique[VideoInfinityConfig]):
+    """Video-Infinity, arXiv 2406.16260: long video over many processes."""
+
+    name = "video_infinity"
+    summary = (
+        "divides a long video over processes, frames attending to a window and to a few frames of the whole"
+    )
+    config_class = VideoInfinityConfig
+    requires = (LatentLayout, FrameMixing)
+
+    def claims(self, target: Target) -> Sequence[Claim]:
+        """Frames, and the attention that mixes them. Token counts and steps may be changed by others."""
+        layers = frozenset(name for name, kind in _layers(target).items() if kind in _ATTENTION)
+        return (
+            Claim("ranks.frames", Access.EXCLUSIVE),
+            Claim("attention.self", Access.EXCLUSIVE, layers),
+            Claim("tokens.shape", Access.READS),
+            Claim("steps.schedule", Access.READS, follows_writes=False),
+        )
+
+    def check(self, target: Target) -> Iterable[Finding]:
+        """Refuse denoisers with modules that may mix frames and are not known."""
+        from hasten.plugins.video_infinity.scan import unknown_modules
+        from hasten.plugins.video_infinity.scheduler import scheduler_refusal
+
+        if reason := scheduler_refusal(target.pipe.scheduler):
+            yield Finding("error", reason)
+        for name in unknown_modules(target):
+            yield Finding(
+                "error",
+                f"{name} may mix frames, and the adapter of family {target.adapter.family!r} does not know "
+                "it: each clip "
+                f"would be computed as if it were alone. Add it to the adapter's FrameMixing",
+            )
+        if self.config.mode != "full":
+            yield Finding("note", f"mode={self.config.mode!r} changes what frames see; mode='full' does not")
+        for option in ("norm_sync", "conv_sync"):
+            if not getattr(self.config, option):
+                yield Finding(
+                    "warning", f"{option}=False computes clips as if they were alone; for ablations only"
+                )
+
+    def attach(self, target: Target, seams: Seams) -> None:
+        """Put the handlers on the seams."""
+        from hasten._seams import submodule
+        from hasten.plugins.video_infinity import layers as handlers
+        from hasten.plugins.video_infinity.attention import attention_inside, attention_layer
+        from hasten.plugins.video_infinity.divide import Division
+
+        division = Division(self.name, self.config, target)
+        self.division = division
+        kinds = _layers(target)
+        makers: dict[LayerKind, Any] = {
+            LayerKind.NORM: handlers.norm,
+            LayerKind.CONV: handlers.convolve,
+            LayerKind.POSITIONS: handlers.positions,
+            LayerKind.ROTARY: handlers.rotary,
+        }
+        for name, kind in kinds.items():
+            module = submodule(target, name)
+            handler = attention_layer(module, kind) if kind in _ATTENTION else makers[kind](module)
+            seams.module(name, handler)
+        seams.run(division.run)
+        seams.scheduler(division.scheduler)
+        seams.denoiser(division.denoise)
+        attention = [name for name, kind in kinds.items() if kind in _ATTENTION]
+        if not attention:
+            raise UnsupportedError(f"{target.name} has no layer that mixes frames")
+        seams.attention(attention_inside(kinds), attention)
+
+
+def _layers(target: Target) -> dict[str, LayerKind]:
+    from hasten._denoiser import unwrapped
+
+    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    found: dict[str, LayerKind] = {}
+    for denoiser, root in target.denoisers.items():
+        found.update(frame_layers(mixing, denoiser, unwrapped(root)))
+    return found
+
+
+@hookimpl
+def hasten_register_techniques(register: Any) -> None:
+    """Offer the technique to the host."""
+    register(VideoInfinity)
+
+
+@hookimpl
+def hasten_register_commands(app: Any) -> None:
+    """Offer ``hasten video``."""
+    from hasten.plugins.video_infinity.commands import add_commands
+
+    add_commands(app)

@@ -1,0 +1,66 @@
+"""Several prompts along the time line of one video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from hasten._denoiser import DenoiserCall
+from hasten._errors import UnsupportedError
+from hasten._run import RunCall
+from hasten.pipelines.adapters._frames import FrameMixing
+
+__all__ = ["encode_prompts", "listening"]
+
+
+class _HeardError(Exception):
+    """Ends a run at its first forward, where the encoded prompt is known."""
+
+    def __init__(self, text: Mapping[str, Any]) -> None:
+        self.text = text
+
+
+_asking: ContextVar[FrameMixing | None] = ContextVar("hasten_encode_prompts", default=None)
+
+
+def encode_prompts(
+    call: RunCall, prompts: Sequence[str], proceed: Callable[[RunCall], Any]
+) -> list[Mapping[str, Any]]:
+    """Prompt arguments of the denoiser for each of ``prompts``, as the pipeline itself encodes them.
+
+    The pipeline runs up to its first forward and no further; its generator is left as it was.
+
+    Raises:
+        UnsupportedError: the call has embeddings instead of a prompt.
+    """
+    if call.arguments.get("prompt_embeds") is not None:
+        raise UnsupportedError(
+            "prompts along the time line are texts; the call has prompt_embeds instead of a prompt"
+        )
+    mixing = call.target.capability(FrameMixing)  # type: ignore[type-abstract]
+    generator = call.arguments["generator"]
+    first = generator[0] if isinstance(generator, (list, tuple)) else generator
+    state = first.get_state()
+    heard: dict[str, Mapping[str, Any]] = {}
+    token = _asking.set(mixing)
+    try:
+        for prompt in dict.fromkeys(prompts):
+            try:
+                proceed(call.replace_arguments({"prompt": prompt}))
+            except _HeardError as answer:
+                heard[prompt] = answer.text
+            finally:
+                first.set_state(state)
+    finally:
+        _asking.reset(token)
+    return [heard[prompt] for prompt in prompts]
+
+
+def listening(call: DenoiserCall) -> None:
+    """Answer :func:`encode_prompts`, if it asks: called at the beginning of a forward."""
+    mixing = _asking.get()
+    if mixing is not None:
+        raise _HeardError(
+            {name: call.kwargs[name] for name in mixing.text if call.kwargs.get(name) is not None}
+        )

@@ -1,0 +1,45 @@
+"""Finds modules of a denoiser that may mix frames and that its adapter does not name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from torch import nn
+
+from hasten._denoiser import unwrapped
+from hasten._target import Target
+from hasten.pipelines.adapters._frames import FrameMixing, attention_names
+
+__all__ = ["unknown_modules"]
+
+
+def unknown_modules(target: Target) -> Iterator[str]:
+    """Qualified names of attention layers, convolutions and modules with a number of frames that are not "
+    "accounted for."""
+    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    for denoiser, wrapped in target.denoisers.items():
+        root = unwrapped(wrapped)
+        known = {layer.name for layer in mixing.layers(root)}
+        free = mixing.frame_free(root)
+        attentions = attention_names(root)
+        for name, module in root.named_modules():
+            if name in known or name in free or not name:
+                continue
+            if name in attentions or _convolves_frames(module) or _counts_frames(name, module, known):
+                yield f"{denoiser}.{name}"
+
+
+def _convolves_frames(module: nn.Module) -> bool:
+    """Whether a convolution reaches beyond its own patch of frames."""
+    if isinstance(module, nn.Conv1d):
+        return module.kernel_size[0] > module.stride[0]
+    return isinstance(module, nn.Conv3d) and module.kernel_size[0] > module.stride[0]
+
+
+def _counts_frames(name: str, module: nn.Module, known: set[str]) -> bool:
+    """Whether a module is told the number of frames, and nothing that is known is inside it."""
+    if "num_frames" not in inspect.signature(type(module).forward).parameters:
+        return False
+    inside = any(other.startswith(f"{name}.") for other in known)
+    return not inside and any(True for _ in module.parameters())

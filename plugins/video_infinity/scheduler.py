@@ -1,0 +1,171 @@
+"""The scheduler of a divided run: steps this rank's frames as if they were part of the whole video.
+
+Noise is drawn for all frames and sliced, so that every number of processes draws the same. Steps that a checkpoint
+holds already are passed over: the loop of the pipeline runs, nothing is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from hasten._errors import UnsupportedError
+from hasten.plugins.video_infinity.checkpoint import Saved, collect, rebuild
+from hasten.plugins.video_infinity.session import Session
+
+__all__ = ["divided_scheduler", "scheduler_refusal"]
+
+_LATENTS = "latents"
+
+
+def scheduler_refusal(scheduler: Any) -> str | None:
+    """Why a scheduler cannot step parts of a sample, or ``None`` if it can."""
+    name = type(scheduler).__name__
+    if scheduler.config.get("thresholding", False):
+        return f"{name} with thresholding=True needs a quantile of the whole sample"
+    if name == "DPMSolverSDEScheduler":
+        return "DPMSolverSDEScheduler draws its noise in a way that cannot be divided by frames"
+    if getattr(scheduler, "order", 1) > 1:
+        return f"{name} calls the denoiser {scheduler.order} times a step, which resuming cannot tell apart"
+    return None
+
+
+def divided_scheduler(scheduler: Any, session: Session) -> Any:
+    """A copy of ``scheduler`` for one run, of a subclass of the same name."""
+    stock = type(scheduler)
+    signature = inspect.signature(stock.step)
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        if session.skipping:
+            return _skip(self, session, given["sample"], given.get("return_dict", True))
+        with _WholeNoise(session, given["sample"].shape):
+            result = stock.step(self, *args, **kwargs)
+        session.done += 1
+        _save(self, session, result)
+        return result
+
+    step.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look at its parameters
+    make: Any = type(stock)
+    copied = copy.deepcopy(scheduler)
+    copied.__class__ = make(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
+    return copied
+
+
+class _WholeNoise(TorchFunctionMode):
+    """Draws noise of this rank's shape as part of the noise of the whole video."""
+
+    def __init__(self, session: Session, shape: torch.Size) -> None:
+        super().__init__()
+        self._session = session
+        self._shape = tuple(shape)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not torch.randn:
+            return func(*args, **kwargs)
+        shape = tuple(args[0]) if len(args) == 1 and not isinstance(args[0], int) else tuple(args)
+        axis, session = self._session.mixing.sample, self._session
+        if shape not in (
+            self._shape,
+            (1, *self._shape[1:]),
+        ):  # one sample at a time with a list of generators
+            return func(*args, **kwargs)
+        if kwargs.get("generator") is None:
+            # The pipeline did not pass the generator on; the global one differs from rank to rank.
+            kwargs["generator"] = session.generator
+            kwargs["device"] = session.generator.device
+        whole = list(shape)
+        whole[axis.dim] = shape[axis.dim] // len(session.held) * session.frames
+        return axis.take(func(tuple(whole), **kwargs), session.frames, session.held)
+
+
+def _save(scheduler: Any, session: Session, result: Any) -> None:
+    """Write the checkpoints of this rank's clips where one is due."""
+    store = session.checkpoints
+    due = session.done % session.config.checkpoint_every == 0 or session.done == session.steps
+    if store is None or not due or session.processes.branch:
+        return
+    tensors = _outputs(result)
+    held, axis = session.held, session.mixing.sample
+    generator = session.generator.get_state()
+    for clip in session.places.here:
+        frames = session.places.clips[clip]
+        part = range(frames.start - held.start, frames.stop - held.start)
+
+        def own(tensor: Tensor, part: range = part) -> Tensor | None:
+            if tensor.shape != tensors[_LATENTS].shape:
+                return None
+            return axis.take(tensor, len(held), part)
+
+        kept = {name: value for name, value in ((n, own(t)) for n, t in tensors.items()) if value is not None}
+        solver = _solver_state(scheduler, own, kept)
+        kept["generator"] = generator
+        facts = {
+            "clip": clip,
+            "frames": [frames.start, frames.stop],
+            "solver": solver,
+            "outputs": list(tensors),
+        }
+        store.save(session.done, clip, Saved(kept, facts))
+    # Every rank took part in this step, so all of them have written the step before.
+    store.prune(set(sorted(store.steps(session.places.here))[-2:]), session.places.here)
+
+
+def _outputs(result: Any) -> dict[str, Tensor]:
+    """Tensors that a step returned, the new sample first."""
+    values = result if isinstance(result, tuple) else (result.prev_sample,)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return {_LATENTS if index == 0 else f"output {index}": tensor for index, tensor in enumerate(tensors)}
+
+
+def _solver_state(scheduler: Any, own: Any, kept: dict[str, Tensor]) -> dict[str, Any]:
+    """What a multistep solver remembers between steps."""
+    state = {}
+    for name, value in vars(scheduler).items():
+        if name in ("_internal_dict", "config"):
+            continue
+        try:
+            state[name] = collect(value, f"solver {name}", own, kept)
+        except TypeError:
+            continue  # a table, which set_timesteps makes again
+    return state
+
+
+def _skip(scheduler: Any, session: Session, sample: Tensor, return_dict: bool) -> Any:
+    """One step that a checkpoint makes unnecessary; the last of them returns what it holds."""
+    session.done += 1
+    outputs = [sample, sample]
+    if session.done == session.resume_at:
+        outputs = _restore(scheduler, session, sample)
+    if return_dict:
+        from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+        return SchedulerOutput(prev_sample=outputs[0])
+    return tuple(outputs)
+
+
+def _restore(scheduler: Any, session: Session, sample: Tensor) -> list[Tensor]:
+    store = session.checkpoints
+    if store is None:
+        raise UnsupportedError("a run cannot be resumed without a checkpoint folder")
+    saved = [store.load(session.resume_at, clip) for clip in session.places.here]
+    lengths = [len(session.places.clips[clip]) for clip in session.places.here]
+    parts: list[Mapping[str, Tensor]] = [one.tensors for one in saved]
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        return session.mixing.sample.join(tensors, lengths).to(sample.device)
+
+    for name, described in saved[0].facts["solver"].items():
+        setattr(scheduler, name, rebuild(described, parts, join, sample.device))
+    session.generator.set_state(parts[0]["generator"])
+    names = [name for name in saved[0].facts["outputs"] if name in parts[0]]
+    return [join([part[name] for part in parts]) for name in names]

@@ -1,0 +1,217 @@
+"""One divided run: which clips are here, what they attend to, and how far the run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hasten._errors import CheckpointError, ConfigError
+from hasten._run import RunCall
+from hasten._target import Target
+from hasten.pipelines.adapters._base import Prediction
+from hasten.pipelines.adapters._frames import FrameMixing
+from hasten.plugins.video_infinity.checkpoint import Checkpoints
+from hasten.plugins.video_infinity.config import VideoInfinityConfig
+from hasten.plugins.video_infinity.exchange import Exchange, Places
+from hasten.plugins.video_infinity.lockstep import Lockstep
+from hasten.plugins.video_infinity.processes import Processes
+from hasten.schedules.clips import Scope, assign, clips_for, global_frames, partition
+
+__all__ = ["Session", "current_session", "make_scopes", "places_for", "trained_frames", "video_frames"]
+
+_UNET_SWITCH = 0.836
+"""Flow time of equal signal-to-noise ratio to timestep 800 of VideoCrafter2's schedule."""
+_FLOW_SHARE = 0.2
+"""Share of the steps of a flow model that favour the global scope."""
+
+
+@dataclass
+class Session:
+    """State of one run on one rank.
+
+    Args:
+        target: the pipeline.
+        config: the technique's options.
+        mixing: the family.
+        processes: the ranks.
+        places: where clips are.
+        scopes: what each clip of the video attends to.
+        steps: denoising steps of the call.
+        generator: generator that every rank holds in the same state.
+    """
+
+    target: Target
+    config: VideoInfinityConfig
+    mixing: FrameMixing
+    processes: Processes
+    places: Places
+    scopes: tuple[Scope, ...]
+    steps: int
+    generator: Any
+    trained: int | None
+    exchange: Exchange = field(init=False)
+    checkpoints: Checkpoints | None = None
+    resume_at: int = 0
+    """Steps that are not computed again."""
+    done: int = 0
+    """Steps the scheduler has made."""
+    texts: list[Mapping[str, Any]] = field(default_factory=list)
+    """Prompt arguments of the denoiser for each prompt of the time line."""
+    pending_branch: torch.Tensor | None = None
+    """An output that another rank computes, to be filled in when it is known."""
+
+    def __post_init__(self) -> None:
+        self.exchange = Exchange(self.places, self.processes.transport(), Lockstep())
+
+    @property
+    def frames(self) -> int:
+        """Frames of the whole video."""
+        return self.scopes[0].frames
+
+    @property
+    def held(self) -> range:
+        """Frames of this rank."""
+        return self.places.frames_of(self.places.rank)
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the step in progress is already known from a checkpoint."""
+        return self.done < self.resume_at
+
+    def biases(self, level: float, index: int) -> tuple[float, float]:
+        """``(beta_loc, beta_glob)`` of a step at flow time ``level``, the ``index``-th of the run."""
+        bias, switch = self.config.bias, self.config.switch
+        if switch == "auto":
+            predicted = self.target.layout.prediction(self.target.pipe)
+            if predicted in (Prediction.EPSILON, Prediction.VP_VELOCITY):
+                early = level >= _UNET_SWITCH
+            else:
+                early = index < _FLOW_SHARE * self.steps
+        else:
+            early = level >= switch
+        return (0.0, bias) if early else (bias, 0.0)
+
+
+current_session: ContextVar[Session | None] = ContextVar("hasten_session", default=None)
+
+
+def video_frames(target: Target, mixing: FrameMixing, call: RunCall) -> int:
+    """Frames of the video that a call makes, in temporal patches of the denoiser.
+
+    Raises:
+        ConfigError: they do not fill whole patches, or the autoencoder cannot make this number of frames.
+    """
+    size = target.layout.call_size(call.pipe, call.arguments)
+    latent = size.frames or 1
+    asked = call.arguments.get("num_frames")
+    factor = getattr(call.pipe, getattr(target.layout, "frame_factor", ""), None)
+    if isinstance(factor, int) and factor > 1 and asked is not None and (asked - 1) % factor:
+        lower = (asked - 1) // factor * factor + 1
+        raise ConfigError(
+            f"num_frames={asked} cannot be made: the autoencoder of {target.name} makes 1 frame and then "
+            f"{factor} at a "
+            f"time; use {lower} or {lower + factor}"
+        )
+    patch = mixing.patch(call.pipe)
+    if latent % patch:
+        raise ConfigError(
+            f"num_frames={asked} is {latent} latent frames, which do not fill temporal patches of {patch}"
+        )
+    return latent // patch
+
+
+def places_for(
+    config: VideoInfinityConfig, frames: int, processes: Processes, clips: int | None = None
+) -> Places:
+    """The clips of ``frames`` frames and who computes them.
+
+    Args:
+        config: the technique's options.
+        frames: frames of the whole video.
+        processes: the ranks.
+        clips: number of clips of the run that is resumed.
+
+    Raises:
+        ConfigError: there are more ranks than clips or frames.
+    """
+    ranks = processes.clip_ranks
+    if frames < ranks:
+        raise ConfigError(
+            f"{frames} latent frames cannot occupy {ranks} processes; start fewer, or ask for more frames"
+        )
+    if clips is None:
+        clips = config.clips or (clips_for(frames, config.clip_frames) if config.clip_frames else ranks)
+    if clips > frames:
+        raise ConfigError(f"clips={clips} is more than the video's {frames} latent frames")
+    if clips < ranks:
+        raise ConfigError(
+            f"{clips} clips cannot occupy {ranks} processes; start at most {clips * processes.cfg_ranks}, "
+            "or set smaller "
+            f"clips"
+        )
+    return Places(partition(frames, clips), assign(clips, ranks), processes.clip_rank)
+
+
+def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) -> tuple[int | None, bool]:
+    """Frames the model was trained with, and whether that is known of this very model.
+
+    From the option, else from ``trained_frames`` in a ``hasten.json`` beside the model, else from its family.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if config.trained_frames is not None:
+        return config.trained_frames, True
+    folder = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
+    path = folder / "hasten.json"
+    if folder.name and path.is_file():
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8")).get("trained_frames")
+            if noted is not None:
+                return int(noted), True
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot read trained_frames ({error}); it is a number of latent frames"
+            ) from error
+    return mixing.trained_frames(pipe), False
+
+
+def make_scopes(
+    config: VideoInfinityConfig, mixing: FrameMixing, frames: int, places: Places, trained: int | None = None
+) -> tuple[Scope, ...]:
+    """What the frames of each clip attend to.
+
+    Args:
+        config: the technique's options.
+        mixing: the family.
+        frames: frames of the whole video.
+        places: where clips are.
+        trained: frames this very model was trained with; by default a frame then sees about as many.
+
+    Raises:
+        ConfigError: a halo is longer than a clip, or a chosen frame does not exist.
+    """
+    halo, count = mixing.scope if trained is None else (trained // 4, trained - 2 * (trained // 4) - 1)
+    halo = halo if config.halo is None else config.halo
+    count = count if config.global_frames is None else config.global_frames
+    if config.mode == "full":
+        return tuple(Scope(frames, clip, 0) for clip in places.clips)
+    shortest = min(map(len, places.clips))
+    if halo > shortest and len(places.clips) > 1:
+        raise ConfigError(
+            f"halo={halo} is longer than the shortest of {len(places.clips)} clips, {shortest} frames: a "
+            "clip gets frames "
+            f"from its neighbours only. Use a shorter halo, fewer clips or processes, or more frames"
+        )
+    try:
+        chosen = global_frames(frames, count, config.global_sampling)
+    except ValueError as error:
+        raise ConfigError(f"global_sampling: {error}") from error
+    block = config.mode == "dual_block"
+    return tuple(Scope(frames, clip, halo, chosen, block) for clip in places.clips)

@@ -1,0 +1,81 @@
+"""What one step of a pipeline call will cost, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hasten._clock import expected_batch
+from hasten._errors import UnsupportedError
+from hasten._flops import Tokens, forward_flops
+from hasten.pipelines.adapters._base import Guidance, LatentSize
+
+if TYPE_CHECKING:
+    from hasten._target import Target
+
+__all__ = ["StepCost", "branches", "call_size", "text_tokens"]
+
+_CLIP_TEXT = 77
+
+
+def call_size(target: Target, arguments: Mapping[str, Any]) -> LatentSize | None:
+    """Latent size of a call, ``None`` where it comes from something that a plan has not been given (a picture)."""
+    try:
+        return target.layout.call_size(target.pipe, arguments)
+    except (UnsupportedError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+class StepCost:
+    """FLOPs of one step of a call, per latent size."""
+
+    def __init__(self, target: Target, arguments: Mapping[str, Any], size: LatentSize) -> None:
+        self._target = target
+        self._frames = size.frames
+        self.text = text_tokens(target, arguments)
+        self.samples = (expected_batch(arguments) or 1) * branches(target, arguments)
+        self._denoiser = next(iter(target.denoisers.values()))
+        self._known: dict[tuple[int, int], float] = {}
+        self._full = (size.height, size.width)
+
+    def of(self, at: tuple[int, int]) -> float:
+        """FLOPs of a step whose forwards have latents of height and width ``at``."""
+        if at not in self._known:
+            unet = hasattr(self._denoiser, "down_blocks") and hasattr(self._denoiser, "up_blocks")
+            multiple = 1 if unet else self._target.layout.multiple
+            tokens = Tokens.of(LatentSize(*at, self._frames), multiple, self.text)
+            self._known[at] = self.samples * forward_flops(self._denoiser, tokens)
+        return self._known[at]
+
+    def facts(self, sizes: Mapping[tuple[int, int], None]) -> dict[str, Any]:
+        """What each low size costs of a full step, and what the count is based on."""
+        if self.of(self._full) == 0.0:
+            return {"flops_from": "nothing: no layer of the denoiser is of a known kind"}
+        ratios = {f"{h}x{w}": round(self.of((h, w)) / self.of(self._full), 3) for h, w in sizes}
+        ratios.pop(f"{self._full[0]}x{self._full[1]}", None)
+        return {"cost_of_full_step": ratios, "flops_from": f"layer shapes, {self.text} text tokens"}
+
+
+def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
+    """Text tokens of one sample: those of given embeddings, else the call's maximum."""
+    embeds = arguments.get("prompt_embeds")
+    if embeds is not None:
+        return len(embeds[0])
+    longest = arguments.get("max_sequence_length")
+    if longest is not None and target.adapter.family != "stable-diffusion-3":
+        return int(longest)
+    # StableDiffusion3Pipeline appends its T5 tokens to the CLIP ones.
+    return int(longest or 0) + int(getattr(target.pipe, "tokenizer_max_length", _CLIP_TEXT))
+
+
+def branches(target: Target, arguments: Mapping[str, Any]) -> int:
+    """Samples per latent: two where guidance is on."""
+    true_scale = arguments.get("true_cfg_scale")
+    if isinstance(true_scale, (int, float)):
+        negative = any(
+            arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
+        )
+        return 2 if true_scale > 1 and negative else 1
+    scale = arguments.get("guidance_scale")
+    guided = target.layout.guidance is not Guidance.EMBEDDED and isinstance(scale, (int, float)) and scale > 1
+    return 2 if guided else 1

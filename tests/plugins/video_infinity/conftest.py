@@ -1,0 +1,7 @@
+"""Makes the shared tiny pipelines and this folder's helpers importable."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]

@@ -1,0 +1,140 @@
+"""Ranks that are killed, that hang, that disagree, and disks that are full: real processes, real signals."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clip_faults import STEPS, disagree, limited, load, video
+from clip_launch import Ranks
+
+TIMEOUT = 20.0
+"""Generous, since a loaded machine may not run a process for seconds."""
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Any]:
+    """Starts ranks, and ends them with the test."""
+    started: list[Ranks] = []
+
+    def start(world: int, function: Any, *arguments: Any, more: Any = None) -> Ranks:
+        folder = tmp_path / f"ranks-{len(started)}"
+        folder.mkdir()
+        started.append(Ranks(folder, world, function, *arguments, more=more))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    """The uninterrupted video of one process."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    video(str(out), OPTIONS)
+    return torch.load(f"{out}.0")
+
+
+OPTIONS = {"halo": 1, "global_frames": 2, "clips": 3, "checkpoint_every": 2, "timeout_s": TIMEOUT}
+
+
+def test_killed_rank_is_named_and_the_run_resumes(ranks: Any, tmp_path: Path, expected: torch.Tensor) -> None:
+    options = {**OPTIONS, "checkpoint": str(tmp_path / "run")}
+    out = str(tmp_path / "out")
+    # Guidance makes two forwards a step.
+    fault = {"rank": 1, "step": 4 * 2 + 1, "kind": "kill"}
+    first = ranks(2, video, out, options, None, fault)
+    assert first.wait() == [7, -signal.SIGKILL]
+    assert "RankError: rank 1 of 2 failed, was killed or hung for 20 s in step 5 of 6" in first.output(0)
+    steps = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert steps == ["step-00002", "step-00004"]
+    # Fewer processes go on, and compute the last two steps only.
+    again = ranks(1, video, out, options)
+    assert again.wait() == [0], again.output(0)
+    assert torch.equal(load(out, 1)[0], expected)
+    assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-00004", "step-00006"]
+
+
+def test_resuming_with_another_prompt_or_more_ranks_than_clips_is_refused(
+    ranks: Any, tmp_path: Path, expected: torch.Tensor
+) -> None:
+    options = {**OPTIONS, "checkpoint": str(tmp_path / "run")}
+    out = str(tmp_path / "out")
+    # A finished run is not computed again.
+    done = ranks(2, video, out, options)
+    assert done.wait() == [0, 0], done.output(0)
+    for latents in load(out, 2):
+        assert float((latents - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+    other = ranks(2, video, out, options, {"guidance_scale": 7.0})
+    many = ranks(4, video, out, {k: v for k, v in options.items() if k != "clips"} | {"clips": 3})
+    assert other.wait() == [7, 7]
+    for rank in range(2):
+        assert "CheckpointError: checkpoint folder" in other.output(rank)
+        assert "another arguments.guidance_scale (5.0 there, 7.0 now)" in other.output(rank)
+    assert many.wait() == [7] * 4
+    assert "ConfigError: 3 clips cannot occupy 4 processes; start at most 3" in many.output(2)
+
+
+def test_hung_rank_is_named_within_the_timeout(ranks: Any, tmp_path: Path) -> None:
+    fault = {"rank": 0, "step": 1, "kind": "hang"}
+    stuck = ranks(2, video, str(tmp_path / "out"), {**OPTIONS, "timeout_s": 6.0}, None, fault)
+    stuck.processes[1].join(60)
+    assert stuck.processes[1].exitcode == 7
+    assert "RankError: rank 0 of 2 failed, was killed or hung for 6 s in step 1 of 6" in stuck.output(1)
+    seconds = float(stuck.output(1).rsplit("after ", 1)[1].split()[0])
+    assert 5.0 < seconds < 30.0
+
+
+def test_error_and_interrupt_of_one_rank_end_the_other(ranks: Any, tmp_path: Path) -> None:
+    for kind, code in (("error", 1), ("interrupt", 1)):
+        one = ranks(2, video, str(tmp_path / "out"), OPTIONS, None, {"rank": 1, "step": 1, "kind": kind})
+        assert one.wait() == [7, code]
+        assert "RankError: rank 1 of 2" in one.output(0)
+
+
+def test_full_disk_keeps_what_was_written(ranks: Any, tmp_path: Path, expected: torch.Tensor) -> None:
+    options = {**OPTIONS, "checkpoint": str(tmp_path / "run")}
+    out = str(tmp_path / "out")
+    full = ranks(2, limited, out, options, 6000)
+    assert full.wait() == [7, 7]
+    assert "CheckpointError" in full.output(1)
+    assert "cannot be written (File too large); what was written before is kept" in full.output(1)
+    assert not list((tmp_path / "run").rglob("*.part"))
+    again = ranks(2, video, out, options)
+    assert again.wait() == [0, 0], again.output(0)
+    assert float((load(out, 2)[1] - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+def test_ranks_that_disagree_say_so_alike(ranks: Any, tmp_path: Path) -> None:
+    other = {**OPTIONS, "halo": 2}
+    both = ranks(2, disagree, str(tmp_path / "out"), [OPTIONS, other])
+    assert both.wait() == [7, 7]
+    for rank in range(2):
+        assert "RankError: the processes do not agree on options: rank 0 has" in both.output(rank)
+
+
+def test_missing_peer_and_incomplete_environment(ranks: Any, tmp_path: Path) -> None:
+    lonely = ranks(
+        1, video, str(tmp_path / "out"), {**OPTIONS, "timeout_s": 2.0}, more={0: {"WORLD_SIZE": "2"}}
+    )
+    assert lonely.wait() == [7]
+    assert "RankError: rank 0 could not join the other processes at 127.0.0.1" in lonely.output(0)
+
+
+def test_damaged_checkpoint_is_named(ranks: Any, tmp_path: Path) -> None:
+    options = {**OPTIONS, "checkpoint": str(tmp_path / "run")}
+    assert ranks(1, video, str(tmp_path / "out"), options).wait() == [0]
+    broken = tmp_path / "run" / f"step-{STEPS:05d}" / "clip-0001.safetensors"
+    broken.write_bytes(broken.read_bytes()[:50])
+    again = ranks(1, video, str(tmp_path / "out"), options)
+    assert again.wait() == [7]
+    assert f"CheckpointError: checkpoint {broken} cannot be read" in again.output(0)
+    (tmp_path / "run" / "run.json").write_text("{")
+    worse = ranks(1, video, str(tmp_path / "out"), options)
+    assert worse.wait() == [7]
+    assert "run.json cannot be read" in worse.output(0)

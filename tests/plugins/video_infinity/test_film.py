@@ -1,0 +1,160 @@
+"""From latents to files: pieces, segments, joins, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from clip_cases import build, call
+from clip_launch import Ranks
+from families import FAMILIES, baseline, seeded
+from PIL import Image
+
+import hasten
+from hasten._errors import ConfigError, HastenError
+from hasten.pipelines.adapters import find
+from hasten.pipelines.adapters._decoders import FrameDecoder
+from hasten.plugins.video_infinity.decode import as_pixels
+from hasten.plugins.video_infinity.encode import Film, PictureFolder, check_output, join_segments
+from hasten.plugins.video_infinity.film import write_video
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def ramp(first: int, count: int) -> torch.Tensor:
+    """Grey frames whose level is five times their number."""
+    levels = torch.arange(first, first + count, dtype=torch.uint8) * 5
+    return levels[:, None, None, None].expand(-1, 32, 48, 3)
+
+
+def test_segments_join_without_encoding_again(tmp_path: Path) -> None:
+    parts = []
+    for first, count in ((0, 20), (20, 7), (27, 13)):
+        parts.append(tmp_path / f"{first}.mp4")
+        with Film(parts[-1], Fraction(24000, 1001)) as film:
+            film.write(ramp(first, count))
+    assert join_segments(parts, tmp_path / "all.mp4") == 40
+    whole = frames_of(tmp_path / "all.mp4")
+    apart = np.concatenate([frames_of(part) for part in parts])
+    assert np.array_equal(whole, apart)
+    assert [round(float(frame.mean()) / 5) for frame in whole] == list(range(40))
+    with av.open(str(tmp_path / "all.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == Fraction(24000, 1001)
+        times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+    assert all(later > earlier for earlier, later in itertools.pairwise(times))
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_film_that_is_cut_short_plays_up_to_there(tmp_path: Path) -> None:
+    with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+        film.write(ramp(0, 50))
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: int(len(content) * 0.6)])
+    found: list[Any] = []
+    with av.open(str(tmp_path / "cut.mp4")) as container, suppress(av.error.InvalidDataError):
+        for frame in container.decode(video=0):
+            found.append(frame)
+    assert len(found) >= 16
+
+
+def test_an_error_leaves_no_film(tmp_path: Path) -> None:
+    def fail() -> None:
+        with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+            film.write(ramp(0, 3))
+            raise RuntimeError("decoder")
+
+    with pytest.raises(RuntimeError, match="decoder"):
+        fail()
+    assert not (tmp_path / "a.mp4").exists()
+    with (
+        pytest.raises(HastenError, match="cannot be written"),
+        Film(tmp_path / "no" / "b.mp4", Fraction(8)) as film,
+    ):
+        film.write(ramp(0, 3))
+    with pytest.raises(HastenError, match="could not be joined"):
+        join_segments([tmp_path / "missing.mp4"], tmp_path / "c.mp4")
+
+
+def test_outputs_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="codec 'libx265x' is unknown here; did you mean 'libx265'"):
+        check_output(tmp_path / "a.mp4", "libx265x")
+    with pytest.raises(ConfigError, match=r"ends in '\.gif'"):
+        check_output(tmp_path / "a.gif", "libx264")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_output(tmp_path / "file" / "a.mp4", "libx264")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match=r"needs PyAV: pip install 'hasten\[video\]'"):
+        check_output(tmp_path / "a.mp4", "libx264")
+    check_output(tmp_path / "pictures", "libx264")
+
+
+def test_pictures(tmp_path: Path) -> None:
+    folder = PictureFolder(tmp_path / "p", first=5)
+    folder.write(ramp(10, 2))
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["000005.png", "000006.png"]
+    assert Image.open(tmp_path / "p" / "000006.png").getpixel((0, 0)) == (55, 55, 55)
+
+
+@pytest.mark.parametrize("family", ["text-to-video", "animatediff", "wan", "cogvideox-sincos"])
+def test_pieces_are_what_the_pipeline_decodes(family: str) -> None:
+    pipe = FAMILIES[family]()
+    decoder = find(pipe).capability(FrameDecoder)
+    assert decoder is not None
+    latents = baseline(pipe, family, **call(family, 5))
+    expected = baseline(pipe, family, **call(family, 5, output_type="pt"))
+    with torch.no_grad():
+        pieces = list(decoder.frames(pipe, decoder.unpack(pipe, latents, (5, 8, 12))))
+    assert len(pieces) > 1
+    video = (torch.cat(pieces, 2).float() / 2 + 0.5).clamp(0, 1)
+    assert torch.allclose(video.transpose(1, 2), expected, atol=1e-5)
+    with torch.no_grad():
+        pixels = torch.cat(list(as_pixels(iter(pieces))))
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, (video[0] * 255).round().permute(1, 2, 3, 0).to(torch.uint8))
+
+
+def test_pixels_of_a_divided_run_are_those_of_the_pipeline() -> None:
+    pipe = build("wan")
+    arguments = call("wan", 5, output_type="pt")
+    expected = baseline(pipe, "wan", **arguments)
+    with hasten.accelerate(pipe, {"video_infinity": {"mode": "full", "clips": 2}}):
+        assert torch.allclose(baseline(pipe, "wan", **arguments), expected, atol=1e-6)
+
+
+def film(family: str, out: str, options: dict[str, Any]) -> None:
+    """One rank of the test below."""
+    filmed = write_video(build(family), out, {**seeded(family), **call(family, 7)}, options, fps=8)
+    if filmed.rank == 0:
+        Path(f"{out}.json").write_text(json.dumps([filmed.frames, filmed.world, sorted(filmed.traffic)]))
+
+
+@pytest.mark.parametrize(("family", "count"), [("text-to-video", 7), ("wan", 25)])
+def test_two_processes_write_one_file(family: str, count: int, tmp_path: Path) -> None:
+    options = {"halo": 1, "global_frames": 2, "clips": 3, "timeout_s": 60.0}
+    for world in (1, 2):
+        ranks = Ranks(tmp_path, world, film, family, str(tmp_path / f"{world}.mp4"), options)
+        try:
+            assert ranks.wait() == [0] * world, ranks.output(0) + ranks.output(world - 1)
+        finally:
+            ranks.kill()
+        frames, processes, _ = json.loads((tmp_path / f"{world}.mp4.json").read_text())
+        assert (frames, processes) == (count, world)
+    one, two = frames_of(tmp_path / "1.mp4"), frames_of(tmp_path / "2.mp4")
+    assert one.shape == two.shape
+    assert len(one) == count
+    assert np.abs(one.astype(int) - two.astype(int)).max() <= 2
+    assert not list(tmp_path.glob("*.parts"))
