@@ -114,7 +114,11 @@ ADAPTER = Adapter(
         "FluxKontextPipeline",
         "FluxKontextInpaintPipeline",
     ),
-    capabilities=(FluxLayout(), FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before"), FluxUnits()),
+    capabilities=(
+        FluxLayout(),
+        FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before"),
+        FluxUnits(),
+    ),
     refused={
         "FluxFillPipeline": CONCATENATES,
         "FluxControlPipeline": CONCATENATES,

@@ -86,7 +86,11 @@ ADAPTER = Adapter(
         "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline",
     ),
-    capabilities=(QwenImageLayout(), QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before"), QwenImageUnits()),
+    capabilities=(
+        QwenImageLayout(),
+        QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before"),
+        QwenImageUnits(),
+    ),
     refused={
         "QwenImageEditInpaintPipeline": "it ignores height and width in favour of the image's",
         "QwenImageLayeredPipeline": "its latents are several layers in one token sequence",

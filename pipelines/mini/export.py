@@ -18,7 +18,12 @@ from hasten.pipelines.mini.runs import load_trained
 
 __all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table", "product"]
 
-PRODUCTS = {"t2i-dit": "t2i_dit", "t2i-dit-1024": "t2i_dit_1024", "t2i-unet": "t2i_unet", "t2v-dit": "t2v_dit"}
+PRODUCTS = {
+    "t2i-dit": "t2i_dit",
+    "t2i-dit-1024": "t2i_dit_1024",
+    "t2i-unet": "t2i_unet",
+    "t2v-dit": "t2v_dit",
+}
 """Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
 EXPORTS = (*PRODUCTS, "scorers")
 """What can be exported."""

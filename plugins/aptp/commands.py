@@ -52,7 +52,8 @@ def prepare(
     from hasten.plugins.aptp.make.data import captioned_pictures, scene_pictures
     from hasten.plugins.aptp.make.data import prepare as write
 
-    if data is None and not model.startswith("mini/"):
+    miniature = model.startswith("mini/") or (Path(model) / "hasten.json").is_file()
+    if data is None and not miniature:
         raise ConfigError("--data: name a folder of pictures with captions; only miniatures bring their own")
     pipe = load(model)
     pipe.set_progress_bar_config(disable=True)
@@ -186,6 +187,23 @@ def show(folder: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
     _show(Bundle.load(folder).manifest)
 
 
+@app.command("bench")
+def bench(
+    model: ModelArgument,
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a forward.")] = 1,
+    rounds: Annotated[int, typer.Option(min=3, help="Interleaved repetitions.")] = 9,
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile base and experts.")] = False,
+) -> None:
+    """Measure a forward of every expert beside the base, at the size the bundle was made for."""
+    from hasten._load import load
+    from hasten.plugins.aptp.latency import measure
+
+    rows = measure(load(model).to(device), bundle, batch=batch, rounds=rounds, compiled=compiled)
+    _show_times(rows)
+
+
 @app.command("eval")
 def evaluate(
     model: ModelArgument,
@@ -219,6 +237,21 @@ def _study(model: str, work: Path, ffn: int) -> Iterator[Study]:
         yield Study.of(pipe, data, GrainEntry(ffn=ffn))
     finally:
         state.destroy_process_group()
+
+
+def _show_times(rows: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Time of a forward beside the base, median of interleaved rounds")
+    for column in ("expert", "share of MACs", "share of time", "95 % interval", "milliseconds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        time = f"{row.time.low:.3f} to {row.time.high:.3f}"
+        table.add_row(
+            row.name, f"{row.macs_share:.3f}", f"{row.time.value:.3f}", time, f"{1e3 * row.seconds:.1f}"
+        )
+    Console().print(table)
 
 
 def _shares(text: str) -> tuple[float, ...]:
