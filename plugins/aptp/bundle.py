@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
 from hasten.pipelines.adapters._units import Structure
+from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.lora import merge_update
-from hasten.plugins.aptp.manifest import Manifest, config_digest, file_digest
+from hasten.plugins.aptp.manifest import ExpertEntry, ExpertWeights, Manifest, config_digest, file_digest
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.router import PrototypeRouter, Router
 from hasten.plugins.aptp.surgery import pruned, skeleton
 
-__all__ = ["Bundle", "Expert", "probe_weights", "save_bundle"]
+__all__ = ["Bundle", "Expert", "expert_entries", "probe_weights", "save_bundle"]
 
 ROUTER, SHARED, PROBE = "router.safetensors", "shared.safetensors", "base.probe"
 _PROBED = 4
@@ -142,6 +144,26 @@ def probe_weights(denoiser: nn.Module) -> Tensor:
         index = torch.linspace(0, len(flat) - 1, _PROBED, device=flat.device).long()
         picked.append(flat[index].float().cpu())
     return torch.cat(picked)
+
+
+def expert_entries(
+    costs: CostModel, plans: Sequence[PruningPlan], weights: ExpertWeights, traffic: Sequence[float]
+) -> tuple[ExpertEntry, ...]:
+    """What a manifest says of each expert."""
+    entries = []
+    for plan, share in zip(plans, traffic, strict=True):
+        cost = costs.of(plan)
+        macs_share = cost.macs / costs.full.macs
+        entries.append(
+            ExpertEntry(
+                weights=weights,
+                macs_share=macs_share,
+                macs=cost.macs,
+                parameters=cost.parameters,
+                traffic=float(share),
+            )
+        )
+    return tuple(entries)
 
 
 def save_bundle(

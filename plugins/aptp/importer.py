@@ -15,12 +15,11 @@ from hasten._errors import CheckpointError
 from hasten._target import Target
 from hasten.pipelines.adapters import LatentSize
 from hasten.pipelines.adapters._units import PrunableUnits, Structure
-from hasten.plugins.aptp.bundle import Expert, save_bundle
+from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
 from hasten.plugins.aptp.codes import CodeRouter
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.manifest import (
     BaseEntry,
-    ExpertEntry,
     GrainEntry,
     Manifest,
     RouterEntry,
@@ -68,16 +67,7 @@ def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder
         )
     side = int(pipe.unet.config.sample_size)
     costs = CostModel(pipe.unet, units, structure, LatentSize(side, side), 77)
-    entries = tuple(
-        ExpertEntry(
-            weights="full",
-            macs_share=costs.ratio(plan),
-            macs=costs.of(plan).macs,
-            parameters=costs.of(plan).parameters,
-            traffic=1 / len(plans),
-        )
-        for plan in plans
-    )
+    entries = expert_entries(costs, plans, "full", [1 / len(plans)] * len(plans))
     manifest = Manifest(
         family=target.adapter.family,
         base=BaseEntry(name=base, denoiser=type(pipe.unet).__name__, config=config_digest(pipe.unet)),

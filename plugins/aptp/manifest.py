@@ -12,10 +12,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hasten._errors import CheckpointError
 from hasten.pipelines.adapters._units import Grain
 
-__all__ = ["SCHEMA", "BaseEntry", "ExpertEntry", "Manifest", "RouterEntry", "config_digest", "file_digest"]
+__all__ = [
+    "SCHEMA",
+    "BaseEntry",
+    "ExpertEntry",
+    "ExpertWeights",
+    "GrainEntry",
+    "Manifest",
+    "RouterEntry",
+    "SizeEntry",
+    "config_digest",
+    "file_digest",
+]
 
 SCHEMA = 1
 MANIFEST = "aptp.json"
+
+
+ExpertWeights = Literal["slice", "lora", "shared", "full"]
 
 
 class _Entry(BaseModel):
@@ -62,7 +76,7 @@ class ExpertEntry(_Entry):
         traffic: share of the calibration prompts routed to it.
     """
 
-    weights: Literal["slice", "lora", "shared", "full"]
+    weights: ExpertWeights
     macs_share: float = Field(gt=0, le=1.0001)
     macs: float = Field(gt=0)
     parameters: int = Field(gt=0)

@@ -9,19 +9,12 @@ from typing import Any
 
 import torch
 
-from hasten.plugins.aptp.bundle import Expert, save_bundle
+from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
 from hasten.plugins.aptp.make.fit import error_table, fit_router
 from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.study import Study
 from hasten.plugins.aptp.make.tune import Tuned
-from hasten.plugins.aptp.manifest import (
-    BaseEntry,
-    ExpertEntry,
-    Manifest,
-    RouterEntry,
-    SizeEntry,
-    config_digest,
-)
+from hasten.plugins.aptp.manifest import Manifest
 
 __all__ = ["ExportOptions", "export"]
 
@@ -61,39 +54,14 @@ def export(
     shares = torch.tensor(searched.shares)
     mean = options.mean_cost if options.mean_cost is not None else float(shares.mean())
     fitted = fit_router(study.data.embeddings[:prompts], errors, shares, mean, seed=options.seed)
-    entries = []
-    for number, plan in enumerate(searched.plans):
-        cost = study.costs.of(plan)
-        entries.append(
-            ExpertEntry(
-                weights=tuned.weights,
-                macs_share=searched.shares[number],
-                macs=cost.macs,
-                parameters=cost.parameters,
-                traffic=float(fitted.traffic[number]),
-            )
-        )
-    target, size = study.conditioner.target, study.data.size
-    model = str(study.data.about["router_model"])
-    manifest = Manifest(
-        family=target.adapter.family,
-        base=BaseEntry(
-            name=str(study.data.about["model"]),
-            denoiser=type(study.denoiser).__name__,
-            config=config_digest(study.denoiser),
-        ),
-        grain=study.grain,
-        size=SizeEntry(height=size.height, width=size.width, text=study.costs.text),
-        router=RouterEntry(kind="prototypes", encoder=study.data.about["router_encoder"], model=model),
-        experts=tuple(entries),
-        files={},
-        about={
-            **about,
-            "search": searched.about,
-            "tune": tuned.about,
-            "mean_share": round(fitted.mean_share, 4),
-            "errors": [round(float(e), 6) for e in errors.mean(0)],
-        },
-    )
+    facts = {
+        **about,
+        "search": searched.about,
+        "tune": tuned.about,
+        "mean_share": round(fitted.mean_share, 4),
+        "errors": [round(float(e), 6) for e in errors.mean(0)],
+    }
+    entries = expert_entries(study.costs, searched.plans, tuned.weights, fitted.traffic.tolist())
+    manifest = study.manifest(entries, facts)
     experts = tuple(Expert(plan, tensors) for plan, tensors in zip(searched.plans, tuned.tensors))
     return save_bundle(folder, manifest, fitted.router, experts, study.denoiser)

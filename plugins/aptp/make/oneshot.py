@@ -19,17 +19,10 @@ from torch import Tensor, nn
 
 from hasten._errors import ConfigError
 from hasten.pipelines.adapters._units import Cut
-from hasten.plugins.aptp.bundle import Expert, save_bundle
+from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
 from hasten.plugins.aptp.make.fit import fit_router
 from hasten.plugins.aptp.make.study import Study, relative_error
-from hasten.plugins.aptp.manifest import (
-    BaseEntry,
-    ExpertEntry,
-    Manifest,
-    RouterEntry,
-    SizeEntry,
-    config_digest,
-)
+from hasten.plugins.aptp.manifest import Manifest
 from hasten.plugins.aptp.math import repair, unit_scores
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels, pruned
@@ -174,34 +167,9 @@ def cut_once(study: Study, options: OneShotOptions, folder: Path, about: Mapping
     errors = _errors(study, experts, count, options.seed)
     shares = torch.tensor([study.costs.ratio(expert.plan) for expert in experts])
     fitted = fit_router(embeddings, errors, shares, float(shares.mean()), seed=options.seed)
-    entries = tuple(
-        ExpertEntry(
-            weights="lora",
-            macs_share=float(shares[i]),
-            macs=study.costs.of(expert.plan).macs,
-            parameters=study.costs.of(expert.plan).parameters,
-            traffic=float(fitted.traffic[i]),
-        )
-        for i, expert in enumerate(experts)
-    )
-    facts = study.data.about
-    size = study.data.size
-    manifest = Manifest(
-        family=study.conditioner.target.adapter.family,
-        base=BaseEntry(
-            name=str(facts["model"]),
-            denoiser=type(study.denoiser).__name__,
-            config=config_digest(study.denoiser),
-        ),
-        grain=study.grain,
-        size=SizeEntry(height=size.height, width=size.width, text=study.costs.text),
-        router=RouterEntry(
-            kind="prototypes", encoder=facts["router_encoder"], model=str(facts["router_model"])
-        ),
-        experts=entries,
-        files={},
-        about={**about, **asdict(options), "merged_clusters": merged, "errors": errors.mean(0).tolist()},
-    )
+    facts = {**about, **asdict(options), "merged_clusters": merged, "errors": errors.mean(0).tolist()}
+    entries = expert_entries(study.costs, [e.plan for e in experts], "lora", fitted.traffic.tolist())
+    manifest = study.manifest(entries, {**facts, "budgets": list(options.budgets)})
     return save_bundle(folder, manifest, fitted.router, experts, study.denoiser)
 
 

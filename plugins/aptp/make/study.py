@@ -16,7 +16,15 @@ from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.make.capture import Conditioner, target_of
 from hasten.plugins.aptp.make.data import Batch, Prepared
 from hasten.plugins.aptp.make.space import Space
-from hasten.plugins.aptp.manifest import GrainEntry
+from hasten.plugins.aptp.manifest import (
+    BaseEntry,
+    ExpertEntry,
+    GrainEntry,
+    Manifest,
+    RouterEntry,
+    SizeEntry,
+    config_digest,
+)
 
 __all__ = ["Noisy", "Study", "features", "relative_error"]
 
@@ -76,6 +84,26 @@ class Study:
     def costs(self) -> CostModel:
         """Costs of plans."""
         return self.space.costs
+
+    def manifest(self, experts: tuple[ExpertEntry, ...], about: Mapping[str, Any]) -> Manifest:
+        """What a bundle of these experts says of itself."""
+        facts, size = self.data.about, self.data.size
+        return Manifest(
+            family=self.conditioner.target.adapter.family,
+            base=BaseEntry(
+                name=str(facts["model"]),
+                denoiser=type(self.denoiser).__name__,
+                config=config_digest(self.denoiser),
+            ),
+            grain=self.grain,
+            size=SizeEntry(height=size.height, width=size.width, text=self.costs.text),
+            router=RouterEntry(
+                kind="prototypes", encoder=facts["router_encoder"], model=str(facts["router_model"])
+            ),
+            experts=experts,
+            files={},
+            about=dict(about),
+        )
 
     def noisy(self, batch: Batch, generator: torch.Generator) -> Noisy:
         """Add noise at a few random levels."""
