@@ -84,7 +84,7 @@ class Loop:
             average_gradients(self.parameters.values())
             nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
             optimizer.step()
-            self._log(step + 1, {"loss": float(value), **figures}, time.perf_counter() - began)
+            self._log(step + 1, {"loss": float(value.detach()), **figures}, time.perf_counter() - began)
             if (step + 1) % self.save_every == 0 or step + 1 == last:
                 self._save(step + 1, optimizer)
 

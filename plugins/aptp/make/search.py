@@ -164,8 +164,12 @@ class Searcher(nn.Module):
         alike = contrastive(noisy.embeddings, shares @ normalised_code(gates, self._module_widths()))
         truth = (student - noisy.truth).square().mean()
         loss = errors.mean() + 0.2 * truth + 2.0 * budget + 0.1 * assign + route + 0.05 * alike
-        figures = {"error": float(errors.mean()), "budget": float(budget), "assign": float(assign)}
-        return loss, figures | {f"cost {i}": float(r) for i, r in enumerate(ratio)}
+        figures = {
+            "error": float(errors.detach().mean()),
+            "budget": float(budget.detach()),
+            "assign": float(assign.detach()),
+        }
+        return loss, figures | {f"cost {i}": float(r) for i, r in enumerate(ratio.detach())}
 
     def _paper(
         self, step: int, noisy: Noisy, teacher: Tensor, common: torch.Generator

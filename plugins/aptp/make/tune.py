@@ -94,7 +94,7 @@ class Tuner:
         stages = torch.stack([relative_error(found[name], wanted[name]).mean() for name in shared])
         truth = (student - noisy.truth).square().mean()
         loss = error + self.options.blocks * stages.mean() + self.options.truth * truth
-        return loss, {"expert": float(number), "error": float(error), "truth": float(truth)}
+        return loss, {"expert": float(number), "error": float(error.detach()), "truth": float(truth.detach())}
 
     def predict(self, number: int, arguments: Mapping[str, Any], channels: int) -> Tensor:
         """Prediction of an expert with its update."""
