@@ -11,6 +11,8 @@ from hasten._errors import ConflictError, PluginError, suggestion
 __all__ = ["TESTED", "check_claims", "untested_pairs"]
 
 TESTED: dict[frozenset[str], str] = {
+    frozenset({"aptp", "bottleneck"}): "tests/plugins/aptp/test_compose.py",
+    frozenset({"aptp", "rettention"}): "tests/plugins/aptp/test_compose.py",
     frozenset({"bottleneck", "rettention"}): "tests/plugins/rettention/test_composition.py",
 }
 """Pairs of techniques with a recorded combination test, and the test's name."""

@@ -37,6 +37,7 @@ BLOCK_VARIABLE = "HASTEN_BLOCK_PLUGINS"
 
 BUILT_IN = (
     "hasten.pipelines.adapters",
+    "hasten.plugins.aptp.plugin",
     "hasten.plugins.bottleneck.plugin",
     "hasten.plugins.hack.plugin",
     "hasten.plugins.rettention.plugin",

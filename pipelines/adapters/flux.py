@@ -12,6 +12,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters._layouts import PackedLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._scan import ScannedUnits
 from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
@@ -83,6 +84,27 @@ def _of_one(ids: Tensor) -> Tensor:
     return ids[0] if ids.ndim == 3 else ids
 
 
+class FluxUnits(ScannedUnits):
+    """Heads, feed-forward channels and blocks of ``FluxTransformer2DModel``."""
+
+    @override
+    def inputs(self, denoiser: Any, size: LatentSize, text: int, batch: int = 1) -> dict[str, Any]:
+        """Packed latents with their positions, text and pooled embeddings, guidance where it is embedded."""
+        config, weight = denoiser.config, denoiser.x_embedder.weight
+        like = {"device": weight.device, "dtype": weight.dtype}
+        rows, columns = size.height // 2, size.width // 2
+        guidance = torch.full((batch,), 3.5, **like) if config.guidance_embeds else None
+        return {
+            "hidden_states": torch.zeros(batch, rows * columns, config.in_channels, **like),
+            "encoder_hidden_states": torch.zeros(batch, text, config.joint_attention_dim, **like),
+            "pooled_projections": torch.zeros(batch, config.pooled_projection_dim, **like),
+            "timestep": torch.full((batch,), 0.5, **like),
+            "img_ids": torch.zeros(rows * columns, 3, **like),
+            "txt_ids": torch.zeros(text, 3, **like),
+            "guidance": guidance,
+        }
+
+
 ADAPTER = Adapter(
     family="flux",
     pipelines=(
@@ -92,7 +114,11 @@ ADAPTER = Adapter(
         "FluxKontextPipeline",
         "FluxKontextInpaintPipeline",
     ),
-    capabilities=(FluxLayout(), FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before")),
+    capabilities=(
+        FluxLayout(),
+        FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before"),
+        FluxUnits(),
+    ),
     refused={
         "FluxFillPipeline": CONCATENATES,
         "FluxControlPipeline": CONCATENATES,

@@ -11,6 +11,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters._scan import ScannedUnits
 from hasten.pipelines.adapters._tokens import AttentionTokens
 
 
@@ -73,8 +74,27 @@ def _bins(sample_size: int) -> dict[str, list[float]] | None:
     return table.get(sample_size)
 
 
+class PixArtUnits(ScannedUnits):
+    """Heads, feed-forward channels and blocks of ``PixArtTransformer2DModel``."""
+
+    @override
+    def inputs(self, denoiser: Any, size: LatentSize, text: int, batch: int = 1) -> dict[str, Any]:
+        """Latents and text embeddings; pictures' sizes where the model asks for them."""
+        config, weight = denoiser.config, denoiser.proj_out.weight
+        like = {"device": weight.device, "dtype": weight.dtype}
+        width = config.caption_channels or config.cross_attention_dim
+        sizes = {"resolution": torch.zeros(batch, 2, **like), "aspect_ratio": torch.zeros(batch, 1, **like)}
+        asked = denoiser.use_additional_conditions
+        return {
+            "hidden_states": torch.zeros(batch, config.in_channels, size.height, size.width, **like),
+            "encoder_hidden_states": torch.zeros(batch, text, width, **like),
+            "timestep": torch.full((batch,), 500, device=weight.device),
+            "added_cond_kwargs": sizes if asked else {"resolution": None, "aspect_ratio": None},
+        }
+
+
 ADAPTER = Adapter(
     family="pixart",
     pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-    capabilities=(PixArtLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1")),
+    capabilities=(PixArtLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1"), PixArtUnits()),
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters._layouts import PackedLayout, unknown_size
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._scan import ScannedUnits
 from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
@@ -48,6 +50,24 @@ class QwenImageLayout(PackedLayout):
         return super().default_pixels(pipe, arguments)
 
 
+class QwenImageUnits(ScannedUnits):
+    """Heads, feed-forward channels and blocks of ``QwenImageTransformer2DModel``."""
+
+    @override
+    def inputs(self, denoiser: Any, size: LatentSize, text: int, batch: int = 1) -> dict[str, Any]:
+        """Packed latents and text embeddings."""
+        config, weight = denoiser.config, denoiser.img_in.weight
+        like = {"device": weight.device, "dtype": weight.dtype}
+        rows, columns = size.height // 2, size.width // 2
+        return {
+            "hidden_states": torch.zeros(batch, rows * columns, config.in_channels, **like),
+            "encoder_hidden_states": torch.zeros(batch, text, config.joint_attention_dim, **like),
+            "encoder_hidden_states_mask": None,
+            "timestep": torch.full((batch,), 0.5, **like),
+            "img_shapes": [[(1, rows, columns)]] * batch,
+        }
+
+
 class QwenImageTokens(JointTokens):
     """Text, picture, references."""
 
@@ -66,7 +86,11 @@ ADAPTER = Adapter(
         "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline",
     ),
-    capabilities=(QwenImageLayout(), QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before")),
+    capabilities=(
+        QwenImageLayout(),
+        QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before"),
+        QwenImageUnits(),
+    ),
     refused={
         "QwenImageEditInpaintPipeline": "it ignores height and width in favour of the image's",
         "QwenImageLayeredPipeline": "its latents are several layers in one token sequence",

@@ -10,6 +10,7 @@ from typing_extensions import override
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
 from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.pipelines.adapters._scan import UNetUnits
 from hasten.pipelines.adapters._tokens import UNetTokens
 
 CONCATENATES = (
@@ -58,7 +59,7 @@ ADAPTER = Adapter(
     family="stable-diffusion",
     pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     denoisers=("unet",),
-    capabilities=(StableDiffusionLayout(), UNetTokens()),
+    capabilities=(StableDiffusionLayout(), UNetTokens(), UNetUnits()),
     refused={
         "StableDiffusionInstructPix2PixPipeline": CONCATENATES,
         "StableDiffusionDepth2ImgPipeline": CONCATENATES,

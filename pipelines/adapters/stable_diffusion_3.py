@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter
+from hasten.pipelines.adapters._base import Adapter, LatentSize
 from hasten.pipelines.adapters._layouts import ImageLayout
 from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.pipelines.adapters._scan import ScannedUnits
 from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED
 
@@ -32,6 +34,22 @@ class StableDiffusion3Layout(ImageLayout):
         return CONCATENATES if config.in_channels != config.out_channels else super().refusal(pipe)
 
 
+class StableDiffusion3Units(ScannedUnits):
+    """Heads, feed-forward channels and blocks of ``SD3Transformer2DModel``."""
+
+    @override
+    def inputs(self, denoiser: Any, size: LatentSize, text: int, batch: int = 1) -> dict[str, Any]:
+        """Latents, joint and pooled text embeddings."""
+        config, weight = denoiser.config, denoiser.proj_out.weight
+        like = {"device": weight.device, "dtype": weight.dtype}
+        return {
+            "hidden_states": torch.zeros(batch, config.in_channels, size.height, size.width, **like),
+            "encoder_hidden_states": torch.zeros(batch, text, config.joint_attention_dim, **like),
+            "pooled_projections": torch.zeros(batch, config.pooled_projection_dim, **like),
+            "timestep": torch.full((batch,), 500.0, device=weight.device),
+        }
+
+
 ADAPTER = Adapter(
     family="stable-diffusion-3",
     pipelines=(
@@ -42,6 +60,7 @@ ADAPTER = Adapter(
     capabilities=(
         StableDiffusion3Layout(),
         JointTokens(r"transformer_blocks\.\d+\.attn", "after", alone=r"transformer_blocks\.\d+\.attn2"),
+        StableDiffusion3Units(),
     ),
     refused={
         "StableDiffusion3ControlNetPipeline": CONTROLLED,

@@ -13,6 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter
+from hasten.pipelines.adapters._scan import UNetUnits
 from hasten.pipelines.adapters._tokens import UNetTokens
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED, StableDiffusionLayout
 
@@ -35,7 +36,7 @@ ADAPTER = Adapter(
         "StableDiffusionXLInpaintPipeline",
     ),
     denoisers=("unet",),
-    capabilities=(StableDiffusionXLLayout(), UNetTokens()),
+    capabilities=(StableDiffusionXLLayout(), UNetTokens(), UNetUnits()),
     refused={
         "StableDiffusionXLInstructPix2PixPipeline": CONCATENATES,
         "StableDiffusionXLControlNetPipeline": CONTROLLED,

@@ -31,8 +31,8 @@ _PROMPT_STREAM = 2**41
 
 
 def names() -> list[str]:
-    """Names of the bundled pipelines, as :func:`load` and ``hasten.load`` take them."""
-    return [_PREFIX + model for model in _MODELS]
+    """Names of the pipelines whose weights are bundled, as :func:`load` and ``hasten.load`` take them."""
+    return [_PREFIX + model for model in _MODELS if (_WEIGHTS / model / "model_index.json").is_file()]
 
 
 def path(name: str) -> Path:

@@ -79,10 +79,11 @@ def evaluate(
     count: int,
     *,
     bars: Mapping[tuple[Split, bool], float] = BARS,
+    halves: bool = True,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
-    """Sample ``count`` prompts of both splits at the full and at half the side, and let every scorer judge them.
+    """Sample ``count`` prompts of both splits at the full side, and at half of it, and let every scorer judge them.
 
     Args:
         pipe: the text-to-image pipeline.
@@ -90,11 +91,12 @@ def evaluate(
         scorers: judges by name.
         count: prompts per split and size.
         bars: least shares, see :data:`BARS`.
+        halves: whether the model was trained at half the side, too.
         seed: of prompts and noise.
         progress: called with the number of pictures made.
     """
     rows: list[Row] = []
-    for full in (True, False):
+    for full in (True, False) if halves else (True,):
         pixels = call["height"] if full else call["height"] // 2
         for split in ("train", "held_out"):
             captions = prompts(count, seed, split)

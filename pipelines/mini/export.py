@@ -21,6 +21,7 @@ __all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table", "product"]
 PRODUCTS = {
     "t2i-dit": "t2i_dit",
     "t2i-dit-1024": "t2i_dit_1024",
+    "t2i-unet": "t2i_unet",
     "t2v-dit": "t2v_dit",
     "var": "var_product",
 }

@@ -47,6 +47,7 @@ RUNS: dict[str, Entry] = {
     "text-image": Entry("contrastive"),
     "judge": Entry("judge", ("autoencoder",)),
     "t2i-dit": Entry("t2i_dit", ("autoencoder", "text-image")),
+    "t2i-unet": Entry("t2i_unet", ("autoencoder", "text-image")),
     "t2i-dit-1024": Entry("t2i_dit_1024", ("autoencoder", "text-image", "t2i-dit"), begins_with="t2i-dit"),
     "video-autoencoder": Entry("video_autoencoder"),
     "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from hasten.pipelines.mini.scoring import PixelParser
 __all__ = ["sample_sheet"]
 
 
-def sample_sheet(pipe: Any, call: Mapping[str, Any], path: Path, count: int = 8) -> dict[str, float]:
-    """Sample captions of both splits at the call's side (upper rows) and at half of it (enlarged) into one PNG.
+def sample_sheet(
+    pipe: Any, call: Mapping[str, Any], path: Path, count: int = 8, sides: Sequence[int] | None = None
+) -> dict[str, float]:
+    """Sample captions of both splits at the call's side and at half of it, or at ``sides``, into one PNG.
 
     Returns:
         Share of the attributes asked for that the pixel parser finds, by size.
@@ -27,7 +29,7 @@ def sample_sheet(pipe: Any, call: Mapping[str, Any], path: Path, count: int = 8)
     captions = prompts(count // 2, 5, "train") + prompts(count - count // 2, 5, "held_out")
     sheets, figures = [], {}
     side = call["height"]
-    for pixels in (side, side // 2):
+    for pixels in sides or (side, side // 2):
         images = generate(pipe, captions, {**call, "height": pixels, "width": pixels})
         figures[f"parser_{pixels}"] = PixelParser().score(images, captions).mean
         stack = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])

@@ -37,6 +37,8 @@ __all__ = [
     "start_at_identity",
 ]
 
+Embed = Callable[[list[str]], tuple[Tensor, Tensor]]
+"""Captions -> token states (B, tokens, width) and pooled embeddings (B, width)."""
 CALL: dict[str, Any] = {
     "num_inference_steps": 28,
     "guidance_scale": 3.0,
@@ -45,6 +47,8 @@ CALL: dict[str, Any] = {
     "width": 128,
 }
 """The call the miniature is meant for."""
+SHIFT = 2.0
+"""Static timestep shift of the scheduler at full resolution; half of it at half the side (same SNR)."""
 _JOINT = 2 * WIDTH
 
 
@@ -105,19 +109,33 @@ class Pool:
     pooled: Tensor
 
     @classmethod
-    def make(cls, vae: Any, tower: Any, count: int, pixels: int) -> Pool:
+    def make(cls, vae: Any, embed: Embed, count: int, pixels: int) -> Pool:
         """Render and encode ``count`` scenes of ``pixels`` squared; every size has scenes of its own."""
         from rich.console import Console
         from rich.progress import track
 
-        device, tokenizer = next(vae.parameters()).device, build_tokenizer()
+        device = next(vae.parameters()).device
         parts, chunk = [], 32
         for first in track(range(0, count, chunk), f"encode {pixels} px", console=Console(stderr=True)):
             scenes = [sample_scene(pixels, i) for i in range(first, first + chunk)]
             with torch.autocast(device.type, torch.bfloat16):
                 latents = encode(vae, render_scenes(scenes, pixels, first, pixels).to(device))
-            parts.append((latents, *encode_text(tower, tokenizer, [scene.caption() for scene in scenes])))
+            parts.append((latents, *embed([scene.caption() for scene in scenes])))
         return cls(*(torch.cat(column).to("cpu", torch.float16) for column in zip(*parts)))
+
+    @classmethod
+    def stored(cls, cache: Path | None, vae: Any, embed: Embed, count: int, pixels: int) -> Pool:
+        """The pool that lies in ``cache``, made and put there first if there is none."""
+        if cache is None:
+            return cls.make(vae, embed, count, pixels)
+        path = cache / f"pool-{pixels}-{count}.pt"
+        if path.exists():
+            return cls(**torch.load(path, weights_only=True))
+        pool = cls.make(vae, embed, count, pixels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(vars(pool), path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+        return pool
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """``count`` random rows, float32."""
@@ -209,20 +227,9 @@ class TextToImage(Recipe):
 
     def _pool(self, pixels: int) -> Pool:
         if pixels not in self._pools:
-            self._pools[pixels] = self._stored_pool(pixels)
+            embed = partial(encode_text, self.tower, build_tokenizer())
+            self._pools[pixels] = Pool.stored(self.cache, self.vae, embed, self.images, pixels)
         return self._pools[pixels]
-
-    def _stored_pool(self, pixels: int) -> Pool:
-        if self.cache is None:
-            return Pool.make(self.vae, self.tower, self.images, pixels)
-        path = self.cache / f"pool-{pixels}-{self.images}.pt"
-        if path.exists():
-            return Pool(**torch.load(path, weights_only=True))
-        pool = Pool.make(self.vae, self.tower, self.images, pixels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(vars(pool), path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
-        return pool
 
     def _without_some(
         self, tokens: Tensor, pooled: Tensor, generator: torch.Generator

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hasten._attention import attention_layers
 from hasten._denoiser import unwrapped
 from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import LatentSize
@@ -70,12 +71,14 @@ def sparse_layers(
         min_tokens: smaller grids stay dense.
     """
     tokens = target.capability(AttentionTokens)
+    present = attention_layers(target)
     found = []
     for name in names:
+        if name not in present:
+            continue  # a pruned denoiser runs in its place, which has dropped the block
         denoiser, _, inner = name.partition(".")
-        root = unwrapped(target.denoisers[denoiser])
-        grid = tokens.planned(root, inner, size, text)
-        module: Any = root.get_submodule(inner)
+        grid = tokens.planned(unwrapped(target.denoisers[denoiser]), inner, size, text)
+        module: Any = present[name]
         if grid.tokens >= min_tokens:
             found.append(SparseLayer(name, grid, int(module.heads), int(module.to_q.out_features)))
     return tuple(found)

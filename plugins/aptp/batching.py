@@ -1,0 +1,164 @@
+"""Splitting a pipeline call into groups of its prompts and putting the results together, invisibly to the user."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hasten._errors import UnsupportedError
+from hasten._run import RunCall
+
+__all__ = ["check_splittable", "drawn_once", "merge", "part_of_call"]
+
+_STOCHASTIC = ("Ancestral", "SDE", "LCM", "DDPM", "TCD", "Stochastic")
+_PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image", "ip_adapter_image_embeds", "images")
+
+
+def check_splittable(call: RunCall) -> None:
+    """Refuse a split that could be seen in the pictures.
+
+    Raises:
+        UnsupportedError: noise drawn in every step from one generator cannot be shared out, or the call has pictures.
+    """
+    arguments, scheduler = call.arguments, getattr(call.pipe, "scheduler", None)
+    for name in _PICTURES:
+        if arguments.get(name) is not None:
+            raise UnsupportedError(
+                f"aptp cannot split a batch with {name!r} between experts; call the pipeline prompt by prompt, or set "
+                f"aptp.policy='single'"
+            )
+    stochastic = any(word in type(scheduler).__name__ for word in _STOCHASTIC)
+    stochastic |= str(getattr(getattr(scheduler, "config", None), "algorithm_type", "")).startswith("sde")
+    if (stochastic or arguments.get("eta")) and not isinstance(arguments.get("generator"), list):
+        raise UnsupportedError(
+            f"{type(scheduler).__name__} draws noise in every step, and a split batch cannot share one generator; "
+            f"pass generator=[one for each picture], or set aptp.policy='single'"
+        )
+
+
+def part_of_call(call: RunCall, prompts: Sequence[int], count: int, copies: int) -> RunCall:
+    """The call for some of its prompts.
+
+    Args:
+        call: the whole call.
+        prompts: positions of the prompts.
+        count: prompts of the whole call.
+        copies: pictures of each prompt.
+    """
+    changes: dict[str, Any] = {}
+    for name, value in call.arguments.items():
+        if name == "generator" and isinstance(value, list):
+            changes[name] = [value[i] for i in sample_indices(prompts, copies)]
+        elif isinstance(value, (list, tuple)) and len(value) == count and "prompt" in name:
+            changes[name] = [value[i] for i in prompts]
+        elif isinstance(value, Tensor) and len(value) == count and "prompt" in name:
+            changes[name] = value[list(prompts)]
+    callback = call.arguments.get("callback_on_step_end")
+    if callback is not None:
+        changes["callback_on_step_end"] = _told(callback, tuple(sample_indices(prompts, copies)))
+    return call.replace_arguments(changes)
+
+
+def sample_indices(prompts: Sequence[int], copies: int) -> list[int]:
+    """Positions of the pictures of some prompts in the whole batch."""
+    return [prompt * copies + copy for prompt in prompts for copy in range(copies)]
+
+
+class Draws:
+    """The initial latents of the whole batch, drawn once, as the pipeline itself would have drawn them.
+
+    Args:
+        generator: of the whole call.
+        total: pictures of the whole call.
+    """
+
+    def __init__(self, generator: Any, total: int) -> None:
+        self._generator, self._total = generator, total
+        self._whole: Any = None
+
+    @contextmanager
+    def part(self, pipe: Any, samples: Sequence[int]) -> Iterator[None]:
+        """The pipeline gives ``samples`` of the whole batch their latents, for the length of a ``with`` block."""
+        original = pipe.prepare_latents
+        signature = inspect.signature(original)
+
+        def prepare(*args: Any, **kwargs: Any) -> Any:
+            if self._whole is None:
+                bound = signature.bind(*args, **kwargs)
+                bound.arguments.update(batch_size=self._total, generator=self._generator)
+                self._whole = original(*bound.args, **bound.kwargs)
+            return _rows(self._whole, samples, self._total)
+
+        vars(pipe)["prepare_latents"] = prepare
+        try:
+            yield
+        finally:
+            if vars(pipe).get("prepare_latents") is prepare:
+                del vars(pipe)["prepare_latents"]
+
+
+def drawn_once(call: RunCall, total: int) -> Draws:
+    """The draws of a call of ``total`` pictures.
+
+    Raises:
+        UnsupportedError: the pipeline draws its latents in a way that is not known.
+    """
+    method = getattr(call.pipe, "prepare_latents", None)
+    if method is None or not {"batch_size", "generator"} <= set(inspect.signature(method).parameters):
+        raise UnsupportedError(
+            f"{type(call.pipe).__name__} has no prepare_latents(batch_size, ..., generator), so that a batch cannot be "
+            f"split with the same noise; set aptp.policy='single'"
+        )
+    return Draws(call.arguments.get("generator"), total)
+
+
+def merge(outputs: Sequence[Any], samples: Sequence[Sequence[int]]) -> Any:
+    """The results of the groups as one, in the order of the whole batch.
+
+    Args:
+        outputs: what the pipeline returned for each group: a tuple or an output object.
+        samples: for each group the positions of its pictures.
+    """
+    first = outputs[0]
+    if isinstance(first, tuple) and not isinstance(first, Mapping):
+        return type(first)(_scatter(column, samples) for column in zip(*outputs))
+    fields = {name: _scatter([getattr(o, name) for o in outputs], samples) for name in vars(first)}
+    return type(first)(**fields)
+
+
+def _scatter(parts: Sequence[Any], samples: Sequence[Sequence[int]]) -> Any:
+    if any(part is None for part in parts):
+        return None
+    order = [position for group in samples for position in group]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))[back]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(list(parts))[back]
+    flat = [item for part in parts for item in part]
+    return [flat[i] for i in back]
+
+
+def _rows(value: Any, samples: Sequence[int], total: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[list(samples)] if value.ndim > 2 and len(value) == total else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows(item, samples, total) for item in value)
+    return value
+
+
+def _told(callback: Callable[..., Any], samples: tuple[int, ...]) -> Callable[..., Any]:
+    """A callback that also learns which pictures of the whole batch it is shown, as ``sample_indices``."""
+    if not callable(callback) or hasattr(callback, "tensor_inputs"):
+        return callback  # diffusers' own callback objects take exactly what they ask for
+
+    def told(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> Any:
+        return callback(pipe, step, timestep, {**kwargs, "sample_indices": samples})
+
+    return told

@@ -1,0 +1,268 @@
+"""A bundle on disk: ``aptp.json``, ``router.safetensors``, and a plan and perhaps weights for each expert."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hasten._errors import CheckpointError
+from hasten.pipelines.adapters._units import Structure
+from hasten.plugins.aptp.cost import CostModel
+from hasten.plugins.aptp.lora import merge_update
+from hasten.plugins.aptp.manifest import ExpertEntry, ExpertWeights, Manifest, config_digest, file_digest
+from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.router import PrototypeRouter, Router
+from hasten.plugins.aptp.surgery import pruned, skeleton
+
+__all__ = ["Bundle", "Expert", "expert_entries", "probe_weights", "save_bundle"]
+
+ROUTER, SHARED, PROBE = "router.safetensors", "shared.safetensors", "base.probe"
+_PROBED = 4
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert: what stays, and the tensors that differ from the base (``None`` for a plain slice)."""
+
+    plan: PruningPlan
+    tensors: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    Args:
+        manifest: what it says of itself.
+        router: chooses experts.
+        experts: in order.
+        shared: low-rank update of the whole base that experts with shared weights are cut from.
+        probe: some values of the base's weights.
+        place: its folder, for messages.
+    """
+
+    manifest: Manifest
+    router: Router
+    experts: tuple[Expert, ...]
+    shared: dict[str, Tensor] | None
+    probe: Tensor
+    place: str
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Bundle:
+        """Read and verify a bundle.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or malformed, or the schema is newer.
+        """
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        _verify_files(folder, manifest)
+        tensors = _read(folder / ROUTER)
+        probe = tensors.pop(PROBE, torch.empty(0))
+        experts = tuple(_read_expert(folder, i, e.weights) for i, e in enumerate(manifest.experts))
+        shared = _read(folder / SHARED) if any(e.weights == "shared" for e in manifest.experts) else None
+        router = _make_router(manifest, tensors, str(folder / ROUTER))
+        if router.experts != len(experts):
+            raise CheckpointError(
+                f"{folder}: the router knows {router.experts} experts, there are {len(experts)}"
+            )
+        return cls(manifest, router, experts, shared, probe, str(folder))
+
+    def check_base(self, denoiser: nn.Module, family: str, *, weights: bool = True) -> str | None:
+        """Why the experts cannot be cut from ``denoiser``, ``None`` if they can.
+
+        Args:
+            denoiser: the user's.
+            family: of the pipeline's adapter.
+            weights: compare some of its weights, too, to the precision of bfloat16.
+        """
+        base = self.manifest.base
+        if family != self.manifest.family:
+            return f"the bundle {self.place} is for pipelines of family {self.manifest.family!r}, this is {family!r}"
+        if config_digest(denoiser) != base.config:
+            return (
+                f"the bundle {self.place} was made for the {base.denoiser} of {base.name!r}, and this "
+                f"{type(denoiser).__name__} has another configuration; load that base"
+            )
+        if weights and len(self.probe):
+            found = probe_weights(denoiser)
+            if found.shape != self.probe.shape or not torch.allclose(found, self.probe, rtol=0.02, atol=1e-3):
+                return (
+                    f"the bundle {self.place} was made for the weights of {base.name!r}, and these differ; load that "
+                    f"base, or set aptp.base_check='config' if a LoRA was fused into it on purpose"
+                )
+        return None
+
+    def check_experts(self, structure: Structure) -> None:
+        """Refuse plans that do not fit the base.
+
+        Raises:
+            UnsupportedError: naming the unit and the reason.
+        """
+        for expert in self.experts:
+            expert.plan.check(structure)
+
+    def build(self, denoiser: nn.Module, structure: Structure, number: int) -> nn.Module:
+        """Expert ``number``, cut from the base it was made for, in the base's precision and on its device.
+
+        Raises:
+            CheckpointError: its tensors do not fit.
+            UnsupportedError: its plan does not.
+        """
+        expert, kind = self.experts[number], self.manifest.experts[number].weights
+        place = f"{self.place}/experts/{number}/weights.safetensors"
+        if kind == "full":
+            return _from_state(denoiser, structure, expert, place)
+        model: nn.Module = pruned(denoiser, structure, expert.plan)
+        if kind == "lora":
+            merge_update(model, expert.tensors or {}, place)
+        return model
+
+    def tuned_base(self, denoiser: nn.Module) -> nn.Module:
+        """What experts with shared weights are cut from: the base with the bundle's update, or the base itself."""
+        if self.shared is None:
+            return denoiser
+        from hasten.plugins.aptp.surgery import clone_tree
+
+        model: nn.Module = clone_tree(denoiser)
+        merge_update(model, self.shared, f"{self.place}/{SHARED}")
+        return model
+
+
+@torch.no_grad()
+def probe_weights(denoiser: nn.Module) -> Tensor:
+    """A few values of every parameter, float32 (N,): enough to tell two trained models apart at any precision."""
+    picked = []
+    for parameter in denoiser.parameters():
+        flat = parameter.detach().flatten()
+        index = torch.linspace(0, len(flat) - 1, _PROBED, device=flat.device).long()
+        picked.append(flat[index].float().cpu())
+    return torch.cat(picked)
+
+
+def expert_entries(
+    costs: CostModel, plans: Sequence[PruningPlan], weights: ExpertWeights, traffic: Sequence[float]
+) -> tuple[ExpertEntry, ...]:
+    """What a manifest says of each expert."""
+    entries = []
+    for plan, share in zip(plans, traffic, strict=True):
+        cost = costs.of(plan)
+        macs_share = cost.macs / costs.full.macs
+        entries.append(
+            ExpertEntry(
+                weights=weights,
+                macs_share=macs_share,
+                macs=cost.macs,
+                parameters=cost.parameters,
+                traffic=float(share),
+            )
+        )
+    return tuple(entries)
+
+
+def save_bundle(
+    folder: Path,
+    manifest: Manifest,
+    router: Router,
+    experts: tuple[Expert, ...],
+    base: nn.Module,
+    shared: dict[str, Tensor] | None = None,
+) -> Manifest:
+    """Write a bundle; tensors go to disk in half precision, except the router's.
+
+    Returns:
+        The manifest with the digests of the files.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {ROUTER: {**router.tensors(), PROBE: probe_weights(base)}}
+    if shared is not None:
+        written[SHARED] = _half(shared)
+    for number, expert in enumerate(experts):
+        place = folder / "experts" / str(number)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "plan.json").write_text(json.dumps(expert.plan.to_dict(), indent=1) + "\n", "utf-8")
+        if expert.tensors is not None:
+            written[f"experts/{number}/weights.safetensors"] = _half(expert.tensors)
+    for name, tensors in written.items():
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
+        (folder / name).chmod(0o644)
+    names = [*written, *(f"experts/{i}/plan.json" for i in range(len(experts)))]
+    complete = manifest.model_copy(
+        update={"files": {name: file_digest(folder / name) for name in sorted(names)}}
+    )
+    complete.write(folder)
+    return complete
+
+
+def _half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().half() for name, value in tensors.items()}
+
+
+def _verify_files(folder: Path, manifest: Manifest) -> None:
+    for name, digest in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing from the bundle; get it again")
+        if file_digest(file) != digest:
+            raise CheckpointError(
+                f"{file} is damaged: its SHA-256 is not the one in aptp.json; get the bundle again"
+            )
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}; get the bundle again") from error
+
+
+def _read_expert(folder: Path, number: int, weights: str) -> Expert:
+    place = folder / "experts" / str(number)
+    try:
+        plan = PruningPlan.from_dict(json.loads((place / "plan.json").read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{place / 'plan.json'} cannot be read: {error}; get the bundle again"
+        ) from error
+    tensors = _read(place / "weights.safetensors") if weights in ("lora", "full") else None
+    return Expert(plan, tensors)
+
+
+def _make_router(manifest: Manifest, tensors: dict[str, Tensor], place: str) -> Router:
+    if manifest.router.kind == "prototypes":
+        router: Router = PrototypeRouter.of(tensors, place)
+    else:
+        from hasten.plugins.aptp.codes import CodeRouter
+
+        router = CodeRouter.of(tensors, place)
+    if any(not bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
+        raise CheckpointError(f"{place} holds values that are not finite; get the bundle again")
+    return router
+
+
+def _from_state(denoiser: nn.Module, structure: Structure, expert: Expert, place: str) -> nn.Module:
+    model: nn.Module = skeleton(denoiser, structure, expert.plan)
+    like = next(denoiser.parameters())
+    state = {name: value.to(like.device, like.dtype) for name, value in (expert.tensors or {}).items()}
+    buffers = {name for name, _ in model.named_buffers()}
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in buffers}
+    found = {name: tuple(value.shape) for name, value in state.items() if name not in buffers}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))
+        raise CheckpointError(
+            f"{place} does not fit its plan: {len(odd)} tensors are missing, extra or of another shape, for example "
+            f"{odd[0][0]} {odd[0][1]}; get the bundle again"
+        )
+    model.load_state_dict(state, strict=False, assign=True)
+    return model.to(like.device).requires_grad_(like.requires_grad)

@@ -1,0 +1,89 @@
+"""Experts in memory: built when they are first needed, kept as long as the residency allows."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hasten.pipelines.adapters._units import Structure
+from hasten.plugins.aptp.bundle import Bundle
+from hasten.plugins.aptp.router import BASE
+
+__all__ = ["Experts"]
+
+
+class Experts:
+    """The experts of a bundle over a live base.
+
+    Args:
+        bundle: their plans and tensors.
+        structure: units of the base.
+        residency: how many are kept.
+        resident: for ``"lru"``.
+        compiled: wrap each in ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        structure: Structure,
+        residency: Literal["all", "lru", "slice_on_demand"],
+        resident: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self._bundle, self._structure, self._compiled = bundle, structure, compiled
+        self._capacity = {"all": len(bundle.experts), "lru": resident, "slice_on_demand": 1}[residency]
+        self._release = residency == "slice_on_demand"
+        self._made: OrderedDict[int, Any] = OrderedDict()
+        self._source: Any = None
+        self._tuned: Any = None
+        self.built = 0
+        """How many were built so far."""
+
+    @property
+    def resident(self) -> tuple[int, ...]:
+        """Numbers of those in memory."""
+        return tuple(self._made)
+
+    def get(self, number: int, base: nn.Module) -> Any:
+        """The denoiser for a decision; ``base`` itself for :data:`BASE`."""
+        if number == BASE:
+            return base
+        from hasten._denoiser import unwrapped
+
+        self._follow(unwrapped(base))
+        if number not in self._made:
+            while len(self._made) >= self._capacity:
+                self._made.popitem(last=False)
+            self._made[number] = self._build(number, unwrapped(base))
+        self._made.move_to_end(number)
+        return self._made[number]
+
+    def release(self) -> None:
+        """Called after a run: forget what the residency does not keep."""
+        if self._release:
+            self._made.clear()
+            self._tuned = None
+
+    def _build(self, number: int, base: nn.Module) -> Any:
+        self.built += 1
+        source = base
+        if self._bundle.manifest.experts[number].weights == "shared":
+            if self._tuned is None:
+                self._tuned = self._bundle.tuned_base(base)
+            source = self._tuned
+        model = self._bundle.build(source, self._structure, number).train(base.training)
+        return torch.compile(model) if self._compiled else model
+
+    def _follow(self, base: nn.Module) -> None:
+        """Start anew where the base was moved, cast or replaced since."""
+        like = next(base.parameters())
+        source = (id(base), like.device, like.dtype, like.data_ptr())
+        if source != self._source:
+            self._made.clear()
+            self._tuned = None
+            self._source = source

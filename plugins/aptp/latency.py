@@ -1,0 +1,94 @@
+"""Measured time of every expert beside the base. Operations are not time: narrow layers use a chip worse than wide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hasten._denoiser import unwrapped
+from hasten._errors import UnsupportedError
+from hasten._target import Target
+from hasten.eval.efficiency.timing import interleave
+from hasten.eval.statistics import Estimate
+from hasten.pipelines.adapters import LatentSize
+from hasten.pipelines.adapters._units import PrunableUnits
+from hasten.plugins.aptp.bundle import Bundle
+
+__all__ = ["Timed", "compare_forwards", "measure"]
+
+BASE_NAME = "base"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One model's forward beside the base's.
+
+    Args:
+        name: ``"base"`` or the number of the expert.
+        macs_share: share of the base's multiply-accumulates.
+        time: share of the base's time, with its interval.
+        seconds: median of a forward.
+    """
+
+    name: str
+    macs_share: float
+    time: Estimate
+    seconds: float
+
+
+def measure(
+    pipe: Any, folder: Path, *, batch: int = 1, rounds: int = 9, compiled: bool = False
+) -> list[Timed]:
+    """Time the base and every expert of a bundle at the bundle's size.
+
+    Raises:
+        CheckpointError: the bundle is damaged.
+        UnsupportedError: it was made for another base.
+    """
+    target, bundle = Target.of(pipe), Bundle.load(folder)
+    base = unwrapped(next(iter(target.denoisers.values())))
+    reason = bundle.check_base(base, target.adapter.family)
+    if reason is not None:
+        raise UnsupportedError(reason)
+    units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
+    structure = units.structure(base, bundle.manifest.grain.grain())
+    source = bundle.tuned_base(base)
+    models = {str(i): bundle.build(source, structure, i) for i in range(len(bundle.experts))}
+    shares = {str(i): expert.macs_share for i, expert in enumerate(bundle.manifest.experts)}
+    size = LatentSize(bundle.manifest.size.height, bundle.manifest.size.width)
+    inputs = units.inputs(base, size, bundle.manifest.size.text, batch)
+    return compare_forwards({BASE_NAME: base, **models}, {BASE_NAME: 1.0, **shares}, inputs, rounds, compiled)
+
+
+def compare_forwards(
+    models: Mapping[str, Any],
+    shares: Mapping[str, float],
+    inputs: Mapping[str, Any],
+    rounds: int,
+    compiled: bool = False,
+) -> list[Timed]:
+    """Time forwards in turns; every ratio is the median over pairs that ran back to back.
+
+    Args:
+        models: name -> model, ``"base"`` among them.
+        shares: name -> share of the base's multiply-accumulates.
+        inputs: arguments of a forward.
+        rounds: how many turns.
+        compiled: compile each model first.
+    """
+    ready = {name: torch.compile(model) if compiled else model for name, model in models.items()}
+
+    def forward(model: Callable[..., Any]) -> None:
+        with torch.no_grad():
+            model(**inputs, return_dict=False)
+
+    device = next(models[BASE_NAME].parameters()).device
+    timings = interleave(
+        {name: partial(forward, model) for name, model in ready.items()}, rounds=rounds, device=device
+    )
+    return [Timed(name, shares[name], timings.ratio(name, BASE_NAME), timings.median(name)) for name in ready]

@@ -1,0 +1,97 @@
+"""Low-rank updates: of a bundle's experts, and a user's LoRA cut to fit a pruned model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten._errors import CheckpointError
+from hasten.pipelines.adapters._units import Structure
+from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.surgery import channels
+
+__all__ = ["DOWN", "UP", "merge_update", "slice_lora"]
+
+DOWN, UP = "lora_A", "lora_B"
+_KEY = re.compile(
+    r"(?P<prefix>(?:unet|transformer|base_model\.model)\.)?(?P<module>.+)\.(?P<side>lora_A|lora_B|lora_down|lora_up)"
+    r"(?P<rest>(?:\.\w+)?\.weight)\Z"
+)
+
+
+@torch.no_grad()
+def merge_update(model: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Add low-rank updates and replace small parameters, in new tensors: shared ones are not touched.
+
+    Args:
+        model: pruned denoiser.
+        tensors: ``MODULE.lora_A`` (r, in[, kh, kw]) and ``MODULE.lora_B`` (out, r), or whole parameters by name.
+        place: file they come from, for messages.
+
+    Raises:
+        CheckpointError: a tensor fits no parameter.
+    """
+    for name, value in tensors.items():
+        path, _, kind = name.rpartition(".")
+        if kind == UP:
+            continue
+        module = _module(model, path, name, place)
+        if kind == DOWN:
+            if f"{path}.{UP}" not in tensors:
+                raise CheckpointError(f"{place}: {path}.{UP} is missing; get the bundle again")
+            kind, value = "weight", _product(tensors[f"{path}.{UP}"], value)
+        old = module._parameters.get(kind)
+        if old is None or old.shape != value.shape:
+            shape = None if old is None else tuple(old.shape)
+            raise CheckpointError(f"{place}: {name} makes {tuple(value.shape)}, the pruned model has {shape}")
+        value = value.to(old) + old if name.endswith(f".{DOWN}") else value.to(old)
+        module._parameters[kind] = nn.Parameter(value, old.requires_grad)
+
+
+def slice_lora(
+    tensors: Mapping[str, Tensor], model: nn.Module, structure: Structure, plan: PruningPlan
+) -> dict[str, Tensor]:
+    """A LoRA of the whole model cut to fit a pruned one, in the same format.
+
+    A layer that produces removed units loses rows of its up matrix, one that consumes them columns of its down matrix;
+    updates of dropped blocks vanish. Fusing the result equals fusing the whole and cutting then.
+
+    Args:
+        tensors: of a LoRA file of diffusers (``unet.MODULE.lora_A.weight``) or with ``lora_down`` and ``lora_up``.
+        model: the whole denoiser.
+        structure: its units.
+        plan: what stays.
+    """
+    plan = plan.without_whole(structure)
+    touched = {(cut.module, cut.axis) for name in plan.kept for cut in structure.groups[name].cuts}
+    result = {}
+    for name, value in tensors.items():
+        match = _KEY.match(name)
+        if match is None:
+            result[name] = value
+            continue
+        module = match["module"]
+        if any(module == block or module.startswith(f"{block}.") for block in plan.dropped):
+            continue
+        axis = "out" if match["side"] in ("lora_B", "lora_up") else "in"
+        if (module, axis) in touched:
+            index = channels(structure, plan, module, axis, model).to(value.device)
+            value = value.index_select(0 if axis == "out" else 1, index)
+        result[name] = value
+    return result
+
+
+def _product(up: Tensor, down: Tensor) -> Tensor:
+    flat = up.float().flatten(1) @ down.float().flatten(1)
+    return flat.view(len(up), *down.shape[1:])
+
+
+def _module(model: nn.Module, path: str, name: str, place: str) -> Any:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise CheckpointError(f"{place}: {name} belongs to no module of the pruned model") from error

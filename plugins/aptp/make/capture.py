@@ -1,0 +1,168 @@
+"""Conditions of a denoiser forward, taken from a real call of the pipeline, so that every family trains alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._denoiser import _parameter_names, unwrapped
+from hasten._errors import UnsupportedError
+from hasten._target import Target
+from hasten.pipelines.adapters import Guidance, LatentSize, Prediction
+from hasten.schedules.noise import NoiseLevel
+
+__all__ = ["Conditioner", "target_of"]
+
+
+class _CapturedError(Exception):
+    """Carries the arguments of a forward out of the pipeline's loop."""
+
+    def __init__(self, kwargs: dict[str, Any]) -> None:
+        super().__init__("captured")
+        self.kwargs = kwargs
+
+
+@dataclass(frozen=True)
+class Conditioner:
+    """Builds forwards of a pipeline's denoiser from clean latents and stored conditions.
+
+    Args:
+        target: the pipeline.
+        size: extent of the latents.
+        template: arguments of a forward of one empty prompt, flattened.
+        batched: names of those that have a row for each sample.
+    """
+
+    target: Target
+    size: LatentSize
+    template: Mapping[str, Any]
+    batched: tuple[str, ...]
+
+    @classmethod
+    def of(cls, target: Target, size: LatentSize) -> Conditioner:
+        """For latents of ``size``.
+
+        Raises:
+            UnsupportedError: the pipeline has no denoiser forward to learn from.
+        """
+        one, two = _capture(target, [""], size), _capture(target, ["", ""], size)
+        rows = [n for n, v in one.items() if isinstance(v, Tensor) and v.ndim and len(two[n]) == 2 * len(v)]
+        return cls(target, size, one, tuple(rows))
+
+    @property
+    def denoiser(self) -> Any:
+        """The pipeline's denoiser."""
+        return unwrapped(next(iter(self.target.denoisers.values())))
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """Batched arguments that come from the prompt."""
+        layout: Any = self.target.layout
+        return tuple(name for name in self.batched if name not in (layout.latents, layout.timestep))
+
+    def conditions(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Arguments that come from the prompts, a row for each."""
+        captured = _capture(self.target, list(prompts), self.size)
+        return {name: captured[name] for name in self.condition_names}
+
+    def forward_arguments(
+        self, latents: Tensor, conditions: Mapping[str, Tensor], levels: Sequence[NoiseLevel]
+    ) -> dict[str, Any]:
+        """Arguments of one forward over noisy ``latents`` whose equal parts are at ``levels``, in order."""
+        layout: Any = self.target.layout
+        parts = []
+        chunk = len(latents) // len(levels)
+        for number, level in enumerate(levels):
+            rows = slice(number * chunk, (number + 1) * chunk)
+            given = dict(self.template) | {name: value[rows] for name, value in conditions.items()}
+            told = self.template[layout.latents]
+            given[layout.latents] = told[:1].expand(chunk, *told.shape[1:])
+            changed = layout.encode(self.target.pipe, given, latents[rows], level)
+            timestep = torch.as_tensor(changed[layout.timestep]).flatten()[:1].expand(chunk)
+            parts.append({**changed, layout.timestep: timestep})
+        joined = dict(parts[0])
+        for name in {layout.latents, layout.timestep, *conditions}:
+            joined[name] = torch.cat([part[name] for part in parts])
+        return _nested(joined)
+
+    def prediction(self, output: Any, channels: int) -> Tensor:
+        """The predicted latents (B, C, H, W) in what a forward returned."""
+        sample = output[0] if isinstance(output, tuple) else output
+        unpacked = self.target.layout.decode_output(self.target.pipe, self.template, sample)
+        return unpacked[:, :channels]
+
+    def draw_levels(self, count: int, generator: torch.Generator) -> list[NoiseLevel]:
+        """Training levels: uniform timesteps of a diffusion scheduler, logit-normal times of a flow."""
+        scheduler = self.target.pipe.scheduler
+        kept = getattr(scheduler, "alphas_cumprod", None)
+        if kept is not None:
+            chosen = torch.randint(len(kept), (count,), generator=generator)
+            return [NoiseLevel.vp(float(kept[i])) for i in chosen]
+        times = torch.sigmoid(torch.randn(count, generator=generator))
+        shift = float(getattr(scheduler.config, "shift", 1.0) or 1.0)
+        return [NoiseLevel.flow(float(shift * t / (1 + (shift - 1) * t))) for t in times]
+
+
+def target_of(kind: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a perfect denoiser would predict."""
+    if kind is Prediction.EPSILON:
+        return noise
+    if kind is Prediction.VP_VELOCITY:
+        return alpha * noise - sigma * clean
+    return noise - clean if kind is Prediction.VELOCITY else clean - noise
+
+
+@torch.no_grad()
+def _capture(target: Target, prompts: list[str], size: LatentSize) -> dict[str, Any]:
+    pipe = target.pipe
+    denoiser = unwrapped(next(iter(target.denoisers.values())))
+    names = _parameter_names(denoiser)
+
+    def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _CapturedError(dict(zip(names, args)) | kwargs)
+
+    height, width = target.layout.pixels(pipe, size)
+    call: dict[str, Any] = {
+        "height": height,
+        "width": width,
+        "num_inference_steps": 2,
+        "output_type": "latent",
+    }
+    if target.layout.guidance is not Guidance.EMBEDDED:
+        call["guidance_scale"] = 1.0
+    accepted = target.call_arguments()
+    if "use_resolution_binning" in accepted:
+        call["use_resolution_binning"] = False
+    handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        pipe(prompt=prompts, generator=torch.Generator().manual_seed(0), **call)
+    except _CapturedError as found:
+        return _flat({name: value for name, value in found.kwargs.items() if name != "return_dict"})
+    finally:
+        handle.remove()
+    raise UnsupportedError(f"{target.name} made a picture without one forward of its denoiser")
+
+
+def _flat(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{key}": inner for key, inner in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        outer, _, inner = name.partition("/")
+        if inner:
+            nested.setdefault(outer, {})[inner] = value
+        else:
+            nested[name] = value
+    return nested

@@ -1,0 +1,226 @@
+"""Prepared data: latents, conditions and router embeddings of captioned pictures, encoded once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten.pipelines.adapters import LatentSize
+from hasten.plugins.aptp.encoder import Encoder
+from hasten.plugins.aptp.make.capture import Conditioner
+
+__all__ = ["Batch", "Prepared", "captioned_pictures", "prepare", "scene_pictures"]
+
+_FILE, _ABOUT = "data.safetensors", "data.json"
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+Picture = tuple[str, Any]
+"""A caption and its picture, (3, H, W) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of the prepared data: latents (B, C, h, w), conditions, router embeddings (B, D)."""
+
+    latents: Tensor
+    conditions: Mapping[str, Tensor]
+    embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything ``prepare`` wrote.
+
+    Args:
+        latents: as the denoiser sees them (N, C, h, w), half precision.
+        conditions: by argument name, a row for each caption.
+        empty: the same for the empty caption, one row.
+        embeddings: of the router's encoder (N, D).
+        captions: of the pictures.
+        about: model, encoder, size.
+    """
+
+    latents: Tensor
+    conditions: Mapping[str, Tensor]
+    empty: Mapping[str, Tensor]
+    embeddings: Tensor
+    captions: tuple[str, ...]
+    about: Mapping[str, Any]
+
+    @property
+    def size(self) -> LatentSize:
+        """Extent of the latents."""
+        return LatentSize(self.latents.shape[2], self.latents.shape[3])
+
+    def rows(self, index: Tensor, dropped: Tensor | None = None) -> Batch:
+        """Rows in single precision; where ``dropped``, the empty caption's conditions."""
+        conditions = {}
+        for name, value in self.conditions.items():
+            chosen = value[index]
+            if dropped is not None:
+                mask = dropped.view(-1, *[1] * (chosen.ndim - 1))
+                chosen = torch.where(mask, self.empty[name].expand_as(chosen), chosen)
+            conditions[name] = chosen.float() if chosen.is_floating_point() else chosen
+        return Batch(self.latents[index].float(), conditions, self.embeddings[index].float())
+
+    def batch(self, count: int, generator: torch.Generator, drop: float = 0.0) -> Batch:
+        """``count`` random rows, a share ``drop`` of them with the empty caption."""
+        index = torch.randint(len(self.latents), (count,), generator=generator)
+        return self.rows(index, torch.rand(count, generator=generator) < drop)
+
+    @classmethod
+    def load(cls, folder: Path) -> Prepared:
+        """Read what ``prepare`` wrote.
+
+        Raises:
+            CheckpointError: it is not there or incomplete.
+        """
+        from safetensors.torch import load_file
+
+        if not (folder / _ABOUT).is_file() or not (folder / _FILE).is_file():
+            raise CheckpointError(f"no prepared data in {folder}; run `hasten aptp prepare` first")
+        about = json.loads((folder / _ABOUT).read_text("utf-8"))
+        tensors = load_file(folder / _FILE)
+        pick = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        captions = tuple(about.pop("captions"))
+        return cls(
+            tensors["latents"], pick("condition."), pick("empty."), tensors["embeddings"], captions, about
+        )
+
+
+@torch.no_grad()
+def prepare(
+    conditioner: Conditioner,
+    encoder: Encoder,
+    pictures: Sequence[Picture] | Iterator[Picture],
+    folder: Path,
+    about: Mapping[str, Any],
+    *,
+    chunk: int = 16,
+) -> Prepared:
+    """Encode pictures and captions and write them, complete or not at all.
+
+    Raises:
+        ConfigError: there are no pictures.
+        UnsupportedError: the autoencoder is of a kind that is not known here.
+    """
+    from safetensors.torch import save_file
+
+    latents, conditions, embeddings, captions = [], [], [], []
+    for texts, images in _chunks(iter(pictures), chunk):
+        latents.append(_encode(conditioner, torch.stack(images)).half())
+        conditions.append(conditioner.conditions(texts))
+        embeddings += [encoder.encode(text) for text in texts]
+        captions += texts
+    if not captions:
+        raise ConfigError("no captioned pictures to prepare")
+    tensors = {"latents": torch.cat(latents), "embeddings": torch.stack(embeddings)}
+    for name in conditions[0]:
+        tensors[f"condition.{name}"] = torch.cat([part[name] for part in conditions])
+    tensors |= {f"empty.{name}": value for name, value in conditioner.conditions([""]).items()}
+    packed = {k: (v.half() if v.is_floating_point() and k != "embeddings" else v) for k, v in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().cpu() for k, v in packed.items()}, folder / f"{_FILE}.part")
+    os.replace(folder / f"{_FILE}.part", folder / _FILE)
+    (folder / _ABOUT).write_text(json.dumps({**about, "captions": captions}), "utf-8")
+    return Prepared.load(folder)
+
+
+def scene_pictures(count: int, pixels: int, seed: int = 7) -> Iterator[Picture]:
+    """Training scenes of the miniatures' data set."""
+    from hasten.pipelines.mini.render import render_scenes
+    from hasten.pipelines.mini.scenes import sample_scene
+
+    for index in range(count):
+        scene = sample_scene(seed, index)
+        yield scene.caption(), render_scenes([scene], seed, index, pixels)[0]
+
+
+def captioned_pictures(folder: Path, height: int, width: int) -> Iterator[Picture]:
+    """Pictures of a folder with a caption each: in ``NAME.txt`` beside it, or in ``metadata.jsonl``.
+
+    One caption is taken for each picture, and used for the router and the model alike.
+
+    Raises:
+        ConfigError: the folder has no pictures, or a picture has no caption.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"data folder {folder} does not exist")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise ConfigError(f"data folder {folder} has no pictures ({', '.join(sorted(_SUFFIXES))})")
+    table = _metadata(folder)
+    captions = {file: table.get(file.name) or _caption_beside(file) for file in files}
+    missing = [file.name for file, caption in captions.items() if not caption]
+    if missing:
+        raise ConfigError(
+            f"data folder {folder}: {len(missing)} of {len(files)} pictures have no caption, first {missing[0]}; "
+            f"put it into {Path(missing[0]).stem}.txt, or into metadata.jsonl as "
+            f'{{"file_name": "{missing[0]}", "text": "..."}}'
+        )
+    for file in files:
+        yield str(captions[file]), _picture(file, height, width)
+
+
+def _metadata(folder: Path) -> dict[str, str]:
+    file = folder / "metadata.jsonl"
+    if not file.is_file():
+        return {}
+    table = {}
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            table[str(fields["file_name"])] = str(fields["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f'{file}:{number}: expected {{"file_name": ..., "text": ...}}, got {line!r}'
+            ) from error
+    return table
+
+
+def _caption_beside(file: Path) -> str | None:
+    text = file.with_suffix(".txt")
+    return text.read_text("utf-8").strip() or None if text.is_file() else None
+
+
+def _picture(file: Path, height: int, width: int) -> Tensor:
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as image:
+        fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _chunks(pictures: Iterator[Picture], size: int) -> Iterator[tuple[list[str], list[Tensor]]]:
+    texts: list[str] = []
+    images: list[Tensor] = []
+    for text, image in pictures:
+        texts.append(text)
+        images.append(image)
+        if len(texts) == size:
+            yield texts, images
+            texts, images = [], []
+    if texts:
+        yield texts, images
+
+
+def _encode(conditioner: Conditioner, images: Tensor) -> Tensor:
+    vae: Any = getattr(conditioner.target.pipe, "vae", None)
+    if type(vae).__name__ != "AutoencoderKL":
+        raise UnsupportedError(
+            f"pictures are encoded with an AutoencoderKL, and this pipeline has a {type(vae).__name__}"
+        )
+    like = next(vae.parameters())
+    latents = vae.encode(images.to(like.device, like.dtype)).latent_dist.mode()
+    # The Stable Diffusion and PixArt pipelines know a scale but no shift.
+    shifted = not hasattr(conditioner.target.pipe.scheduler, "alphas_cumprod")
+    shift = (vae.config.shift_factor or 0.0) if shifted else 0.0
+    return ((latents - shift) * vae.config.scaling_factor).float().cpu()

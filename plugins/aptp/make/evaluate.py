@@ -1,0 +1,50 @@
+"""The comparison every bundle has to stand: the base, one static expert, random routing, fewer steps at equal time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hasten._config import Config
+from hasten._generation import Job
+from hasten.plugins.aptp.bundle import Bundle
+from hasten.plugins.aptp.manifest import Manifest
+
+__all__ = ["compare", "configurations", "static_expert"]
+
+
+def static_expert(manifest: Manifest) -> int:
+    """The expert whose cost is nearest to the mean cost of routing."""
+    mean = sum(expert.traffic * expert.macs_share for expert in manifest.experts)
+    shares = [expert.macs_share for expert in manifest.experts]
+    return min(range(len(shares)), key=lambda number: abs(shares[number] - mean))
+
+
+def configurations(bundle: Bundle) -> dict[str, Config]:
+    """Routed, static and random configurations of one bundle. Fewer steps at equal time come with every comparison."""
+    options = {"bundle": bundle.place}
+    static = {**options, "route": "static", "expert": static_expert(bundle.manifest)}
+    random = {**options, "route": "random"}
+    return {
+        "aptp": Config.of({"aptp": options}),
+        "static expert": Config.of({"aptp": static}),
+        "random routing": Config.of({"aptp": random}),
+    }
+
+
+def compare(model: str, folder: Path, out: Path, prompts: int, batch_size: int, seed: int) -> None:
+    """Run the comparison and write its report; see ``hasten compare``."""
+    from hasten._cli import _options as common
+    from hasten.eval.compare.analysis import Settings
+    from hasten.eval.compare.commands import options
+    from hasten.eval.compare.commands.perform import perform
+    from hasten.eval.compare.document import Evaluation
+    from hasten.eval.compare.run import Request
+    from hasten.eval.compare.scores import default_metrics
+
+    candidates = configurations(Bundle.load(folder))
+    first = next(iter(candidates.values()))
+    texts = common.choose_prompts(model, first, None, None, prompts, seed)
+    job = Job(texts, seed, common.call_arguments(model, first, {}), batch_size)
+    metrics = options.build_metrics(default_metrics(texts), [])
+    request = Request(model, job, candidates)
+    perform(request, Evaluation(metrics, None, Settings(0.95, seed, {}), ()), out, html=True)

@@ -1,0 +1,67 @@
+"""Puts plans, trained experts and a fitted router into a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
+from hasten.plugins.aptp.make.fit import error_table, fit_router
+from hasten.plugins.aptp.make.search import Searched
+from hasten.plugins.aptp.make.study import Study
+from hasten.plugins.aptp.make.tune import Tuned
+from hasten.plugins.aptp.manifest import Manifest
+
+__all__ = ["ExportOptions", "export"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How the router is fitted.
+
+    Args:
+        mean_cost: mean share of the base's multiply-accumulates; ``None`` is the middle of the experts'.
+        prompts: calibration prompts.
+        draws: noise draws for each of them, four levels in each.
+        seed: of the noise.
+    """
+
+    mean_cost: float | None = None
+    prompts: int = 512
+    draws: int = 2
+    seed: int = 0
+
+
+def export(
+    study: Study,
+    searched: Searched,
+    tuned: Tuned,
+    options: ExportOptions,
+    folder: Path,
+    about: Mapping[str, Any],
+) -> Manifest:
+    """Fit the router on the experts' errors and write the bundle.
+
+    Raises:
+        ConfigError: the mean cost cannot be met.
+    """
+    prompts = min(options.prompts, len(study.data.latents))
+    errors = error_table(study, searched, tuned, prompts, options.draws, options.seed)
+    shares = torch.tensor(searched.shares)
+    mean = options.mean_cost if options.mean_cost is not None else float(shares.mean())
+    fitted = fit_router(study.data.embeddings[:prompts], errors, shares, mean, seed=options.seed)
+    facts = {
+        **about,
+        "search": searched.about,
+        "tune": tuned.about,
+        "mean_share": round(fitted.mean_share, 4),
+        "errors": [round(float(e), 6) for e in errors.mean(0)],
+    }
+    entries = expert_entries(study.costs, searched.plans, tuned.weights, fitted.traffic.tolist())
+    manifest = study.manifest(entries, facts)
+    experts = tuple(Expert(plan, tensors) for plan, tensors in zip(searched.plans, tuned.tensors))
+    return save_bundle(folder, manifest, fitted.router, experts, study.denoiser)

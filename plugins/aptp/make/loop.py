@@ -1,0 +1,171 @@
+"""A training loop that resumes to the bit, with its state in safetensors and its curve on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten._errors import CheckpointError, HastenError
+from hasten.plugins.aptp.make.ranks import average_gradients, rank, same_everywhere
+
+__all__ = ["Loop", "step_generators"]
+
+_STATE, _CURVE = "state.safetensors", "curve.jsonl"
+Loss = Callable[[int, torch.Generator, torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+def step_generators(seed: int, step: int) -> tuple[torch.Generator, torch.Generator]:
+    """Generators of one step: one that all processes share, and one for this process's data."""
+    common = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    own = torch.Generator().manual_seed((seed * 1_000_003 + step + 7_919 * (rank() + 1) * 1_000_033) % 2**63)
+    return common, own
+
+
+@dataclass
+class Loop:
+    """AdamW over named parameters.
+
+    Args:
+        name: shown with the progress.
+        parameters: what is trained, by name.
+        loss: ``loss(step, common, own)``: loss and figures for the curve.
+        folder: receives state and curve.
+        steps: in all.
+        rate: learning rate, after a short warm-up; falls along a half cosine to a tenth.
+        identity: what the run is; a state of another identity is refused.
+        seed: of every step's generators.
+        save_every: steps between states.
+    """
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    loss: Loss
+    folder: Path
+    steps: int
+    rate: float
+    identity: Mapping[str, Any]
+    seed: int = 0
+    save_every: int = 50
+
+    def run(self, stop_after: int | None = None) -> None:
+        """Train to the end, going on from a state if there is one.
+
+        Args:
+            stop_after: stop once this many steps are done; a later call goes on.
+
+        Raises:
+            CheckpointError: the folder holds the state of another run.
+            HastenError: the loss is not finite, or the processes hold different parameters.
+        """
+        optimizer = torch.optim.AdamW(list(self.parameters.values()), lr=self.rate, weight_decay=0.0)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        first = self._resume(optimizer)
+        last = min(self.steps, stop_after or self.steps)
+        began = time.perf_counter()
+        for step in _progress(self.name, first, last, self.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate(step)
+            value, figures = self.loss(step, *step_generators(self.seed, step))
+            if not bool(value.isfinite()):
+                raise HastenError(
+                    f"{self.name}: the loss is {float(value)} at step {step}; lower --learning-rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            average_gradients(self.parameters.values())
+            nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
+            optimizer.step()
+            self._log(step + 1, {"loss": float(value.detach()), **figures}, time.perf_counter() - began)
+            if (step + 1) % self.save_every == 0 or step + 1 == last:
+                self._save(step + 1, optimizer)
+
+    def _rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, self.steps // 20))
+        return self.rate * warm * (0.55 + 0.45 * math.cos(math.pi * step / max(1, self.steps)))
+
+    def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        from safetensors.torch import save_file
+
+        for name, parameter in self.parameters.items():
+            if not same_everywhere(parameter):
+                raise HastenError(
+                    f"{self.name}: the processes disagree on {name} at step {step}; start them anew"
+                )
+        if rank() != 0:
+            return
+        tensors = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+        about = {"step": str(step), "identity": json.dumps(dict(self.identity), sort_keys=True)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{_STATE}.part", about)
+        os.replace(self.folder / f"{_STATE}.part", self.folder / _STATE)
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> int:
+        from safetensors import safe_open
+
+        file = self.folder / _STATE
+        if not file.exists():
+            return 0
+        with safe_open(file, "pt") as stored:
+            about = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        wanted = json.dumps(dict(self.identity), sort_keys=True)
+        if about["identity"] != wanted:
+            raise CheckpointError(
+                f"{file} belongs to another run ({about['identity']}, wanted {wanted}); "
+                f"choose another folder or delete it"
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"parameter.{name}"])
+                prefix = f"optimizer.{name}."
+                state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                if set(state) == {"step", "exp_avg", "exp_avg_sq"}:
+                    optimizer.state[parameter] = state
+        step = int(about["step"])
+        self._cut_curve(step)
+        return step
+
+    def _log(self, step: int, figures: Mapping[str, float], seconds: float) -> None:
+        if rank() != 0:
+            return
+        record = {
+            "step": step,
+            **{k: round(float(v), 6) for k, v in figures.items()},
+            "seconds": round(seconds, 2),
+        }
+        with (self.folder / _CURVE).open("a", encoding="utf-8") as curve:
+            curve.write(json.dumps(record) + "\n")
+
+    def _cut_curve(self, step: int) -> None:
+        curve = self.folder / _CURVE
+        if rank() == 0 and curve.exists():
+            kept = [
+                line for line in curve.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step
+            ]
+            curve.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+
+def _progress(name: str, first: int, last: int, total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(
+        range(first, last),
+        description=name,
+        total=total,
+        completed=first,
+        console=console,
+        disable=rank() != 0,
+    )

@@ -1,0 +1,269 @@
+"""Learns which units each expert keeps, with hard gates at the layers that consume them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten._errors import ConfigError
+from hasten.plugins.aptp.gates import gated
+from hasten.plugins.aptp.make.importance import importance
+from hasten.plugins.aptp.make.loop import Loop
+from hasten.plugins.aptp.make.ranks import rank, world
+from hasten.plugins.aptp.make.soft_cost import soft_ratio
+from hasten.plugins.aptp.make.study import Noisy, Study, relative_error
+from hasten.plugins.aptp.math import (
+    contrastive,
+    hard_gates,
+    log_ratio,
+    normalised_code,
+    paper_gates,
+    sinkhorn,
+)
+from hasten.plugins.aptp.plan import PruningPlan
+
+__all__ = ["SearchOptions", "Searched", "Searcher", "search"]
+
+_FILE = "search.json"
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the search goes.
+
+    Args:
+        preset: ``"improved"``, or ``"paper"`` for the published recipe.
+        budgets: share of the multiply-accumulates of each expert.
+        steps: of the search.
+        batch: prompts in a step, for each process.
+        rate: learning rate.
+        seed: of everything.
+        importance_batches: batches for the starting point.
+    """
+
+    preset: Literal["improved", "paper"] = "improved"
+    budgets: tuple[float, ...] = (0.42, 0.55, 0.7, 0.88)
+    steps: int = 300
+    batch: int = 16
+    rate: float = 0.02
+    seed: int = 0
+    importance_batches: int = 8
+
+    def __post_init__(self) -> None:
+        if len(self.budgets) < 1 or not all(0 < b <= 1 for b in self.budgets):
+            raise ConfigError(f"--budgets has to list shares between 0 and 1, not {list(self.budgets)}")
+        if list(self.budgets) != sorted(self.budgets):
+            raise ConfigError(f"--budgets has to ascend, not {list(self.budgets)}")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Result of a search: a plan for each expert, cheapest first, and the shares they really cost."""
+
+    plans: tuple[PruningPlan, ...]
+    shares: tuple[float, ...]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write ``search.json``."""
+        fields = {
+            "plans": [p.to_dict() for p in self.plans],
+            "shares": list(self.shares),
+            "about": self.about,
+        }
+        (folder / _FILE).write_text(json.dumps(fields) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Searched:
+        """Read ``search.json``.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        from hasten._errors import CheckpointError
+
+        if not (folder / _FILE).is_file():
+            raise CheckpointError(f"no finished search in {folder}; run `hasten aptp search` first")
+        fields = json.loads((folder / _FILE).read_text("utf-8"))
+        plans = tuple(PruningPlan.from_dict(plan) for plan in fields["plans"])
+        return cls(plans, tuple(fields["shares"]), fields["about"])
+
+
+class Searcher(nn.Module):
+    """Codes (K, D) of gate logits, and the predictor that says which prompt is for which code.
+
+    Args:
+        study: pipeline, data and costs.
+        options: of the search.
+        start: logits (K, D).
+    """
+
+    hidden = 32
+
+    def __init__(self, study: Study, options: SearchOptions, start: Tensor) -> None:
+        super().__init__()
+        self.study, self.options = study, options
+        generator = torch.Generator().manual_seed(options.seed)
+        self.codes = nn.Parameter(start)
+        width = study.data.embeddings.shape[1]
+        paper = options.preset == "paper"
+        outer = study.space.size if paper else self.hidden
+        self.predictor = nn.Parameter(torch.randn(outer, width, generator=generator) * width**-0.5)
+        self.prototypes = nn.Parameter(torch.randn(len(start), self.hidden, generator=generator))
+        if paper:
+            self.prototypes.requires_grad_(False)
+        embeddings = study.data.embeddings.float()
+        self.mean, self.scale = embeddings.mean(0), embeddings.std(0).clamp_min(1e-4)
+        self.targets = torch.tensor(options.budgets)
+
+    def loss(
+        self, step: int, common: torch.Generator, own: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one step."""
+        options = self.options
+        drop = 0.0 if options.preset == "paper" else 0.1
+        noisy = self.study.noisy(self.study.data.batch(options.batch, own, drop), own)
+        with torch.no_grad():
+            teacher = self.study.predict(self.study.denoiser, noisy)
+        if options.preset == "paper":
+            return self._paper(step, noisy, teacher, common)
+        return self._improved(step, noisy, teacher, common, own)
+
+    def gates(self, step: int, common: torch.Generator) -> Tensor:
+        """Hard gates of every code (K, D); all processes draw the same noise."""
+        uniform = torch.rand(self.codes.shape, generator=common).clamp(1e-6, 1 - 1e-6)
+        progress = step / max(1, self.options.steps)
+        temperature = 1.0 + (0.3 - 1.0) * progress
+        # The noise fades, so that what is trained last is what will be cut.
+        logistic = (uniform.log() - (-uniform).log1p()) * 0.5 * (1 - progress)
+        return self._alive(hard_gates(self.codes, temperature, logistic))
+
+    def _improved(
+        self, step: int, noisy: Noisy, teacher: Tensor, common: torch.Generator, own: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        gates = self.gates(step, common)
+        experts = len(gates)
+        chosen = torch.randint(experts, (len(teacher),), generator=own)
+        student = self._student(noisy, gates[chosen])
+        errors = relative_error(student, teacher)
+        scores = self._scores(noisy.embeddings)
+        shares = torch.softmax(scores / 0.1, -1)
+        targets = sinkhorn(scores.detach(), across=world() > 1)
+        assign = -(targets * torch.log_softmax(scores / 0.1, -1)).sum(-1).mean()
+        # With experts drawn evenly this is an unbiased estimate of the error that the routing would cause.
+        route = experts * (shares.gather(1, chosen[:, None])[:, 0] * errors.detach()).mean()
+        ratio = soft_ratio(self.study.costs, *self.study.space.split(gates))
+        budget = log_ratio(ratio, self.targets).mean()
+        alike = contrastive(noisy.embeddings, shares @ normalised_code(gates, self._module_widths()))
+        truth = (student - noisy.truth).square().mean()
+        loss = errors.mean() + 0.2 * truth + 2.0 * budget + 0.1 * assign + route + 0.05 * alike
+        figures = {
+            "error": float(errors.detach().mean()),
+            "budget": float(budget.detach()),
+            "assign": float(assign.detach()),
+        }
+        return loss, figures | {f"cost {i}": float(r) for i, r in enumerate(ratio.detach())}
+
+    def _paper(
+        self, step: int, noisy: Noisy, teacher: Tensor, common: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The published losses; gates still act at the consumer, or the width of resnets could not be learned."""
+        logits = F.linear(self._standard(noisy.embeddings), self.predictor)
+        uniform = torch.rand(self.codes.shape, generator=common).clamp(1e-6, 1 - 1e-6)
+        soft = paper_gates(self.codes, uniform)
+        hard = (soft >= 0.5).to(soft) + (soft - soft.detach())
+        predicted = normalised_code(paper_gates(logits, torch.full_like(logits, 0.5)), self._module_widths())
+        codes = normalised_code(hard, self._module_widths())
+        similarity = F.normalize(predicted, dim=-1) @ F.normalize(codes, dim=-1).T
+        chosen = sinkhorn(similarity.detach(), across=world() > 1).argmax(1)
+        warm = step < self.options.steps // 10
+        used = paper_gates(logits, torch.full_like(logits, 0.5)) if warm else soft[chosen]
+        student = self._student(noisy, self._alive(used))
+        ratio = soft_ratio(self.study.costs, *self.study.space.split(self._alive(hard)))[chosen]
+        budget = log_ratio(ratio.mean(), float(self.targets.mean()))
+        truth, out = (student - noisy.truth).square().mean(), (student - teacher).square().mean()
+        alike = contrastive(noisy.embeddings, predicted, rowwise=False)
+        loss = truth + 0.2 * out + 2.0 * budget + 100.0 * alike
+        if len(ratio) > 1:
+            loss = loss - 0.1 * ratio.std() + 0.1 * (1 - ratio.max())
+        return loss, {
+            "error": float(out),
+            "budget": float(budget),
+            "alike": float(alike),
+            "cost": float(ratio.mean()),
+        }
+
+    def _student(self, noisy: Noisy, gates: Tensor) -> Tensor:
+        with gated(self.study.denoiser, self.study.structure, *self.study.space.split(gates)):
+            return self.study.predict(self.study.denoiser, noisy)
+
+    def _alive(self, gates: Tensor) -> Tensor:
+        """At least the best unit of every group stays on."""
+        units, _ = self.study.space.split(gates)
+        add = []
+        logits, _ = self.study.space.split(self.codes.detach().expand(len(self.codes), -1))
+        for name, values in units.items():
+            best = F.one_hot(logits[name].argmax(-1), values.shape[-1]).to(values)
+            best = best if len(best) == len(values) else best[:1].expand_as(values)
+            add.append(best * (values.detach().amax(-1, keepdim=True) < 0.5))
+        add.append(gates.new_zeros(*gates.shape[:-1], len(self.study.space.blocks)))
+        return gates + torch.cat(add, -1)
+
+    def _scores(self, embeddings: Tensor) -> Tensor:
+        hidden = F.linear(self._standard(embeddings), self.predictor)
+        return F.normalize(hidden, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+
+    def _standard(self, embeddings: Tensor) -> Tensor:
+        return (embeddings - self.mean) / self.scale
+
+    def _module_widths(self) -> Sequence[int]:
+        return [*self.study.space.widths, *[1] * len(self.study.space.blocks)]
+
+
+def search(
+    study: Study, options: SearchOptions, folder: Path, *, stop_after: int | None = None
+) -> Searched | None:
+    """Search plans; goes on from where an interrupted search stopped.
+
+    Returns:
+        The plans, or ``None`` if ``stop_after`` came first.
+
+    Raises:
+        ConfigError: no plan meets a budget.
+    """
+    scores = importance(study, options.importance_batches, options.batch, options.seed)
+    value = (scores / study.space.prices().clamp_min(1e-9)).clamp_min(1e-30).log()
+    started = [
+        study.space.plan(value, budget) for budget in options.budgets
+    ]  # refuses an impossible budget at once
+    spread = ((value - value.mean()) / value.std().clamp_min(1e-9)).clamp(-2, 2)
+    start = torch.stack([2 * study.space.gates(plan) - 1 + 0.3 * spread for plan in started])
+    if options.preset == "paper":
+        start = torch.zeros_like(start).normal_(
+            0, 0.02, generator=torch.Generator().manual_seed(options.seed)
+        )
+    searcher = Searcher(study, options, start)
+    parameters = {n: p for n, p in searcher.named_parameters() if p.requires_grad}
+    identity = {"stage": "search", **asdict(options), "size": study.space.size}
+    loop = Loop(
+        "search", parameters, searcher.loss, folder, options.steps, options.rate, identity, options.seed
+    )
+    loop.run(stop_after)
+    if stop_after is not None and stop_after < options.steps:
+        return None
+    plans = tuple(
+        study.space.plan(code, budget) for code, budget in zip(searcher.codes.detach(), options.budgets)
+    )
+    shares = tuple(study.costs.ratio(plan) for plan in plans)
+    about = {**asdict(options), "budgets": list(options.budgets), "world": world()}
+    result = Searched(plans, shares, about)
+    if rank() == 0:
+        result.save(folder)
+    return result

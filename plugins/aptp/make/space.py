@@ -1,0 +1,141 @@
+"""The gates of a structure as one vector, and plans from such vectors at an exact budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hasten._errors import ConfigError
+from hasten.pipelines.adapters._units import Structure
+from hasten.plugins.aptp.cost import CostModel
+from hasten.plugins.aptp.plan import PruningPlan
+
+__all__ = ["Space"]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be removed, in order: the units of every group, then the blocks.
+
+    Args:
+        structure: of the denoiser.
+        costs: of its plans.
+    """
+
+    structure: Structure
+    costs: CostModel
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of which something may be removed."""
+        return tuple(n for n, g in self.structure.groups.items() if g.refusal is None and g.units > g.step)
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """Blocks that may go."""
+        return tuple(name for name, block in self.structure.blocks.items() if block.refusal is None)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Gates of each group."""
+        return tuple(self.structure.groups[name].units for name in self.groups)
+
+    @property
+    def size(self) -> int:
+        """Number of gates."""
+        return sum(self.widths) + len(self.blocks)
+
+    def split(self, gates: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(..., size) as gates by group (..., units) and by block (...)."""
+        parts = gates.split([*self.widths, len(self.blocks)], -1)
+        units = dict(zip(self.groups, parts))
+        return units, {name: parts[-1][..., i] for i, name in enumerate(self.blocks)}
+
+    def prices(self) -> Tensor:
+        """Multiply-accumulates that each gate saves alone (size,), as a share of the whole."""
+        prices = []
+        for name in self.groups:
+            group = self.structure.groups[name]
+            fewer = PruningPlan({name: tuple(range(group.units - group.step))})
+            prices += [(1 - self.costs.ratio(fewer)) / group.step] * group.units
+        prices += [1 - self.costs.ratio(PruningPlan({}, frozenset({name}))) for name in self.blocks]
+        return torch.tensor(prices)
+
+    def plan(self, scores: Tensor, budget: float) -> PruningPlan:
+        """The plan that keeps the highest scores and costs at most ``budget`` of the whole.
+
+        Args:
+            scores: (size,), higher is kept longer.
+            budget: share of the whole model's multiply-accumulates.
+
+        Raises:
+            ConfigError: no plan is that cheap.
+        """
+        order = sorted(scores.tolist())
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            if self.costs.ratio(self._above(scores, order[middle])) <= budget:
+                high = middle
+            else:
+                low = middle + 1
+        if low == len(order):
+            least = self.costs.ratio(self._above(scores, float("inf")))
+            if least > budget:
+                raise ConfigError(
+                    f"no plan costs {budget:.1%} of the model or less: with one unit of everything and every block "
+                    f"gone that can go, it still costs {least:.1%}; choose a higher budget"
+                )
+            return self._filled(self._above(scores, float("inf")), scores, budget)
+        return self._filled(self._above(scores, order[low]), scores, budget)
+
+    def _filled(self, plan: PruningPlan, scores: Tensor, budget: float) -> PruningPlan:
+        """The plan with the best of what is left that still fits: one block may have been more than the rest."""
+        units, blocks = self.split(scores)
+        for name in sorted(plan.dropped, key=lambda block: (-float(blocks[block]), block)):
+            inside = {group.id for group in self.structure.inside(name)}
+            least = {g: kept[: self.structure.groups[g].step] for g, kept in plan.kept.items() if g in inside}
+            for widths in (plan.kept, {**plan.kept, **least}):
+                larger = PruningPlan(widths, plan.dropped - {name})
+                if self.costs.ratio(larger) <= budget:
+                    plan = larger
+                    break
+        spare = []
+        for name, kept in plan.kept.items():
+            step = self.structure.groups[name].step
+            gone = [
+                u for u in torch.argsort(units[name], descending=True, stable=True).tolist() if u not in kept
+            ]
+            packs = [tuple(gone[i : i + step]) for i in range(0, len(gone), step)]
+            spare += [(float(units[name][list(pack)].mean()), name, pack) for pack in packs]
+        for _, name, pack in sorted(spare, key=lambda item: (-item[0], item[1])):
+            larger = PruningPlan({**plan.kept, name: tuple(sorted((*plan.kept[name], *pack)))}, plan.dropped)
+            if self.costs.ratio(larger) <= budget:
+                plan = larger
+        return plan.without_whole(self.structure)
+
+    def _above(self, scores: Tensor, bound: float) -> PruningPlan:
+        """The plan that keeps scores of at least ``bound``, and what has to stay."""
+        units, blocks = self.split(scores)
+        kept = {}
+        for name, values in units.items():
+            step = self.structure.groups[name].step
+            wanted = int((values >= bound).sum())
+            number = min(len(values), max(step, -(-wanted // step) * step))
+            best = torch.argsort(values, descending=True, stable=True)[:number]
+            kept[name] = tuple(sorted(best.tolist()))
+        dropped = frozenset(name for name, value in blocks.items() if float(value) < bound)
+        return PruningPlan(kept, dropped)
+
+    def gates(self, plan: PruningPlan) -> Tensor:
+        """A plan as a vector of 0 and 1."""
+        parts: list[Sequence[float]] = []
+        for name in self.groups:
+            units = set(plan.units(self.structure.groups[name]))
+            parts.append([float(unit in units) for unit in range(self.structure.groups[name].units)])
+        parts.append([float(name not in plan.dropped) for name in self.blocks])
+        return torch.tensor([value for part in parts for value in part])

@@ -1,0 +1,207 @@
+"""Trains the experts of finished plans: low-rank updates, or all of their weights, towards the base's predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hasten._errors import CheckpointError, ConfigError
+from hasten.plugins.aptp.lora import DOWN, UP
+from hasten.plugins.aptp.make.loop import Loop
+from hasten.plugins.aptp.make.ranks import rank
+from hasten.plugins.aptp.make.search import Searched
+from hasten.plugins.aptp.make.study import Study, features, relative_error
+from hasten.plugins.aptp.surgery import pruned
+
+__all__ = ["TuneOptions", "Tuned", "Tuner", "tune"]
+
+_FILE = "experts.safetensors"
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How experts are trained.
+
+    Args:
+        weights: ``"lora"`` keeps a bundle small, ``"full"`` trains everything.
+        rank: of the low-rank updates.
+        steps: for each expert.
+        batch: prompts in a step, for each process.
+        rate: learning rate.
+        truth: weight of the denoising loss beside the distillation.
+        blocks: weight of the distillation of every stage's output.
+        seed: of everything.
+    """
+
+    weights: Literal["lora", "full"] = "lora"
+    rank: int = 4
+    steps: int = 400
+    batch: int = 16
+    rate: float = 2e-3
+    truth: float = 0.2
+    blocks: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.steps < 0 or self.batch < 1:
+            raise ConfigError(f"--rank and --batch have to be at least 1, --steps at least 0: {self}")
+
+
+class Tuner:
+    """All experts in one loop, one after the other in turn, so that a stop leaves none behind.
+
+    Args:
+        study: pipeline, data and costs.
+        searched: plans.
+        options: of the training.
+    """
+
+    def __init__(self, study: Study, searched: Searched, options: TuneOptions) -> None:
+        self.study, self.options = study, options
+        self.models = [pruned(study.denoiser, study.structure, plan) for plan in searched.plans]
+        generator = torch.Generator().manual_seed(options.seed)
+        build = _low_rank if options.weights == "lora" else _everything
+        self.updates = [build(model, options.rank, generator) for model in self.models]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by expert and name."""
+        return {f"{i}.{name}": p for i, update in enumerate(self.updates) for name, p in update.items()}
+
+    def loss(
+        self,
+        step: int,
+        common: torch.Generator,  # noqa: ARG002
+        own: torch.Generator,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Distillation of one expert on one batch, one caption in ten empty."""
+        number = step % len(self.models)
+        noisy = self.study.noisy(self.study.data.batch(self.options.batch, own, drop=0.1), own)
+        base = self.study.denoiser
+        with torch.no_grad(), features(base) as wanted:
+            teacher = self.study.predict(base, noisy)
+        model = self.models[number]
+        with features(model) as found:
+            student = self.predict(number, noisy.arguments, teacher.shape[1])
+        error = relative_error(student, teacher).mean()
+        shared = [name for name in wanted if name in found]
+        stages = torch.stack([relative_error(found[name], wanted[name]).mean() for name in shared])
+        truth = (student - noisy.truth).square().mean()
+        loss = error + self.options.blocks * stages.mean() + self.options.truth * truth
+        return loss, {"expert": float(number), "error": float(error.detach()), "truth": float(truth.detach())}
+
+    def predict(self, number: int, arguments: Mapping[str, Any], channels: int) -> Tensor:
+        """Prediction of an expert with its update."""
+        model = self.models[number]
+        weights = applied(model, self.updates[number])
+        output = torch.func.functional_call(model, weights, (), dict(arguments) | {"return_dict": False})
+        return self.study.conditioner.prediction(output, channels)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Trained tensors of every expert, as a bundle stores them."""
+
+    weights: Literal["lora", "full"]
+    tensors: tuple[dict[str, Tensor], ...]
+    about: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write ``experts.safetensors``."""
+        from safetensors.torch import save_file
+
+        flat = {
+            f"{i}.{n}": v.contiguous() for i, tensors in enumerate(self.tensors) for n, v in tensors.items()
+        }
+        about = {"weights": self.weights, "experts": str(len(self.tensors)), "about": json.dumps(self.about)}
+        save_file(flat, folder / _FILE, about)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tuned:
+        """Read ``experts.safetensors``.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        from safetensors import safe_open
+
+        if not (folder / _FILE).is_file():
+            raise CheckpointError(f"no finished experts in {folder}; run `hasten aptp tune` first")
+        with safe_open(folder / _FILE, "pt") as stored:
+            about = stored.metadata()
+            flat = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        tensors: list[dict[str, Tensor]] = [{} for _ in range(int(about["experts"]))]
+        for name, value in flat.items():
+            number, _, inner = name.partition(".")
+            tensors[int(number)][inner] = value
+        return cls(about["weights"], tuple(tensors), json.loads(about["about"]))
+
+
+def tune(
+    study: Study, searched: Searched, options: TuneOptions, folder: Path, *, stop_after: int | None = None
+) -> Tuned | None:
+    """Train every expert; goes on from where an interrupted run stopped.
+
+    Returns:
+        The trained tensors, or ``None`` if ``stop_after`` came first.
+    """
+    tuner = Tuner(study, searched, options)
+    total = options.steps * len(searched.plans)
+    identity = {"stage": "tune", **asdict(options), "plans": [plan.digest for plan in searched.plans]}
+    loop = Loop("tune", tuner.parameters, tuner.loss, folder, total, options.rate, identity, options.seed)
+    loop.run(stop_after)
+    if stop_after is not None and stop_after < total:
+        return None
+    tensors = tuple({name: p.detach().clone() for name, p in update.items()} for update in tuner.updates)
+    if options.weights == "full":
+        tensors = tuple(
+            {**dict(model.state_dict()), **update} for model, update in zip(tuner.models, tensors)
+        )
+    result = Tuned(options.weights, tensors, asdict(options))
+    if rank() == 0:
+        result.save(folder)
+    return result
+
+
+def applied(model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of ``model`` with an update, differentiable in it."""
+    known = dict(model.named_parameters())
+    weights: dict[str, Tensor] = {}
+    for name, value in update.items():
+        path, _, kind = name.rpartition(".")
+        if kind == UP:
+            continue
+        if kind == DOWN:
+            old = known[f"{path}.weight"]
+            product = (update[f"{path}.{UP}"] @ value.flatten(1)).view(old.shape)
+            weights[f"{path}.weight"] = old.detach() + product
+        else:
+            weights[name] = value
+    return weights
+
+
+def _low_rank(model: nn.Module, rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
+    """Updates of every linear and convolution that are worth it, and all biases and norms."""
+    update = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith(("time_", "conv_in")):
+            shape = module.weight.shape
+            inner = shape[1:].numel()
+            if rank * (shape[0] + inner) < shape[0] * inner:
+                down = torch.randn(rank, *shape[1:], generator=generator) * inner**-0.5
+                update[f"{name}.{DOWN}"] = nn.Parameter(down)
+                update[f"{name}.{UP}"] = nn.Parameter(torch.zeros(shape[0], rank))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 and not name.startswith("time_"):
+            update[name] = nn.Parameter(parameter.detach().clone().float())
+    return update
+
+
+def _everything(model: nn.Module, rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:  # noqa: ARG001
+    return {name: nn.Parameter(p.detach().clone().float()) for name, p in model.named_parameters()}

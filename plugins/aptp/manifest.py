@@ -1,0 +1,180 @@
+"""``aptp.json``: what a bundle says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hasten._errors import CheckpointError
+from hasten.pipelines.adapters._units import Grain
+
+__all__ = [
+    "SCHEMA",
+    "BaseEntry",
+    "ExpertEntry",
+    "ExpertWeights",
+    "GrainEntry",
+    "Manifest",
+    "RouterEntry",
+    "SizeEntry",
+    "config_digest",
+    "file_digest",
+]
+
+SCHEMA = 1
+MANIFEST = "aptp.json"
+
+
+ExpertWeights = Literal["slice", "lora", "shared", "full"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseEntry(_Entry):
+    """The model the experts are cut from.
+
+    Args:
+        name: what the maker loaded.
+        denoiser: its class.
+        config: digest of its architecture.
+    """
+
+    name: str
+    denoiser: str
+    config: str
+
+
+class RouterEntry(_Entry):
+    """How prompts become experts.
+
+    Args:
+        kind: ``"prototypes"``, or ``"codes"`` for an imported router of the paper.
+        encoder: ``"pipeline"`` or ``"sentence"``.
+        model: text encoder component, or sentence model.
+    """
+
+    kind: Literal["prototypes", "codes"]
+    encoder: Literal["pipeline", "sentence"]
+    model: str
+
+
+class ExpertEntry(_Entry):
+    """One expert.
+
+    Args:
+        weights: ``"slice"`` of the base, ``"lora"`` on the slice, ``"shared"`` (a slice of the base with the bundle's
+            shared LoRA), or ``"full"``.
+        macs_share: share of the base's multiply-accumulates at the bundle's size.
+        macs: multiply-accumulates of a forward of one sample.
+        parameters: of the pruned denoiser.
+        traffic: share of the calibration prompts routed to it.
+    """
+
+    weights: ExpertWeights
+    macs_share: float = Field(gt=0, le=1.0001)
+    macs: float = Field(gt=0)
+    parameters: int = Field(gt=0)
+    traffic: float = Field(ge=0, le=1)
+
+
+class SizeEntry(_Entry):
+    """Where costs were counted: latent extent and text tokens."""
+
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    text: int = Field(ge=0)
+
+
+class GrainEntry(_Entry):
+    """See :class:`~hasten.pipelines.adapters._units.Grain`."""
+
+    ffn: int = 64
+    ffn_units: int | None = None
+    align: int = 8
+
+    def grain(self) -> Grain:
+        """As the scanners take it."""
+        return Grain(self.ffn, self.ffn_units, self.align)
+
+
+class Manifest(_Entry):
+    """Everything but tensors and plans.
+
+    Args:
+        schema_version: of this file (``schema`` in the JSON).
+        family: of the pipeline's adapter.
+        base: the model the experts are cut from.
+        grain: how fine units are.
+        size: where costs were counted.
+        router: how prompts are routed.
+        experts: in order.
+        files: relative path -> SHA-256 of every other file.
+        about: how it was made: command, data, licence, figures.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    family: str
+    base: BaseEntry
+    grain: GrainEntry
+    size: SizeEntry
+    router: RouterEntry
+    experts: tuple[ExpertEntry, ...] = Field(min_length=1)
+    files: dict[str, str]
+    about: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read ``aptp.json`` of a bundle's folder.
+
+        Raises:
+            CheckpointError: it is missing, malformed, or of a newer schema.
+        """
+        file = folder / MANIFEST
+        try:
+            fields = json.loads(file.read_text("utf-8"))
+        except OSError as error:
+            raise CheckpointError(
+                f"no APTP bundle in {folder}: {MANIFEST} cannot be read ({error.strerror}); make one with "
+                f"`hasten aptp export`, or import published checkpoints with `hasten aptp import`"
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(f"{file} is no JSON: {error}; get the bundle again") from error
+        version = fields.get("schema") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version > SCHEMA:
+            raise CheckpointError(
+                f"{file} has schema {version}, this hasten reads up to {SCHEMA}; upgrade hasten"
+            )
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise CheckpointError(f"{file} is malformed: {places}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write ``aptp.json``."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), indent=2)
+        (folder / MANIFEST).write_text(text + "\n", "utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def config_digest(denoiser: Any) -> str:
+    """Digest of what shapes a denoiser: its class and configuration, without names and versions."""
+    config = {key: value for key, value in dict(denoiser.config).items() if not str(key).startswith("_")}
+    text = json.dumps([type(denoiser).__name__, config], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

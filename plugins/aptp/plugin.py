@@ -1,0 +1,116 @@
+"""The technique ``aptp``: claims, checks, attaching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hasten._claims import Access, Claim
+from hasten._errors import UnsupportedError
+from hasten._hookspecs import hookimpl
+from hasten._technique import Finding, Technique
+from hasten.pipelines.adapters._units import PrunableUnits
+from hasten.plugins.aptp.config import AptpConfig
+
+if TYPE_CHECKING:
+    from hasten._seams import Seams
+    from hasten._target import Target
+    from hasten.plugins.aptp.bundle import Bundle
+
+__all__ = ["BUNDLES", "Aptp"]
+
+BUNDLES = Path(__file__).with_name("bundles")
+"""Bundles of the miniatures, one folder each."""
+
+
+class Aptp(Technique[AptpConfig]):
+    """Prompt-routed pruning, after arXiv 2406.12042: each prompt runs on the pruned denoiser that suits it."""
+
+    name = "aptp"
+    summary = "a router picks a physically pruned denoiser for each prompt"
+    config_class = AptpConfig
+    requires = (PrunableUnits,)
+
+    def claims(self, target: Target) -> Sequence[Claim]:  # noqa: ARG002
+        """The shapes of weights change from group to group."""
+        return [Claim("weights.structure", Access.EXCLUSIVE)]
+
+    def check(self, target: Target) -> Iterable[Finding]:
+        """Refuse a bundle that does not belong to this pipeline."""
+        if len(target.denoisers) != 1:
+            yield Finding("error", f"it prunes pipelines with one denoiser, this has {len(target.denoisers)}")
+            return
+        bundle = self._bundle(target)
+        yield from self._check_base(target, bundle)
+        if self.config.route == "static" and (self.config.expert or 0) >= len(bundle.experts):
+            yield Finding(
+                "error", f"expert={self.config.expert}: the bundle has experts 0 to {len(bundle.experts) - 1}"
+            )
+        shares = ", ".join(f"{expert.macs_share:.0%}" for expert in bundle.manifest.experts)
+        size = bundle.manifest.size
+        yield Finding(
+            "note",
+            f"{len(bundle.experts)} experts at {shares} of the multiply-accumulates, counted at {size.height} x "
+            f"{size.width} latents and {size.text} text tokens",
+        )
+
+    def attach(self, target: Target, seams: Seams) -> None:
+        """Around the pipeline call, and around forwards for the report."""
+        from hasten._denoiser import unwrapped
+        from hasten.plugins.aptp.encoder import make_encoder
+        from hasten.plugins.aptp.experts import Experts
+        from hasten.plugins.aptp.routing import Routing
+
+        bundle = self._bundle(target)
+        denoiser = unwrapped(next(iter(target.denoisers.values())))
+        structure = target.capability(PrunableUnits).structure(  # type: ignore[type-abstract]
+            denoiser, bundle.manifest.grain.grain()
+        )
+        bundle.check_experts(structure)
+        encoder = make_encoder(bundle.manifest.router.encoder, bundle.manifest.router.model, target.pipe)
+        config = self.config
+        experts = Experts(bundle, structure, config.residency, config.resident, compiled=config.compile)
+        if config.residency == "all":
+            for number in range(len(bundle.experts)):
+                experts.get(number, denoiser)
+        routing = Routing(self.name, config, target, bundle, encoder, experts)
+        seams.run(routing.run)
+        seams.denoiser(routing.record)
+
+    def _bundle(self, target: Target) -> Bundle:
+        from hasten.plugins.aptp.bundle import Bundle
+
+        if self.config.bundle is not None:
+            return Bundle.load(self.config.bundle)
+        for folder in sorted(BUNDLES.glob("*/aptp.json")):
+            bundle = Bundle.load(folder.parent)
+            if not list(self._check_base(target, bundle)):
+                return bundle
+        raise UnsupportedError(
+            f"aptp needs a bundle made for this {target.name}; set aptp.bundle=DIR. Make one with `hasten aptp "
+            f"prepare`, `search`, `tune` and `export`"
+        )
+
+    def _check_base(self, target: Target, bundle: Bundle) -> Iterable[Finding]:
+        from hasten._denoiser import unwrapped
+
+        denoiser = unwrapped(next(iter(target.denoisers.values())))
+        weights = self.config.base_check == "weights"
+        reason = bundle.check_base(denoiser, target.adapter.family, weights=weights)
+        if reason is not None:
+            yield Finding("error", reason)
+
+
+@hookimpl
+def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
+    """Offer the technique to the host."""
+    register(Aptp)
+
+
+@hookimpl
+def hasten_register_commands(app: Any) -> None:
+    """Offer ``hasten aptp``."""
+    from hasten.plugins.aptp.commands import app as commands
+
+    app.add_typer(commands, name="aptp")

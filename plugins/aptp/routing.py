@@ -1,0 +1,171 @@
+"""The run handler: route, group, run each group on its expert, and put the pictures back in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hasten._denoiser import DenoiserCall
+from hasten._run import RunCall
+from hasten.plugins.aptp.batching import check_splittable, drawn_once, merge, part_of_call, sample_indices
+from hasten.plugins.aptp.bundle import Bundle
+from hasten.plugins.aptp.config import AptpConfig
+from hasten.plugins.aptp.encoder import Encoder
+from hasten.plugins.aptp.experts import Experts
+from hasten.plugins.aptp.groups import group_prompts
+from hasten.plugins.aptp.ranks import agree
+from hasten.plugins.aptp.router import BASE, Decision, random_expert
+
+if TYPE_CHECKING:
+    from hasten._target import Target
+
+__all__ = ["Routing", "decide"]
+
+
+@dataclass(frozen=True)
+class _Current:
+    """The group that runs now."""
+
+    expert: int
+    samples: tuple[int, ...]
+    decisions: tuple[Decision, ...]
+
+
+_current: ContextVar[_Current | None] = ContextVar("hasten_aptp_group", default=None)
+
+
+def decide(prompt: str, bundle: Bundle, encoder: Encoder, config: AptpConfig) -> Decision:
+    """Where a prompt goes: a function of the prompt alone."""
+    if config.route == "static":
+        return Decision(config.expert or 0, 1.0, "static")
+    if config.fallback and not prompt.strip():
+        return Decision(BASE, 1.0, "no text")
+    if config.fallback and encoder.too_long(prompt):
+        return Decision(BASE, 1.0, "too long")
+    embedding = encoder.encode(prompt)
+    if config.fallback and bundle.router.familiarity(embedding) < bundle.router.threshold:
+        return Decision(BASE, 1.0, "unfamiliar")
+    if config.route == "random":
+        shares = torch.tensor([expert.traffic for expert in bundle.manifest.experts])
+        return Decision(random_expert(prompt, shares), 1.0, "random")
+    probabilities = bundle.router.probabilities(embedding)
+    best = int(probabilities.argmax())
+    confidence = float(probabilities[best])
+    if confidence < config.min_confidence:
+        return Decision(BASE, confidence, "unsure")
+    return Decision(best, confidence, "router")
+
+
+class Routing:
+    """Handlers of the technique on one pipeline.
+
+    Args:
+        name: of the technique, for the report.
+        config: its options.
+        target: the pipeline.
+        bundle: experts and router.
+        encoder: of the router.
+        experts: in memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: AptpConfig,
+        target: Target,
+        bundle: Bundle,
+        encoder: Encoder,
+        experts: Experts,
+    ) -> None:
+        self._name, self._config, self._target = name, config, target
+        self._bundle, self._encoder, self._experts = bundle, encoder, experts
+        self._decided: dict[str, Decision] = {}
+        self._shares = {i: e.macs_share for i, e in enumerate(bundle.manifest.experts)} | {BASE: 1.0}
+
+    def run(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
+        """Around the pipeline call."""
+        prompts = _prompts_of(call)
+        if prompts is None:
+            # Embeddings alone cannot be routed: the whole model is right for every prompt.
+            return self._on_expert(call, proceed, BASE, (), (Decision(BASE, 1.0, "no text"),))
+        copies = int(call.arguments.get("num_images_per_prompt") or 1)
+        decisions = [self.decide(prompt) for prompt in prompts]
+        if self._config.ranks == "together":
+            decisions = agree(decisions)
+        groups, final = group_prompts(decisions, self._shares, self._config, self._experts.resident, copies)
+        everyone = tuple(sample_indices(range(len(prompts)), copies))
+        if len(groups) == 1:
+            return self._on_expert(call, proceed, groups[0].expert, everyone, tuple(final))
+        check_splittable(call)
+        draws = drawn_once(call, len(everyone))
+        outputs, places = [], []
+        for group in groups:
+            samples = tuple(sample_indices(group.prompts, copies))
+            part = part_of_call(call, group.prompts, len(prompts), copies)
+            with draws.part(call.pipe, samples):
+                chosen = tuple(final[i] for i in group.prompts)
+                outputs.append(self._on_expert(part, proceed, group.expert, samples, chosen))
+            places.append(samples)
+        return merge(outputs, places)
+
+    def decide(self, prompt: str) -> Decision:
+        """The decision for a prompt, remembered."""
+        if prompt not in self._decided:
+            self._decided[prompt] = decide(prompt, self._bundle, self._encoder, self._config)
+        return self._decided[prompt]
+
+    def record(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
+        """Around every forward: says in the report which expert computes it, and for which pictures."""
+        current = _current.get()
+        if current is not None and call.step.index == 0:
+            call.run.record(
+                self._name,
+                expert="base" if current.expert == BASE else current.expert,
+                pictures=list(current.samples),
+                confidence=[round(d.confidence, 4) for d in current.decisions],
+                reason=[d.reason for d in current.decisions],
+                macs_share=round(self._shares[current.expert], 4),
+            )
+        return proceed(call)
+
+    def _on_expert(
+        self,
+        call: RunCall,
+        proceed: Callable[[RunCall], Any],
+        expert: int,
+        samples: tuple[int, ...],
+        decisions: tuple[Decision, ...],
+    ) -> Any:
+        token = _current.set(_Current(expert, samples, decisions))
+        try:
+            with _swapped(call.pipe, self._target, self._experts, expert):
+                return proceed(call)
+        finally:
+            _current.reset(token)
+            self._experts.release()
+
+
+@contextmanager
+def _swapped(pipe: Any, target: Target, experts: Experts, expert: int) -> Iterator[None]:
+    """The pipeline with an expert in the denoiser's place, written past ``__setattr__``, which edits the config."""
+    name, base = next(iter(target.denoisers.items()))
+    chosen = experts.get(expert, base)
+    attributes = vars(pipe)
+    attributes[name] = chosen
+    try:
+        yield
+    finally:
+        if attributes.get(name) is chosen:
+            attributes[name] = base
+
+
+def _prompts_of(call: RunCall) -> Sequence[str] | None:
+    prompt = call.arguments.get("prompt")
+    if prompt is None or call.arguments.get("prompt_embeds") is not None:
+        return None
+    return [prompt] if isinstance(prompt, str) else list(prompt)

@@ -1,0 +1,153 @@
+"""Cuts units out of a denoiser for good: smaller tensors, fewer operations, the same function as masking them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten._errors import UnsupportedError
+from hasten.pipelines.adapters._units import Cut, Structure
+from hasten.plugins.aptp.plan import PruningPlan
+
+__all__ = ["channels", "clone_tree", "cut_tensor", "pruned", "skeleton"]
+
+_CONTAINERS = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
+    """A pruned copy of ``model`` that shares every tensor the plan leaves whole.
+
+    Args:
+        model: the denoiser; it is not changed.
+        structure: its units.
+        plan: what stays.
+
+    Returns:
+        A model of the same class; nested plans (the first units of a group) share even the cut tensors' memory,
+        as far as their layout allows.
+
+    Raises:
+        UnsupportedError: the plan is illegal, or the model carries hooks of an offloader.
+    """
+    plan.check(structure)
+    _refuse_hooks(model)
+    plan = plan.without_whole(structure)
+    copied = clone_tree(model)
+    for name in plan.dropped:
+        parent, _, child = name.rpartition(".")
+        block = structure.blocks[name].placeholder(copied.get_submodule(name))
+        setattr(copied.get_submodule(parent), child, block.train(model.training))
+    for module, axis in _axes(structure, plan):
+        cut_layer(copied.get_submodule(module), axis, channels(structure, plan, module, axis, copied))
+    for name, units in plan.kept.items():
+        for module, attribute, each in structure.groups[name].attributes:
+            setattr(copied.get_submodule(module), attribute, each * len(units))
+        _follow_packing(copied, structure, name)
+    return copied
+
+
+def skeleton(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
+    """The pruned architecture with its parameters on the meta device and its buffers real."""
+    copied = clone_tree(model)
+    for module in copied.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(
+                    parameter.detach().to("meta"), parameter.requires_grad
+                )
+    return pruned(copied, structure, plan)
+
+
+def clone_tree(model: nn.Module) -> Any:
+    """Another tree of modules over the same parameters and buffers."""
+    made: dict[int, nn.Module] = {}
+
+    def clone(module: nn.Module) -> nn.Module:
+        if id(module) in made:
+            return made[id(module)]
+        twin = copy.copy(module)
+        vars(twin).pop("_diffusers_hook", None)  # an empty registry, which would still point to the original
+        made[id(module)] = twin
+        for name in (*_CONTAINERS, *_HOOKS):
+            if name in vars(module):
+                vars(twin)[name] = copy.copy(vars(module)[name])
+        for name, child in module._modules.items():
+            twin._modules[name] = None if child is None else clone(child)
+        return twin
+
+    return clone(model)
+
+
+def channels(structure: Structure, plan: PruningPlan, module: str, axis: str, model: nn.Module) -> Tensor:
+    """Numbers of the channels of a layer that stay, along one axis of its weight."""
+    layer: Any = model.get_submodule(module)
+    stays = torch.ones(layer.weight.shape[0 if axis == "out" else 1], dtype=torch.bool)
+    for name, units in plan.kept.items():
+        group = structure.groups[name]
+        gone = set(range(group.units)) - set(units)
+        for cut in group.cuts:
+            if (cut.module, cut.axis) == (module, axis):
+                for unit in gone:
+                    start = cut.offset + unit * cut.size
+                    stays[start : start + cut.size] = False
+    return stays.nonzero().flatten()
+
+
+def cut_layer(layer: Any, axis: str, index: Tensor) -> None:
+    """Keep only some rows (``"out"``) or columns (``"in"``) of a linear, convolution or group norm."""
+    dimension = 0 if axis == "out" else 1
+    layer._parameters["weight"] = _parameter(layer.weight, index, dimension)
+    if axis == "out" and layer.bias is not None:
+        layer._parameters["bias"] = _parameter(layer.bias, index, 0)
+    if not isinstance(layer, nn.GroupNorm):
+        kind = "features" if isinstance(layer, nn.Linear) else "channels"
+        setattr(layer, f"{axis}_{kind}", len(index))
+
+
+def cut_tensor(tensor: Tensor, index: Tensor, dimension: int) -> Tensor:
+    """Channels ``index`` along ``dimension``: a view where they are the first ones of a matrix or vector."""
+    prefix = bool((index == torch.arange(len(index))).all())
+    if prefix and (dimension == 0 or tensor.ndim == 2):
+        return tensor.narrow(dimension, 0, len(index))
+    return tensor.index_select(dimension, index.to(tensor.device if tensor.device.type != "meta" else "cpu"))
+
+
+def _parameter(parameter: Any, index: Tensor, dimension: int) -> nn.Parameter:
+    if parameter.device.type == "meta":
+        shape = list(parameter.shape)
+        shape[dimension] = len(index)
+        return nn.Parameter(parameter.detach().new_empty(shape), parameter.requires_grad)
+    kept = cut_tensor(parameter.detach(), index, dimension)
+    if kept.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
+        kept = kept.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(kept, parameter.requires_grad)
+
+
+def _axes(structure: Structure, plan: PruningPlan) -> Sequence[tuple[str, str]]:
+    """(module, axis) of every layer the plan cuts, once each: two groups may share a layer."""
+    cuts: list[Cut] = [cut for name in plan.kept for cut in structure.groups[name].cuts]
+    return list(dict.fromkeys((cut.module, cut.axis) for cut in cuts))
+
+
+def _follow_packing(model: nn.Module, structure: Structure, name: str) -> None:
+    """Keep what FLUX's single blocks note about the halves of their output layer."""
+    for cut in structure.groups[name].consumers:
+        layer: Any = model.get_submodule(cut.module)
+        if hasattr(layer, "_tp_packed_row_blocks"):
+            inner = model.get_submodule(cut.module.rpartition(".")[0]).mlp_hidden_dim
+            layer._tp_packed_row_blocks = [layer.in_features - inner, inner]
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        if hasattr(module, "_hf_hook") or getattr(registry, "hooks", None):
+            raise UnsupportedError(
+                f"module {path or 'denoiser'!r} carries hooks of an offloader or a cache, which would run on the uncut "
+                f"weights; prune first, then enable offloading or caching"
+            )

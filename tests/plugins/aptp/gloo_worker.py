@@ -1,0 +1,69 @@
+"""One of two processes of a search, or of a call whose experts have to agree."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+
+def search_together(folder: Path) -> None:
+    """Search with half of the batch in each process and write this process's codes."""
+    import torch
+    from accelerate import PartialState
+    from safetensors.torch import save_file
+
+    from hasten._target import Target
+    from hasten.pipelines.adapters import LatentSize
+    from hasten.plugins.aptp.encoder import PipelineEncoder
+    from hasten.plugins.aptp.make.capture import Conditioner
+    from hasten.plugins.aptp.make.data import prepare, scene_pictures
+    from hasten.plugins.aptp.make.loop import Loop
+    from hasten.plugins.aptp.make.search import SearchOptions, search
+    from hasten.plugins.aptp.make.study import Study
+    from hasten.plugins.aptp.manifest import GrainEntry
+
+    state = PartialState(cpu=True, backend="gloo")
+    pipe = __import__("subjects").tiny_unet()
+    target = Target.of(pipe)
+    data = folder / f"data{state.process_index}"
+    about = {"model": "test", "router_encoder": "pipeline", "router_model": "text_encoder"}
+    encoder = PipelineEncoder(pipe, "text_encoder")
+    made = prepare(Conditioner.of(target, LatentSize(8, 8)), encoder, scene_pictures(12, 32), data, about)
+    study = Study.of(pipe, made, GrainEntry(ffn=8, align=1))
+    kept: dict[str, torch.Tensor] = {}
+    original = Loop.run
+
+    def run(self: Loop, stop_after: int | None = None) -> None:
+        original(self, stop_after)
+        kept.update({name: value.detach().clone() for name, value in self.parameters.items()})
+
+    Loop.run = run  # type: ignore[method-assign]
+    options = SearchOptions(budgets=(0.6, 0.9), steps=6, batch=4, importance_batches=1)
+    found = search(study, options, folder / "search")
+    assert found is not None
+    save_file(kept, folder / f"codes{state.process_index}.safetensors")
+    (folder / f"plans{state.process_index}.txt").write_text(str([plan.digest for plan in found.plans]))
+    state.destroy_process_group()
+
+
+def disagree(folder: Path) -> None:
+    """Route to different experts and write what is said about it."""
+    from accelerate import PartialState
+
+    from hasten._errors import HastenError
+    from hasten.plugins.aptp.ranks import agree
+    from hasten.plugins.aptp.router import Decision
+
+    state = PartialState(cpu=True, backend="gloo")
+    rank = state.process_index
+    assert [d.expert for d in agree([Decision(2, 0.5, "router")])] == [2]
+    try:
+        agree([Decision(rank, 0.5, "router")])
+    except HastenError as error:
+        (folder / f"said{rank}.txt").write_text(str(error))
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    {"search": search_together, "disagree": disagree}[sys.argv[1]](Path(sys.argv[2]))
