@@ -29,8 +29,8 @@ _PROMPT_STREAM = 2**41
 
 
 def names() -> list[str]:
-    """Names of the bundled pipelines, as :func:`load` and ``hasten.load`` take them."""
-    return [_PREFIX + model for model in _MODELS]
+    """Names of the installed pipelines, as :func:`load` and ``hasten.load`` take them."""
+    return [_PREFIX + model for model in _MODELS if (_WEIGHTS / model).is_dir()]
 
 
 def path(name: str) -> Path:
@@ -109,7 +109,8 @@ def product_name(name_or_path: str | Path) -> str:
 def _known(name: str) -> str:
     model = name.removeprefix(_PREFIX)
     if model not in _MODELS:
-        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {', '.join(names())}")
+        known = ", ".join(_PREFIX + model for model in _MODELS)
+        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {known}")
     return model
 
 
