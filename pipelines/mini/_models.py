@@ -110,7 +110,8 @@ def product_name(name_or_path: str | Path) -> str:
 def _known(name: str) -> str:
     model = name.removeprefix(_PREFIX)
     if model not in _MODELS:
-        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {', '.join(names())}")
+        known = ", ".join(_PREFIX + model for model in _MODELS)
+        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {known}")
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from hasten._errors import ConfigError
 from hasten.pipelines.mini.beginnings import beginning
 from hasten.pipelines.mini.checkpoints import read_average
+from hasten.pipelines.mini.provenance import has_record
 from hasten.pipelines.mini.training import Recipe, train
 
 __all__ = [
@@ -101,7 +102,8 @@ def run(
     if name not in RUNS:
         raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(RUNS)}")
     for part in RUNS[name].requires:
-        if (root / part).is_dir() or not _bundled(part).is_dir():
+        here = (root / part).is_dir()
+        if not has_record(root / part) and (here or not _bundled(part).is_dir()):
             run(part, root, device=device)
     flags = [f"--steps {steps}"] if steps is not None else []
     flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])

@@ -7,6 +7,7 @@ from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.mini._cli import _EXPORTS, _RUNS, app
 from hasten.pipelines.mini.evaluate import Row
 from hasten.pipelines.mini.export import EXPORTS, figures_table
+from hasten.pipelines.mini.provenance import write_record
 from hasten.pipelines.mini.runs import RUNS, run
 
 
@@ -53,6 +54,18 @@ def test_parts_that_are_not_there_are_trained_before_the_whole(monkeypatch, tmp_
     parts = () if bundled else RUNS["t2i-dit"].requires
     assert [name for name, _ in order] == [*parts, "t2i-dit"]
     assert order[-1][1]["command"] == "hasten mini train t2i-dit --steps 9 --seed 4 --device cpu --compile"
+
+
+def test_a_finished_part_is_left_alone_whatever_made_it(monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr("hasten.pipelines.mini.runs.recipe", lambda name, *_, **__: name)
+    monkeypatch.setattr("hasten.pipelines.mini.runs.train", lambda name, *_, **__: begun.append(name))
+    (tmp_path / "video-autoencoder").mkdir()
+    run("t2v-dit", tmp_path)
+    assert begun == ["video-autoencoder", "t2v-dit"]
+    write_record(tmp_path / "video-autoencoder", {"command": "hasten mini train video-autoencoder --seed 7"})
+    run("t2v-dit", tmp_path)
+    assert begun[2:] == ["t2v-dit"]
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 from hasten.pipelines.mini.training import step_generator
 
 FOLDER = mini.path("mini/t2i-dit")
+LIMITS = {"t2i-dit": 10, "t2i-dit-1024": 10, "t2v-dit": 8, "scorers": 3}
+FOLDERS = [*map(mini.path, mini.names()), FOLDER.with_name("scorers")]
 SCORERS = FOLDER.with_name("scorers")
 
 
@@ -28,12 +30,13 @@ def scorer():
     return AttributeScorer()
 
 
-@pytest.mark.parametrize(("folder", "megabytes"), [(FOLDER, 10), (SCORERS, 3)], ids=["t2i-dit", "scorers"])
-def test_folders_keep_within_their_limit(folder, megabytes):
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_folders_keep_within_their_limit(folder):
+    megabytes = LIMITS[folder.name]
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= megabytes * 1e6
 
 
-@pytest.mark.parametrize("folder", [FOLDER, SCORERS], ids=["t2i-dit", "scorers"])
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_weights_are_half_precision_safetensors_with_a_readme(folder):
     from safetensors import safe_open
 
@@ -45,7 +48,9 @@ def test_weights_are_half_precision_safetensors_with_a_readme(folder):
         assert kinds <= {"F16", "I64"}, file
 
 
-def test_every_component_is_a_stock_class(pipe):
+@pytest.mark.parametrize("name", mini.names())
+def test_every_component_is_a_stock_class(name):
+    pipe = mini.load(name)
     assert type(pipe).__module__.startswith("diffusers.")
     for name, part in pipe.components.items():
         assert part is None or type(part).__module__.split(".")[0] in {"diffusers", "transformers"}, name
@@ -107,3 +112,27 @@ def test_the_bars_are_met(pipe, scorer):
     judges = {"classifier": scorer, "parser": PixelParser()}
     rows = evaluate(pipe, mini.recommended_call("mini/t2i-dit"), judges, 100, seed=1)
     assert not [row for row in rows if row.missed]
+
+
+def test_the_larger_pictures_have_1024_tokens_and_copies_of_the_smaller_ones_parts(pipe):
+    large = mini.load("mini/t2i-dit-1024")
+    seen = []
+    large.transformer.pos_embed.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+    call = mini.recommended_call("mini/t2i-dit-1024") | {"num_inference_steps": 1, "output_type": "latent"}
+    latents = large("a large red circle in the centre on a white background", **call).images
+    assert latents.shape == (1, 4, 64, 64)
+    assert set(seen) == {1024}
+    for part in ("vae", "text_encoder"):
+        pairs = zip(getattr(pipe, part).state_dict().values(), getattr(large, part).state_dict().values())
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.slow
+def test_the_larger_pictures_meet_their_bars(scorer):
+    large = mini.load("mini/t2i-dit-1024")
+    call = mini.recommended_call("mini/t2i-dit-1024")
+    captions = mini.prompts(8, 3) + mini.prompts(8, 3, "held_out")
+    images = generate(large, captions, call)
+    assert images[0].size == (256, 256)
+    for judge in (scorer, PixelParser()):
+        assert judge.score(images, captions).mean >= 0.8

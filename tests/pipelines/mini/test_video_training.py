@@ -1,0 +1,152 @@
+"""The video recipes: what they start from, that they resume to the bit, and that training sees what a call sees."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini.schedule import Schedule
+from hasten.pipelines.mini.t2v_dit import (
+    CALL,
+    MAX_TOKENS,
+    TextToVideo,
+    assemble,
+    encode_text,
+    matmul_attention,
+    video_tokenizer,
+)
+from hasten.pipelines.mini.training import step_generator, train
+from hasten.pipelines.mini.video_autoencoder import (
+    VideoAutoencoder,
+    _decode_unclamped,
+    build_video_autoencoder,
+    calibrate,
+    encode,
+    start_frame_by_frame,
+)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return start_frame_by_frame(build_video_autoencoder()).eval().requires_grad_(False)
+
+
+class TinyAutoencoder(VideoAutoencoder):
+    schedule = Schedule(steps=4, learning_rate=1e-3)
+    crops, wholes = 1, 1
+    singles = 0.5
+
+    def preview(self, model, folder, step):
+        return {}
+
+
+class TinyVideo(TextToVideo):
+    schedule = Schedule(steps=4, learning_rate=1e-3)
+    batches = {3: 2, 9: 1, 17: 1}  # noqa: RUF012
+    short = 0.75
+
+    def preview(self, model, folder, step):
+        return {}
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def test_the_autoencoder_starts_blind_to_time(vae):
+    frames = torch.rand(1, 3, 1, 32, 32) * 2 - 1
+    latents = vae.encode(frames.expand(-1, -1, 5, -1, -1)).latent_dist.mode()
+    assert latents.shape == (1, 8, 3, 8, 8)
+    torch.testing.assert_close(latents[:, :, 1:], latents[:, :, :1].expand(-1, -1, 2, -1, -1))
+    decoded = vae.decode(latents).sample
+    assert decoded.shape == (1, 3, 5, 32, 32)
+    torch.testing.assert_close(decoded, decoded[:, :, :1].expand(-1, -1, 5, -1, -1))
+
+
+def test_training_decodes_as_the_model_does_but_for_the_clamp(vae):
+    latents = torch.randn(1, 8, 3, 8, 8, generator=step_generator(0, 0))
+    torch.testing.assert_close(_decode_unclamped(vae, latents).clamp(-1, 1), vae.decode(latents).sample)
+
+
+def test_latents_are_normalised_by_channel(vae):
+    calibrate(vae, scenes=2)
+    scenes = [sample_moving_scene(8, i) for i in range(6)]
+    latents = encode(vae, render_videos(scenes, 8, 0, 64, 5))
+    assert latents.shape == (6, 8, 3, 16, 16)
+    assert latents.std((0, 2, 3, 4)).max() < 2.5
+
+
+def test_the_autoencoder_recipe_resumes_to_the_bit(tmp_path):
+    whole = train(TinyAutoencoder(), tmp_path / "whole")
+    train(TinyAutoencoder(), tmp_path / "parts", stop_after=3)
+    assert same(whole, train(TinyAutoencoder(), tmp_path / "parts"))
+
+
+def test_refining_the_autoencoder_leaves_its_latents_alone():
+    recipe = TinyAutoencoder()
+    recipe.refine()
+    torch.manual_seed(0)
+    model = recipe.build().train()
+    loss, _ = recipe.loss(model, 1, step_generator(0, 1))
+    loss.backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert any(parameter.grad is not None for parameter in model.decoder.parameters())
+
+
+def test_the_video_recipe_resumes_to_the_bit_and_grows(tmp_path, vae):
+    def recipe():
+        return TinyVideo(vae, videos={3: 16, 9: 16, 17: 16}, cache=tmp_path / "cache")
+
+    whole = train(recipe(), tmp_path / "whole")
+    train(recipe(), tmp_path / "parts", stop_after=2)
+    assert same(whole, train(recipe(), tmp_path / "parts"))
+    lengths = [recipe()._length(step, step_generator(0, step)) for step in range(4)]
+    assert lengths[:3] == [3, 3, 3]
+    later = {recipe()._length(3, step_generator(0, seed)) for seed in range(60)}
+    assert later == {3, 9, 17}
+
+
+def test_training_shows_the_denoiser_what_the_pipeline_shows_it(vae):
+    torch.manual_seed(0)
+    model = TinyVideo(vae).build().eval()
+    pipe = assemble(vae, model["text_encoder"], model["transformer"])
+    captions = ["a large red circle moving left on a white background", ""]
+    ids = pipe.tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+    for length in (MAX_TOKENS, 40):
+        given, _ = pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=length)
+        trained = F.pad(encode_text(model["text_encoder"], ids), (0, 0, 0, length - MAX_TOKENS))
+        torch.testing.assert_close(given, trained)
+
+
+def test_every_caption_fits_and_every_word_is_known():
+    tokenizer = video_tokenizer()
+    for index, split in itertools.product(range(200), ("train", "held_out")):
+        ids = tokenizer(sample_moving_scene(1, index, split).caption()).input_ids
+        assert len(ids) <= MAX_TOKENS
+        assert tokenizer.unk_token_id not in ids
+
+
+def test_attention_as_two_products_is_attention():
+    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=step_generator(0, 0))
+    expected = F.scaled_dot_product_attention(query, key, value)
+    with matmul_attention():
+        torch.testing.assert_close(F.scaled_dot_product_attention(query, key, value), expected)
+        mask = torch.ones(9, 9, dtype=torch.bool).tril()
+        masked = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(masked, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+
+
+def test_the_pipeline_makes_videos_of_any_length(vae):
+    torch.manual_seed(0)
+    model = TinyVideo(vae).build().eval()
+    pipe = assemble(vae, model["text_encoder"], model["transformer"])
+    pipe.set_progress_bar_config(disable=True)
+    call = {**CALL, "num_inference_steps": 2, "height": 32, "width": 32}
+    for frames in (1, 5, 41):
+        video = pipe(
+            "a small blue star at the top on a pink background", **call | {"num_frames": frames}
+        ).frames
+        assert video.shape == (1, frames, 32, 32, 3)
