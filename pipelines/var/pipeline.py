@@ -32,7 +32,7 @@ class VARPipeline(NextScalePipeline):
         tokenizer: of the text encoder.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     def __init__(
