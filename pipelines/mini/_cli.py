@@ -27,7 +27,9 @@ def _main() -> None:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="autoencoder, text-image, judge or t2i-dit")],
+    name: Annotated[
+        str, typer.Argument(help="autoencoder, text-image, judge, t2i-dit, var-tokenizer or var")
+    ],
     runs: RunsOption = Path("runs"),
     steps: Annotated[int | None, typer.Option(help="Length of the run; default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data.")] = 0,
@@ -59,7 +61,7 @@ def train(
 
 @app.command()
 def export(
-    name: Annotated[str, typer.Argument(help="t2i-dit or scorers")],
+    name: Annotated[str, typer.Argument(help="t2i-dit, var or scorers")],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
     runs: RunsOption = Path("runs"),
     prompts: Annotated[

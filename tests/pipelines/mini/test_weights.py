@@ -16,6 +16,7 @@ from hasten.pipelines.mini.training import step_generator
 
 FOLDER = mini.path("mini/t2i-dit")
 SCORERS = FOLDER.with_name("scorers")
+VAR = mini.path("mini/var")
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,14 @@ def scorer():
     return AttributeScorer()
 
 
-@pytest.mark.parametrize(("folder", "megabytes"), [(FOLDER, 10), (SCORERS, 3)], ids=["t2i-dit", "scorers"])
+@pytest.mark.parametrize(
+    ("folder", "megabytes"), [(FOLDER, 10), (SCORERS, 3), (VAR, 6)], ids=["t2i-dit", "scorers", "var"]
+)
 def test_folders_keep_within_their_limit(folder, megabytes):
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= megabytes * 1e6
 
 
-@pytest.mark.parametrize("folder", [FOLDER, SCORERS], ids=["t2i-dit", "scorers"])
+@pytest.mark.parametrize("folder", [FOLDER, SCORERS, VAR], ids=["t2i-dit", "scorers", "var"])
 def test_weights_are_half_precision_safetensors_with_a_readme(folder):
     from safetensors import safe_open
 
@@ -107,3 +110,12 @@ def test_the_bars_are_met(pipe, scorer):
     judges = {"classifier": scorer, "parser": PixelParser()}
     rows = evaluate(pipe, mini.recommended_call("mini/t2i-dit"), judges, 100, seed=1)
     assert not [row for row in rows if row.missed]
+
+
+def test_the_next_scale_miniature_shows_what_it_is_asked_for(scorer):
+    captions = mini.prompts(12, 3)
+    pipe = mini.load("mini/var")
+    images = generate(pipe, captions, mini.recommended_call("mini/var"))
+    assert images[0].size == (64, 64)
+    assert scorer.score(images, captions).mean >= 0.8
+    assert PixelParser().score(images, captions).mean >= 0.65
