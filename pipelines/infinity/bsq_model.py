@@ -21,7 +21,7 @@ from hasten.schedules.scales import Grid, Schedule
 __all__ = ["BSQAutoencoder"]
 
 
-class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):
+class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Autoencoder with bits as its latent.
 
     Args:

@@ -85,7 +85,8 @@ def load_infinity(
     vae = load_tokenizer(fetch(source, files.tokenizer, **hub), files.patch)
     check_pair(transformer, vae.choices, 2 * vae.choices)
     if dtype is not None:
-        transformer, vae = transformer.to(dtype), vae.to(dtype)
+        for model in (transformer, vae):
+            torch.nn.Module.to(model, dtype)
     if isinstance(text_encoder, (str, Path)):
         from transformers import AutoTokenizer, T5EncoderModel
 
@@ -167,9 +168,9 @@ def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]
                 renamed.get(key, key if prefix is None else prefixes[prefix] + key.removeprefix(prefix)),
                 value,
             )
-    for number, place in enumerate(sorted(blocks)):
+    for index, place in enumerate(sorted(blocks)):
         for name, value in map_block(blocks[place], "sa."):
-            yield f"blocks.{number}.{name}", value
+            yield f"blocks.{index}.{name}", value
 
 
 def load_tokenizer(file: Path, patch: int = 1) -> BSQAutoencoder:

@@ -61,7 +61,7 @@ class InfinityPipeline(NextScalePipeline):
             its own.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     def __init__(

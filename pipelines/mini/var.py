@@ -106,7 +106,8 @@ class TextToScales(Recipe):
             SCHEDULE, text=text.to(device), text_mask=mask.to(device), unconditional=unconditional.to(device)
         )
         if self._forward is None:
-            self._forward = torch.compile(model.teacher_forced) if self.compiled else model.teacher_forced
+            forced: Any = model.teacher_forced
+            self._forward = torch.compile(forced) if self.compiled else forced
         with torch.autocast(device.type, torch.bfloat16):
             logits = self._forward(inputs.to(device), known)
         loss = weighted_cross_entropy(

@@ -38,7 +38,7 @@ def sample_sheet(pipe: Any, path: Path, count: int = 32, call: dict[str, Any] = 
     """Sample captions of both splits into one PNG; returns the share of attributes the pixel parser finds."""
     figures, sheets = {}, []
     for split in ("train", "held_out"):
-        captions = prompts(count // 2, 5, split)  # type: ignore[arg-type]
+        captions = prompts(count // 2, 5, split)
         images = generate(pipe, captions, call)
         figures[f"parser_{split}"] = PixelParser().score(images, captions).mean
         sheets += [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1 for image in images]
@@ -55,7 +55,7 @@ def measure(
     judges: dict[str, Any] = {"classifier": AttributeScorer(), "parser": PixelParser()}
     rows: list[Row] = []
     for split in ("train", "held_out"):
-        captions: Sequence[str] = prompts(count, 0, split)  # type: ignore[arg-type]
+        captions: Sequence[str] = prompts(count, 0, split)
         images = generate(pipe, captions, call, progress=progress)
         rows += judge_rows(images, captions, judges, split, bar if split == "train" else None)
     return rows

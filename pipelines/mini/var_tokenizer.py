@@ -63,6 +63,7 @@ def copy_autoencoder(source: Any, vae: MultiScaleVQModel) -> None:
     ):
         nn.init.dirac_(layer.weight)
         layer.weight.mul_(factor)
+        assert layer.bias is not None
         layer.bias.fill_(offset)
 
 

@@ -61,7 +61,8 @@ def load_var(
     vae = load_tokenizer(fetch(source, TOKENIZER_FILE, **hub))
     check_pair(transformer, vae.config["latent_channels"], vae.config["codebook_size"])
     if dtype is not None:
-        transformer, vae = transformer.to(dtype), vae.to(dtype)
+        for model in (transformer, vae):
+            torch.nn.Module.to(model, dtype)
     return cls(transformer, vae, NextScaleScheduler())
 
 

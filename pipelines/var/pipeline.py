@@ -14,8 +14,8 @@ from hasten.pipelines.var.base import NextScalePipeline, ScaleCallback, check_ou
 from hasten.pipelines.var.cache import KVCache
 from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
 from hasten.pipelines.var.text import encode_prompts
-from hasten.pipelines.var.tokenizer import ScaleTokenizer
 from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
+from hasten.pipelines.var.vq_model import MultiScaleVQModel
 from hasten.schedules.scales import Schedule
 
 __all__ = ["VARPipeline"]
@@ -32,13 +32,13 @@ class VARPipeline(NextScalePipeline):
         tokenizer: of the text encoder.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     def __init__(
         self,
         transformer: NextScaleTransformer,
-        vae: ScaleTokenizer,
+        vae: MultiScaleVQModel,
         scheduler: NextScaleScheduler,
         text_encoder: Any = None,
         tokenizer: Any = None,

@@ -17,7 +17,7 @@ __all__ = ["NextScaleScheduler", "filter_logits", "sample"]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-class NextScaleScheduler(SchedulerMixin, ConfigMixin):
+class NextScaleScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """One step per scale: combines conditional and unconditional logits, filters them, and draws.
 
     Args:

@@ -25,6 +25,7 @@ from hasten.pipelines.var.layers import (
     Rotary,
     SingleLinear,
     TextPool,
+    attention,
     normalise,
     rms_normalise,
     rotary_phases,
@@ -70,7 +71,7 @@ class Conditioning:
         ]
 
 
-class NextScaleTransformer(ModelMixin, ConfigMixin):
+class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Decoder-only transformer over scales.
 
     Args:
@@ -91,7 +92,7 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -184,16 +185,13 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):
         level = torch.repeat_interleave(torch.arange(len(schedule)), torch.tensor(ends).diff()).to(x.device)
         mask = level[:, None] >= level[None, :]
 
-        unseen = torch.zeros(mask.shape, device=x.device).masked_fill(~mask, -math.inf)
-
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            # Written out: the backward pass of the fused CPU kernel takes four times as long on short sequences.
-            return torch.softmax(query @ key.mT + unseen, dim=-1).to(value.dtype) @ value
+            return attention(query, key, value, mask, scale=1.0)
 
         turns = [self._rotary(k, conditioning, x.device) for k in range(len(schedule))]
-        rotary = None if turns[0] is None else tuple(torch.cat(pair) for pair in zip(*turns))  # type: ignore[arg-type]
+        rotary: Any = None if turns[0] is None else tuple(torch.cat(pair) for pair in zip(*turns))
         for layer, block in enumerate(self.blocks):
-            x = block(x, self._inputs(layer, conditioning, rotary, attend))  # type: ignore[arg-type]
+            x = block(x, self._inputs(layer, conditioning, rotary, attend))
         return self._logits(x, conditioning)
 
     def _inputs(self, layer: int, known: Conditioning, rotary: Rotary | None, attend: Any) -> BlockInputs:
@@ -246,7 +244,7 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):
             text = torch.where(known.unconditional.to(device).view(-1, 1, 1), null, text)
         mask = None if known.text_mask is None else known.text_mask.to(device)[:, None, None]
         text = rms_normalise(text) * self.text_norm.float()
-        memory = self.text_proj(text.to(self.text_proj[0].weight.dtype))
+        memory = self.text_proj(text.to(self.head_norm.weight.dtype))
         known.text_kv = [block.cross_attn.text_kv(memory, mask) for block in self.blocks]  # type: ignore[union-attr, operator]
         pooled: Tensor = self.text_pool(text, mask)
         return pooled

@@ -54,7 +54,7 @@ class ScaleQuantizer(nn.Module):
         return 0.5 * codes + 0.5 * refined.float()
 
 
-class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):
+class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Multi-scale VQ autoencoder.
 
     Args:

@@ -158,7 +158,7 @@ def calibration_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in ("prompt", "negative_prompt", "class_labels", "prompt_embeds", "prompt_mask"):
         value = arguments.get(name)
-        if value is not None and not isinstance(value, (str, int)) and getattr(value, "ndim", 1):
+        if value is not None and not isinstance(value, (str, int)) and getattr(value, "ndim", True):
             changes[name] = value[:1]
     return changes
 

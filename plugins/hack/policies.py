@@ -213,5 +213,5 @@ def make_selector(config: HackConfig, plan: CachePlan) -> Selector | None:
         return HeadAwarePlus(config, plan.prior)
     simple = {"streaming": Streaming, "snapkv": SnapKV, "h2o": HeavyHitters}
     if config.policy in simple:
-        return simple[config.policy]()  # type: ignore[return-value]
+        return simple[config.policy]()
     return HeadAware(config) if config.policy == "hack" else None

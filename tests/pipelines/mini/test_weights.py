@@ -15,9 +15,8 @@ from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 from hasten.pipelines.mini.training import step_generator
 
 FOLDER = mini.path("mini/t2i-dit")
-LIMITS = {"t2i-dit": 10, "t2i-dit-1024": 10, "t2v-dit": 8, "scorers": 3}
+LIMITS = {"t2i-dit": 10, "t2i-dit-1024": 10, "t2v-dit": 8, "var": 6, "scorers": 3}
 FOLDERS = [*map(mini.path, mini.names()), FOLDER.with_name("scorers")]
-SCORERS = FOLDER.with_name("scorers")
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +135,13 @@ def test_the_larger_pictures_meet_their_bars(scorer):
     assert images[0].size == (256, 256)
     for judge in (scorer, PixelParser()):
         assert judge.score(images, captions).mean >= 0.8
+
+
+@pytest.mark.slow
+def test_the_next_scale_miniature_shows_what_it_is_asked_for(scorer):
+    captions = mini.prompts(12, 3)
+    pipe = mini.load("mini/var")
+    images = generate(pipe, captions, mini.recommended_call("mini/var"))
+    assert images[0].size == (64, 64)
+    assert scorer.score(images, captions).mean >= 0.8
+    assert PixelParser().score(images, captions).mean >= 0.65
