@@ -56,7 +56,7 @@ def pipe() -> Any:
             pos_embed_max_size=32,
         )
         tower = CLIPTextModelWithProjection(build_clip().config.text_config)
-        pipe = assemble(build_autoencoder(), tower, transformer)
+        pipe = assemble(build_autoencoder(), tower, transformer, 128)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pos_embed_max_size=32,
         )
         tower = CLIPTextModelWithProjection(build_clip().config.text_config)
-        pipe = assemble(build_autoencoder(), tower, transformer)
+        pipe = assemble(build_autoencoder(), tower, transformer, 128)
     path = tmp_path_factory.mktemp("pipeline")
     pipe.save_pretrained(path)
     return path
