@@ -197,8 +197,8 @@ class Seams:
         self._table.scheduler = self._table.scheduler.plus(self.owner, factory)
 
     def cache(self, factory: CacheFactory) -> None:
-        """Give every run ``factory(cache, call)`` as its key-value cache; ``cache`` is what the call would "
-        "use, ``None``
+        """Give every run ``factory(cache, call)`` as its key-value cache; ``cache`` is what the call would
+        use, ``None``
         for the pipeline's own.
 
         Raises:

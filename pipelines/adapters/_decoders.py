@@ -18,8 +18,8 @@ class FrameDecoder(ABC):
     independent: ClassVar[bool] = False
     """Whether every latent frame can be decoded alone, so that processes can share the work."""
     streams: ClassVar[bool] = True
-    """Whether frames come out before the last latent frame went in, in memory that does not grow with the "
-    "video."""
+    """Whether frames come out before the last latent frame went in, in memory that does not grow with the
+    video."""
 
     def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
         """The latents a pipeline returns as (B, C, F, H, W). ``size`` is their (frames, height, width)."""
@@ -89,8 +89,8 @@ class CausalDecoder(FrameDecoder):
 
 
 class ChunkedDecoder(FrameDecoder):
-    """CogVideoX's autoencoder: two latent frames at a time, an odd one with the first, caches from chunk "
-    "to chunk."""
+    """CogVideoX's autoencoder: two latent frames at a time, an odd one with the first, caches from chunk
+    to chunk."""
 
     def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
         """Channels before frames."""

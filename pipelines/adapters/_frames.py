@@ -97,8 +97,8 @@ class Rotary:
         return tables[0], tables[1]
 
     def rows(self, positions: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the temporal channels at ``positions``: table rows, or the angle between and "
-        "beyond."""
+        """Cosine and sine of the temporal channels at ``positions``: table rows, or the angle between and
+        beyond."""
         cos, sin = self._temporal
         if all(position == int(position) and 0 <= position < len(cos) for position in positions):
             index = torch.tensor(

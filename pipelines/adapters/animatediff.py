@@ -74,8 +74,7 @@ class AnimateDiffFrames(FrameMixing):
 
     @override
     def positions(self, module: nn.Module, bound: Mapping[str, Any], clip: range, frames: int) -> Any:
-        """The clip's rows of the table. Beyond its end the technique anchors positions anew, and nothing "
-        "is added."""
+        """The clip's rows of the table. Beyond its end the technique anchors positions anew, and nothing is added."""
         table: Any = module.pe
         if frames > table.shape[1]:
             return bound["x"]
@@ -84,7 +83,7 @@ class AnimateDiffFrames(FrameMixing):
 
 ADAPTER = Adapter(
     family="animatediff",
-    pipelines=("AnimateDiffPipeline", "AnimateDiffSDXLPipeline"),
+    pipelines=("AnimateDiffPipeline",),
     denoisers=("unet",),
     capabilities=(TextToVideoLayout(), AnimateDiffFrames(), PictureDecoder()),
     refused={
@@ -92,6 +91,7 @@ ADAPTER = Adapter(
         "AnimateDiffSparseControlNetPipeline": CONTROLLED,
         "AnimateDiffVideoToVideoPipeline": "it begins in the middle of the schedule, from a given video",
         "AnimateDiffVideoToVideoControlNetPipeline": CONTROLLED,
+        "AnimateDiffSDXLPipeline": "the U-Net of SDXL with motion was not tried with more frames",
         "AnimateDiffPAGPipeline": "perturbed attention guidance was not tried with more frames",
     },
 )

@@ -89,8 +89,8 @@ class CogVideoXLayout(VideoLayout):
 
 
 class CogVideoXFrames(FrameMixing):
-    """Joint attention, text first. Rotary embeddings come from the pipeline, sine positions from the "
-    "patch embedding."""
+    """Joint attention, text first. Rotary embeddings come from the pipeline, sine positions from the
+    patch embedding."""
 
     latents = FrameAxis(1)
     sample = FrameAxis(1)

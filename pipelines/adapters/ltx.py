@@ -104,8 +104,8 @@ class LTXFrames(FrameMixing):
 
 
 class _Seconds(Rotary):
-    """Angles grow by many turns per frame, so a position between two frames is computed by the module "
-    "itself."""
+    """Angles grow by many turns per frame, so a position between two frames is computed by the module
+    itself."""
 
     def __init__(self, *tables: Any) -> None:
         super().__init__(*tables[:3])

@@ -45,8 +45,8 @@ class _Kept:
 
 
 class HackCache(KVCache):
-    """Keys and values of a few tokens per head. Eviction comes before attention: the keys that are read "
-    "are those that are
+    """Keys and values of a few tokens per head. Eviction comes before attention: the keys that are read
+    are those that are
     kept, unless the plan has separate budgets.
 
     Args:

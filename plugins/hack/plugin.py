@@ -29,6 +29,7 @@ class Hack(Technique[HackConfig]):
     name = "hack"
     summary = "keeps a few keys and values per head of VAR and Infinity"
     config_class = HackConfig
+    sameness = "close"
     requires = (ScaleSchedule,)
 
     def __init__(self, config: HackConfig) -> None:

@@ -56,8 +56,8 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class HeadAware:
-    """HACK: contextual heads keep the keys of the most attention, structural heads the first scales and "
-    "the current one.
+    """HACK: contextual heads keep the keys of the most attention, structural heads the first scales and
+    the current one.
 
     Args:
         config: options of the technique.
@@ -93,8 +93,8 @@ class HeadAware:
 
 @dataclass(frozen=True)
 class HeadAwarePlus(HeadAware):
-    """HACK++ (arXiv 2606.08302): contextual scores are pooled over neighbours, structural ones come from "
-    "the calibration
+    """HACK++ (arXiv 2606.08302): contextual scores are pooled over neighbours, structural ones come from
+    the calibration
     and the length of the values, without any product of queries and keys.
 
     Args:

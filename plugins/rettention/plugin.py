@@ -27,6 +27,7 @@ class Rettention(Technique[RettentionConfig]):
     name = "rettention"
     summary = "computes self-attention over few keys, corrected by what dense attention said a few steps ago"
     config_class = RettentionConfig
+    sameness = "close"
     requires = (LatentLayout, AttentionTokens)
 
     def claims(self, target: Target) -> Sequence[Claim]:

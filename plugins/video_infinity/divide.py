@@ -172,8 +172,8 @@ class Division:
         )
 
     def _text(self, call: DenoiserCall, session: Session, index: int) -> Mapping[str, Any]:
-        """Prompt arguments of a clip, where there are several prompts; a forward of its own for the "
-        "negative one has none."""
+        """Prompt arguments of a clip, where there are several prompts; a forward of its own for the
+        negative one has none."""
         if not session.texts or call.step.branch == "uncond":
             return {}
         return session.texts[index * len(session.texts) // len(session.places.clips)]

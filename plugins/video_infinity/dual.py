@@ -157,8 +157,8 @@ class DualAttention:
     # --- global scope
 
     def _far_scope(self, query: Tensor, chosen: Keys) -> tuple[Tensor, Keys]:
-        """Queries and global keys, turned from their true positions to those squeezed into the trained "
-        "length."""
+        """Queries and global keys, turned from their true positions to those squeezed into the trained
+        length."""
         clip, scope = self.clip, self.clip.scope
         if clip.config.rotary == "absolute" or clip.rotary is None or not scope.chosen:
             return query, chosen
@@ -235,8 +235,8 @@ class DualAttention:
         return merge_segments(outputs, sums, [0.0] * len(segments))
 
     def _global_text(self, query: Tensor) -> Tensor:
-        """One text stream for the video: every clip attends to its own frames, the first one to the text "
-        "as well."""
+        """One text stream for the video: every clip attends to its own frames, the first one to the text
+        as well."""
         segments = [self._attend(query, self.own.video)]
         if self.clip.index == 0:
             segments.append(self._attend_text(query))

@@ -107,8 +107,8 @@ class Exchange:
         return self._join(kind, clip, x, axis, halo, tuple(chosen))
 
     def share(self, kind: str, clip: int, x: Tensor) -> Pending:
-        """Contribute a tensor of equal shape for every clip; all clips get those of all "
-        "(:meth:`Pending.shares`)."""
+        """Contribute a tensor of equal shape for every clip; all clips get those of all
+        (:meth:`Pending.shares`)."""
         return self._join(kind, clip, x[None], 0, 0, None)
 
     def _join(

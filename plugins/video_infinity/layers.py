@@ -31,8 +31,8 @@ def bound_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def norm(module: nn.GroupNorm) -> Handler:
-    """Group normalisation with the statistics of the whole video, in one exchange of three numbers per "
-    "group."""
+    """Group normalisation with the statistics of the whole video, in one exchange of three numbers per
+    group."""
 
     def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         clip = current_clip.get()

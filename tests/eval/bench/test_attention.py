@@ -23,7 +23,7 @@ def bench(*arguments: str):
 def test_json_has_ratio_density_and_errors():
     result = bench("--shape", "n4096", "--heads", "1", "--rounds", "3", "--keep-ratio", "0.03125", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.output)["results"]
+    found = json.loads(result.output)["rows"]
     assert [one["shape"] for one in found] == ["n4096"]
     one = found[0]
     assert one["density"] == pytest.approx(192 / 4096)
@@ -74,7 +74,7 @@ def test_sparse_attention_is_faster_by_the_promised_factor(shape, least):
     result = bench(
         "--shape", shape, "--mask", "block_exact_budget", "--threads", "2", "--rounds", "7", "--json"
     )
-    one = json.loads(result.output)["results"][0]
+    one = json.loads(result.output)["rows"][0]
     assert one["density"] == pytest.approx(0.0625)
     assert one["ratio"] >= least
     assert max(one["error"], one["lse_error"]) < 1e-5

@@ -45,7 +45,7 @@ def test_exporting_before_training_says_what_to_run(invoke, tmp_path):
 def test_parts_that_are_not_there_are_trained_before_the_whole(monkeypatch, tmp_path, bundled):
     order = []
     if not bundled:
-        monkeypatch.setattr("hasten.pipelines.mini.runs._BUNDLED", tmp_path / "nowhere")
+        monkeypatch.setattr("hasten.pipelines.mini.runs._WEIGHTS", tmp_path / "nowhere")
     monkeypatch.setattr("hasten.pipelines.mini.runs.recipe", lambda name, *_, **__: name)
     monkeypatch.setattr(
         "hasten.pipelines.mini.runs.train", lambda name, *_, **options: order.append((name, options))

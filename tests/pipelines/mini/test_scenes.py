@@ -4,6 +4,7 @@ import pytest
 
 from hasten._errors import ConfigError
 from hasten.pipelines.mini import prompts
+from hasten.pipelines.mini._models import _MODELS
 from hasten.pipelines.mini.scenes import (
     COLOURS,
     HELD_OUT,
@@ -84,6 +85,6 @@ def test_prompts_are_distinct_seeded_and_of_their_split():
 
 
 def test_more_prompts_than_there_are_is_an_error(monkeypatch):
-    monkeypatch.setattr("hasten.pipelines.mini._models.sample_scene", lambda *_: sample_scene(0, 0))
+    monkeypatch.setitem(_MODELS, "t2i-dit", lambda *_: sample_scene(0, 0))
     with pytest.raises(ConfigError, match="ask for fewer"):
         prompts(2)
