@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -92,7 +93,10 @@ def planned(family: str, names: Sequence[str]) -> str:
 
 
 def _refusal(error: Exception) -> str:
-    reason = str(error)
+    reason = re.sub(r" of \S+\.(?:\d+|\w+)[^;]*? exclusively", " exclusively", str(error))
+    missing = re.search(r"has no (\w+), which is needed here", reason)
+    if missing:
+        return f"not supported (no `{missing[1]}` in the adapter)"
     return "refused: " + (reason.partition(": ")[2] if " refuses this " in reason else reason)
 
 
@@ -142,14 +146,23 @@ def together() -> list[str]:
 
     names = sorted(host().registry.techniques)
     alone = {name: {family for family in FAMILIES if planned(family, [name]) == "planned"} for name in names}
-    lines = ["| pair | families | state |", "|---|---|---|"]
+    lines = [
+        "Families are those of the table above that accept both techniques with their defaults (`aptp` needs a bundle,",
+        "`hack` a pipeline that generates scale by scale).",
+        "",
+        "| pair | families | state |",
+        "|---|---|---|",
+    ]
     for pair in itertools.combinations(names, 2):
         shared = sorted(alone[pair[0]] & alone[pair[1]])
         answers = {family: planned(family, pair) for family in shared}
         good = [family for family, answer in answers.items() if answer == "planned"]
         refusals = sorted({answer for answer in answers.values() if answer != "planned"})
         state = f"tested: `{TESTED[frozenset(pair)]}`" if frozenset(pair) in TESTED else "untested"
-        state = "; ".join([*([state] if good else []), *refusals]) or "no family accepts both"
+        if shared and not good:
+            state = "; ".join(refusals)
+        elif not shared and frozenset(pair) not in TESTED:
+            state = "no family accepts both"
         lines.append(f"| {' + '.join(pair)} | {len(good)} of {len(shared)} | {state.replace('|', '/')} |")
     return lines
 

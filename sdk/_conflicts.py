@@ -14,6 +14,7 @@ TESTED: dict[frozenset[str], str] = {
     frozenset({"aptp", "bottleneck"}): "tests/plugins/aptp/test_compose.py",
     frozenset({"aptp", "rettention"}): "tests/plugins/aptp/test_compose.py",
     frozenset({"bottleneck", "rettention"}): "tests/plugins/rettention/test_composition.py",
+    frozenset({"bottleneck", "video_infinity"}): "tests/plugins/video_infinity/test_plugin.py",
 }
 """Pairs of techniques with a recorded combination test, and the test's name."""
 
