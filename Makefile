@@ -43,10 +43,10 @@ types:
 	$(BIN)/mypy -p hasten
 
 unit:
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/python -m pytest -m slow
 
 build: install
 	$(BIN)/python -m build --no-isolation
