@@ -68,6 +68,7 @@ def export(
     made = product(name)
     made.assemble(root).to(dtype=torch.float16).save_pretrained(folder)
     _name_tokenizers(folder)
+    _forget_origins(folder)
     settings = {"schema": 1, "product": name, "call": dict(made.call), **made.settings(root)}
     (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     rows = made.measure(load_folder(folder), made.call, prompts, 0, progress) if prompts else []
@@ -79,6 +80,14 @@ def product(name: str) -> Product:
     """What is shipped as ``name``, a key of :data:`PRODUCTS`."""
     shipped: Product = import_module(f"hasten.pipelines.mini.{PRODUCTS[name]}").PRODUCT
     return shipped
+
+
+def _forget_origins(folder: Path) -> None:
+    """Drop where parts were loaded from, which is a path of the machine that exports."""
+    for file in folder.rglob("config.json"):
+        config = json.loads(file.read_text("utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _name_tokenizers(folder: Path) -> None:

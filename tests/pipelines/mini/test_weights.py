@@ -147,3 +147,8 @@ def test_the_next_scale_miniature_shows_what_it_is_asked_for(scorer):
     assert images[0].size == (64, 64)
     assert scorer.score(images, captions).mean >= 0.8
     assert PixelParser().score(images, captions).mean >= 0.65
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_no_file_names_a_path_of_the_machine_that_made_it(folder):
+    assert not [f for f in folder.rglob("*.json") if json.loads(f.read_text("utf-8")).get("_name_or_path")]
