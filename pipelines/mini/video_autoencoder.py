@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def build_video_autoencoder() -> Any:
 
     return AutoencoderKLWan(
         base_dim=24,
+        decoder_base_dim=36,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2],
         num_res_blocks=1,
@@ -72,6 +74,12 @@ class VideoAutoencoder(Recipe):
         super().refine()
         self.schedule = replace(self.schedule, steps=1500)
         self.decoder_alone = True
+
+    def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take the encoder, which defines the latents, and of the decoder what has the same shape."""
+        own = model.state_dict()
+        fitting = {key: value for key, value in weights.items() if own[key].shape == value.shape}
+        model.load_state_dict(own | fitting)
 
     def build(self) -> nn.Module:
         """The untrained model, blind to earlier frames, so that what it learns of single frames holds in clips."""

@@ -1,0 +1,132 @@
+"""The caches that diffusers brings itself, as a technique: what a comparison has to show beside any other.
+
+``model.enable_cache(...)`` leaves hooks on the modules and their memory from one call to the next. Here a cache is
+applied when a call of the pipeline begins and is gone, with every attribute it set, when the call ends. The branch of
+guidance is told to the hooks at every forward, also in pipelines that don't do so themselves (Stable Diffusion 3).
+"""
+
+# ruff: noqa: ARG002 (the host passes arguments that a technique may not need)
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from diffusers import hooks
+from diffusers.models.cache_utils import CacheMixin
+from pydantic import Field
+
+import hasten
+
+CACHES = {
+    "first_block": (hooks.FirstBlockCacheConfig, hooks.apply_first_block_cache),
+    "pyramid": (hooks.PyramidAttentionBroadcastConfig, hooks.apply_pyramid_attention_broadcast),
+    "taylorseer": (hooks.TaylorSeerCacheConfig, hooks.apply_taylorseer_cache),
+}
+HOOKED = ("forward", "_diffusers_hook")
+"""Attributes of a module that diffusers' hooks set."""
+
+
+class DiffusersCacheConfig(hasten.TechniqueConfig):
+    """Which cache, and the arguments of its configuration class in diffusers."""
+
+    kind: Literal["first_block", "pyramid", "taylorseer"]
+    options: dict[str, int | float | tuple[int, int] | tuple[str, ...]] = Field(default_factory=dict)
+
+    def build(self, timestep: Callable[[], int]) -> Any:
+        """The configuration as diffusers has it.
+
+        Args:
+            timestep: returns the timestep of the forward that is under way.
+
+        Raises:
+            hasten.ConfigError: if diffusers' class has no such option.
+        """
+        options: dict[str, Any] = dict(self.options)
+        if self.kind == "pyramid":
+            options["current_timestep_callback"] = timestep
+        try:
+            return CACHES[self.kind][0](**options)
+        except TypeError as error:
+            raise hasten.ConfigError(f"diffusers_cache.options for kind={self.kind!r}: {error}") from error
+
+
+class DiffusersCache(hasten.Technique[DiffusersCacheConfig]):
+    """Reuses or extrapolates what layers computed at earlier steps."""
+
+    name = "diffusers_cache"
+    summary = "a cache of diffusers itself, for comparison"
+    config_class = DiffusersCacheConfig
+    sameness = "close"
+
+    def claims(self, target: Any) -> Sequence[hasten.Claim]:
+        """Layers that are skipped compute no attention, and what is reused must have as many tokens as now."""
+        return [
+            hasten.Claim("attention.self", hasten.Access.EXCLUSIVE),
+            hasten.Claim("tokens.shape", hasten.Access.READS, follows_writes=False),
+        ]
+
+    def check(self, target: Any) -> Sequence[hasten.Finding]:
+        """The options have to exist, and no hooks of diffusers may be there already."""
+        self.config.build(lambda: 0)
+        return [
+            hasten.Finding("error", f"{denoiser}.{name}: {reason}")
+            for denoiser, model in target.denoisers.items()
+            for name, module in model.named_modules()
+            if (reason := self._obstacle(module))
+        ][:1]
+
+    def _obstacle(self, module: Any) -> str | None:
+        if HOOKED[1] in vars(module):
+            return "has hooks of diffusers already (a cache, offloading); remove them first"
+        if self.config.kind == "first_block" and getattr(module, "context_pre_only", False):
+            return "returns no text states, which the first-block cache needs; take pyramid or taylorseer"
+        return None
+
+    def attach(self, target: Any, seams: Any) -> None:
+        """Apply the cache around every call, and name the branch at every forward."""
+        self._timestep = 0
+
+        def run(call: Any, proceed: Any) -> Any:
+            with ExitStack() as stack:
+                for model in target.denoisers.values():
+                    stack.enter_context(self._enabled(model))
+                return proceed(call)
+
+        seams.run(run)
+        seams.denoiser(self._forward)
+
+    def _forward(self, call: Any, proceed: Any) -> Any:
+        self._timestep = round(1000 * call.step.noise.time)  # models disagree on the unit of their argument
+        with CacheMixin.cache_context(call.module, call.step.branch):
+            return proceed(call)
+
+    @contextmanager
+    def _enabled(self, model: Any) -> Iterator[None]:
+        """``model`` with a fresh cache, and afterwards without a trace of it.
+
+        Raises:
+            hasten.UnsupportedError: the cache would have been off in silence.
+        """
+        apply = CACHES[self.config.kind][1]
+        before = {module: {key: vars(module).get(key) for key in HOOKED} for module in model.modules()}
+        try:
+            apply(model, self.config.build(lambda: self._timestep))
+            if all(vars(module).get(HOOKED[1]) == old[HOOKED[1]] for module, old in before.items()):
+                raise hasten.UnsupportedError(
+                    f"diffusers' {self.config.kind} cache finds no layer it knows in {type(model).__name__}; "
+                    "name them in diffusers_cache.options (identifiers), or take another kind"
+                )
+            yield
+        finally:
+            for module, attributes in before.items():
+                for key, value in attributes.items():
+                    vars(module).pop(key, None)
+                    if value is not None:
+                        vars(module)[key] = value
+
+
+@hasten.hookimpl
+def hasten_register_techniques(register: Any) -> None:
+    """Offer the technique to `hasten`."""
+    register(DiffusersCache)
