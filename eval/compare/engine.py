@@ -64,6 +64,7 @@ class Arm:
         steps: denoising steps.
         config: techniques to enable, ``None`` for the stock pipeline.
         seed_offset: added to every seed.
+        time_of: candidates whose time it takes, of the equal-time control.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Arm:
     steps: int
     config: Config | None = None
     seed_offset: int = 0
+    time_of: tuple[str, ...] = ()
 
     @property
     def sameness(self) -> Sameness | None:
@@ -115,7 +117,8 @@ def control_arms(steps: int, fewer: Mapping[str, int], controls: Collection[str]
 
     Returns:
         The baseline once more (what differs is not due to any technique), the baseline from other noise (how
-        much two equally good pictures differ), and for each candidate plain sampling in the same time.
+        much two equally good pictures differ), and for each candidate plain sampling in the same time; candidates
+        that come to the same number of steps share a row.
     """
     arms = []
     if REPEAT in controls:
@@ -123,9 +126,10 @@ def control_arms(steps: int, fewer: Mapping[str, int], controls: Collection[str]
     if OTHER_SEED in controls:
         arms.append(Arm(OTHER_SEED, "control", steps, seed_offset=_SEED_OFFSET))
     if FEWER_STEPS in controls:
-        single = len(fewer) == 1
-        names = {name: FEWER_STEPS if single else f"{FEWER_STEPS} ({name})" for name in fewer}
-        arms += [Arm(names[name], "control", count) for name, count in fewer.items()]
+        for count in dict.fromkeys(fewer.values()):
+            names = tuple(name for name, steps in fewer.items() if steps == count)
+            title = FEWER_STEPS if len(names) == len(fewer) else f"{FEWER_STEPS} ({', '.join(names)})"
+            arms.append(Arm(title, "control", count, time_of=names))
     return arms
 
 

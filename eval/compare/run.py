@@ -192,13 +192,20 @@ def _arm_to_dict(arm: Arm) -> dict[str, Any]:
         "steps": arm.steps,
         "config": config,
         "seed_offset": arm.seed_offset,
+        "time_of": list(arm.time_of),
     }
 
 
 def arms_of_run(run: Mapping[str, Any]) -> list[Arm]:
     """The arms that ``run.json`` lists, in order."""
     return [
-        Arm(**{**fields, "config": None if fields["config"] is None else Config.of(fields["config"])})
+        Arm(
+            **{
+                **fields,
+                "config": None if fields["config"] is None else Config.of(fields["config"]),
+                "time_of": tuple(fields["time_of"]),
+            }
+        )
         for fields in run["arms"]
     ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hasten.eval.compare.engine import BASELINE, FEWER_STEPS, REPEAT
+from hasten.eval.compare.engine import BASELINE, REPEAT
 from hasten.eval.compare.store import slug
 from hasten.eval.compare.wording import (
     MINIATURE_NOTE,
@@ -68,12 +68,6 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
             gallery=_gallery(store, document),
             shown=_shown(document),
             marks=marks(document),
-            fewer=dict(
-                zip(
-                    (arm["name"] for arm in document["arms"] if arm["name"].startswith(FEWER_STEPS)),
-                    candidates,
-                )
-            ),
             worst=WORST,
             side=SIDE,
         )

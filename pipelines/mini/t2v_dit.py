@@ -120,10 +120,10 @@ class TextToVideo(Recipe):
     """
 
     name = "t2v-dit"
-    schedule = Schedule(steps=5600, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
+    schedule = Schedule(steps=7600, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
     batches: Mapping[int, int] = MappingProxyType({1: 36, 3: 12, 9: 4, 17: 2})
     """Latent frames -> videos in a batch, about 2,300 tokens in all."""
-    singles, short = 0.43, 0.7
+    singles, short = 0.45, 0.66
     """Up to these shares of the run, one and three latent frames alone."""
     padded_from = 0.8
     """From this share of the run on, one step in eight appends the zero tokens of a default pipeline call."""
