@@ -23,15 +23,29 @@ MINIATURE_METRICS = {
         "Parser",
         "miniature: share of the attributes asked for, by a parser that learned nothing",
     ),
+    "mini_motion": ("Motion", "miniature: share of the videos that move as asked"),
+    "mini_video_parser": (
+        "MovingParser",
+        "miniature: share of the attributes asked for, by a parser of the frames",
+    ),
+    "mini_video_classifier": (
+        "MovingClassifier",
+        "miniature: share of the attributes asked for, by a classifier of the frames",
+    ),
     "mini_text_image": ("TextImage", "miniature: image-prompt cosine of the miniature contrastive model"),
     "mini_frechet": ("Frechet", "miniature: Frechet distance of its features to true renders (not FID)"),
     "mini_mmd": ("Mmd", "miniature: kernel distance of its features to true renders (not CMMD)"),
 }
 
 
+_OF_VIDEOS = ("Motion", "MovingParser", "MovingClassifier")
+
+
 def _factory(class_name: str) -> Callable[..., Any]:
+    module = "moving" if class_name in _OF_VIDEOS else "miniature"
+
     def make(**options: Any) -> Any:
-        return getattr(import_module("hasten.eval.compare.miniature"), class_name)(**options)
+        return getattr(import_module(f"hasten.eval.compare.{module}"), class_name)(**options)
 
     return make
 

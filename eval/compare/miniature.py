@@ -23,8 +23,18 @@ from hasten.eval.networks.clip import ClipNetwork
 
 if TYPE_CHECKING:
     from hasten.eval.networks.features import FeatureNetwork
+    from hasten.pipelines.mini.scoring import AttributeScores
 
-__all__ = ["AttributeMetric", "Classifier", "Frechet", "Mmd", "Parser", "TextImage", "true_renders"]
+__all__ = [
+    "AttributeMetric",
+    "Classifier",
+    "Frechet",
+    "Mmd",
+    "Parser",
+    "TextImage",
+    "bundled",
+    "true_renders",
+]
 
 _REFERENCE_SEED = 2**43
 """Stream of the jitter of reference renders; nothing is trained on it."""
@@ -33,7 +43,8 @@ RENDERS_PER_PROMPT = 8
 """True renders of each prompt in the reference set."""
 
 
-def _bundled(kind: str) -> Path:
+def bundled(kind: str) -> Path:
+    """Folder of a packaged scorer, ``"judge"`` or ``"clip"``."""
     from hasten.pipelines import mini
 
     return Path(mini.__file__).with_name("weights") / "scorers" / kind
@@ -69,7 +80,7 @@ def _load_clip(folder: Path) -> MiniatureClip:
 
 
 def _clip(folder: str | Path | None) -> MiniatureClip:
-    return _load_clip(Path(folder) if folder is not None else _bundled("clip"))
+    return _load_clip(Path(folder) if folder is not None else bundled("clip"))
 
 
 def _features(folder: str | Path | None) -> FeatureNetwork:
@@ -85,14 +96,18 @@ class AttributeMetric(SampleMetric):
     def _scorer(self) -> Any:
         raise NotImplementedError
 
-    def embed(self, batch: Batch) -> Features:
-        """``{"right": float64 [N], "asked": float64 [N]}``."""
+    def _read(self, batch: Batch) -> AttributeScores:
         from PIL import Image
 
-        self._require(batch)
         assert batch.prompts is not None
         pictures = [Image.fromarray(pixels) for pixels in batch.images.permute(0, 2, 3, 1).numpy()]
-        scores = self._scorer().score(pictures, batch.prompts)
+        scores: AttributeScores = self._scorer().score(pictures, batch.prompts)
+        return scores
+
+    def embed(self, batch: Batch) -> Features:
+        """``{"right": float64 [samples], "asked": float64 [samples]}``."""
+        self._require(batch)
+        scores = self._read(batch)
         return {
             "right": torch.tensor(scores.right, dtype=torch.float64),
             "asked": torch.tensor(scores.asked, dtype=torch.float64),
@@ -116,7 +131,7 @@ class Classifier(AttributeMetric):
         from hasten.pipelines.mini.judge import load_judge
         from hasten.pipelines.mini.scoring import AttributeScorer
 
-        judge = load_judge(Path(folder) if folder is not None else _bundled("judge"))
+        judge = load_judge(Path(folder) if folder is not None else bundled("judge"))
         self._weights = hash_weights(judge)
         self._judge = AttributeScorer(judge)
 

@@ -25,6 +25,7 @@ from hasten.eval.sources import Loaded, batches, open_source
 
 __all__ = [
     "MINIATURE_DEFAULTS",
+    "MOVING_DEFAULTS",
     "SampleScores",
     "SetScores",
     "default_metrics",
@@ -48,15 +49,27 @@ MINIATURE_DEFAULTS = (
     "psnr",
     "ssim",
 )
+#: The same for videos whose prompts are captions of moving scenes.
+MOVING_DEFAULTS = (
+    "mini_motion",
+    "mini_video_classifier",
+    "mini_video_parser",
+    "frame_consistency",
+    "psnr",
+    "ssim",
+)
 _DEFAULTS = ("psnr", "ssim")
 _BATCH = 32
 
 
 def default_metrics(prompts: Sequence[str]) -> tuple[str, ...]:
     """What is measured unless the user says otherwise: whatever needs no download."""
+    from hasten.pipelines.mini.moving import is_moving_caption
     from hasten.pipelines.mini.scenes import is_scene_caption
 
-    return MINIATURE_DEFAULTS if all(map(is_scene_caption, prompts)) else _DEFAULTS
+    if all(map(is_scene_caption, prompts)):  # a caption of what stands belongs to both data sets
+        return MINIATURE_DEFAULTS
+    return MOVING_DEFAULTS if all(map(is_moving_caption, prompts)) else _DEFAULTS
 
 
 def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
