@@ -1,7 +1,9 @@
-"""Rewrite what the documentation shows of measurements, from the files the measurements left behind.
+"""Rewrite what the documentation shows of comparisons, from the files the comparisons left behind.
 
-First the command at the top of ``examples/accelerated.yaml``, then ``python docs/refresh.py out/compare``. A test fails
-when the README and the committed figures disagree, so no number in it is ever typed by hand.
+``python docs/refresh.py OUT NAME`` takes the figures of the comparison in the folder ``OUT`` over into
+``docs/benchmarks/NAME.json`` and rewrites the table of every page that holds ``<!-- figures: NAME -->``. The commands
+stand at those places. ``miniature`` is the README's: its picture and the output of its example are made anew as well. A
+test fails when a page and the committed figures disagree, so no number in it is ever typed by hand.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,20 @@ from hasten.eval.compare.wording import forwards_text, headline
 from hasten.eval.statistics import NO_DISCORDANT
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ROOT / "docs" / "benchmarks" / "miniature.json"
+BENCHMARKS = ROOT / "docs" / "benchmarks"
 PICTURE = ROOT / "docs" / "images" / "miniature.png"
 README = ROOT / "README.md"
+EXAMPLE = "miniature"
+"""Figures that go with a picture and with the output of the README's example."""
+PAGES = (README, *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*/*.md"), *ROOT.glob("plugins/*/README.md"))
+_TITLES = {
+    "mini_classifier": "attributes right: classifier",
+    "mini_parser": "pixel parser",
+    "mini_motion": "motion right",
+    "mini_video_classifier": "attributes right: classifier",
+    "mini_video_parser": "pixel parser",
+}
+"""Metrics that are shown in shares, with their change in points."""
 
 
 def distilled(report: dict[str, Any]) -> dict[str, Any]:
@@ -43,27 +57,26 @@ def distilled(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def results(document: dict[str, Any]) -> str:
-    """The results table of the README, in Markdown."""
+    """A comparison as a table in Markdown."""
     machine = document["about"]["machine"]
-    lines = [
-        "| | steps | s / image | wall-clock | FLOPs | attributes right: classifier | pixel parser | PSNR, dB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [_row(arm, document["figures"][arm["name"]]) for arm in document["arms"]]
+    shares = [name for name in _TITLES if name in document["figures"]["baseline"]]
+    titles = ["", "steps", "s each", "wall-clock", "FLOPs", *(_TITLES[name] for name in shares), "PSNR, dB"]
+    lines = [_line(titles), "|" + "---|" * len(titles)]
+    lines += [_row(arm, document["figures"][arm["name"]], shares) for arm in document["arms"]]
     lines += [
         "",
         f"{document['prompts']} prompts, `{document['model']}`, {machine['processor']}, {machine['threads']} threads, "
         f"torch {machine['torch']}, diffusers {machine['diffusers']}. Wall-clock: median over batches of the paired "
-        "ratio. Attributes: share of what the prompts ask for, and the change from the baseline in points. PSNR: to "
-        f"the baseline's picture. In brackets {100 * document['settings']['level']:g} % intervals.",
-        "",
-        *(f"> {verdict}." for verdict in document["verdicts"]),
-        *(f"> Denoiser forwards by latent size: {text}." for text in document["forwards"].values()),
+        "ratio. Shares of what the prompts ask for, and the change from the baseline in points. PSNR: to the "
+        f"baseline's output. In brackets {100 * document['settings']['level']:g} % intervals.",
     ]
+    if len(document["verdicts"]) == 1:
+        lines += ["", *(f"> {verdict}." for verdict in document["verdicts"])]
+        lines += [f"> Denoiser forwards by latent size: {text}." for text in document["forwards"].values()]
     return "\n".join(lines)
 
 
-def _row(arm: dict[str, Any], figures: dict[str, Any]) -> str:
+def _row(arm: dict[str, Any], figures: dict[str, Any], shares: list[str]) -> str:
     plain, speed = arm["role"] == "baseline", arm["speedup"]
     cells = [
         arm["name"],
@@ -71,10 +84,18 @@ def _row(arm: dict[str, Any], figures: dict[str, Any]) -> str:
         f"{arm['seconds']:.3f}",
         "1" if plain else f"{speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}]",
         "1" if plain else f"{arm['flops_ratio']['value']:.2f}x less",
-        *(_attributes(figures[metric]) for metric in ("mini_classifier", "mini_parser")),
-        f"{figures['psnr']['value']['value']:.1f}" if "psnr" in figures else "",
+        *(_attributes(figures[metric]) for metric in shares),
+        _decibels(figures["psnr"]["value"]) if "psnr" in figures else "",
     ]
+    return _line(cells)
+
+
+def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _decibels(value: dict[str, Any]) -> str:
+    return f"{value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
 
 
 def _attributes(figure: dict[str, Any]) -> str:
@@ -91,16 +112,32 @@ def example(document: dict[str, Any]) -> str:
     return "```\n" + document["example"].rstrip() + "\n```"
 
 
-def rendered(text: str, document: dict[str, Any]) -> str:
-    """The README with its generated parts made anew."""
-    for name, block in (("results", results(document)), ("example", example(document))):
+def rendered(text: str, name: str, document: dict[str, Any]) -> str:
+    """A page with its generated parts made anew."""
+    blocks = {f"figures: {name}": results(document)}
+    if name == EXAMPLE:
+        blocks["example"] = example(document)
+    for marker, block in blocks.items():
+        end = marker.split(":")[0]
         text = re.sub(
-            rf"<!-- {name} -->.*?<!-- /{name} -->",
-            lambda _, name=name, block=block: f"<!-- {name} -->\n{block}\n<!-- /{name} -->",
+            rf"<!-- {marker} -->.*?<!-- /{end} -->",
+            lambda _, marker=marker, block=block, end=end: f"<!-- {marker} -->\n{block}\n<!-- /{end} -->",
             text,
             flags=re.DOTALL,
         )
     return text
+
+
+def shown() -> Iterator[tuple[Path, str]]:
+    """Every page with the names of the figures it shows."""
+    for page in PAGES:
+        for name in re.findall(r"<!-- figures: (\S+) -->", page.read_text("utf-8")):
+            yield page, name
+
+
+def figures(name: str) -> Path:
+    """Where figures are kept."""
+    return BENCHMARKS / f"{name}.json"
 
 
 def first_example(text: str) -> str:
@@ -120,18 +157,22 @@ def run_example(text: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Take over the figures and the picture of a comparison and rewrite the README."""
-    if len(sys.argv) != 2:
+    """Take over the figures of a comparison and rewrite the pages that show them."""
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    source = Path(sys.argv[1])
+    source, name = Path(sys.argv[1]), sys.argv[2]
+    pages = [page for page, shows in shown() if shows == name]
+    if not pages:
+        sys.exit(
+            f"no page holds <!-- figures: {name} -->; there are {', '.join(sorted({n for _, n in shown()}))}"
+        )
     document = distilled(json.loads((source / "report.json").read_text("utf-8")))
-    text = README.read_text("utf-8")
-    document["example"] = run_example(text, source)
-    for path in (FIGURES, PICTURE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    FIGURES.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    shutil.copy(source / "grid.png", PICTURE)
-    README.write_text(rendered(text, document), "utf-8")
+    if name == EXAMPLE:
+        document["example"] = run_example(README.read_text("utf-8"), source)
+        shutil.copy(source / "grid.png", PICTURE)
+    figures(name).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    for page in pages:
+        page.write_text(rendered(page.read_text("utf-8"), name, document), "utf-8")
 
 
 if __name__ == "__main__":

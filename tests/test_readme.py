@@ -23,17 +23,20 @@ def refresh() -> ModuleType:
     return module
 
 
-def test_the_figures_are_those_of_the_committed_measurement(refresh: ModuleType) -> None:
-    text = refresh.README.read_text("utf-8")
-    document = json.loads(refresh.FIGURES.read_text("utf-8"))
-    assert refresh.rendered(text, document) == text
-    assert "| accelerated |" in text
+def test_the_figures_are_those_of_the_committed_measurements(refresh: ModuleType) -> None:
+    shown = list(refresh.shown())
+    assert (refresh.README, "miniature") in shown
+    for page, name in shown:
+        text = page.read_text("utf-8")
+        document = json.loads(refresh.figures(name).read_text("utf-8"))
+        assert refresh.rendered(text, name, document) == text, (page, name)
+        assert "| baseline |" in text
 
 
 def test_the_example_runs_and_prints_lines_of_the_same_form(refresh: ModuleType, tmp_path: Path) -> None:
     text = refresh.README.read_text("utf-8")
     printed = refresh.run_example(text, tmp_path)
-    shown = json.loads(refresh.FIGURES.read_text("utf-8"))["example"]
+    shown = json.loads(refresh.figures("miniature").read_text("utf-8"))["example"]
     # Milliseconds differ from run to run, what ran must not.
     assert [re.sub(r"\d+ ms", "", line) for line in printed.splitlines()] == [
         re.sub(r"\d+ ms", "", line) for line in shown.splitlines()
