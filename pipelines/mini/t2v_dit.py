@@ -1,4 +1,4 @@
-"""``mini/t2v-dit``: a WanPipeline trained here on moving scenes, from three latent frames upwards to nine."""
+"""``mini/t2v-dit``: a WanPipeline trained here on moving scenes, from single frames upwards to nine latent ones."""
 
 from __future__ import annotations
 
@@ -130,9 +130,14 @@ class TextToVideo(Recipe):
 
     def __init__(self, vae: Any, *, cache: Path | None = None, videos: dict[int, int] | None = None) -> None:
         self.vae, self.cache = vae, cache
-        self.videos = videos or {1: 12_000, 3: 2048, 9: 640, 17: 64}
+        self.videos = videos or {1: 12_000, 3: 2048, 9: 2000, 17: 160}
         self.empty = _ids(video_tokenizer(), [""])
         self._pools: dict[int, Pool] = {}
+
+    def refine(self) -> None:
+        """As for every recipe, and without the steps that are all on single frames or short clips."""
+        super().refine()
+        self.singles = self.short = 0.0
 
     def build(self) -> nn.Module:
         """The untrained parts, every residual branch of the denoiser switched off as in Peebles & Xie (2023)."""
@@ -279,13 +284,14 @@ def _assemble_trained(root: Path) -> Any:
 
 
 def _settings(root: Path) -> dict[str, Any]:  # noqa: ARG001
-    return {"absent": ["transformer_2"]}
+    return {"absent": ["transformer_2"], "trained_frames": 9}
 
 
 _TEXT = """
 A stock `WanPipeline` for captioned scenes of one simple object that moves left, right, up or down, or stands, trained
-by `hasten` from three to nine latent frames (17 frames of 64 px), with some clips of 17 latent frames. What leaves the
-picture at one border comes back at the opposite one, so that the motion is defined at any length.
+by `hasten` on single frames first and then on up to nine latent ones (17 frames of 64 px), with some clips of 17 latent
+frames. What leaves the picture at one border comes back at the opposite one, so that the motion is defined at any
+length.
 
 ```python
 pipe = hasten.load("mini/t2v-dit")
