@@ -39,12 +39,17 @@ class ScannedUnits(PrunableUnits):
         """See :meth:`PrunableUnits.structure`."""
         groups: dict[str, UnitGroup] = {}
         for path, module in denoiser.named_modules():
-            for group in _groups(path, module, grain):
+            for group in self.groups(path, module, grain):
                 groups[group.id] = group
-        touched = {cut.module for group in groups.values() for cut in group.cuts}
+        cuts = (cut for group in groups.values() for cut in group.cuts)
+        touched = {cut.module for cut in cuts if cut.parameter == "weight"}
         for path in touched:
             _check_layer(path, denoiser.get_submodule(path))
         return Structure(groups, {block.id: block for block in self.blocks(denoiser)}, grain)
+
+    def groups(self, path: str, module: nn.Module, grain: Grain) -> Iterator[UnitGroup]:
+        """The groups that one module holds, its children left aside."""
+        return _groups(path, module, grain)
 
     def blocks(self, denoiser: nn.Module) -> Iterator[BlockUnit]:
         """Blocks of a transformer."""

@@ -42,12 +42,14 @@ class Cut:
         axis: ``"out"`` for rows of its weight (it produces the units), ``"in"`` for columns (it consumes them).
         size: channels of a unit.
         offset: channel of the first unit.
+        parameter: what is cut: the layer's weight (and bias), or a bare vector of the module by its name.
     """
 
     module: str
     axis: Literal["out", "in"]
     size: int
     offset: int = 0
+    parameter: str = "weight"
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,12 @@ class PrunableUnits(ABC):
 
     @abstractmethod
     def inputs(self, denoiser: Any, size: LatentSize, text: int, batch: int = 1) -> dict[str, Any]:
-        """Arguments of a forward on latents of ``size`` with ``text`` text tokens, on the denoiser's device."""
+        """Arguments of :meth:`forward` on latents of ``size`` with ``text`` text tokens, on the denoiser's device."""
+
+    def forward(self, denoiser: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """What the denoiser predicts: one forward, or all those that make one picture where they differ in size."""
+        prediction: Tensor = denoiser(**inputs, return_dict=False)[0]
+        return prediction
 
 
 class SkipResnet(nn.Module):

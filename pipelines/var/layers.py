@@ -44,7 +44,8 @@ class SingleLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> float32 (..., out)."""
-        with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # meta has none
+        with torch.autocast(device, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return F.linear(x.float(), self.weight.float(), bias)
 

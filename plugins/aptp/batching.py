@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hasten._errors import UnsupportedError
 from hasten._run import RunCall
+from hasten.pipelines.adapters._base import ScaleSchedule
 
 __all__ = ["check_splittable", "drawn_once", "merge", "part_of_call"]
 
@@ -35,9 +36,10 @@ def check_splittable(call: RunCall) -> None:
             )
     stochastic = any(word in type(scheduler).__name__ for word in _STOCHASTIC)
     stochastic |= str(getattr(getattr(scheduler, "config", None), "algorithm_type", "")).startswith("sde")
+    stochastic |= _scale_by_scale(call)
     if (stochastic or arguments.get("eta")) and not isinstance(arguments.get("generator"), list):
         raise UnsupportedError(
-            f"{type(scheduler).__name__} draws noise in every step, and a split batch cannot share one generator; "
+            f"{type(scheduler).__name__} draws in every step, and a split batch cannot share one generator; "
             f"pass generator=[one for each picture], or set aptp.policy='single'"
         )
 
@@ -103,12 +105,14 @@ class Draws:
                 del vars(pipe)["prepare_latents"]
 
 
-def drawn_once(call: RunCall, total: int) -> Draws:
-    """The draws of a call of ``total`` pictures.
+def drawn_once(call: RunCall, total: int) -> Draws | None:
+    """The draws of a call of ``total`` pictures; ``None`` where nothing is drawn before the first step.
 
     Raises:
         UnsupportedError: the pipeline draws its latents in a way that is not known.
     """
+    if _scale_by_scale(call):
+        return None
     method = getattr(call.pipe, "prepare_latents", None)
     if method is None or not {"batch_size", "generator"} <= set(inspect.signature(method).parameters):
         raise UnsupportedError(
@@ -130,6 +134,10 @@ def merge(outputs: Sequence[Any], samples: Sequence[Sequence[int]]) -> Any:
         return type(first)(_scatter(column, samples) for column in zip(*outputs))
     fields = {name: _scatter([getattr(o, name) for o in outputs], samples) for name in vars(first)}
     return type(first)(**fields)
+
+
+def _scale_by_scale(call: RunCall) -> bool:
+    return call.target.adapter.capability(ScaleSchedule) is not None  # type: ignore[type-abstract]
 
 
 def _scatter(parts: Sequence[Any], samples: Sequence[Sequence[int]]) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ class CostModel:
         self.structure, self.size, self.text = structure, size, text
         with torch.device("meta"):
             twin = type(denoiser).from_config(denoiser.config).eval()
-        self.layers, self.attentions = _trace(twin, units.inputs(twin, size, text))
+        inputs = units.inputs(twin, size, text)
+        self.layers, self.attentions = _trace(twin, partial(units.forward, twin, inputs))
         self._sizes = {
             name: _parameters(module) for name, module in twin.named_modules() if _parameters(module)
         }
@@ -145,7 +146,7 @@ class CostModel:
             shape = self._shapes.get(name)
             rows, columns = lost.get((name, "out"), 0), lost.get((name, "in"), 0)
             if shape is None or not (rows or columns):
-                total += size
+                total += size - rows  # a module without a weight loses entries of a bare vector
                 continue
             inner = 1 if len(shape) == 1 else shape[1]
             rest = 1
@@ -160,7 +161,7 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
-def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[str, Layer], dict[str, Attended]]:
+def _trace(model: nn.Module, forward: Callable[[], Any]) -> tuple[dict[str, Layer], dict[str, Attended]]:
     """Rows of every layer and pairs of every attention in one forward."""
     layers: dict[str, Layer] = {}
     watcher = _Attention()
@@ -169,11 +170,11 @@ def _trace(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[str, Layer
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 handle = module.register_forward_hook(_counter(layers, name))
                 stack.callback(handle.remove)
-            elif isinstance(getattr(module, "to_q", None), nn.Linear):
+            elif any(isinstance(getattr(module, name, None), nn.Linear) for name in ("to_q", "to_k")):
                 stack.enter_context(watcher.inside(name, module))
         stack.enter_context(watcher)
         stack.enter_context(torch.no_grad())
-        model(**inputs, return_dict=False)
+        forward()
     return layers, watcher.seen
 
 

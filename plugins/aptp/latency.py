@@ -62,13 +62,16 @@ def measure(
     shares = {str(i): expert.macs_share for i, expert in enumerate(bundle.manifest.experts)}
     size = LatentSize(bundle.manifest.size.height, bundle.manifest.size.width)
     inputs = units.inputs(base, size, bundle.manifest.size.text, batch)
-    return compare_forwards({BASE_NAME: base, **models}, {BASE_NAME: 1.0, **shares}, inputs, rounds, compiled)
+    forward = partial(units.forward, inputs=inputs)
+    return compare_forwards(
+        {BASE_NAME: base, **models}, {BASE_NAME: 1.0, **shares}, forward, rounds, compiled
+    )
 
 
 def compare_forwards(
     models: Mapping[str, Any],
     shares: Mapping[str, float],
-    inputs: Mapping[str, Any],
+    forward: Callable[[Any], Any],
     rounds: int,
     compiled: bool = False,
 ) -> list[Timed]:
@@ -77,18 +80,18 @@ def compare_forwards(
     Args:
         models: name -> model, ``"base"`` among them.
         shares: name -> share of the base's multiply-accumulates.
-        inputs: arguments of a forward.
+        forward: what is timed, given a model.
         rounds: how many turns.
         compiled: compile each model first.
     """
     ready = {name: torch.compile(model) if compiled else model for name, model in models.items()}
 
-    def forward(model: Callable[..., Any]) -> None:
+    def run(model: Any) -> None:
         with torch.no_grad():
-            model(**inputs, return_dict=False)
+            forward(model)
 
     device = next(models[BASE_NAME].parameters()).device
     timings = interleave(
-        {name: partial(forward, model) for name, model in ready.items()}, rounds=rounds, device=device
+        {name: partial(run, model) for name, model in ready.items()}, rounds=rounds, device=device
     )
     return [Timed(name, shares[name], timings.ratio(name, BASE_NAME), timings.median(name)) for name in ready]

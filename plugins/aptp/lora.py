@@ -79,7 +79,7 @@ def slice_lora(
             continue
         axis = "out" if match["side"] in ("lora_B", "lora_up") else "in"
         if (module, axis) in touched:
-            index = channels(structure, plan, module, axis, model).to(value.device)
+            index = channels(structure, plan, model, module, axis).to(value.device)
             value = value.index_select(0 if axis == "out" else 1, index)
         result[name] = value
     return result

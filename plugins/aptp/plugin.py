@@ -10,6 +10,7 @@ from hasten._claims import Access, Claim
 from hasten._errors import UnsupportedError
 from hasten._hookspecs import hookimpl
 from hasten._technique import Finding, Technique
+from hasten.pipelines.adapters._base import ScaleSchedule
 from hasten.pipelines.adapters._units import PrunableUnits
 from hasten.plugins.aptp.config import AptpConfig
 
@@ -32,9 +33,12 @@ class Aptp(Technique[AptpConfig]):
     config_class = AptpConfig
     requires = (PrunableUnits,)
 
-    def claims(self, target: Target) -> Sequence[Claim]:  # noqa: ARG002
-        """The shapes of weights change from group to group."""
-        return [Claim("weights.structure", Access.EXCLUSIVE)]
+    def claims(self, target: Target) -> Sequence[Claim]:
+        """The shapes of weights change from group to group, and with them the heads that a cache holds."""
+        claims = [Claim("weights.structure", Access.EXCLUSIVE)]
+        if target.adapter.capability(ScaleSchedule) is not None:  # type: ignore[type-abstract]
+            claims.append(Claim("attention.kv", Access.EXCLUSIVE))
+        return claims
 
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse a bundle that does not belong to this pipeline."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,7 @@ class Routing:
         for group in groups:
             samples = tuple(sample_indices(group.prompts, copies))
             part = part_of_call(call, group.prompts, len(prompts), copies)
-            with draws.part(call.pipe, samples):
+            with nullcontext() if draws is None else draws.part(call.pipe, samples):
                 chosen = tuple(final[i] for i in group.prompts)
                 outputs.append(self._on_expert(part, proceed, group.expert, samples, chosen))
             places.append(samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -42,8 +42,9 @@ def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
         parent, _, child = name.rpartition(".")
         block = structure.blocks[name].placeholder(copied.get_submodule(name))
         setattr(copied.get_submodule(parent), child, block.train(model.training))
-    for module, axis in _axes(structure, plan):
-        cut_layer(copied.get_submodule(module), axis, channels(structure, plan, module, axis, copied))
+    for cut in _cuts(structure, plan):
+        index = channels(structure, plan, copied, cut.module, cut.axis, cut.parameter)
+        cut_layer(copied.get_submodule(cut.module), cut.axis, index, cut.parameter)
     for name, units in plan.kept.items():
         for module, attribute, each in structure.groups[name].attributes:
             setattr(copied.get_submodule(module), attribute, each * len(units))
@@ -83,25 +84,34 @@ def clone_tree(model: nn.Module) -> Any:
     return clone(model)
 
 
-def channels(structure: Structure, plan: PruningPlan, module: str, axis: str, model: nn.Module) -> Tensor:
-    """Numbers of the channels of a layer that stay, along one axis of its weight."""
-    layer: Any = model.get_submodule(module)
-    stays = torch.ones(layer.weight.shape[0 if axis == "out" else 1], dtype=torch.bool)
+def channels(
+    structure: Structure,
+    plan: PruningPlan,
+    model: nn.Module,
+    module: str,
+    axis: str,
+    parameter: str = "weight",
+) -> Tensor:
+    """Numbers of the channels of a layer that stay, along one axis of its weight (or of a bare vector)."""
+    whole: Any = getattr(model.get_submodule(module), parameter)
+    stays = torch.ones(whole.shape[0 if axis == "out" else 1], dtype=torch.bool)
     for name, units in plan.kept.items():
         group = structure.groups[name]
         gone = set(range(group.units)) - set(units)
         for cut in group.cuts:
-            if (cut.module, cut.axis) == (module, axis):
+            if (cut.module, cut.axis, cut.parameter) == (module, axis, parameter):
                 for unit in gone:
                     start = cut.offset + unit * cut.size
                     stays[start : start + cut.size] = False
     return stays.nonzero().flatten()
 
 
-def cut_layer(layer: Any, axis: str, index: Tensor) -> None:
-    """Keep only some rows (``"out"``) or columns (``"in"``) of a linear, convolution or group norm."""
+def cut_layer(layer: Any, axis: str, index: Tensor, parameter: str = "weight") -> None:
+    """Keep only some rows (``"out"``) or columns (``"in"``) of a linear, convolution, group norm or bare vector."""
     dimension = 0 if axis == "out" else 1
-    layer._parameters["weight"] = _parameter(layer.weight, index, dimension)
+    layer._parameters[parameter] = _parameter(getattr(layer, parameter), index, dimension)
+    if parameter != "weight":
+        return
     if axis == "out" and layer.bias is not None:
         layer._parameters["bias"] = _parameter(layer.bias, index, 0)
     if not isinstance(layer, nn.GroupNorm):
@@ -128,10 +138,10 @@ def _parameter(parameter: Any, index: Tensor, dimension: int) -> nn.Parameter:
     return nn.Parameter(kept, parameter.requires_grad)
 
 
-def _axes(structure: Structure, plan: PruningPlan) -> Sequence[tuple[str, str]]:
-    """(module, axis) of every layer the plan cuts, once each: two groups may share a layer."""
-    cuts: list[Cut] = [cut for name in plan.kept for cut in structure.groups[name].cuts]
-    return list(dict.fromkeys((cut.module, cut.axis) for cut in cuts))
+def _cuts(structure: Structure, plan: PruningPlan) -> Collection[Cut]:
+    """A cut of every layer's axis that the plan touches, one each: two groups may share a layer."""
+    cuts = (cut for name in plan.kept for cut in structure.groups[name].cuts)
+    return {(cut.module, cut.axis, cut.parameter): cut for cut in cuts}.values()
 
 
 def _follow_packing(model: nn.Module, structure: Structure, name: str) -> None:

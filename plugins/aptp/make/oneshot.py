@@ -131,7 +131,7 @@ def repaired(study: Study, hessians: Hessians, plan: PruningPlan, damping: float
         for cut in study.structure.groups[name].consumers:
             layer: Any = study.denoiser.get_submodule(cut.module)
             taps = layer.weight[0, 0].numel()
-            kept = channels(study.structure, plan, cut.module, "in", study.denoiser)
+            kept = channels(study.structure, plan, study.denoiser, cut.module, "in")
             columns = (kept[:, None] * taps + torch.arange(taps)).flatten()
             solved = repair(
                 layer.weight.detach().float().flatten(1), hessians.moments[cut.module], columns, damping

@@ -11,7 +11,8 @@ from hasten._target import Target
 from hasten.pipelines.adapters import LatentSize
 from hasten.pipelines.adapters._units import Grain, PrunableUnits, Structure
 
-PRUNABLE = ("sd15", "sdxl", "sd3", "flux", "pixart-sigma", "pixart-alpha", "qwen-image")
+DIFFUSION = ("sd15", "sdxl", "sd3", "flux", "pixart-sigma", "pixart-alpha", "qwen-image")
+PRUNABLE = (*DIFFUSION, "var-class", "var-text")
 SIZE = LatentSize(8, 12)
 
 
@@ -25,10 +26,11 @@ class Subject:
     units: PrunableUnits
     denoiser: Any
     structure: Structure
+    size: LatentSize = SIZE
 
     def inputs(self, batch=2):
         """Random arguments of a forward."""
-        given = self.units.inputs(self.denoiser, SIZE, families.TEXT, batch)
+        given = self.units.inputs(self.denoiser, self.size, families.TEXT, batch)
         noise = torch.Generator().manual_seed(5)
         return {
             key: torch.randn(value.shape, generator=noise)
@@ -43,16 +45,49 @@ class Subject:
     @torch.no_grad()
     def run(self, denoiser, inputs):
         """The prediction."""
-        return denoiser(**inputs, return_dict=False)[0]
+        return self.units.forward(denoiser, inputs)
+
+
+def next_scale(condition):
+    """A tiny VARPipeline: two blocks of four heads over 30 tokens, weights large enough that attention is not flat."""
+    from hasten.pipelines.var.pipeline import VARPipeline
+    from hasten.pipelines.var.scheduler import NextScaleScheduler
+    from hasten.pipelines.var.transformer import NextScaleTransformer
+    from hasten.pipelines.var.vq_model import MultiScaleVQModel
+
+    torch.manual_seed(0)
+    transformer = NextScaleTransformer(
+        num_layers=2,
+        hidden_size=32,
+        num_heads=4,
+        token_dim=8,
+        num_outputs=32,
+        schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
+        num_levels=4,
+        condition=condition,
+        text_width=24,
+        text_tokens=families.TEXT,
+        pool_heads=2,
+        rotary=condition == "text",
+    )
+    for name, parameter in transformer.named_parameters():
+        torch.nn.init.normal_(parameter, std=1.0 if name.endswith("logit_scale") else 0.15)
+    vae = MultiScaleVQModel((16, 16), 1, 8, 32, norm_groups=8, attention=False)
+    return VARPipeline(transformer.eval(), vae.eval(), NextScaleScheduler())
 
 
 def make_subject(name):
     """The subject of a family."""
-    pipe = families.FAMILIES[name]()
+    if name.startswith("var"):
+        pipe, size = next_scale(name.removeprefix("var-")), LatentSize(4, 4)
+    else:
+        pipe, size = families.FAMILIES[name](), SIZE
     target = Target.of(pipe)
     units = target.capability(PrunableUnits)
     denoiser = next(iter(target.denoisers.values()))
-    return Subject(name, pipe, target, units, denoiser, units.structure(denoiser, Grain(ffn=8, align=1)))
+    return Subject(
+        name, pipe, target, units, denoiser, units.structure(denoiser, Grain(ffn=8, align=1)), size
+    )
 
 
 @pytest.fixture(scope="module", params=PRUNABLE)
@@ -90,7 +125,7 @@ PROMPTS = (
 )
 
 
-def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3):
+def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3, size=LatentSize(16, 16)):
     """A bundle of random nested plans for ``pipe``, whose router spreads :data:`PROMPTS` over all experts."""
     from hasten.plugins.aptp.bundle import Expert, save_bundle
     from hasten.plugins.aptp.cost import CostModel
@@ -111,8 +146,9 @@ def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3):
     target = Target.of(pipe)
     units = target.capability(PrunableUnits)
     grain = GrainEntry(ffn=16)
-    structure = units.structure(pipe.unet, grain.grain())
-    costs = CostModel(pipe.unet, units, structure, LatentSize(16, 16), 24)
+    denoiser = next(iter(target.denoisers.values()))
+    structure = units.structure(denoiser, grain.grain())
+    costs = CostModel(denoiser, units, structure, size, 24)
     plans = [some(structure, seed + i).without_whole(structure) for i in range(experts)]
     plans.sort(key=costs.ratio)
     encoder = PipelineEncoder(pipe, "text_encoder")
@@ -135,22 +171,22 @@ def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3):
     )
     manifest = Manifest(
         family=target.adapter.family,
-        base=BaseEntry(name="test", denoiser=type(pipe.unet).__name__, config=config_digest(pipe.unet)),
+        base=BaseEntry(name="test", denoiser=type(denoiser).__name__, config=config_digest(denoiser)),
         grain=grain,
-        size=SizeEntry(height=16, width=16, text=24),
+        size=SizeEntry(height=size.height, width=size.width, text=24),
         router=RouterEntry(kind="prototypes", encoder="pipeline", model="text_encoder"),
         experts=entries,
         files={},
     )
     tensors = [None] * experts
     if weights == "lora":
-        tensors = [_update(pipe.unet, structure, plan, i) for i, plan in enumerate(plans)]
+        tensors = [_update(denoiser, structure, plan, i) for i, plan in enumerate(plans)]
     if weights == "full":
         from hasten.plugins.aptp.surgery import pruned
 
-        tensors = [dict(pruned(pipe.unet, structure, plan).state_dict()) for plan in plans]
-    shared = _update(pipe.unet, structure, None, 9) if weights == "shared" else None
-    save_bundle(folder, manifest, router, tuple(map(Expert, plans, tensors)), pipe.unet, shared)
+        tensors = [dict(pruned(denoiser, structure, plan).state_dict()) for plan in plans]
+    shared = _update(denoiser, structure, None, 9) if weights == "shared" else None
+    save_bundle(folder, manifest, router, tuple(map(Expert, plans, tensors)), denoiser, shared)
     return folder
 
 

@@ -12,7 +12,6 @@ from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned
 
-from .conftest import SIZE
 from .test_surgery import some
 
 
@@ -87,17 +86,17 @@ def test_resnets_of_stable_diffusion_2_1_are_cut_in_steps_of_forty_channels(unet
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_costs_are_those_of_the_cut_model(subject, seed):
-    model = CostModel(subject.denoiser, subject.units, subject.structure, SIZE, TEXT)
+    model = CostModel(subject.denoiser, subject.units, subject.structure, subject.size, TEXT)
     plan = some(subject.structure, seed)
     cut = pruned(subject.denoiser, subject.structure, plan)
     cost = model.of(plan.without_whole(subject.structure))
     assert cost.parameters == sum(p.numel() for p in cut.parameters())
-    inputs = subject.units.inputs(cut, SIZE, TEXT)
+    inputs = subject.units.inputs(cut, subject.size, TEXT)
     assert 2 * cost.macs == pytest.approx(count_flops(lambda: subject.run(cut, inputs)), rel=1e-6)
     assert model.of(plan) == cost
 
 
 def test_the_whole_model_has_ratio_one(subject):
-    model = CostModel(subject.denoiser, subject.units, subject.structure, SIZE, TEXT)
+    model = CostModel(subject.denoiser, subject.units, subject.structure, subject.size, TEXT)
     assert model.ratio(PruningPlan()) == 1
     assert model.full.parameters == sum(p.numel() for p in subject.denoiser.parameters())

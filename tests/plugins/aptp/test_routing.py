@@ -7,13 +7,14 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
 import hasten
-from hasten._errors import ConfigError, UnsupportedError
+from hasten._errors import ConfigError, ConflictError, UnsupportedError
 from hasten._fingerprint import fingerprint
+from hasten.pipelines.adapters import LatentSize
 from hasten.plugins.aptp.config import AptpConfig
 from hasten.plugins.aptp.groups import Group, group_prompts
 from hasten.plugins.aptp.router import BASE, Decision, random_expert
 
-from .conftest import PROMPTS
+from .conftest import PROMPTS, write_bundle
 
 CALL = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "latent"}
 
@@ -193,6 +194,22 @@ def test_controls_route_at_random_or_not_at_all(scenes_pipe, options):
     counts = torch.tensor([drawn.count(k) / 2000 for k in range(3)])
     assert (counts - shares).abs().max() < 0.04
     assert drawn == [random_expert(f"prompt {i}", shares) for i in range(2000)]
+
+
+def test_next_scale_generation_is_routed_with_a_generator_for_each_picture(tmp_path):
+    pipe = hasten.load("mini/var")
+    pipe.set_progress_bar_config(disable=True)
+    size = LatentSize(*pipe.transformer.schedule[-1])
+    options = {"bundle": str(write_bundle(pipe, tmp_path, size=size))}
+    with hasten.accelerate(pipe, {"aptp": options}) as accel:
+        together = pipe(list(PROMPTS), generator=seeds(6), output_type="latent").images
+        assert len(set(experts_of(accel.report()).values())) > 1
+        alone = [pipe(p, generator=g, output_type="latent").images[0] for p, g in zip(PROMPTS, seeds(6))]
+        assert torch.allclose(torch.stack(alone), together, atol=1e-4)
+        with pytest.raises(UnsupportedError, match="one for each picture"):
+            pipe(list(PROMPTS), generator=seeds(1)[0])
+    with pytest.raises(ConflictError, match=r"attention\.kv"):
+        hasten.plan(pipe, {"aptp": options, "hack": {}})
 
 
 def decided(*experts):

@@ -27,6 +27,8 @@ def some(structure, seed, *, one=False, drop=0.3):
 @pytest.mark.parametrize("case", ["random 1", "random 2", "one unit", "only blocks", "no block"])
 def test_masking_and_surgery_agree(subject, case):
     structure = subject.structure
+    if case == "only blocks" and not structure.blocks:
+        pytest.skip("its blocks stay")
     plan = {
         "random 1": lambda: some(structure, 1),
         "random 2": lambda: some(structure, 2),
@@ -129,10 +131,11 @@ def test_quantised_fused_and_adapted_layers_are_refused(subject):
     twin = clone_tree(subject.denoiser)
     group = next(g for g in subject.structure.groups.values() if g.kind == "heads")
     attention = twin.get_submodule(group.owner)
-    attention.fused_projections = True
-    with pytest.raises(UnsupportedError, match="unfuse_qkv_projections"):
-        subject.units.structure(twin, Grain())
-    attention.fused_projections = False
+    if not subject.name.startswith("var"):  # diffusers' own way of fusing
+        attention.fused_projections = True
+        with pytest.raises(UnsupportedError, match="unfuse_qkv_projections"):
+            subject.units.structure(twin, Grain())
+        attention.fused_projections = False
     attention.to_q.base_layer = torch.nn.Linear(1, 1)
     with pytest.raises(UnsupportedError, match="fuse_lora"):
         subject.units.structure(twin, Grain())
