@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-
 from torch import Tensor, nn
 from typing_extensions import override
 

@@ -68,9 +68,9 @@ class Bundle:
         experts = tuple(_read_expert(folder, i, e.weights) for i, e in enumerate(manifest.experts))
         shared = _read(folder / SHARED) if any(e.weights == "shared" for e in manifest.experts) else None
         router = _make_router(manifest, tensors, str(folder / ROUTER))
-        if router.experts != len(experts):
+        if router.experts != len(manifest.choices):
             raise CheckpointError(
-                f"{folder}: the router knows {router.experts} experts, there are {len(experts)}"
+                f"{folder}: the router knows {router.experts} experts, there are {len(manifest.choices)}"
             )
         return cls(manifest, router, experts, shared, probe, str(folder))
 

@@ -126,6 +126,9 @@ def export(
     ] = None,
     prompts: Annotated[int, typer.Option(min=8, help="Calibration prompts.")] = 512,
     draws: Annotated[int, typer.Option(min=1, help="Noise draws for each, at four levels.")] = 2,
+    segments: Annotated[
+        int, typer.Option(min=1, max=8, help="Timestep segments that a route changes its expert at.")
+    ] = 1,
     ffn: Annotated[int, typer.Option(min=1, help="As in the search.")] = 64,
     seed: SeedOption = 0,
 ) -> None:
@@ -136,7 +139,7 @@ def export(
     from hasten.plugins.aptp.make.tune import Tuned
 
     searched, tuned = Searched.load(work / "search"), Tuned.load(work / "tune")
-    options = ExportOptions(mean_cost, prompts, draws, seed)
+    options = ExportOptions(mean_cost, prompts, draws, segments, seed)
     with _study(model, work, ffn) as study:
         manifest = write(
             study, searched, tuned, options, folder, {"command": f"hasten aptp export {model} {folder}"}
@@ -168,9 +171,7 @@ def import_published(
     source: Annotated[Path, typer.Argument(help="Folder with arch0, arch1, ..., hypernet and quantizer.")],
     base: Annotated[str, typer.Argument(help="The base: a folder or hub id of Stable Diffusion 2.1.")],
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
-    encoder: Annotated[
-        str, typer.Option(help="Sentence model of the router.")
-    ] = "sentence-transformers/all-mpnet-base-v2",
+    encoder: Annotated[str, typer.Option(help="Sentence model of the router.")] = MPNET,
 ) -> None:
     """Turn the published checkpoints into a bundle; shapes are read from the tensors, no pickle is loaded."""
     from hasten._load import load
@@ -274,3 +275,13 @@ def _show(manifest: Any) -> None:
         cells = (f"{expert.macs / 1e9:.4g} G", f"{expert.macs_share:.1%}", f"{expert.parameters / 1e6:.2f} M")
         table.add_row(str(number), *cells, f"{expert.traffic:.1%}")
     Console().print(table)
+    if manifest.segments:
+        routes = Table(
+            title=f"Routes; the expert changes at flow times {', '.join(f'{t:.2f}' for t in manifest.segments)}"
+        )
+        for column in ("route", "experts", "share", "traffic"):
+            routes.add_column(column, justify="right")
+        for number, route in enumerate(manifest.routes):
+            names = ", ".join(map(str, route.experts))
+            routes.add_row(str(number), names, f"{route.macs_share:.1%}", f"{route.traffic:.1%}")
+        Console().print(routes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from hasten.pipelines.adapters._units import Structure
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.router import BASE
+from hasten.plugins.aptp.segments import segmented
 
 __all__ = ["Experts"]
 
@@ -23,6 +25,7 @@ class Experts:
         structure: units of the base.
         residency: how many are kept.
         resident: for ``"lru"``.
+        time: flow time of a forward from its arguments, for bundles with timestep segments.
         compiled: wrap each in ``torch.compile``.
     """
 
@@ -32,10 +35,11 @@ class Experts:
         structure: Structure,
         residency: Literal["all", "lru", "slice_on_demand"],
         resident: int,
+        time: Callable[[Mapping[str, Any]], float],
         *,
         compiled: bool = False,
     ) -> None:
-        self._bundle, self._structure, self._compiled = bundle, structure, compiled
+        self._bundle, self._structure, self._compiled, self._time = bundle, structure, compiled, time
         self._capacity = {"all": len(bundle.experts), "lru": resident, "slice_on_demand": 1}[residency]
         self._release = residency == "slice_on_demand"
         self._made: OrderedDict[int, Any] = OrderedDict()
@@ -46,20 +50,26 @@ class Experts:
 
     @property
     def resident(self) -> tuple[int, ...]:
-        """Numbers of those in memory."""
-        return tuple(self._made)
+        """Numbers of the choices whose experts are all in memory."""
+        choices = enumerate(self._bundle.manifest.choices)
+        return tuple(number for number, route in choices if self._made.keys() >= set(route.experts))
 
-    def get(self, number: int, base: nn.Module) -> Any:
+    def get(self, choice: int, base: nn.Module) -> Any:
         """The denoiser for a decision; ``base`` itself for :data:`BASE`."""
-        if number == BASE:
+        if choice == BASE:
             return base
         from hasten._denoiser import unwrapped
 
         self._follow(unwrapped(base))
+        manifest = self._bundle.manifest
+        experts = [self._expert(number, unwrapped(base)) for number in manifest.choices[choice].experts]
+        return experts[0] if len(experts) == 1 else segmented(experts, manifest.segments, self._time)
+
+    def _expert(self, number: int, base: nn.Module) -> Any:
         if number not in self._made:
             while len(self._made) >= self._capacity:
                 self._made.popitem(last=False)
-            self._made[number] = self._build(number, unwrapped(base))
+            self._made[number] = self._build(number, base)
         self._made.move_to_end(number)
         return self._made[number]
 

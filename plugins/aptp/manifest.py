@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from hasten._errors import CheckpointError
 from hasten.pipelines.adapters._units import Grain
@@ -19,6 +20,7 @@ __all__ = [
     "ExpertWeights",
     "GrainEntry",
     "Manifest",
+    "RouteEntry",
     "RouterEntry",
     "SizeEntry",
     "config_digest",
@@ -83,6 +85,20 @@ class ExpertEntry(_Entry):
     traffic: float = Field(ge=0, le=1)
 
 
+class RouteEntry(_Entry):
+    """What the router chooses between: an expert, or one for each timestep segment.
+
+    Args:
+        experts: number of the expert in each segment, noisiest first.
+        macs_share: share of the base's multiply-accumulates, over a whole run.
+        traffic: share of the calibration prompts that take it.
+    """
+
+    experts: tuple[int, ...] = Field(min_length=1)
+    macs_share: float = Field(gt=0, le=1.0001)
+    traffic: float = Field(ge=0, le=1)
+
+
 class SizeEntry(_Entry):
     """Where costs were counted: latent extent and text tokens."""
 
@@ -114,6 +130,8 @@ class Manifest(_Entry):
         size: where costs were counted.
         router: how prompts are routed.
         experts: in order.
+        segments: flow times at which routes change their expert, falling; none in most bundles.
+        routes: with segments, what the router chooses between; else it chooses an expert.
         files: relative path -> SHA-256 of every other file.
         about: how it was made: command, data, licence, figures.
     """
@@ -127,8 +145,34 @@ class Manifest(_Entry):
     size: SizeEntry
     router: RouterEntry
     experts: tuple[ExpertEntry, ...] = Field(min_length=1)
+    segments: tuple[float, ...] = ()
+    routes: tuple[RouteEntry, ...] = ()
     files: dict[str, str]
     about: dict[str, Any] = {}
+
+    @property
+    def choices(self) -> tuple[RouteEntry, ...]:
+        """What the router chooses between."""
+        single = enumerate(self.experts)
+        return self.routes or tuple(
+            RouteEntry(experts=(i,), macs_share=e.macs_share, traffic=e.traffic) for i, e in single
+        )
+
+    @model_validator(mode="after")
+    def _check_routes(self) -> Self:
+        if list(self.segments) != sorted(set(self.segments), reverse=True) or bool(self.segments) != bool(
+            self.routes
+        ):
+            raise ValueError(f"segments {list(self.segments)} have to fall, and need routes")
+        for route in self.routes:
+            if len(route.experts) != len(self.segments) + 1 or not set(route.experts) <= set(
+                range(len(self.experts))
+            ):
+                raise ValueError(
+                    f"route {list(route.experts)} does not name one of {len(self.experts)} experts for each of "
+                    f"{len(self.segments) + 1} segments"
+                )
+        return self
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._claims import Access, Claim
-from hasten._errors import UnsupportedError
+from hasten._errors import HastenError, UnsupportedError
 from hasten._hookspecs import hookimpl
 from hasten._technique import Finding, Technique
 from hasten.pipelines.adapters._base import ScaleSchedule
@@ -38,7 +38,16 @@ class Aptp(Technique[AptpConfig]):
         claims = [Claim("weights.structure", Access.EXCLUSIVE)]
         if target.adapter.capability(ScaleSchedule) is not None:  # type: ignore[type-abstract]
             claims.append(Claim("attention.kv", Access.EXCLUSIVE))
+        if self._segments(target):
+            # The expert changes between two steps: what is remembered of a layer's heads would be another expert's.
+            claims.append(Claim("attention.self", Access.EXCLUSIVE))
         return claims
+
+    def _segments(self, target: Target) -> tuple[float, ...]:
+        try:
+            return self._bundle(target).manifest.segments
+        except HastenError:
+            return ()  # the check says what is wrong
 
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse a bundle that does not belong to this pipeline."""
@@ -47,10 +56,13 @@ class Aptp(Technique[AptpConfig]):
             return
         bundle = self._bundle(target)
         yield from self._check_base(target, bundle)
-        if self.config.route == "static" and (self.config.expert or 0) >= len(bundle.experts):
+        if bundle.manifest.segments and target.adapter.capability(ScaleSchedule) is not None:  # type: ignore[type-abstract]
             yield Finding(
-                "error", f"expert={self.config.expert}: the bundle has experts 0 to {len(bundle.experts) - 1}"
+                "error", "timestep segments would change the heads that the cache of keys and values holds"
             )
+        choices = len(bundle.manifest.choices)
+        if self.config.route == "static" and (self.config.expert or 0) >= choices:
+            yield Finding("error", f"expert={self.config.expert}: the bundle has experts 0 to {choices - 1}")
         shares = ", ".join(f"{expert.macs_share:.0%}" for expert in bundle.manifest.experts)
         size = bundle.manifest.size
         yield Finding(
@@ -74,9 +86,13 @@ class Aptp(Technique[AptpConfig]):
         bundle.check_experts(structure)
         encoder = make_encoder(bundle.manifest.router.encoder, bundle.manifest.router.model, target.pipe)
         config = self.config
-        experts = Experts(bundle, structure, config.residency, config.resident, compiled=config.compile)
+
+        def time(kwargs: Mapping[str, Any]) -> float:
+            return target.moments.level(target.pipe, kwargs).time
+
+        experts = Experts(bundle, structure, config.residency, config.resident, time, compiled=config.compile)
         if config.residency == "all":
-            for number in range(len(bundle.experts)):
+            for number in range(len(bundle.manifest.choices)):
                 experts.get(number, denoiser)
         routing = Routing(self.name, config, target, bundle, encoder, experts)
         seams.run(routing.run)

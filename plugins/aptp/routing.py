@@ -20,6 +20,7 @@ from hasten.plugins.aptp.experts import Experts
 from hasten.plugins.aptp.groups import group_prompts
 from hasten.plugins.aptp.ranks import agree
 from hasten.plugins.aptp.router import BASE, Decision, random_expert
+from hasten.plugins.aptp.segments import segment_of
 
 if TYPE_CHECKING:
     from hasten._target import Target
@@ -51,7 +52,7 @@ def decide(prompt: str, bundle: Bundle, encoder: Encoder, config: AptpConfig) ->
     if config.fallback and bundle.router.familiarity(embedding) < bundle.router.threshold:
         return Decision(BASE, 1.0, "unfamiliar")
     if config.route == "random":
-        shares = torch.tensor([expert.traffic for expert in bundle.manifest.experts])
+        shares = torch.tensor([route.traffic for route in bundle.manifest.choices])
         return Decision(random_expert(prompt, shares), 1.0, "random")
     probabilities = bundle.router.probabilities(embedding)
     best = int(probabilities.argmax())
@@ -85,7 +86,7 @@ class Routing:
         self._name, self._config, self._target = name, config, target
         self._bundle, self._encoder, self._experts = bundle, encoder, experts
         self._decided: dict[str, Decision] = {}
-        self._shares = {i: e.macs_share for i, e in enumerate(bundle.manifest.experts)} | {BASE: 1.0}
+        self._shares = {i: r.macs_share for i, r in enumerate(bundle.manifest.choices)} | {BASE: 1.0}
 
     def run(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
         """Around the pipeline call."""
@@ -131,6 +132,11 @@ class Routing:
                 reason=[d.reason for d in current.decisions],
                 macs_share=round(self._shares[current.expert], 4),
             )
+        manifest = self._bundle.manifest
+        if current is not None and current.expert != BASE and manifest.segments:
+            segment = segment_of(call.step.noise.time, manifest.segments)
+            number = manifest.routes[current.expert].experts[segment]
+            call.run.record(self._name, segment=segment, segment_expert=number)
         return proceed(call)
 
     def _on_expert(

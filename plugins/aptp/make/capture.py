@@ -95,6 +95,20 @@ class Conditioner:
         unpacked = self.target.layout.decode_output(self.target.pipe, self.template, sample)
         return unpacked[:, :channels]
 
+    def segment_bounds(self, segments: int) -> tuple[float, ...]:
+        """Flow times, falling, that cut the training levels into equal shares."""
+        times = [level.time for level in self.draw_levels(4096, torch.Generator().manual_seed(0))]
+        return tuple(sorted(times, reverse=True)[len(times) * i // segments] for i in range(1, segments))
+
+    def draw_between(
+        self, count: int, generator: torch.Generator, low: float, high: float
+    ) -> list[NoiseLevel]:
+        """Training levels whose flow time lies in [low, high)."""
+        found: list[NoiseLevel] = []
+        while len(found) < count:
+            found += [level for level in self.draw_levels(64, generator) if low <= level.time < high]
+        return found[:count]
+
     def draw_levels(self, count: int, generator: torch.Generator) -> list[NoiseLevel]:
         """Training levels: uniform timesteps of a diffusion scheduler, logit-normal times of a flow."""
         scheduler = self.target.pipe.scheduler

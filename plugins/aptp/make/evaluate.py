@@ -13,9 +13,9 @@ __all__ = ["compare", "configurations", "static_expert"]
 
 
 def static_expert(manifest: Manifest) -> int:
-    """The expert whose cost is nearest to the mean cost of routing."""
-    mean = sum(expert.traffic * expert.macs_share for expert in manifest.experts)
-    shares = [expert.macs_share for expert in manifest.experts]
+    """The expert (or route) whose cost is nearest to the mean cost of routing."""
+    mean = sum(route.traffic * route.macs_share for route in manifest.choices)
+    shares = [route.macs_share for route in manifest.choices]
     return min(range(len(shares)), key=lambda number: abs(shares[number] - mean))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +16,7 @@ from hasten.plugins.aptp.make.study import Study, relative_error
 from hasten.plugins.aptp.make.tune import Tuned, TuneOptions, Tuner
 from hasten.plugins.aptp.router import PrototypeRouter
 
-__all__ = ["Fitted", "error_table", "fit_router"]
+__all__ = ["Fitted", "error_table", "fit_router", "segment_routes"]
 
 _CENTRES = 48
 _HIDDEN = 24
@@ -32,29 +34,48 @@ class Fitted:
 
 @torch.no_grad()
 def error_table(
-    study: Study, searched: Searched, tuned: Tuned, prompts: int, draws: int, seed: int
+    study: Study, searched: Searched, tuned: Tuned, prompts: int, draws: int, seed: int, segments: int = 1
 ) -> Tensor:
-    """Distance from the base of each expert on each prompt (prompts, K), as a share of the base's energy.
+    """Distance from the base of each expert on each prompt in each timestep segment, as a share of the base's energy.
 
-    Every expert sees the same noise; each prompt is seen at four levels in each draw.
+    Every expert sees the same noise; each prompt is seen at four levels in each draw and segment.
+
+    Returns:
+        (prompts, K, segments), the noisiest segment first.
     """
     tuner = Tuner(study, searched, TuneOptions(weights=tuned.weights, rank=tuned.about.get("rank", 4)))
     for update, tensors in zip(tuner.updates, tuned.tensors):
         for name, parameter in update.items():
             parameter.copy_(tensors[name])
-    table = torch.zeros(prompts, len(tuner.models))
+    table = torch.zeros(prompts, len(tuner.models), segments)
+    edges = (math.inf, *study.conditioner.segment_bounds(segments), 0.0)
     for first in range(0, prompts, 16):
         index = torch.arange(first, min(first + 16, prompts)) % len(study.data.latents)
-        for draw in range(draws):
-            generator = torch.Generator().manual_seed(seed + 1000 * first + draw)
+        for draw, segment in itertools.product(range(draws), range(segments)):
+            generator = torch.Generator().manual_seed(seed + 1000 * first + draws * segment + draw)
             # A batch has four levels in equal parts: repeating the rows shows each prompt at all of them.
-            noisy = study.noisy(study.data.rows(index.repeat(4)), generator)
+            rows = study.data.rows(index.repeat(4))
+            noisy = study.noisy(rows, generator, edges[segment + 1], edges[segment])
             teacher = study.predict(study.denoiser, noisy)
             for number in range(len(tuner.models)):
                 student = tuner.predict(number, noisy.arguments, teacher.shape[1])
                 errors = relative_error(student, teacher).view(4, -1).mean(0)
-                table[first : first + len(index), number] += errors / draws
+                table[first : first + len(index), number, segment] += errors / draws
     return table
+
+
+def segment_routes(errors: Tensor, shares: Tensor) -> list[tuple[int, ...]]:
+    """Routes that no other beats in mean error at their mean cost: an expert for each segment, cheapest route first.
+
+    Args:
+        errors: mean error of each expert in each segment (K, S).
+        shares: cost of each expert (K,).
+    """
+    routes: dict[tuple[int, ...], float] = {}
+    for price in torch.logspace(-6, 4, 400):
+        chosen = (errors + price * shares[:, None]).argmin(0)
+        routes[tuple(chosen.tolist())] = float(shares[chosen].mean())
+    return sorted(routes, key=routes.__getitem__)
 
 
 def fit_router(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,9 +106,11 @@ class Study:
             about=dict(about),
         )
 
-    def noisy(self, batch: Batch, generator: torch.Generator) -> Noisy:
-        """Add noise at a few random levels."""
-        levels = self.conditioner.draw_levels(min(_LEVELS, len(batch.latents)), generator)
+    def noisy(
+        self, batch: Batch, generator: torch.Generator, low: float = 0.0, high: float = math.inf
+    ) -> Noisy:
+        """Add noise at a few random levels with flow times in [low, high)."""
+        levels = self.conditioner.draw_between(min(_LEVELS, len(batch.latents)), generator, low, high)
         usable = len(batch.latents) // len(levels) * len(levels)
         clean = batch.latents[:usable]
         noise = torch.randn(clean.shape, generator=generator)

@@ -14,6 +14,7 @@ from hasten.pipelines.adapters._units import Grain, PrunableUnits, Structure
 DIFFUSION = ("sd15", "sdxl", "sd3", "flux", "pixart-sigma", "pixart-alpha", "qwen-image")
 PRUNABLE = (*DIFFUSION, "var-class", "var-text")
 SIZE = LatentSize(8, 12)
+LATENTS = LatentSize(16, 16)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ PROMPTS = (
 )
 
 
-def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3, size=LatentSize(16, 16)):
+def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3, size=LATENTS, segments=(), routes=()):
     """A bundle of random nested plans for ``pipe``, whose router spreads :data:`PROMPTS` over all experts."""
     from hasten.plugins.aptp.bundle import Expert, save_bundle
     from hasten.plugins.aptp.cost import CostModel
@@ -135,6 +136,7 @@ def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3, size=Laten
         ExpertEntry,
         GrainEntry,
         Manifest,
+        RouteEntry,
         RouterEntry,
         SizeEntry,
         config_digest,
@@ -157,7 +159,7 @@ def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3, size=Laten
     known = torch.nn.functional.normalize((vectors - mean) / scale, dim=-1)
     width = vectors.shape[1]
     bias, temperature, familiar = torch.zeros(width), torch.tensor(0.1), torch.tensor(0.6)
-    start = known[:experts].clone()
+    start = known[: len(routes) or experts].clone()
     router = PrototypeRouter(mean, scale, torch.eye(width), bias, start, temperature, known, familiar)
     entries = tuple(
         ExpertEntry(
@@ -176,6 +178,8 @@ def write_bundle(pipe, folder, *, weights="slice", seed=0, experts=3, size=Laten
         size=SizeEntry(height=size.height, width=size.width, text=24),
         router=RouterEntry(kind="prototypes", encoder="pipeline", model="text_encoder"),
         experts=entries,
+        segments=segments,
+        routes=tuple(RouteEntry(experts=route, macs_share=0.5, traffic=0.5) for route in routes),
         files={},
     )
     tensors = [None] * experts

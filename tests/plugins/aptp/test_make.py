@@ -147,6 +147,20 @@ def test_an_exported_bundle_works_on_its_pipeline(unet_study, tmp_path, weights)
     assert list(names) == ["aptp", "static expert", "random routing"]
 
 
+def test_a_bundle_with_timestep_segments_is_exported_and_used(unet_study, tmp_path):
+    searched, _, tuned = experts(unet_study, tmp_path, steps=4)
+    options = ExportOptions(prompts=16, draws=1, segments=2)
+    manifest = export(unet_study, searched, tuned, options, tmp_path / "bundle", {})
+    assert len(manifest.segments) == 1
+    assert sum(route.traffic for route in manifest.routes) == pytest.approx(1)
+    assert sum(expert.traffic for expert in manifest.experts) == pytest.approx(1)
+    pipe = unet_study.conditioner.target.pipe
+    with hasten.accelerate(pipe, {"aptp": {"bundle": str(tmp_path / "bundle")}}) as accel:
+        call = {"num_inference_steps": 4, "height": 32, "width": 32, "output_type": "latent"}
+        pipe(list(unet_study.data.captions[:2]), **call)
+        assert {step.facts["aptp"]["segment"] for step in accel.report().steps} == {0, 1}
+
+
 def test_hard_prompts_go_to_large_experts_at_the_wanted_mean_cost():
     noise = torch.Generator().manual_seed(0)
     embeddings = torch.randn(400, 12, generator=noise)

@@ -33,7 +33,7 @@ def experts_of(report):
     found = {}
     for step in report.steps:
         facts = step.facts.get("aptp")
-        if facts:
+        if facts and "pictures" in facts:
             found |= dict.fromkeys(facts["pictures"], facts["expert"])
     return found
 

@@ -1,0 +1,39 @@
+"""Timestep segments, the second routing axis: one denoiser to the outside, another expert for every range of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from hasten._denoiser import _parameter_names, unwrapped
+from hasten.plugins.aptp.surgery import clone_tree
+
+__all__ = ["segment_of", "segmented"]
+
+
+def segment_of(time: float, bounds: Sequence[float]) -> int:
+    """Number of the segment a flow time lies in; ``bounds`` fall, and segment 0 is the noisiest."""
+    return sum(time < bound for bound in bounds)
+
+
+def segmented(
+    experts: Sequence[nn.Module], bounds: Sequence[float], time: Callable[[Mapping[str, Any]], float]
+) -> Any:
+    """A denoiser that looks like the first expert and computes every forward with the expert of its segment.
+
+    Args:
+        experts: one for each segment, noisiest first.
+        bounds: flow times at which the expert changes, falling.
+        time: flow time of a forward, from its arguments by name.
+    """
+    names = _parameter_names(experts[0])
+    twin = clone_tree(unwrapped(experts[0]))
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        expert = experts[segment_of(time(dict(zip(names, args)) | kwargs), bounds)]
+        return expert(*args, **kwargs)
+
+    twin.forward = forward
+    return twin
