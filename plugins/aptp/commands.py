@@ -67,6 +67,28 @@ def prepare(
     typer.echo(f"{len(made.captions)} pictures of {pixels[0]} x {pixels[1]} pixels in {work}")
 
 
+@app.command("measure")
+def measure_latency(
+    model: ModelArgument,
+    work: WorkOption = Path("aptp"),
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a forward.")] = 1,
+    rounds: Annotated[int, typer.Option(min=3, help="Turns.")] = 9,
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    ffn: Annotated[int, typer.Option(min=1, help="Channels of a feed-forward unit.")] = 64,
+) -> None:
+    """Measure the latency table that `search --on time` sets its budgets on, at the size of the prepared data."""
+    from hasten.pipelines.adapters._units import PrunableUnits
+    from hasten.plugins.aptp.timetable import measure_table
+
+    with _study(model, work, ffn) as study:
+        denoiser, text = study.denoiser.to(device), study.costs.text
+        units = study.conditioner.target.capability(PrunableUnits)  # type: ignore[type-abstract]
+        size = study.data.size
+        table = measure_table(denoiser, units, study.structure, size, text, batch=batch, rounds=rounds)
+        table.save(work)
+    _show_table(table)
+
+
 @app.command()
 def search(
     model: ModelArgument,
@@ -78,6 +100,9 @@ def search(
     steps: Annotated[int, typer.Option(min=0, help="Of the search; 0 keeps the starting point.")] = 300,
     batch: Annotated[int, typer.Option(min=1, help="Prompts in a step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak.")] = 0.02,
+    on: Annotated[
+        Literal["macs", "time"], typer.Option(help="What budgets are set on; time needs `measure` first.")
+    ] = "macs",
     ffn: Annotated[int, typer.Option(min=1, help="Channels of a feed-forward unit.")] = 64,
     seed: SeedOption = 0,
 ) -> None:
@@ -85,12 +110,13 @@ def search(
     from hasten.plugins.aptp.make.search import SearchOptions
     from hasten.plugins.aptp.make.search import search as run
 
-    options = SearchOptions(preset, _shares(budgets), steps, batch, learning_rate, seed)
-    with _study(model, work, ffn) as study:
+    options = SearchOptions(preset, _shares(budgets), steps, batch, learning_rate, seed, on)
+    with _study(model, work, ffn, timed=on == "time") as study:
         found = run(study, options, work / "search")
+    unit = {"macs": "multiply-accumulates", "time": "time"}[on]
     for plan, share in zip(found.plans, found.shares) if found else ():
         blocks = f", {len(plan.dropped)} blocks dropped" if plan.dropped else ""
-        typer.echo(f"{share:.1%} of the multiply-accumulates{blocks}")
+        typer.echo(f"{share:.1%} of the {unit}{blocks}")
 
 
 @app.command()
@@ -221,7 +247,7 @@ def evaluate(
 
 
 @contextmanager
-def _study(model: str, work: Path, ffn: int) -> Iterator[Study]:
+def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator[Study]:
     """The model and its prepared data; joins a process group where a launcher asks for one."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
@@ -235,7 +261,7 @@ def _study(model: str, work: Path, ffn: int) -> Iterator[Study]:
     try:
         pipe: Any = load(model)
         pipe.set_progress_bar_config(disable=True)
-        yield Study.of(pipe, data, GrainEntry(ffn=ffn))
+        yield Study.of(pipe, data, GrainEntry(ffn=ffn), work if timed else None)
     finally:
         state.destroy_process_group()
 
@@ -253,6 +279,21 @@ def _show_times(rows: Any) -> None:
             row.name, f"{row.macs_share:.3f}", f"{row.time.value:.3f}", time, f"{1e3 * row.seconds:.1f}"
         )
     Console().print(table)
+
+
+def _show_table(table: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=f"Milliseconds by share of the units kept, {table.about['device']}")
+    for column in ("module", "kept", "milliseconds"):
+        shown.add_column(column)
+    for name, row in table.groups.items():
+        times = " ".join(f"{1e3 * seconds:.2f}" for seconds in row.seconds)
+        shown.add_row(name, " ".join(map(str, row.kept)), times)
+    for name, seconds in {**table.blocks, "rest": table.rest}.items():
+        shown.add_row(name, "", f"{1e3 * seconds:.2f}")
+    Console().print(shown)
 
 
 def _shares(text: str) -> tuple[float, ...]:

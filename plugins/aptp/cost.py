@@ -6,17 +6,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hasten.pipelines.adapters._base import LatentSize
 from hasten.pipelines.adapters._units import PrunableUnits, Structure
 from hasten.plugins.aptp.plan import PruningPlan
 
-__all__ = ["Attended", "Cost", "CostModel", "Layer"]
+__all__ = ["Attended", "Budget", "Cost", "CostModel", "Layer", "open_gate"]
+
+
+class Budget(Protocol):
+    """What a budget is set on: multiply-accumulates, or measured time."""
+
+    def ratio(self, plan: PruningPlan) -> float:
+        """Share of the whole model's that a plan keeps."""
+
+    def soft_ratio(self, units: Mapping[str, Tensor], blocks: Mapping[str, Tensor]) -> Tensor:
+        """The same (K,) for gates (K, units) of groups and (K,) of blocks, differentiable."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,32 @@ class CostModel:
         )
         return Cost(float(linear), float(attention), self._kept_parameters(lost, gone))
 
+    def soft_ratio(self, units: Mapping[str, Tensor], blocks: Mapping[str, Tensor]) -> Tensor:
+        """Share of the multiply-accumulates for gates that are being learned, differentiable, many codes at a time.
+
+        Args:
+            units: group id -> gates (K, units).
+            blocks: block id -> gates (K,).
+
+        Returns:
+            (K,); equal to :meth:`ratio` where all gates are 0 or 1.
+        """
+        lost: dict[tuple[str, str], Tensor] = {}
+        for name, gates in units.items():
+            removed = (1 - gates).sum(-1)
+            for cut in self.structure.groups[name].cuts:
+                key = (cut.module, cut.axis)
+                lost[key] = lost.get(key, torch.zeros_like(removed)) + cut.size * removed
+        total: Tensor = torch.zeros(())
+        for name, layer in self.layers.items():
+            wide_in = layer.wide_in - lost.get((name, "in"), 0)
+            wide_out = layer.wide_out - lost.get((name, "out"), 0)
+            total = total + open_gate(name, blocks) * (layer.rows * layer.taps / 1e6) * wide_in * wide_out
+        for name, attended in self.attentions.items():
+            width = attended.width - lost.get((f"{name}.to_q", "out"), 0)
+            total = total + open_gate(name, blocks) * (2.0 * attended.pairs / 1e6) * width
+        return total / (self.full.macs / 1e6)
+
     def _lost(self, plan: PruningPlan) -> dict[tuple[str, str], int]:
         """(layer, axis) -> channels removed."""
         lost: dict[tuple[str, str], int] = {}
@@ -155,6 +191,15 @@ class CostModel:
             total += (shape[0] - rows) * (inner - (columns if len(shape) > 1 else 0)) * rest
             total += shape[0] - rows if name in self._biased else 0
         return total
+
+
+def open_gate(name: str, blocks: Mapping[str, Tensor]) -> Tensor | float:
+    """Product of the gates of all blocks that a module is, or lies in."""
+    result: Tensor | float = 1.0
+    for block, gate in blocks.items():
+        if f"{name}.".startswith(f"{block}."):
+            result = result * gate
+    return result
 
 
 def _parameters(module: nn.Module) -> int:

@@ -76,6 +76,7 @@ class ExpertEntry(_Entry):
         macs: multiply-accumulates of a forward of one sample.
         parameters: of the pruned denoiser.
         traffic: share of the calibration prompts routed to it.
+        time_share: share of the base's time that a latency table predicts, for budgets on time.
     """
 
     weights: ExpertWeights
@@ -83,6 +84,7 @@ class ExpertEntry(_Entry):
     macs: float = Field(gt=0)
     parameters: int = Field(gt=0)
     traffic: float = Field(ge=0, le=1)
+    time_share: float | None = None
 
 
 class RouteEntry(_Entry):

@@ -61,6 +61,7 @@ def export(
     segments = range(options.segments)
     errors = torch.stack([table[:, list(route), segments].mean(1) for route in routes], 1)
     shares = torch.stack([costs[list(route)].mean() for route in routes])
+    macs = torch.tensor([study.costs.ratio(plan) for plan in searched.plans])
     mean = options.mean_cost if options.mean_cost is not None else float(costs.mean())
     fitted = fit_router(study.data.embeddings[:prompts], errors, shares, mean, seed=options.seed)
     facts = {
@@ -74,11 +75,14 @@ def export(
     for route, traffic in zip(routes, fitted.traffic):
         used += traffic * torch.bincount(torch.tensor(route), minlength=len(costs)) / options.segments
     entries = expert_entries(study.costs, searched.plans, tuned.weights, used.tolist())
+    if searched.about.get("on") == "time":
+        timed = zip(entries, searched.shares)
+        entries = tuple(entry.model_copy(update={"time_share": share}) for entry, share in timed)
     manifest = study.manifest(entries, facts)
     if options.segments > 1:
         chosen = tuple(
-            RouteEntry(experts=route, macs_share=float(share), traffic=float(traffic))
-            for route, share, traffic in zip(routes, shares, fitted.traffic)
+            RouteEntry(experts=route, macs_share=float(macs[list(route)].mean()), traffic=float(traffic))
+            for route, traffic in zip(routes, fitted.traffic)
         )
         bounds = study.conditioner.segment_bounds(options.segments)
         manifest = manifest.model_copy(update={"segments": bounds, "routes": chosen})

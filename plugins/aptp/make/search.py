@@ -17,7 +17,6 @@ from hasten.plugins.aptp.gates import gated
 from hasten.plugins.aptp.make.importance import importance
 from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.ranks import rank, world
-from hasten.plugins.aptp.make.soft_cost import soft_ratio
 from hasten.plugins.aptp.make.study import Noisy, Study, relative_error
 from hasten.plugins.aptp.math import (
     contrastive,
@@ -40,11 +39,12 @@ class SearchOptions:
 
     Args:
         preset: ``"improved"``, or ``"paper"`` for the published recipe.
-        budgets: share of the multiply-accumulates of each expert.
+        budgets: cost of each expert, as a share of the model's.
         steps: of the search.
         batch: prompts in a step, for each process.
         rate: learning rate.
         seed: of everything.
+        on: what budgets are set on: multiply-accumulates, or the measured time of a latency table.
         importance_batches: batches for the starting point.
     """
 
@@ -54,6 +54,7 @@ class SearchOptions:
     batch: int = 16
     rate: float = 0.02
     seed: int = 0
+    on: Literal["macs", "time"] = "macs"
     importance_batches: int = 8
 
     def __post_init__(self) -> None:
@@ -159,7 +160,7 @@ class Searcher(nn.Module):
         assign = -(targets * torch.log_softmax(scores / 0.1, -1)).sum(-1).mean()
         # With experts drawn evenly this is an unbiased estimate of the error that the routing would cause.
         route = experts * (shares.gather(1, chosen[:, None])[:, 0] * errors.detach()).mean()
-        ratio = soft_ratio(self.study.costs, *self.study.space.split(gates))
+        ratio = self.study.space.budget.soft_ratio(*self.study.space.split(gates))
         budget = log_ratio(ratio, self.targets).mean()
         alike = contrastive(noisy.embeddings, shares @ normalised_code(gates, self._module_widths()))
         truth = (student - noisy.truth).square().mean()
@@ -186,7 +187,7 @@ class Searcher(nn.Module):
         warm = step < self.options.steps // 10
         used = paper_gates(logits, torch.full_like(logits, 0.5)) if warm else soft[chosen]
         student = self._student(noisy, self._alive(used))
-        ratio = soft_ratio(self.study.costs, *self.study.space.split(self._alive(hard)))[chosen]
+        ratio = self.study.space.budget.soft_ratio(*self.study.space.split(self._alive(hard)))[chosen]
         budget = log_ratio(ratio.mean(), float(self.targets.mean()))
         truth, out = (student - noisy.truth).square().mean(), (student - teacher).square().mean()
         alike = contrastive(noisy.embeddings, predicted, rowwise=False)
@@ -261,7 +262,7 @@ def search(
     plans = tuple(
         study.space.plan(code, budget) for code, budget in zip(searcher.codes.detach(), options.budgets)
     )
-    shares = tuple(study.costs.ratio(plan) for plan in plans)
+    shares = tuple(study.space.budget.ratio(plan) for plan in plans)
     about = {**asdict(options), "budgets": list(options.budgets), "world": world()}
     result = Searched(plans, shares, about)
     if rank() == 0:

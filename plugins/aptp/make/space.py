@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hasten._errors import ConfigError
 from hasten.pipelines.adapters._units import Structure
-from hasten.plugins.aptp.cost import CostModel
+from hasten.plugins.aptp.cost import Budget
 from hasten.plugins.aptp.plan import PruningPlan
 
 __all__ = ["Space"]
@@ -23,11 +23,11 @@ class Space:
 
     Args:
         structure: of the denoiser.
-        costs: of its plans.
+        budget: what plans cost.
     """
 
     structure: Structure
-    costs: CostModel
+    budget: Budget
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -56,13 +56,13 @@ class Space:
         return units, {name: parts[-1][..., i] for i, name in enumerate(self.blocks)}
 
     def prices(self) -> Tensor:
-        """Multiply-accumulates that each gate saves alone (size,), as a share of the whole."""
+        """What each gate saves alone (size,), as a share of the whole."""
         prices = []
         for name in self.groups:
             group = self.structure.groups[name]
             fewer = PruningPlan({name: tuple(range(group.units - group.step))})
-            prices += [(1 - self.costs.ratio(fewer)) / group.step] * group.units
-        prices += [1 - self.costs.ratio(PruningPlan({}, frozenset({name}))) for name in self.blocks]
+            prices += [(1 - self.budget.ratio(fewer)) / group.step] * group.units
+        prices += [1 - self.budget.ratio(PruningPlan({}, frozenset({name}))) for name in self.blocks]
         return torch.tensor(prices)
 
     def plan(self, scores: Tensor, budget: float) -> PruningPlan:
@@ -70,7 +70,7 @@ class Space:
 
         Args:
             scores: (size,), higher is kept longer.
-            budget: share of the whole model's multiply-accumulates.
+                budget: share of the whole model's cost.
 
         Raises:
             ConfigError: no plan is that cheap.
@@ -79,12 +79,12 @@ class Space:
         low, high = 0, len(order)
         while low < high:
             middle = (low + high) // 2
-            if self.costs.ratio(self._above(scores, order[middle])) <= budget:
+            if self.budget.ratio(self._above(scores, order[middle])) <= budget:
                 high = middle
             else:
                 low = middle + 1
         if low == len(order):
-            least = self.costs.ratio(self._above(scores, float("inf")))
+            least = self.budget.ratio(self._above(scores, float("inf")))
             if least > budget:
                 raise ConfigError(
                     f"no plan costs {budget:.1%} of the model or less: with one unit of everything and every block "
@@ -101,7 +101,7 @@ class Space:
             least = {g: kept[: self.structure.groups[g].step] for g, kept in plan.kept.items() if g in inside}
             for widths in (plan.kept, {**plan.kept, **least}):
                 larger = PruningPlan(widths, plan.dropped - {name})
-                if self.costs.ratio(larger) <= budget:
+                if self.budget.ratio(larger) <= budget:
                     plan = larger
                     break
         spare = []
@@ -114,7 +114,7 @@ class Space:
             spare += [(float(units[name][list(pack)].mean()), name, pack) for pack in packs]
         for _, name, pack in sorted(spare, key=lambda item: (-item[0], item[1])):
             larger = PruningPlan({**plan.kept, name: tuple(sorted((*plan.kept[name], *pack)))}, plan.dropped)
-            if self.costs.ratio(larger) <= budget:
+            if self.budget.ratio(larger) <= budget:
                 plan = larger
         return plan.without_whole(self.structure)
 

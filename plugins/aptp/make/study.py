@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from hasten.plugins.aptp.manifest import (
     SizeEntry,
     config_digest,
 )
+from hasten.plugins.aptp.timetable import TimeTable
 
 __all__ = ["Noisy", "Study", "features", "relative_error"]
 
@@ -49,27 +51,36 @@ class Study:
     Args:
         conditioner: makes forwards.
         data: prepared pictures.
-        space: gates and costs.
+        costs: multiply-accumulates of plans.
+        space: gates, and what budgets are set on.
         grain: how fine units are.
     """
 
     conditioner: Conditioner
     data: Prepared
+    costs: CostModel
     space: Space
     grain: GrainEntry
 
     @classmethod
-    def of(cls, pipe: Any, data: Prepared, grain: GrainEntry) -> Study:
-        """Look at a pipeline; its denoiser is frozen and switched to evaluation."""
+    def of(cls, pipe: Any, data: Prepared, grain: GrainEntry, table: Path | None = None) -> Study:
+        """Look at a pipeline; its denoiser is frozen and switched to evaluation.
+
+        Args:
+            pipe: the pipeline.
+            data: prepared pictures.
+            grain: how fine units are.
+            table: folder of a latency table, for budgets on time instead of multiply-accumulates.
+        """
         target = Target.of(pipe)
         units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
         conditioner = Conditioner.of(target, data.size)
         denoiser = conditioner.denoiser.eval().requires_grad_(False)
         structure = units.structure(denoiser, grain.grain())
         text = int(next((v.shape[1] for v in data.conditions.values() if v.ndim == 3), 0))
-        return cls(
-            conditioner, data, Space(structure, CostModel(denoiser, units, structure, data.size, text)), grain
-        )
+        costs = CostModel(denoiser, units, structure, data.size, text)
+        budget = costs if table is None else TimeTable.load(table, structure)
+        return cls(conditioner, data, costs, Space(structure, budget), grain)
 
     @property
     def denoiser(self) -> Any:
@@ -80,11 +91,6 @@ class Study:
     def structure(self) -> Structure:
         """Its units."""
         return self.space.structure
-
-    @property
-    def costs(self) -> CostModel:
-        """Costs of plans."""
-        return self.space.costs
 
     def manifest(self, experts: tuple[ExpertEntry, ...], about: Mapping[str, Any]) -> Manifest:
         """What a bundle of these experts says of itself."""

@@ -20,7 +20,6 @@ from hasten.plugins.aptp.make.export import ExportOptions, export
 from hasten.plugins.aptp.make.fit import fit_router
 from hasten.plugins.aptp.make.oneshot import OneShotOptions, collect, cut_once, repaired, scores_of
 from hasten.plugins.aptp.make.search import Searched, SearchOptions, search
-from hasten.plugins.aptp.make.soft_cost import soft_ratio
 from hasten.plugins.aptp.make.study import Study, relative_error
 from hasten.plugins.aptp.make.tune import Tuned, TuneOptions, tune
 from hasten.plugins.aptp.manifest import GrainEntry
@@ -72,7 +71,7 @@ def test_soft_costs_equal_the_cost_model_on_plans(study):
     plans = [space.plan(torch.randn(space.size), budget) for budget in (0.6, 0.8, 1.0)]
     gates = torch.stack([space.gates(plan) for plan in plans])
     expected = torch.tensor([study.costs.ratio(plan) for plan in plans])
-    assert torch.allclose(soft_ratio(study.costs, *space.split(gates)), expected, atol=1e-5)
+    assert torch.allclose(space.budget.soft_ratio(*space.split(gates)), expected, atol=1e-5)
 
 
 def test_a_plan_uses_its_budget_and_an_impossible_one_is_refused(study):

@@ -1,0 +1,205 @@
+"""A measured latency table: seconds of every unit group at several widths, and of the blocks around them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten._errors import CheckpointError
+from hasten.eval.efficiency.timing import synchronize
+from hasten.pipelines.adapters import LatentSize
+from hasten.pipelines.adapters._units import PrunableUnits, Structure, UnitGroup
+from hasten.plugins.aptp.cost import open_gate
+from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.surgery import pruned
+
+__all__ = ["Row", "TimeTable", "measure_table"]
+
+_FILE = "latency.json"
+_WIDTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of the module that holds a group, by the number of units it keeps (ascending)."""
+
+    kept: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def at(self, kept: Tensor) -> Tensor:
+        """Seconds at any number of units, linear between the measured ones, of the shape of ``kept``."""
+        x, y = torch.tensor(self.kept, dtype=torch.float), torch.tensor(self.seconds)
+        if len(x) == 1:
+            return y[0].expand_as(kept)
+        upper = torch.bucketize(kept.detach(), x).clamp(1, len(x) - 1)
+        slope = (y[upper] - y[upper - 1]) / (x[upper] - x[upper - 1])
+        return y[upper - 1] + slope * (kept - x[upper - 1])
+
+
+@dataclass(frozen=True)
+class TimeTable:
+    """Where the time of a forward goes, at one size, batch and device.
+
+    Args:
+        structure: of the denoiser.
+        rest: seconds of what stays in every plan.
+        blocks: block -> seconds of its own, outside the groups inside it.
+        groups: group -> seconds by width.
+        about: how it was measured.
+    """
+
+    structure: Structure
+    rest: float
+    blocks: Mapping[str, float]
+    groups: Mapping[str, Row]
+    about: Mapping[str, Any]
+
+    def seconds(self, plan: PruningPlan) -> float:
+        """Predicted time of a forward of a plan."""
+        units = {name: torch.tensor(float(len(kept))) for name, kept in plan.kept.items()}
+        return float(self._total(units, dict.fromkeys(plan.dropped, torch.zeros(()))))
+
+    def ratio(self, plan: PruningPlan) -> float:
+        """Share of the whole model's time."""
+        return self.seconds(plan) / self.seconds(PruningPlan())
+
+    def soft_ratio(self, units: Mapping[str, Tensor], blocks: Mapping[str, Tensor]) -> Tensor:
+        """Share of the time for gates that are being learned; see :meth:`CostModel.soft_ratio`."""
+        counts = {name: gates.sum(-1) for name, gates in units.items()}
+        return self._total(counts, blocks) / self.seconds(PruningPlan())
+
+    def _total(self, kept: Mapping[str, Tensor], blocks: Mapping[str, Tensor]) -> Tensor:
+        total = torch.tensor(self.rest)
+        for name, own in self.blocks.items():
+            total = total + open_gate(name, blocks) * own
+        for name, row in self.groups.items():
+            group = self.structure.groups[name]
+            count = kept.get(name, torch.tensor(float(group.units)))
+            total = total + open_gate(group.owner, blocks) * row.at(count)
+        return total
+
+    def save(self, folder: Path) -> None:
+        """Write ``latency.json``."""
+        rows = {name: {"kept": row.kept, "seconds": row.seconds} for name, row in self.groups.items()}
+        fields = {"about": self.about, "rest": self.rest, "blocks": self.blocks, "groups": rows}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _FILE).write_text(json.dumps(fields, indent=1) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, structure: Structure) -> TimeTable:
+        """Read ``latency.json``.
+
+        Raises:
+            CheckpointError: there is none, or it was measured with other units.
+        """
+        file = folder / _FILE
+        if not file.is_file():
+            raise CheckpointError(f"no latency table in {folder}; run `hasten aptp measure` first")
+        fields = json.loads(file.read_text("utf-8"))
+        rows = {n: Row(tuple(r["kept"]), tuple(r["seconds"])) for n, r in fields["groups"].items()}
+        odd = [name for name, row in rows.items() if _units(structure, name) != row.kept[-1]]
+        if odd or set(fields["blocks"]) - set(structure.blocks):
+            raise CheckpointError(
+                f"{file} was measured with other units ({(odd or ['its blocks'])[0]}); measure again with the same "
+                f"model and --ffn"
+            )
+        return cls(structure, fields["rest"], fields["blocks"], rows, fields["about"])
+
+
+@torch.no_grad()
+def measure_table(
+    denoiser: Any,
+    units: PrunableUnits,
+    structure: Structure,
+    size: LatentSize,
+    text: int,
+    *,
+    batch: int = 1,
+    rounds: int = 9,
+) -> TimeTable:
+    """Time every module that holds units, at five widths of all of them, in turns; medians over the rounds."""
+    free = [g for g in structure.groups.values() if g.refusal is None and g.units > g.step]
+    inputs = units.inputs(denoiser, size, text, batch)
+    models = []
+    for width in _WIDTHS:
+        kept = {group.id: tuple(range(_count(group, width))) for group in free}
+        models.append(pruned(denoiser, structure, PruningPlan(kept)))
+    owners = {group.owner for group in free}
+    timed = owners | {name for name, block in structure.blocks.items() if block.refusal is None}
+    device = next(denoiser.parameters()).device
+    runs: list[list[dict[str, float]]] = [[] for _ in models]
+    for number in range(rounds + 1):
+        for model, seen in zip(models, runs):
+            with _stopwatches(model, timed, device) as spent:
+                units.forward(model, inputs)
+            if number:  # the first turn warms up
+                seen.append(spent)
+    medians = [{name: statistics.median(spent[name] for spent in seen) for name in seen[0]} for seen in runs]
+    groups = {}
+    for group in free:
+        points = {_count(group, width): medians[i][group.owner] for i, width in enumerate(_WIDTHS)}
+        # A wider layer is never faster: what looks like it is noise, and would make budgets ambiguous.
+        groups[group.id] = Row(tuple(points), tuple(accumulate(points.values(), max)))
+    whole = medians[-1]
+    about = {"size": [size.height, size.width], "text": text, "batch": batch, "rounds": rounds}
+    about |= {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return TimeTable(
+        structure, whole[""], {name: whole[name] for name in sorted(timed - owners)}, groups, about
+    )
+
+
+@contextmanager
+def _stopwatches(model: nn.Module, names: set[str], device: torch.device) -> Iterator[dict[str, float]]:
+    """Seconds spent in each named module outside the named modules inside it; ``""`` is the rest of the model."""
+    spent = dict.fromkeys(["", *sorted(names)], 0.0)
+    stack: list[str] = []
+    last = [0.0]
+
+    def lap() -> None:
+        synchronize(device)
+        now = time.perf_counter()
+        if stack:
+            spent[stack[-1]] += now - last[0]
+        last[0] = now
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            lap()
+            stack.append(name)
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        lap()
+        stack.pop()
+
+    handles = []
+    for name in names:
+        module = model.get_submodule(name)
+        handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+    enter("")()
+    try:
+        yield spent
+        leave()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(group: UnitGroup, width: float) -> int:
+    return max(group.step, round(width * group.units / group.step) * group.step)
+
+
+def _units(structure: Structure, name: str) -> int | None:
+    group = structure.groups.get(name)
+    return None if group is None else group.units
