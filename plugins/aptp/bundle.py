@@ -17,7 +17,7 @@ from hasten.plugins.aptp.lora import merge_update
 from hasten.plugins.aptp.manifest import ExpertEntry, ExpertWeights, Manifest, config_digest, file_digest
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.router import PrototypeRouter, Router
-from hasten.plugins.aptp.surgery import pruned, skeleton
+from hasten.plugins.aptp.surgery import clone_tree, nested_order, pruned, reordered, skeleton
 
 __all__ = ["Bundle", "Expert", "expert_entries", "probe_weights", "save_bundle"]
 
@@ -108,8 +108,17 @@ class Bundle:
         for expert in self.experts:
             expert.plan.check(structure)
 
-    def build(self, denoiser: nn.Module, structure: Structure, number: int) -> nn.Module:
-        """Expert ``number``, cut from the base it was made for, in the base's precision and on its device.
+    def source(self, denoiser: nn.Module, structure: Structure, number: int) -> nn.Module:
+        """What expert ``number`` is cut from: the base, with the shared update and in nested order where it is so."""
+        model = denoiser
+        if self.manifest.experts[number].weights == "shared":
+            model = clone_tree(denoiser)
+            merge_update(model, self.shared or {}, f"{self.place}/{SHARED}")
+        order = self._order(structure)
+        return model if order is None else reordered(model, structure, order)
+
+    def build(self, source: nn.Module, structure: Structure, number: int) -> nn.Module:
+        """Expert ``number``, cut from its :meth:`source`, in the base's precision and on its device.
 
         Raises:
             CheckpointError: its tensors do not fit.
@@ -118,21 +127,18 @@ class Bundle:
         expert, kind = self.experts[number], self.manifest.experts[number].weights
         place = f"{self.place}/experts/{number}/weights.safetensors"
         if kind == "full":
-            return _from_state(denoiser, structure, expert, place)
-        model: nn.Module = pruned(denoiser, structure, expert.plan)
+            return _from_state(source, structure, expert, place)
+        plan = expert.plan if self._order(structure) is None else expert.plan.first_units()
+        model: nn.Module = pruned(source, structure, plan)
         if kind == "lora":
             merge_update(model, expert.tensors or {}, place)
         return model
 
-    def tuned_base(self, denoiser: nn.Module) -> nn.Module:
-        """What experts with shared weights are cut from: the base with the bundle's update, or the base itself."""
-        if self.shared is None:
-            return denoiser
-        from hasten.plugins.aptp.surgery import clone_tree
-
-        model: nn.Module = clone_tree(denoiser)
-        merge_update(model, self.shared, f"{self.place}/{SHARED}")
-        return model
+    def _order(self, structure: Structure) -> dict[str, tuple[int, ...]] | None:
+        """With it one tensor serves all experts; those with weights of their own have no use for it."""
+        if any(entry.weights in ("lora", "full") for entry in self.manifest.experts):
+            return None
+        return nested_order(structure, [expert.plan for expert in self.experts])
 
 
 @torch.no_grad()

@@ -103,6 +103,9 @@ def search(
     on: Annotated[
         Literal["macs", "time"], typer.Option(help="What budgets are set on; time needs `measure` first.")
     ] = "macs",
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Cheaper experts keep a part of what costlier ones keep.")
+    ] = False,
     ffn: Annotated[int, typer.Option(min=1, help="Channels of a feed-forward unit.")] = 64,
     seed: SeedOption = 0,
 ) -> None:
@@ -110,7 +113,7 @@ def search(
     from hasten.plugins.aptp.make.search import SearchOptions
     from hasten.plugins.aptp.make.search import search as run
 
-    options = SearchOptions(preset, _shares(budgets), steps, batch, learning_rate, seed, on)
+    options = SearchOptions(preset, _shares(budgets), steps, batch, learning_rate, seed, on, nested)
     with _study(model, work, ffn, timed=on == "time") as study:
         found = run(study, options, work / "search")
     unit = {"macs": "multiply-accumulates", "time": "time"}[on]
@@ -123,7 +126,10 @@ def search(
 def tune(
     model: ModelArgument,
     work: WorkOption = Path("aptp"),
-    weights: Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")] = "lora",
+    weights: Annotated[
+        Literal["lora", "shared", "full"],
+        typer.Option(help="What is trained: an update of each expert, one that all share, or everything."),
+    ] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Of the low-rank updates.")] = 4,
     steps: Annotated[int, typer.Option(min=0, help="For each expert.")] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Prompts in a step.")] = 16,
@@ -229,6 +235,32 @@ def bench(
 
     rows = measure(load(model).to(device), bundle, batch=batch, rounds=rounds, compiled=compiled)
     _show_times(rows)
+
+
+@app.command("speed")
+def speed(
+    shape: Annotated[Literal["sd21", "sdxl"], typer.Argument(help="A published U-Net, with random weights.")],
+    side: Annotated[int, typer.Option(min=8, help="Latent pixels of a side.")] = 32,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", help="Samples, repeatable. [1 and 4]")
+    ] = None,
+    share: Annotated[float, typer.Option(min=0.05, max=1, help="Of the multiply-accumulates.")] = 0.7,
+    rounds: Annotated[int, typer.Option(min=3, help="Interleaved repetitions.")] = 9,
+    device: Annotated[str, typer.Option(help="torch device; half precision on a GPU.")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile both.")] = False,
+) -> None:
+    """Measure what a plan at a share of the operations gains in time: all groups cut alike, no block gone."""
+    import torch
+
+    from hasten.plugins.aptp.speed import SHAPES, even_plan_time
+
+    model = SHAPES[shape]().to(device, torch.float32 if device == "cpu" else torch.float16)
+    for batch in batches or [1, 4]:
+        row = even_plan_time(model, side, batch, share=share, rounds=rounds, compiled=compiled)
+        typer.echo(
+            f"{shape}, {side} x {side} latents, batch {batch}: {row.macs_share:.1%} of the operations take "
+            f"{row.time.value:.1%} of the time ({row.time.low:.1%} to {row.time.high:.1%}), {row.seconds:.3f} s"
+        )
 
 
 @app.command("eval")

@@ -44,7 +44,7 @@ class Experts:
         self._release = residency == "slice_on_demand"
         self._made: OrderedDict[int, Any] = OrderedDict()
         self._source: Any = None
-        self._tuned: Any = None
+        self._sources: dict[str, Any] = {}
         self.built = 0
         """How many were built so far."""
 
@@ -77,16 +77,14 @@ class Experts:
         """Called after a run: forget what the residency does not keep."""
         if self._release:
             self._made.clear()
-            self._tuned = None
+            self._sources.clear()
 
     def _build(self, number: int, base: nn.Module) -> Any:
         self.built += 1
-        source = base
-        if self._bundle.manifest.experts[number].weights == "shared":
-            if self._tuned is None:
-                self._tuned = self._bundle.tuned_base(base)
-            source = self._tuned
-        model = self._bundle.build(source, self._structure, number).train(base.training)
+        kind = self._bundle.manifest.experts[number].weights
+        if kind not in self._sources:
+            self._sources[kind] = self._bundle.source(base, self._structure, number)
+        model = self._bundle.build(self._sources[kind], self._structure, number).train(base.training)
         return torch.compile(model) if self._compiled else model
 
     def _follow(self, base: nn.Module) -> None:
@@ -95,5 +93,5 @@ class Experts:
         source = (id(base), like.device, like.dtype, like.data_ptr())
         if source != self._source:
             self._made.clear()
-            self._tuned = None
+            self._sources.clear()
             self._source = source

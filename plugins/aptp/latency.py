@@ -57,8 +57,8 @@ def measure(
         raise UnsupportedError(reason)
     units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
     structure = units.structure(base, bundle.manifest.grain.grain())
-    source = bundle.tuned_base(base)
-    models = {str(i): bundle.build(source, structure, i) for i in range(len(bundle.experts))}
+    numbers = range(len(bundle.experts))
+    models = {str(i): bundle.build(bundle.source(base, structure, i), structure, i) for i in numbers}
     shares = {str(i): expert.macs_share for i, expert in enumerate(bundle.manifest.experts)}
     size = LatentSize(bundle.manifest.size.height, bundle.manifest.size.width)
     inputs = units.inputs(base, size, bundle.manifest.size.text, batch)

@@ -65,6 +65,10 @@ class PruningPlan:
         }
         return PruningPlan(kept, self.dropped)
 
+    def first_units(self) -> PruningPlan:
+        """The plan that keeps as many units of every group, the first ones."""
+        return PruningPlan({n: tuple(range(len(units))) for n, units in self.kept.items()}, self.dropped)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._units import Cut, Structure
 from hasten.plugins.aptp.plan import PruningPlan
 
-__all__ = ["channels", "clone_tree", "cut_tensor", "pruned", "skeleton"]
+__all__ = ["channels", "clone_tree", "cut_tensor", "nested_order", "pruned", "reordered", "skeleton"]
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -42,13 +42,42 @@ def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
         parent, _, child = name.rpartition(".")
         block = structure.blocks[name].placeholder(copied.get_submodule(name))
         setattr(copied.get_submodule(parent), child, block.train(model.training))
-    for cut in _cuts(structure, plan):
+    for cut in _cuts(structure, plan.kept):
         index = channels(structure, plan, copied, cut.module, cut.axis, cut.parameter)
         cut_layer(copied.get_submodule(cut.module), cut.axis, index, cut.parameter)
     for name, units in plan.kept.items():
         for module, attribute, each in structure.groups[name].attributes:
             setattr(copied.get_submodule(module), attribute, each * len(units))
         _follow_packing(copied, structure, name)
+    return copied
+
+
+def nested_order(structure: Structure, plans: Sequence[PruningPlan]) -> dict[str, tuple[int, ...]] | None:
+    """An order of every group's units in which each plan keeps the first ones; ``None`` if there is none."""
+    order = {}
+    for group in structure.groups.values():
+        kept = [set(plan.units(group)) for plan in plans]
+        units = sorted(range(group.units), key=lambda unit: -sum(unit in some for some in kept))
+        if any(set(units[: len(some)]) != some for some in kept):
+            return None
+        order[group.id] = tuple(units)
+    return order
+
+
+def reordered(model: nn.Module, structure: Structure, order: Mapping[str, tuple[int, ...]]) -> Any:
+    """The same function with the units of every group in another order; layers that stay as they are are shared."""
+    copied = clone_tree(model)
+    moved = {name: units for name, units in order.items() if units != tuple(range(len(units)))}
+    for cut in _cuts(structure, moved):
+        layer = copied.get_submodule(cut.module)
+        axis = 0 if cut.axis == "out" else 1
+        index = torch.arange(getattr(layer, cut.parameter).shape[axis])
+        for name, units in moved.items():
+            for same in structure.groups[name].cuts:
+                if (same.module, same.axis, same.parameter) == (cut.module, cut.axis, cut.parameter):
+                    places = torch.tensor(units)[:, None] * same.size + torch.arange(same.size)
+                    index[same.offset : same.offset + places.numel()] = same.offset + places.flatten()
+        cut_layer(layer, cut.axis, index, cut.parameter)
     return copied
 
 
@@ -138,9 +167,9 @@ def _parameter(parameter: Any, index: Tensor, dimension: int) -> nn.Parameter:
     return nn.Parameter(kept, parameter.requires_grad)
 
 
-def _cuts(structure: Structure, plan: PruningPlan) -> Collection[Cut]:
-    """A cut of every layer's axis that the plan touches, one each: two groups may share a layer."""
-    cuts = (cut for name in plan.kept for cut in structure.groups[name].cuts)
+def _cuts(structure: Structure, groups: Iterable[str]) -> Collection[Cut]:
+    """A cut of every layer's axis that some groups touch, one each: two groups may share a layer."""
+    cuts = (cut for name in groups for cut in structure.groups[name].cuts)
     return {(cut.module, cut.axis, cut.parameter): cut for cut in cuts}.values()
 
 

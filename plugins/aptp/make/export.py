@@ -86,5 +86,9 @@ def export(
         )
         bounds = study.conditioner.segment_bounds(options.segments)
         manifest = manifest.model_copy(update={"segments": bounds, "routes": chosen})
-    experts = tuple(Expert(plan, tensors) for plan, tensors in zip(searched.plans, tuned.tensors))
-    return save_bundle(folder, manifest, fitted.router, experts, study.denoiser)
+    if tuned.weights == "shared":
+        experts, shared = tuple(Expert(plan) for plan in searched.plans), tuned.tensors[0]
+    else:
+        experts = tuple(Expert(plan, tensors) for plan, tensors in zip(searched.plans, tuned.tensors))
+        shared = None
+    return save_bundle(folder, manifest, fitted.router, experts, study.denoiser, shared)

@@ -44,9 +44,7 @@ def error_table(
         (prompts, K, segments), the noisiest segment first.
     """
     tuner = Tuner(study, searched, TuneOptions(weights=tuned.weights, rank=tuned.about.get("rank", 4)))
-    for update, tensors in zip(tuner.updates, tuned.tensors):
-        for name, parameter in update.items():
-            parameter.copy_(tensors[name])
+    tuner.load(tuned)
     table = torch.zeros(prompts, len(tuner.models), segments)
     edges = (math.inf, *study.conditioner.segment_bounds(segments), 0.0)
     for first in range(0, prompts, 16):

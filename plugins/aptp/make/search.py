@@ -45,6 +45,7 @@ class SearchOptions:
         rate: learning rate.
         seed: of everything.
         on: what budgets are set on: multiply-accumulates, or the measured time of a latency table.
+        nested: every expert keeps a part of what the next larger one keeps, so that one tensor serves all.
         importance_batches: batches for the starting point.
     """
 
@@ -55,6 +56,7 @@ class SearchOptions:
     rate: float = 0.02
     seed: int = 0
     on: Literal["macs", "time"] = "macs"
+    nested: bool = False
     importance_batches: int = 8
 
     def __post_init__(self) -> None:
@@ -259,12 +261,19 @@ def search(
     loop.run(stop_after)
     if stop_after is not None and stop_after < options.steps:
         return None
-    plans = tuple(
-        study.space.plan(code, budget) for code, budget in zip(searcher.codes.detach(), options.budgets)
-    )
+    plans = _plans(study, searcher.codes.detach(), options)
     shares = tuple(study.space.budget.ratio(plan) for plan in plans)
     about = {**asdict(options), "budgets": list(options.budgets), "world": world()}
     result = Searched(plans, shares, about)
     if rank() == 0:
         result.save(folder)
     return result
+
+
+def _plans(study: Study, codes: Tensor, options: SearchOptions) -> tuple[PruningPlan, ...]:
+    plans: list[PruningPlan] = []
+    for code, budget in reversed(list(zip(codes, options.budgets))):
+        if options.nested and plans:
+            code = torch.where(study.space.gates(plans[-1]) > 0.5, code, code - 1e6)
+        plans.append(study.space.plan(code, budget))
+    return tuple(reversed(plans))

@@ -17,11 +17,15 @@ from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.ranks import rank
 from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.study import Study, features, relative_error
-from hasten.plugins.aptp.surgery import pruned
+from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.surgery import channels, pruned
 
 __all__ = ["TuneOptions", "Tuned", "Tuner", "tune"]
 
 _FILE = "experts.safetensors"
+
+
+TunedWeights = Literal["lora", "shared", "full"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class TuneOptions:
     """How experts are trained.
 
     Args:
-        weights: ``"lora"`` keeps a bundle small, ``"full"`` trains everything.
+        weights: ``"lora"`` for an update of each expert, ``"shared"`` for one update of the base that all experts are
+            cut from, ``"full"`` for everything.
         rank: of the low-rank updates.
         steps: for each expert.
         batch: prompts in a step, for each process.
@@ -39,7 +44,7 @@ class TuneOptions:
         seed: of everything.
     """
 
-    weights: Literal["lora", "full"] = "lora"
+    weights: TunedWeights = "lora"
     rank: int = 4
     steps: int = 400
     batch: int = 16
@@ -66,8 +71,29 @@ class Tuner:
         self.study, self.options = study, options
         self.models = [pruned(study.denoiser, study.structure, plan) for plan in searched.plans]
         generator = torch.Generator().manual_seed(options.seed)
-        build = _low_rank if options.weights == "lora" else _everything
-        self.updates = [build(model, options.rank, generator) for model in self.models]
+        build = _everything if options.weights == "full" else _low_rank
+        trained = [study.denoiser] if options.weights == "shared" else self.models
+        self.updates = [build(model, options.rank, generator) for model in trained]
+        self._cuts = [_update_cuts(self.updates[0], study, plan) for plan in searched.plans]
+
+    def update(self, number: int) -> Mapping[str, Tensor]:
+        """What is added to expert ``number``, differentiable in the trained tensors."""
+        if self.options.weights != "shared":
+            return self.updates[number]
+        whole, result = self.updates[0], {}
+        for name, cuts in self._cuts[number].items():
+            value: Tensor = whole[name]
+            for dimension, index in cuts:
+                value = value.index_select(dimension, index)
+            result[name] = value
+        return result
+
+    @torch.no_grad()
+    def load(self, tuned: Tuned) -> None:
+        """Take over trained tensors."""
+        for update, tensors in zip(self.updates, tuned.tensors, strict=True):
+            for name, parameter in update.items():
+                parameter.copy_(tensors[name])
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -99,16 +125,16 @@ class Tuner:
     def predict(self, number: int, arguments: Mapping[str, Any], channels: int) -> Tensor:
         """Prediction of an expert with its update."""
         model = self.models[number]
-        weights = applied(model, self.updates[number])
+        weights = applied(model, self.update(number))
         output = torch.func.functional_call(model, weights, (), dict(arguments) | {"return_dict": False})
         return self.study.conditioner.prediction(output, channels)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Trained tensors of every expert, as a bundle stores them."""
+    """Trained tensors as a bundle stores them: of every expert, or of all of them at once if they are shared."""
 
-    weights: Literal["lora", "full"]
+    weights: TunedWeights
     tensors: tuple[dict[str, Tensor], ...]
     about: dict[str, Any]
 
@@ -167,6 +193,25 @@ def tune(
     if rank() == 0:
         result.save(folder)
     return result
+
+
+def _update_cuts(
+    update: Mapping[str, Tensor], study: Study, plan: PruningPlan
+) -> dict[str, list[tuple[int, Tensor]]]:
+    """What of an update of the base concerns a plan: name -> (dimension, channels that stay) of every cut."""
+    plan = plan.without_whole(study.structure)
+    touched = {(cut.module, cut.axis) for name in plan.kept for cut in study.structure.groups[name].cuts}
+    dropped = tuple(f"{block}." for block in plan.dropped)
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for name in update:
+        module, _, kind = name.rpartition(".")
+        if name.startswith(dropped):
+            continue
+        axis = "in" if kind == DOWN else "out"
+        cut = (module, axis) in touched
+        index = [channels(study.structure, plan, study.denoiser, module, axis)] if cut else []
+        found[name] = [(1 if kind == DOWN else 0, kept) for kept in index]
+    return found
 
 
 def applied(model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def test_experts_of_every_kind_come_back(scenes_pipe, tmp_path, weights):
     for number in range(3):
         outs = []
         for bundle in (first, second):
-            model = bundle.build(bundle.tuned_base(scenes_pipe.unet), structure, number)
+            model = bundle.build(bundle.source(scenes_pipe.unet, structure, number), structure, number)
             assert sum(p.numel() for p in model.parameters()) == bundle.manifest.experts[number].parameters
             with torch.no_grad():
                 outs.append(model(latents, 500, text).sample)

@@ -21,7 +21,7 @@ from hasten.plugins.aptp.make.fit import fit_router
 from hasten.plugins.aptp.make.oneshot import OneShotOptions, collect, cut_once, repaired, scores_of
 from hasten.plugins.aptp.make.search import Searched, SearchOptions, search
 from hasten.plugins.aptp.make.study import Study, relative_error
-from hasten.plugins.aptp.make.tune import Tuned, TuneOptions, tune
+from hasten.plugins.aptp.make.tune import Tuned, TuneOptions, Tuner, applied, tune
 from hasten.plugins.aptp.manifest import GrainEntry
 from hasten.plugins.aptp.surgery import pruned
 
@@ -116,7 +116,7 @@ def experts(study, folder, steps=16, **options):
     return searched, chosen, tune(study, searched, chosen, folder)
 
 
-@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("weights", ["lora", "shared", "full"])
 def test_tuning_brings_experts_closer_to_the_base_and_resumes(unet_study, tmp_path, weights):
     study = unet_study
     searched, options, tuned = experts(study, tmp_path / "whole", weights=weights)
@@ -130,7 +130,7 @@ def test_tuning_brings_experts_closer_to_the_base_and_resumes(unet_study, tmp_pa
     assert Tuned.load(tmp_path / "parts").weights == weights
 
 
-@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("weights", ["lora", "shared", "full"])
 def test_an_exported_bundle_works_on_its_pipeline(unet_study, tmp_path, weights):
     study = unet_study
     searched, _, tuned = experts(study, tmp_path, steps=4, weights=weights)
@@ -158,6 +158,34 @@ def test_a_bundle_with_timestep_segments_is_exported_and_used(unet_study, tmp_pa
         call = {"num_inference_steps": 4, "height": 32, "width": 32, "output_type": "latent"}
         pipe(list(unet_study.data.captions[:2]), **call)
         assert {step.facts["aptp"]["segment"] for step in accel.report().steps} == {0, 1}
+
+
+def test_nested_experts_with_shared_weights_are_what_was_trained_and_share_memory(unet_study, tmp_path):
+    study = unet_study
+    options = SearchOptions(budgets=(0.5, 0.7, 0.9), steps=2, batch=4, importance_batches=1, nested=True)
+    searched = search(study, options, tmp_path / "search")
+    tuning = TuneOptions(weights="shared", steps=4, batch=4)
+    tuned = tune(study, searched, tuning, tmp_path / "tune")
+    export(study, searched, tuned, ExportOptions(prompts=16, draws=1), tmp_path / "bundle", {})
+    bundle, base = Bundle.load(tmp_path / "bundle"), study.denoiser
+    tuner = Tuner(study, searched, tuning)
+    tuner.load(tuned)
+    noisy = study.noisy(study.data.rows(torch.arange(4)), torch.Generator().manual_seed(0))
+    source = bundle.source(base, study.structure, 0)
+    assert torch.allclose(source(**noisy.arguments)[0], whole_with(base, tuned, noisy), atol=2e-3)
+    storages = {p.untyped_storage().data_ptr() for p in source.parameters()}
+    for number in range(3):
+        model = bundle.build(source, study.structure, number)
+        expected = tuner.predict(number, noisy.arguments, 4)
+        assert torch.allclose(study.predict(model, noisy), expected, atol=2e-3)  # stored in half precision
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        assert all(p.untyped_storage().data_ptr() in storages for p in matrices)
+
+
+def whole_with(base, tuned, noisy):
+    """The base's prediction with the shared update."""
+    weights = applied(base, tuned.tensors[0])
+    return torch.func.functional_call(base, weights, (), dict(noisy.arguments))[0]
 
 
 def test_hard_prompts_go_to_large_experts_at_the_wanted_mean_cost():

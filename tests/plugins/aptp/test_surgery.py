@@ -9,7 +9,7 @@ from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._units import Grain
 from hasten.plugins.aptp.gates import gated, masks
 from hasten.plugins.aptp.plan import PruningPlan
-from hasten.plugins.aptp.surgery import clone_tree, pruned, skeleton
+from hasten.plugins.aptp.surgery import clone_tree, nested_order, pruned, reordered, skeleton
 
 
 def some(structure, seed, *, one=False, drop=0.3):
@@ -85,6 +85,26 @@ def test_the_first_units_share_memory_with_the_base(subject):
     matrices = [p for p in cut.parameters() if p.ndim == 2]
     shared = [p for p in matrices if p.untyped_storage().data_ptr() in base]
     assert len(shared) > 0.7 * len(matrices)
+
+
+def test_another_order_of_the_units_is_the_same_function(subject):
+    structure, rng = subject.structure, random.Random(7)
+    cuttable = [g for g in structure.groups.values() if g.refusal is None]
+    order = {group.id: tuple(rng.sample(range(group.units), group.units)) for group in cuttable}
+    inputs = subject.inputs()
+    same = subject.run(reordered(subject.denoiser, structure, order), inputs)
+    assert torch.allclose(same, subject.run(subject.denoiser, inputs), atol=1e-5)
+    large = {g.id: order[g.id][: max(g.step, g.units // g.step // 2 * g.step)] for g in cuttable}
+    small = {name: units[: structure.groups[name].step] for name, units in large.items()}
+    plans = [PruningPlan({n: tuple(sorted(u)) for n, u in kept.items()}) for kept in (small, large)]
+    found = nested_order(structure, plans)
+    source = reordered(subject.denoiser, structure, found)
+    for plan in plans:
+        cut = pruned(source, structure, plan.first_units())
+        expected = subject.run(pruned(subject.denoiser, structure, plan), inputs)
+        assert torch.allclose(subject.run(cut, inputs), expected, atol=1e-5)
+    other = PruningPlan({cuttable[0].id: (cuttable[0].units - 1,)})
+    assert nested_order(structure, [PruningPlan({cuttable[0].id: (0,)}), other]) is None
 
 
 @pytest.mark.parametrize(
