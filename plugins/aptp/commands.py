@@ -268,14 +268,18 @@ def evaluate(
     model: ModelArgument,
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("out/aptp"),
-    num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Prompts.")] = 64,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A file, a prompt on each line. [a miniature's own]")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Pictures of each row.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,
     seed: SeedOption = 0,
 ) -> None:
     """Compare base, routed experts, one static expert of equal mean cost, random routing, fewer steps at equal time."""
     from hasten.plugins.aptp.make.evaluate import compare
 
-    compare(model, bundle, out, num_prompts, batch_size, seed)
+    rows = compare(model, bundle, out, prompts, num_prompts, batch_size, seed)
+    _show_traffic(rows)
 
 
 @contextmanager
@@ -296,6 +300,20 @@ def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator
         yield Study.of(pipe, data, GrainEntry(ffn=ffn), work if timed else None)
     finally:
         state.destroy_process_group()
+
+
+def _show_traffic(rows: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Where prompts go: share of each expert")
+    table.add_column("kind of prompt")
+    for column in ("prompts", *map(str, range(len(rows[0].shares) - 1)), "base", "mean MACs"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = (f"{share:.0%}" for share in row.shares)
+        table.add_row(row.kind, str(row.prompts), *shares, f"{row.macs_share:.1%}")
+    Console().print(table)
 
 
 def _show_times(rows: Any) -> None:

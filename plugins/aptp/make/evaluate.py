@@ -7,9 +7,13 @@ from pathlib import Path
 from hasten._config import Config
 from hasten._generation import Job
 from hasten.plugins.aptp.bundle import Bundle
+from hasten.plugins.aptp.make.traffic import Traffic, save_traffic, traffic
 from hasten.plugins.aptp.manifest import Manifest
 
-__all__ = ["compare", "configurations", "static_expert"]
+__all__ = ["ROUTED", "compare", "configurations", "static_expert"]
+
+ROUTED = 512
+"""Prompts that are routed to see where they go; fewer of them are drawn."""
 
 
 def static_expert(manifest: Manifest) -> int:
@@ -31,9 +35,16 @@ def configurations(bundle: Bundle) -> dict[str, Config]:
     }
 
 
-def compare(model: str, folder: Path, out: Path, prompts: int, batch_size: int, seed: int) -> None:
-    """Run the comparison and write its report; see ``hasten compare``."""
+def compare(
+    model: str, folder: Path, out: Path, prompts: Path | None, count: int, batch_size: int, seed: int
+) -> list[Traffic]:
+    """Run the comparison and write its report (see ``hasten compare``), and where the prompts go.
+
+    Returns:
+        Where :data:`ROUTED` prompts go, by kind of prompt; also in ``traffic.json``.
+    """
     from hasten._cli import _options as common
+    from hasten._load import load
     from hasten.eval.compare.analysis import Settings
     from hasten.eval.compare.commands import options
     from hasten.eval.compare.commands.perform import perform
@@ -41,10 +52,15 @@ def compare(model: str, folder: Path, out: Path, prompts: int, batch_size: int, 
     from hasten.eval.compare.run import Request
     from hasten.eval.compare.scores import default_metrics
 
-    candidates = configurations(Bundle.load(folder))
+    bundle = Bundle.load(folder)
+    candidates = configurations(bundle)
     first = next(iter(candidates.values()))
-    texts = common.choose_prompts(model, first, None, None, prompts, seed)
+    routed = common.choose_prompts(model, first, None, prompts, max(count, ROUTED), seed)
+    rows = traffic(load(model), bundle, routed)
+    save_traffic(rows, out)
+    texts = routed[:count]
     job = Job(texts, seed, common.call_arguments(model, first, {}), batch_size)
     metrics = options.build_metrics(default_metrics(texts), [])
     request = Request(model, job, candidates)
     perform(request, Evaluation(metrics, None, Settings(0.95, seed, {}), ()), out, html=True)
+    return rows
