@@ -1,7 +1,7 @@
 """Rewrite the tables of plugins/aptp/README.md from a comparison.
 
 First ``hasten aptp eval mini/t2i-unet plugins/aptp/bundles/t2i-unet --out out/aptp``, then
-``python docs/benchmarks/aptp.py out/aptp``. The figures stay in ``aptp.json`` beside this file, and a test fails when the
+``python docs/benchmarks/aptp.py out/aptp``. The figures stay in ``aptp.json`` beside this file; a test fails when the
 README says something else.
 """
 
@@ -26,7 +26,9 @@ def traffic_table(rows: list[dict[str, Any]], shares: list[float]) -> str:
     """Where prompts go, kind by kind, in Markdown."""
     columns = [f"expert {number} ({share:.0%})" for number, share in enumerate(shares)]
     lines = [
-        "| prompts that ask for | prompts | " + " | ".join(columns) + " | base | mean share of the operations |",
+        "| prompts that ask for | prompts | "
+        + " | ".join(columns)
+        + " | base | mean share of the operations |",
         "|---|---|" + "---|" * (len(shares) + 2),
     ]
     for row in rows:

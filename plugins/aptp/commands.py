@@ -44,6 +44,8 @@ def prepare(
     ] = "text_encoder",
 ) -> None:
     """Encode captioned pictures once: latents, conditions, router embeddings."""
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
     from hasten._errors import ConfigError
     from hasten._load import load
     from hasten._target import Target
@@ -55,7 +57,7 @@ def prepare(
     miniature = model.startswith("mini/") or (Path(model) / "hasten.json").is_file()
     if data is None and not miniature:
         raise ConfigError("--data: name a folder of pictures with captions; only miniatures bring their own")
-    pipe = load(model)
+    pipe = load(model).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
     target = Target.of(pipe)
     size = target.layout.call_size(pipe, target.call_arguments(height=height, width=width))
@@ -73,7 +75,6 @@ def measure_latency(
     work: WorkOption = Path("aptp"),
     batch: Annotated[int, typer.Option(min=1, help="Samples in a forward.")] = 1,
     rounds: Annotated[int, typer.Option(min=3, help="Turns.")] = 9,
-    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
     ffn: Annotated[int, typer.Option(min=1, help="Channels of a feed-forward unit.")] = 64,
 ) -> None:
     """Measure the latency table that `search --on time` sets its budgets on, at the size of the prepared data."""
@@ -81,7 +82,7 @@ def measure_latency(
     from hasten.plugins.aptp.timetable import measure_table
 
     with _study(model, work, ffn) as study:
-        denoiser, text = study.denoiser.to(device), study.costs.text
+        denoiser, text = study.denoiser, study.costs.text
         units = study.conditioner.target.capability(PrunableUnits)  # type: ignore[type-abstract]
         size = study.data.size
         table = measure_table(denoiser, units, study.structure, size, text, batch=batch, rounds=rounds)
@@ -284,7 +285,7 @@ def evaluate(
 
 @contextmanager
 def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator[Study]:
-    """The model and its prepared data; joins a process group where a launcher asks for one."""
+    """The model and its prepared data, on the device accelerate chooses, in the process group a launcher asks for."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     from hasten._load import load
@@ -293,9 +294,9 @@ def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator
     from hasten.plugins.aptp.manifest import GrainEntry
 
     data = Prepared.load(work)
-    state = PartialState(cpu=True)
+    state = PartialState()
     try:
-        pipe: Any = load(model)
+        pipe: Any = load(model).to(state.device)
         pipe.set_progress_bar_config(disable=True)
         yield Study.of(pipe, data, GrainEntry(ffn=ffn), work if timed else None)
     finally:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hasten.plugins.aptp.make.ranks import all_reduced
+
 __all__ = [
     "contrastive",
     "depth_probabilities",
@@ -43,8 +45,8 @@ def sinkhorn(similarity: Tensor, epsilon: float = 0.05, rounds: int = 3, *, acro
     plan = torch.exp((similarity - similarity.max()) / epsilon)
     count = torch.tensor(float(len(similarity)), device=similarity.device)
     if across:
-        plan = torch.exp((similarity - _all_max(similarity.max())) / epsilon)
-        count = _all_sum(count)
+        plan = torch.exp((similarity - all_reduced(similarity.max(), "max")) / epsilon)
+        count = all_reduced(count)
     codes = similarity.shape[1]
     plan = plan / _sum(plan.sum(), across)
     for _ in range(rounds):
@@ -155,14 +157,4 @@ def _cosines(rows: Tensor) -> Tensor:
 
 
 def _sum(value: Tensor, across: bool) -> Tensor:
-    return _all_sum(value) if across else value
-
-
-def _all_sum(value: Tensor) -> Tensor:
-    torch.distributed.all_reduce(value := value.clone())
-    return value
-
-
-def _all_max(value: Tensor) -> Tensor:
-    torch.distributed.all_reduce(value := value.clone(), op=torch.distributed.ReduceOp.MAX)
-    return value
+    return all_reduced(value) if across else value

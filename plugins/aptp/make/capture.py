@@ -167,7 +167,7 @@ def _flat(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= {f"{name}/{key}": inner for key, inner in _flat(value).items()}
         else:
-            flat[name] = value
+            flat[name] = value.cpu() if isinstance(value, Tensor) else value
     return flat
 
 

@@ -56,7 +56,7 @@ def error_table(
             noisy = study.noisy(rows, generator, edges[segment + 1], edges[segment])
             teacher = study.predict(study.denoiser, noisy)
             for number in range(len(tuner.models)):
-                student = tuner.predict(number, noisy.arguments, teacher.shape[1])
+                student = tuner.predict(number, noisy)
                 errors = relative_error(student, teacher).view(4, -1).mean(0)
                 table[first : first + len(index), number, segment] += errors / draws
     return table

@@ -115,7 +115,7 @@ def scores_of(study: Study, hessians: Hessians, damping: float) -> Tensor:
     parts = []
     for name in study.space.groups:
         group = study.structure.groups[name]
-        ranks = [_layer_scores(study, hessians, cut, group.units, damping) for cut in group.consumers]
+        ranks = [_layer_scores(study, hessians, cut, group.units, damping).cpu() for cut in group.consumers]
         # Joint attention has two consumers for one set of heads: scores are made comparable before they are added.
         total = torch.stack([scores / scores.sum().clamp_min(1e-20) for scores in ranks]).sum(0)
         energy = sum(float(scores.sum()) for scores in ranks)
@@ -132,7 +132,7 @@ def repaired(study: Study, hessians: Hessians, plan: PruningPlan, damping: float
             layer: Any = study.denoiser.get_submodule(cut.module)
             taps = layer.weight[0, 0].numel()
             kept = channels(study.structure, plan, study.denoiser, cut.module, "in")
-            columns = (kept[:, None] * taps + torch.arange(taps)).flatten()
+            columns = (kept[:, None] * taps + torch.arange(taps)).flatten().to(layer.weight.device)
             solved = repair(
                 layer.weight.detach().float().flatten(1), hessians.moments[cut.module], columns, damping
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["average_gradients", "rank", "same_everywhere", "world"]
+__all__ = ["all_reduced", "average_gradients", "rank", "same_everywhere", "world"]
 
 
 def rank() -> int:
@@ -25,20 +26,26 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world() == 1:
         return
     for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= world()
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = all_reduced(grad) / world()
+
+
+def all_reduced(value: Tensor, how: Literal["sum", "max"] = "sum") -> Tensor:
+    """Sum or maximum over all processes, on the device of ``value``; it travels on the one that accelerate uses."""
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    operation = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[how]
+    sent = value.to(PartialState().device, copy=True)
+    torch.distributed.all_reduce(sent, op=operation)
+    return sent.to(value.device)
 
 
 def same_everywhere(tensor: Tensor) -> bool:
     """Whether all processes hold the same bits."""
     if world() == 1:
         return True
-    low, high = tensor.detach().double().clone(), tensor.detach().double().clone()
-    torch.distributed.all_reduce(low, op=torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(high, op=torch.distributed.ReduceOp.MAX)
-    return bool(torch.equal(low, high))
+    value = tensor.detach().double()
+    return bool(torch.equal(all_reduced(-value, "max"), -all_reduced(value, "max")))
 
 
 def _grouped() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +128,13 @@ class Study:
         kind = self.conditioner.target.layout.prediction(self.conditioner.target.pipe)
         return Noisy(arguments, target_of(kind, clean, noise, alpha, sigma), batch.embeddings[:usable])
 
-    def predict(self, model: Any, noisy: Noisy) -> Tensor:
-        """Prediction of a model (B, C, h, w)."""
-        output = model(**noisy.arguments, return_dict=False)
-        return self.conditioner.prediction(output, noisy.truth.shape[1])
+    def predict(self, model: Callable[..., Any], noisy: Noisy) -> Tensor:
+        """Prediction of a model (B, C, h, w), on the CPU, where losses and costs are; the model may be elsewhere."""
+        from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+
+        like = next(self.denoiser.parameters())
+        output = model(**send_to_device(dict(noisy.arguments), like.device), return_dict=False)
+        return self.conditioner.prediction(output, noisy.truth.shape[1]).cpu()
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:

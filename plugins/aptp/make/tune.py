@@ -16,7 +16,7 @@ from hasten.plugins.aptp.lora import DOWN, UP
 from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.ranks import rank
 from hasten.plugins.aptp.make.search import Searched
-from hasten.plugins.aptp.make.study import Study, features, relative_error
+from hasten.plugins.aptp.make.study import Noisy, Study, features, relative_error
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels, pruned
 
@@ -84,7 +84,7 @@ class Tuner:
         for name, cuts in self._cuts[number].items():
             value: Tensor = whole[name]
             for dimension, index in cuts:
-                value = value.index_select(dimension, index)
+                value = value.index_select(dimension, index.to(value.device))
             result[name] = value
         return result
 
@@ -114,20 +114,23 @@ class Tuner:
             teacher = self.study.predict(base, noisy)
         model = self.models[number]
         with features(model) as found:
-            student = self.predict(number, noisy.arguments, teacher.shape[1])
+            student = self.predict(number, noisy)
         error = relative_error(student, teacher).mean()
         shared = [name for name in wanted if name in found]
-        stages = torch.stack([relative_error(found[name], wanted[name]).mean() for name in shared])
+        stages = torch.stack([relative_error(found[name], wanted[name]).mean() for name in shared]).cpu()
         truth = (student - noisy.truth).square().mean()
         loss = error + self.options.blocks * stages.mean() + self.options.truth * truth
         return loss, {"expert": float(number), "error": float(error.detach()), "truth": float(truth.detach())}
 
-    def predict(self, number: int, arguments: Mapping[str, Any], channels: int) -> Tensor:
+    def predict(self, number: int, noisy: Noisy) -> Tensor:
         """Prediction of an expert with its update."""
         model = self.models[number]
         weights = applied(model, self.update(number))
-        output = torch.func.functional_call(model, weights, (), dict(arguments) | {"return_dict": False})
-        return self.study.conditioner.prediction(output, channels)
+
+        def call(**arguments: Any) -> Any:
+            return torch.func.functional_call(model, weights, (), arguments)
+
+        return self.study.predict(call, noisy)
 
 
 @dataclass(frozen=True)
@@ -240,8 +243,9 @@ def _low_rank(model: nn.Module, rank: int, generator: torch.Generator) -> dict[s
             inner = shape[1:].numel()
             if rank * (shape[0] + inner) < shape[0] * inner:
                 down = torch.randn(rank, *shape[1:], generator=generator) * inner**-0.5
-                update[f"{name}.{DOWN}"] = nn.Parameter(down)
-                update[f"{name}.{UP}"] = nn.Parameter(torch.zeros(shape[0], rank))
+                device = module.weight.device
+                update[f"{name}.{DOWN}"] = nn.Parameter(down.to(device))
+                update[f"{name}.{UP}"] = nn.Parameter(torch.zeros(shape[0], rank, device=device))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 and not name.startswith("time_"):
             update[name] = nn.Parameter(parameter.detach().clone().float())

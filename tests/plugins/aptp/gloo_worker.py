@@ -1,9 +1,50 @@
-"""One of two processes of a search, or of a call whose experts have to agree."""
+"""One of two processes of a search or of a call whose experts have to agree, or one process that is killed."""
 
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
+
+
+def make_study(data: Path) -> Any:
+    """A tiny U-Net with twelve pictures."""
+    from hasten._target import Target
+    from hasten.pipelines.adapters import LatentSize
+    from hasten.plugins.aptp.encoder import PipelineEncoder
+    from hasten.plugins.aptp.make.capture import Conditioner
+    from hasten.plugins.aptp.make.data import prepare, scene_pictures
+    from hasten.plugins.aptp.make.study import Study
+    from hasten.plugins.aptp.manifest import GrainEntry
+
+    pipe = __import__("subjects").tiny_unet()
+    about = {"model": "test", "router_encoder": "pipeline", "router_model": "text_encoder"}
+    encoder = PipelineEncoder(pipe, "text_encoder")
+    conditioner = Conditioner.of(Target.of(pipe), LatentSize(8, 8))
+    made = prepare(conditioner, encoder, scene_pictures(12, 32), data, about)
+    return Study.of(pipe, made, GrainEntry(ffn=8, align=1))
+
+
+def search_until(folder: Path, kill_at: int | None = None) -> None:
+    """Search, save every five steps, and be killed in the middle of one."""
+    import os
+    import signal
+
+    from hasten.plugins.aptp.make.loop import Loop
+    from hasten.plugins.aptp.make.search import Searcher, SearchOptions, search
+
+    Loop.save_every = 5
+    original = Searcher.loss
+
+    def loss(self: Searcher, step: int, *generators: Any) -> Any:
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, step, *generators)
+
+    Searcher.loss = loss  # type: ignore[method-assign]
+    options = SearchOptions(budgets=(0.6, 0.9), steps=14, batch=4, importance_batches=1)
+    search(make_study(folder / "data"), options, folder / "search")
 
 
 def search_together(folder: Path) -> None:
@@ -12,24 +53,11 @@ def search_together(folder: Path) -> None:
     from accelerate import PartialState
     from safetensors.torch import save_file
 
-    from hasten._target import Target
-    from hasten.pipelines.adapters import LatentSize
-    from hasten.plugins.aptp.encoder import PipelineEncoder
-    from hasten.plugins.aptp.make.capture import Conditioner
-    from hasten.plugins.aptp.make.data import prepare, scene_pictures
     from hasten.plugins.aptp.make.loop import Loop
     from hasten.plugins.aptp.make.search import SearchOptions, search
-    from hasten.plugins.aptp.make.study import Study
-    from hasten.plugins.aptp.manifest import GrainEntry
 
     state = PartialState(cpu=True, backend="gloo")
-    pipe = __import__("subjects").tiny_unet()
-    target = Target.of(pipe)
-    data = folder / f"data{state.process_index}"
-    about = {"model": "test", "router_encoder": "pipeline", "router_model": "text_encoder"}
-    encoder = PipelineEncoder(pipe, "text_encoder")
-    made = prepare(Conditioner.of(target, LatentSize(8, 8)), encoder, scene_pictures(12, 32), data, about)
-    study = Study.of(pipe, made, GrainEntry(ffn=8, align=1))
+    study = make_study(folder / f"data{state.process_index}")
     kept: dict[str, torch.Tensor] = {}
     original = Loop.run
 
@@ -66,4 +94,6 @@ def disagree(folder: Path) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    {"search": search_together, "disagree": disagree}[sys.argv[1]](Path(sys.argv[2]))
+    tasks = {"search": search_together, "disagree": disagree, "alone": search_until}
+    tasks["killed"] = partial(search_until, kill_at=8)
+    tasks[sys.argv[1]](Path(sys.argv[2]))

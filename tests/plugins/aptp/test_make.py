@@ -176,7 +176,7 @@ def test_nested_experts_with_shared_weights_are_what_was_trained_and_share_memor
     storages = {p.untyped_storage().data_ptr() for p in source.parameters()}
     for number in range(3):
         model = bundle.build(source, study.structure, number)
-        expected = tuner.predict(number, noisy.arguments, 4)
+        expected = tuner.predict(number, noisy)
         assert torch.allclose(study.predict(model, noisy), expected, atol=2e-3)  # stored in half precision
         matrices = [p for p in model.parameters() if p.ndim == 2]
         assert all(p.untyped_storage().data_ptr() in storages for p in matrices)

@@ -1,6 +1,8 @@
-"""Two gloo processes: the same codes on both, and a disagreement about experts is noticed on both."""
+"""Processes: two learn the same codes and notice a disagreement about experts; a killed one goes on to the bit."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +54,27 @@ def test_ranks_that_disagree_on_an_expert_are_told(tmp_path):
             "rank 1 routes its prompts to experts [1], rank 0 to [0]"
             in (tmp_path / f"said{rank}.txt").read_text()
         )
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_search_ends_in_the_same_bits(tmp_path):
+    def run(task, folder):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(WORKER), task, str(folder)]
+        return subprocess.run(command, env=environment, capture_output=True, timeout=280, check=False)
+
+    assert run("alone", tmp_path / "whole").returncode == 0
+    assert run("killed", tmp_path / "parts").returncode == -signal.SIGKILL
+    assert not (tmp_path / "parts" / "search" / "search.json").exists()
+    assert run("alone", tmp_path / "parts").returncode == 0
+    folders = [tmp_path / name / "search" for name in ("whole", "parts")]
+    states = [load_file(folder / "state.safetensors") for folder in folders]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert len({(folder / "search.json").read_text() for folder in folders}) == 1
+    steps = [
+        [json.loads(line)["step"] for line in (f / "curve.jsonl").read_text().splitlines()] for f in folders
+    ]
+    assert steps[0] == steps[1] == list(range(1, 15))
 
 
 def test_agreement_needs_a_process_group():

@@ -1,0 +1,49 @@
+"""The tables of the technique's page are those of the committed comparison."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from hasten.plugins.aptp.bundle import Bundle
+from hasten.plugins.aptp.make.evaluate import static_expert
+from hasten.plugins.aptp.plugin import BUNDLES
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def page():
+    spec = importlib.util.spec_from_file_location("aptp_page", ROOT / "docs" / "benchmarks" / "aptp.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_those_of_the_committed_comparison(page):
+    figures, text = json.loads(page.FIGURES.read_text("utf-8")), page.README.read_text("utf-8")
+    assert page.rendered(text, figures) == text
+    assert "| aptp |" in text
+    assert "| one object |" in text
+
+
+def test_simple_prompts_go_to_cheaper_experts_than_hard_ones(page):
+    rows = {row["kind"]: row["macs_share"] for row in json.loads(page.FIGURES.read_text("utf-8"))["traffic"]}
+    simple = rows["one object"]
+    assert simple < rows["two or three equal objects"]
+    assert simple < rows["two different objects, with places"]
+
+
+def test_the_static_control_is_the_expert_of_about_the_mean_cost():
+    text = (ROOT / "plugins" / "aptp" / "compare" / "static-expert.yaml").read_text("utf-8")
+    assert f"expert: {static_expert(Bundle.load(BUNDLES / 't2i-unet').manifest)}\n" in text
+
+
+def test_the_shipped_bundle_is_small_and_spans_forty_to_ninety_percent():
+    folder = BUNDLES / "t2i-unet"
+    assert sum(file.stat().st_size for file in folder.rglob("*")) <= 2_000_000
+    shares = [expert.macs_share for expert in Bundle.load(folder).manifest.experts]
+    assert len(shares) >= 4
+    assert 0.35 < min(shares) < 0.5
+    assert 0.8 < max(shares) < 0.95
