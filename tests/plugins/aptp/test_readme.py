@@ -36,7 +36,7 @@ def test_simple_prompts_go_to_cheaper_experts_than_hard_ones(page):
 
 
 def test_the_static_control_is_the_expert_of_about_the_mean_cost():
-    text = (ROOT / "plugins" / "aptp" / "compare" / "static-expert.yaml").read_text("utf-8")
+    text = (ROOT / "examples" / "aptp" / "static-expert.yaml").read_text("utf-8")
     assert f"expert: {static_expert(Bundle.load(BUNDLES / 't2i-unet').manifest)}\n" in text
 
 
