@@ -21,6 +21,7 @@ _PREFIX = "mini/"
 _MODELS: dict[str, Callable[[int, int, Split], Scene | MovingScene]] = {
     "t2i-dit": sample_scene,
     "t2i-dit-1024": sample_scene,
+    "t2i-unet": sample_scene,
     "t2v-dit": sample_moving_scene,
     "var": sample_scene,
 }
