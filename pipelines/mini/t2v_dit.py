@@ -121,7 +121,7 @@ class TextToVideo(Recipe):
 
     name = "t2v-dit"
     schedule = Schedule(steps=7600, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
-    batches: Mapping[int, int] = MappingProxyType({1: 36, 3: 12, 9: 4, 17: 2})
+    batches: Mapping[int, int] = MappingProxyType({1: 36, 3: 12, 5: 7, 9: 4, 17: 2})
     """Latent frames -> videos in a batch, about 2,300 tokens in all."""
     singles, short = 0.45, 0.66
     """Up to these shares of the run, one and three latent frames alone."""
@@ -130,7 +130,7 @@ class TextToVideo(Recipe):
 
     def __init__(self, vae: Any, *, cache: Path | None = None, videos: dict[int, int] | None = None) -> None:
         self.vae, self.cache = vae, cache
-        self.videos = videos or {1: 12_000, 3: 2048, 9: 2000, 17: 160}
+        self.videos = videos or {1: 12_000, 3: 2048, 5: 2000, 9: 2000, 17: 160}
         self.empty = _ids(video_tokenizer(), [""])
         self._pools: dict[int, Pool] = {}
 
@@ -178,7 +178,7 @@ class TextToVideo(Recipe):
             return 1
         if step < self.short * self.schedule.steps:
             return 3
-        return {0: 3, 1: 17}.get(draw, 9)
+        return (3, 5, 5, 5, 9, 9, 9, 17)[draw]
 
     def _padding(self, step: int, generator: torch.Generator) -> int:
         draw = int(torch.randint(8, (1,), generator=generator))
