@@ -289,7 +289,7 @@ def evaluate(
 @contextmanager
 def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator[Study]:
     """The model and its prepared data, on the device accelerate chooses, in the process group a launcher asks for."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate import PartialState
 
     from hasten._load import load
     from hasten.plugins.aptp.make.data import Prepared
