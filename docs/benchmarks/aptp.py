@@ -1,8 +1,8 @@
 """Rewrite the table in plugins/aptp/README.md that shows where prompts go.
 
 First ``hasten aptp eval mini/t2i-unet plugins/aptp/bundles/t2i-unet --out out/aptp``, then
-``python docs/benchmarks/aptp.py out/aptp``; ``python docs/refresh.py out/aptp aptp`` rewrites the comparison's table. The
-figures stay in ``aptp_traffic.json`` beside this file; a test fails when the README says something else.
+``python docs/benchmarks/aptp.py out/aptp``. The comparison's table comes from ``python docs/refresh.py out/aptp aptp``.
+The figures stay in ``aptp_traffic.json`` beside this file; a test fails when the README says something else.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ __all__ = ["CALL", "PRODUCT", "TextToImageUNet", "assemble", "build_scheduler", 
 
 SIDE = 64
 """Pixels of a side."""
-CALL: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0, "height": SIDE, "width": SIDE}
+CALL: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.5, "height": SIDE, "width": SIDE}
 """The call the miniature is meant for."""
 BARS: dict[tuple[Split, bool], float] = {("train", True): 0.88}
 """(split, full resolution) -> the least share of attributes it has to get right."""

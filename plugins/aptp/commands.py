@@ -274,19 +274,22 @@ def evaluate(
     ] = None,
     num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Pictures of each row.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,
+    fewer_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the equal-time control. [measured first]")
+    ] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Compare base, routed experts, one static expert of equal mean cost, random routing, fewer steps at equal time."""
     from hasten.plugins.aptp.make.evaluate import compare
 
-    rows = compare(model, bundle, out, prompts, num_prompts, batch_size, seed)
+    rows = compare(model, bundle, out, prompts, num_prompts, batch_size, fewer_steps, seed)
     _show_traffic(rows)
 
 
 @contextmanager
 def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator[Study]:
     """The model and its prepared data, on the device accelerate chooses, in the process group a launcher asks for."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate import PartialState
 
     from hasten._load import load
     from hasten.plugins.aptp.make.data import Prepared

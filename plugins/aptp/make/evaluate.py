@@ -36,7 +36,14 @@ def configurations(bundle: Bundle) -> dict[str, Config]:
 
 
 def compare(
-    model: str, folder: Path, out: Path, prompts: Path | None, count: int, batch_size: int, seed: int
+    model: str,
+    folder: Path,
+    out: Path,
+    prompts: Path | None,
+    count: int,
+    batch_size: int,
+    fewer_steps: int | None,
+    seed: int,
 ) -> list[Traffic]:
     """Run the comparison and write its report (see ``hasten compare``), and where the prompts go.
 
@@ -61,6 +68,7 @@ def compare(
     texts = routed[:count]
     job = Job(texts, seed, common.call_arguments(model, first, {}), batch_size)
     metrics = options.build_metrics(default_metrics(texts), [])
-    request = Request(model, job, candidates)
+    fewer = {} if fewer_steps is None else dict.fromkeys(candidates, fewer_steps)
+    request = Request(model, job, candidates, fewer)
     perform(request, Evaluation(metrics, None, Settings(0.95, seed, {}), ()), out, html=True)
     return rows
