@@ -117,8 +117,7 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror or error}); what was written before is kept. Free "
-            "some space "
-            f"or choose another folder, and run the same command again"
+            "some space or choose another folder, and run the same command again"
         ) from error
 
 

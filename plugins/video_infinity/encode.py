@@ -60,9 +60,8 @@ def _av(path: Path) -> Any:
         import av
     except ImportError as error:
         raise ConfigError(
-            f"writing {path} needs PyAV: pip install 'hasten[video]', or give a name without an ending for "
-            "a folder of "
-            f"PNGs"
+            f"writing {path} needs PyAV: pip install 'hasten[video]', or give a name without an ending for a "
+            "folder of PNGs"
         ) from error
     return av
 
