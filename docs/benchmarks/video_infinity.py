@@ -1,4 +1,4 @@
-"""Measures Video-Infinity on this machine, writes ``video_infinity.json`` beside this file, and its page.
+"""Measures Video-Infinity on this machine and writes ``video_infinity.json`` beside this file.
 
     torchrun --nproc-per-node 2 docs/benchmarks/video_infinity.py [transformer] [unet] [peers] [weak]
 
@@ -130,7 +130,11 @@ def measure(kind: str, everyone: Processes) -> dict[str, Any]:
 
 def repetition(pipe: Any, kind: str, everyone: Processes) -> dict[str, float]:
     """Seconds of every way of making the video, and what the divided one exchanged."""
-    whole, half, alone = arguments(kind, FRAMES[kind]), arguments(kind, FRAMES[kind] // 2), {**OPTIONS, "clips": 1}
+    whole, half, alone = (
+        arguments(kind, FRAMES[kind]),
+        arguments(kind, FRAMES[kind] // 2),
+        {**OPTIONS, "clips": 1},
+    )
     seconds: dict[str, float] = {}
     everyone.gather("one")
     with apart():
@@ -235,7 +239,7 @@ def main() -> None:
             },
         }
         path.write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
-        sys.stdout.write(path.read_text())
+    everyone.gather("end")
     dist.destroy_process_group()
 
 
