@@ -28,7 +28,7 @@ from video_infinity import OPTIONS, arguments, make_pipe, timed  # isort: skip
 
 EACH = 8
 """Latent frames of a process."""
-DECODED = (8, 16, 32, 64)
+DECODED = (8, 16, 32)
 """Latent frames that are decoded and encoded to a file."""
 
 
@@ -67,7 +67,7 @@ def decoding() -> list[dict[str, float]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for frames in (4, *DECODED):
-            latents = torch.randn(1, 8, frames, 32, 32, generator=torch.Generator().manual_seed(0))
+            latents = torch.randn(1, 8, frames, 16, 16, generator=torch.Generator().manual_seed(0))
             with Peak() as peak, Film(Path(folder) / "film.mp4", Fraction(8)) as film:
                 for piece in as_pixels(decoder.frames(pipe, latents)):
                     film.write(piece)

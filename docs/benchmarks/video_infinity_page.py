@@ -50,7 +50,7 @@ Eight latent frames in every process: most memory that a process needed beyond w
 |---|---|---|---|
 {memory}
 
-Decoding and encoding to a file on one process, 256 x 256 pixels:
+Decoding and encoding to a file on one process, 128 x 128 pixels:
 
 | latent frames | {decoded_frames} |
 |---|{rule}
