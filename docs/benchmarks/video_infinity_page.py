@@ -24,8 +24,8 @@ x 8 positions, 24 in a process as in the paper). Halo 2, four global frames.
 A fixed video. The ceiling is what the same two processes reach without a message: both make the whole video at once,
 each for itself, which is twice the work. Medians of ratios within one repetition; in brackets the quartiles. Waiting:
 share of the time in which computation stood still for messages. The last column compares with the two halves as
-videos of their own: less work, since their frames see fewer others, so it may not reach 100 %. A share above 100 % says that a process is
-faster on half of the frames.
+videos of their own: less work, since their frames see fewer others, so it may not reach 100 %. A share above 100 % says
+that a process is faster on half of the frames.
 
 | model | seconds, 1 and 2 processes | speed-up | ceiling | share of the ceiling | waiting | of two separate halves |
 |---|---|---|---|---|---|---|
