@@ -146,8 +146,14 @@ def test_an_interrupt_keeps_checkpoints_and_the_same_command_goes_on(model: Path
     command += ["--checkpoint", str(checkpoint), "-s", "video_infinity.checkpoint_every=1"]
     command += ["-s", "video_infinity.halo=2", "-s", "video_infinity.global_frames=2"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell that runs tests in the background has them ignore interrupts.
     process = subprocess.Popen(
-        command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(checkpoint.glob("step-*/clip-*.safetensors")):
         assert process.poll() is None, process.communicate()[1]
