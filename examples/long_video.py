@@ -1,8 +1,8 @@
 """A long video over several processes.
 
-One machine:      torchrun --nproc-per-node 2 examples/long_video.py ./my-video-model out.mp4 129
+One machine:      torchrun --nproc-per-node 2 examples/long_video.py mini/t2v-dit out.mp4 143
 Several machines: examples/long_video_nodes.sh
-One process:      python examples/long_video.py ./my-video-model out.mp4 129
+One process:      python examples/long_video.py ./my-video-model out.mp4 143
 """
 
 import os
@@ -11,6 +11,7 @@ import sys
 import torch
 
 import hasten
+from hasten.pipelines import mini
 from hasten.plugins.video_infinity.film import write_video
 
 PROMPT = "a large red circle moving right on a white background"
@@ -26,13 +27,14 @@ def main(model: str, out: str, frames: str, steps: str = "20") -> None:
     first = os.environ.get("RANK", "0") == "0"
     pipe.set_progress_bar_config(disable=not first)
     call = {
+        **(mini.recommended_call(model) if model.startswith("mini/") else {}),
         "prompt": PROMPT,
         "num_frames": int(frames),
         "num_inference_steps": int(steps),
         "generator": torch.Generator().manual_seed(0),
     }
     # With a checkpoint folder the same command resumes, also with fewer processes.
-    options = {"clip_frames": 8, "halo": 4, "global_frames": 4, "checkpoint": f"{out}.checkpoint"}
+    options = {"clip_frames": 9, "halo": 2, "global_frames": 4, "checkpoint": f"{out}.checkpoint"}
     filmed = write_video(pipe, out, call, options, fps=8)
     if first:
         print(

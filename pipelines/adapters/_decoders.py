@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["CausalDecoder", "ChunkedDecoder", "FrameDecoder", "PictureDecoder", "WholeDecoder"]
+__all__ = ["CausalDecoder", "ChunkedDecoder", "FrameDecoder", "PictureDecoder", "TiledDecoder"]
 
 
 class FrameDecoder(ABC):
@@ -17,9 +17,6 @@ class FrameDecoder(ABC):
 
     independent: ClassVar[bool] = False
     """Whether every latent frame can be decoded alone, so that processes can share the work."""
-    streams: ClassVar[bool] = True
-    """Whether frames come out before the last latent frame went in, in memory that does not grow with the
-    video."""
 
     def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
         """The latents a pipeline returns as (B, C, F, H, W). ``size`` is their (frames, height, width)."""
@@ -49,19 +46,53 @@ class PictureDecoder(FrameDecoder):
             yield pictures.unflatten(0, (len(part), -1)).transpose(1, 2)
 
 
-class WholeDecoder(FrameDecoder):
-    """An autoencoder that the pipeline calls once for the whole video."""
+class TiledDecoder(FrameDecoder):
+    """An autoencoder that looks both ways: in overlapping tiles where it decodes in them by itself, else at once.
 
-    streams = False
+    Tiles are those of diffusers' ``_temporal_tiled_decode``, which the pipeline calls where the autoencoder's
+    ``use_framewise_decoding`` is set and the video is longer than one tile; here each is given out when the next one
+    does not change it any more.
+    """
+
+    superfluous: ClassVar[slice] = slice(1, None)
+    """Frames kept of all tiles but the first: which of its ends is the additional one."""
 
     def frames(self, pipe: Any, latents: Tensor) -> Iterator[Tensor]:
-        """Everything at once, as the pipeline does it."""
-        yield pipe.vae.decode(self.scaled(pipe, latents).to(pipe.vae.dtype), return_dict=False)[0]
+        """One tile each, or everything."""
+        vae = pipe.vae
+        latents = self.scaled(pipe, latents).to(vae.dtype)
+        ratio, stride = vae.temporal_compression_ratio, vae.tile_sample_stride_num_frames
+        longest, overlap = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_min_num_frames - stride
+        if not vae.use_framewise_decoding or latents.shape[2] <= longest:
+            yield vae.decode(latents, return_dict=False)[0]
+            return
+        missing, before = (latents.shape[2] - 1) * ratio + 1, None
+        for first in range(0, latents.shape[2], stride // ratio):
+            tile = self._tile(vae, latents[:, :, first : first + longest + 1])
+            if before is not None:
+                tile = vae.blend_t(before, tile[:, :, self.superfluous], overlap)
+            before = tile
+            shown = tile[:, :, : min(stride + (first == 0), missing)]
+            missing -= shown.shape[2]
+            if shown.shape[2]:
+                yield shown
 
     def scaled(self, pipe: Any, latents: Tensor) -> Tensor:
         """Latents as the autoencoder knows them."""
         scaled: Tensor = latents / pipe.vae.config.scaling_factor
         return scaled
+
+    def _tile(self, vae: Any, latents: Tensor) -> Tensor:
+        ratio = vae.spatial_compression_ratio
+        high = latents.shape[3] > vae.tile_sample_min_height // ratio
+        wide = latents.shape[4] > vae.tile_sample_min_width // ratio
+        tile: Tensor
+        if vae.use_tiling and (high or wide):
+            tile = vae.tiled_decode(latents).sample
+        else:
+            quantised = getattr(vae, "post_quant_conv", None)
+            tile = vae.decoder(latents if quantised is None else quantised(latents))
+        return tile
 
 
 class CausalDecoder(FrameDecoder):
@@ -89,8 +120,7 @@ class CausalDecoder(FrameDecoder):
 
 
 class ChunkedDecoder(FrameDecoder):
-    """CogVideoX's autoencoder: two latent frames at a time, an odd one with the first, caches from chunk
-    to chunk."""
+    """CogVideoX's autoencoder: two latent frames at a time, an odd one with the first, caches between chunks."""
 
     def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
         """Channels before frames."""

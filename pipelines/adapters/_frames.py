@@ -1,5 +1,4 @@
-"""What a video family tells techniques about its frames: where they are in tensors, and which modules mix "
-"them."""
+"""What a video family tells techniques about its frames: where they are in tensors, which modules mix them."""
 
 from __future__ import annotations
 
@@ -28,10 +27,18 @@ class LayerKind(Enum):
 
 @dataclass(frozen=True)
 class FrameLayer:
-    """A module of a denoiser that mixes frames, by its name below the denoiser."""
+    """A module of a denoiser that mixes frames, by its name below the denoiser.
+
+    Args:
+        name: of the module.
+        kind: how it mixes them.
+        reader: of a norm, the convolution over frames that reads its output, if one does, through functions of
+            single values only.
+    """
 
     name: str
     kind: LayerKind
+    reader: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,7 @@ class Rotary:
         return tables[0], tables[1]
 
     def rows(self, positions: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the temporal channels at ``positions``: table rows, or the angle between and
-        beyond."""
+        """Cosine and sine of the temporal channels at ``positions``: rows of the table, or angles beyond it."""
         cos, sin = self._temporal
         if all(position == int(position) and 0 <= position < len(cos) for position in positions):
             index = torch.tensor(
@@ -216,9 +222,14 @@ class FrameMixing(ABC):
         return table
 
 
-def frame_layers(mixing: FrameMixing, denoiser: str, root: nn.Module) -> dict[str, LayerKind]:
-    """Qualified names and kinds of the modules that mix frames."""
-    return {f"{denoiser}.{layer.name}": layer.kind for layer in mixing.layers(root)}
+def frame_layers(mixing: FrameMixing, denoiser: str, root: nn.Module) -> dict[str, FrameLayer]:
+    """The modules that mix frames, by qualified name; their names are qualified, too."""
+    found = {}
+    for layer in mixing.layers(root):
+        name = f"{denoiser}.{layer.name}"
+        reader = None if layer.reader is None else f"{denoiser}.{layer.reader}"
+        found[name] = FrameLayer(name, layer.kind, reader)
+    return found
 
 
 def self_attentions(root: nn.Module, blocks: str, name: str) -> Iterator[FrameLayer]:

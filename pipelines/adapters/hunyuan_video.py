@@ -9,7 +9,7 @@ from torch import nn
 from typing_extensions import override
 
 from hasten.pipelines.adapters._base import Adapter, Guidance
-from hasten.pipelines.adapters._decoders import WholeDecoder
+from hasten.pipelines.adapters._decoders import TiledDecoder
 from hasten.pipelines.adapters._frames import (
     FrameLayer,
     FrameMixing,
@@ -84,7 +84,7 @@ ADAPTER = Adapter(
         HunyuanVideoLayout(),
         JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after"),
         HunyuanVideoFrames(),
-        WholeDecoder(),
+        TiledDecoder(),
     ),
     refused={
         "HunyuanVideoImageToVideoPipeline": _MIXED,

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import Adapter
-from hasten.pipelines.adapters._decoders import WholeDecoder
+from hasten.pipelines.adapters._decoders import TiledDecoder
 from hasten.pipelines.adapters._frames import (
     FrameAxis,
     FrameLayer,
@@ -130,8 +130,10 @@ def _rows(inner: Any, x: Tensor, scale: Any, positions: Sequence[float]) -> tupl
     return cos[0], sin[0]
 
 
-class LTXDecoder(WholeDecoder):
-    """One call for the whole video; not for autoencoders that take a noise level."""
+class LTXDecoder(TiledDecoder):
+    """Tiles where ``use_framewise_decoding`` is set; not for autoencoders that take a noise level."""
+
+    superfluous = slice(None, -1)
 
     @override
     def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:
@@ -146,9 +148,8 @@ class LTXDecoder(WholeDecoder):
         vae = pipe.vae
         if vae.config.timestep_conditioning:
             raise UnsupportedError(
-                "this LTX autoencoder denoises while it decodes; call the pipeline with "
-                "output_type='latent' and decode "
-                "with its own decode_timestep and decode_noise_scale"
+                "this LTX autoencoder denoises while it decodes; call the pipeline with output_type='latent' and "
+                "decode with its own decode_timestep and decode_noise_scale"
             )
         scaled: Tensor = pipe._denormalize_latents(
             latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor

@@ -62,11 +62,11 @@ class UNet3DFrames(FrameMixing):
             if kind == "TransformerTemporalModel":
                 yield from temporal_transformer(name, module)
             elif kind == "TemporalConvLayer":
-                for below, child in module.named_modules():
-                    if isinstance(child, nn.GroupNorm):
-                        yield FrameLayer(f"{name}.{below}", LayerKind.NORM)
-                    elif isinstance(child, nn.Conv3d):
-                        yield FrameLayer(f"{name}.{below}", LayerKind.CONV)
+                for below, stack in module.named_children():
+                    # Norm, activation, dropout, convolution.
+                    convolution = f"{name}.{below}.{len(stack) - 1}"  # type: ignore[arg-type]
+                    yield FrameLayer(f"{name}.{below}.0", LayerKind.NORM, reader=convolution)
+                    yield FrameLayer(convolution, LayerKind.CONV)
 
     @override
     def frame_free(self, root: nn.Module) -> frozenset[str]:

@@ -23,6 +23,7 @@ _MODELS: dict[str, Callable[[int, int, Split], Scene | MovingScene]] = {
     "t2i-dit-1024": sample_scene,
     "t2i-unet": sample_scene,
     "t2v-dit": sample_moving_scene,
+    "t2v-unet": sample_moving_scene,
     "var": sample_scene,
 }
 """Model -> the sampler of the data set it was trained on."""

@@ -48,6 +48,7 @@ def beginning(source: str | Path) -> Beginning:
     from safetensors.torch import load_file
 
     name = str(source)
-    (file,) = (path(name) / "transformer").glob("*.safetensors")
+    folder = next(path(name) / part for part in ("transformer", "unet") if (path(name) / part).is_dir())
+    (file,) = folder.glob("*.safetensors")
     weights = {key: value.float() for key, value in load_file(file).items()}
     return Beginning(weights, name.removeprefix("mini/"), {"bundled": name, "command": name})

@@ -23,6 +23,7 @@ PRODUCTS = {
     "t2i-dit-1024": "t2i_dit_1024",
     "t2i-unet": "t2i_unet",
     "t2v-dit": "t2v_dit",
+    "t2v-unet": "t2v_unet",
     "var": "var_product",
 }
 """Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""

@@ -52,6 +52,7 @@ RUNS: dict[str, Entry] = {
     "t2i-dit-1024": Entry("t2i_dit_1024", ("autoencoder", "text-image", "t2i-dit"), begins_with="t2i-dit"),
     "video-autoencoder": Entry("video_autoencoder"),
     "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),
+    "t2v-unet": Entry("t2v_unet", ("autoencoder", "text-image", "t2i-unet"), begins_with="t2i-unet"),
     "var-tokenizer": Entry("var_tokenizer", ("autoencoder",)),
     "var": Entry("var", ("text-image", "var-tokenizer")),
 }
@@ -62,6 +63,7 @@ _BUNDLED = {
     "autoencoder": "t2i-dit/vae",
     "text-image": "t2i-dit/text_encoder",
     "t2i-dit": "t2i-dit/transformer",
+    "t2i-unet": "t2i-unet/unet",
     "video-autoencoder": "t2v-dit/vae",
     "var-tokenizer": "var/vae",
 }

@@ -88,9 +88,8 @@ def _difference(before: Mapping[str, Any], facts: Mapping[str, Any], folder: Pat
         return None
     name, old, value = found
     return (
-        f"checkpoint folder {folder} holds a run with another {name} ({old!r} there, {value!r} now): "
-        "repeat that run's "
-        f"command to resume it, or choose another folder"
+        f"checkpoint folder {folder} holds a run with another {name} ({old!r} there, {value!r} now): repeat "
+        "that run's command to resume it, or choose another folder"
     )
 
 

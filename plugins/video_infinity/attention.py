@@ -40,7 +40,7 @@ def attention_layer(module: nn.Module, kind: LayerKind) -> Handler:
         if clip.messages == "input" and not clip.alone:
             x = bound["hidden_states"].unflatten(1, (clip.length, -1))
             halo, chosen = _wanted(clip)
-            pending = clip.exchange.post(kind.value, clip.index, x, 1, halo, chosen)
+            pending = clip.exchange.post(kind.value, clip.index, [x], 1, halo, chosen)
         clip.layer = Layer(inner, bound, pending)
         try:
             return inner(**bound)
@@ -133,8 +133,8 @@ def _keys(
     if clip.messages == "input" and not clip.alone:
         return own, lambda: _project(clip, layer, each)
     halo, chosen = _wanted(clip)
-    both = torch.stack([own.video.key, own.video.value]).unflatten(3, (clip.length, each))
-    pending = clip.exchange.post(kind.value, clip.index, both, 3, halo, chosen)
+    both = [t.unflatten(2, (clip.length, each)) for t in own.video]
+    pending = clip.exchange.post(kind.value, clip.index, both, 2, halo, chosen)
 
     def wait() -> ContextKeys:
         context = pending.wait()
@@ -165,7 +165,8 @@ def _project(clip: ClipForward, layer: Layer, each: int) -> ContextKeys:
     if layer.pending is None:
         raise RuntimeError("the input of an attention layer was not exchanged")
     context = layer.pending.wait()
-    inputs = torch.cat([context.left, context.right, context.chosen], 1)
+    parts = [part[0] for part in (context.left, context.right, context.chosen)]
+    inputs = torch.cat(parts, 1)
     halo, chosen = _wanted(clip)
     frames = (*clip.scope.left, *clip.scope.right, *chosen) if halo else chosen
     bound = {**layer.bound, "hidden_states": inputs.flatten(1, 2)}
@@ -176,6 +177,6 @@ def _project(clip: ClipForward, layer: Layer, each: int) -> ContextKeys:
         bound[name] = clip.mixing.as_argument(_rotary(clip, clip.rotary, frames))
     captured = project(layer.inner, bound)
     video = _split(clip, captured.key, captured.value, len(frames) * each).video
-    sizes = [context.left.shape[1] * each, context.right.shape[1] * each, context.chosen.shape[1] * each]
+    sizes = [part.shape[1] * each for part in parts]
     keys, values = video.key.split(sizes, 2), video.value.split(sizes, 2)
     return ContextKeys(*(Keys(k, v) for k, v in zip(keys, values, strict=True)))

@@ -44,8 +44,8 @@ class Branches:
             return self._turn(call, forward)
         raise UnsupportedError(
             f"cfg_ranks={processes.cfg_ranks} divides the branches of classifier-free guidance, and this "
-            "call of "
-            f"{self._session.target.name} has one only; raise guidance_scale above 1, or set cfg_ranks=1"
+            f"call of {self._session.target.name} has one only; raise guidance_scale above 1, or set "
+            "cfg_ranks=1"
         )
 
     def _half(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:

@@ -61,6 +61,8 @@ class ClipForward:
     layer: Layer | None = None
     table: Tensor | None = None
     """Rows of the last position table that was met, (1, rows, C), where there are more frames than rows."""
+    margin: int = 0
+    """Frames of the left neighbour in front of the clip's own, between a norm and the convolution behind it."""
     cache: dict[str, Any] = field(default_factory=dict)
     """Tables that are the same for every layer of the forward."""
 

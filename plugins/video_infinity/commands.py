@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hasten._cli import _options as options
+
+if TYPE_CHECKING:
+    from hasten.plugins.video_infinity.film import Filmed
 
 __all__ = ["add_commands"]
 
@@ -27,6 +31,22 @@ with fewer processes. Several prompts take equal parts of the time line.
 """
 
 
+_Frames = Annotated[int | None, typer.Option(min=1, help="Frames of the video.")]
+_Out = Annotated[
+    Path, typer.Option(help="A file ending in .mp4, .mov or .mkv; without an ending, a folder of PNGs.")
+]
+_Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.")]
+_Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.")]
+_Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")]
+_Rate = Annotated[str, typer.Option(help="Frames per second: a number or a fraction like 24000/1001.")]
+_Codec = Annotated[str, typer.Option(help="Encoder, by FFmpeg's name.")]
+_Checkpoint = Annotated[Path | None, typer.Option(help="Folder for resuming.")]
+_Device = Annotated[
+    str | None, typer.Option(help="Torch device; on several GPUs each process takes its own.")
+]
+_Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+
+
 def add_commands(app: Any) -> None:
     """Add ``video`` to the command line ``app``."""
     app.command("video", help=_HELP)(_video)
@@ -35,34 +55,24 @@ def add_commands(app: Any) -> None:
 def _video(
     model: options.ModelName = None,
     prompt: options.Prompt = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of the video.")] = None,
-    out: Annotated[
-        Path, typer.Option(help="A file ending in .mp4, .mov or .mkv; without an ending, a folder of PNGs.")
-    ] = Path("video.mp4"),
+    frames: _Frames = None,
+    out: _Out = Path("video.mp4"),
     seed: options.Seed = None,
     steps: options.Steps = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
-    fps: Annotated[
-        str, typer.Option(help="Frames per second: a number or a fraction like 24000/1001.")
-    ] = "8",
-    codec: Annotated[str, typer.Option(help="Encoder, by FFmpeg's name.")] = "libx264",
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder for resuming.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Torch device; on several GPUs each process takes its own.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    height: _Height = None,
+    width: _Width = None,
+    guidance_scale: _Guidance = None,
+    fps: _Rate = "8",
+    codec: _Codec = "libx264",
+    checkpoint: _Checkpoint = None,
+    device: _Device = None,
+    dtype: _Dtype = None,
     sets: options.Set = None,
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
-    import torch
-    from rich.console import Console
-
     from hasten._cli._loading import load_quietly
     from hasten.plugins.video_infinity.encode import check_output
-    from hasten.plugins.video_infinity.film import write_video
 
     settings = options.configuration(config, ["video_infinity"], sets)
     name = options.choose_model(model, settings)
@@ -77,43 +87,70 @@ def _video(
         "num_frames": frames,
     }
     call = options.call_arguments(name, settings, given)
-    techniques, own = _techniques(settings)
+    techniques, own = _techniques(settings, texts, checkpoint)
+    pipe = load_quietly(name, device or _own_device(), dtype)
+    filmed = _film(pipe, out, {**call, "prompt": texts[0]}, own, techniques, seed, _rate(fps), codec, as_json)
+    if filmed.rank == 0:
+        _show(filmed, as_json)
+
+
+def _film(
+    pipe: Any,
+    out: Path,
+    call: dict[str, Any],
+    own: dict[str, Any],
+    techniques: dict[str, Any],
+    seed: int,
+    rate: Fraction,
+    codec: str,
+    quiet: bool,
+) -> Filmed:
+    """Make the video, the first process telling how far it is."""
+    import torch
+    from rich.console import Console
+
+    from hasten.plugins.video_infinity.film import write_video
+
+    console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
+    pipe.set_progress_bar_config(disable=console.quiet)
+    call["generator"] = torch.Generator().manual_seed(seed)
+    return write_video(
+        pipe,
+        out,
+        call,
+        own,
+        techniques=techniques,
+        fps=rate,
+        codec=codec,
+        tell=lambda text: console.print(text, style="dim"),
+    )
+
+
+def _show(filmed: Filmed, as_json: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(json.dumps({**asdict(filmed), "path": str(filmed.path)}, indent=2))
+        return
+    processes = f"{filmed.world} process{'es' * (filmed.world > 1)}"
+    Console().print(
+        f"{filmed.path}: {filmed.frames} frames by {processes}, denoised in {filmed.denoise_seconds:.1f} s, "
+        f"decoded in {filmed.decode_seconds:.1f} s"
+    )
+
+
+def _techniques(
+    settings: Any, texts: Sequence[str], checkpoint: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the other techniques, and of this one."""
+    listed = {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in settings.techniques}
+    own = listed.pop("video_infinity")
     if checkpoint is not None:
         own["checkpoint"] = str(checkpoint)
     if len(texts) > 1:
         own["prompts"] = list(texts)
         if not {"clips", "clip_frames"} & set(own):
             own["clips"] = len(texts)
-    rank = int(os.environ.get("RANK", "0"))
-    pipe = load_quietly(name, device or _own_device(), dtype)
-    console = Console(stderr=True, quiet=rank != 0 or as_json)
-    pipe.set_progress_bar_config(disable=console.quiet)
-    filmed = write_video(
-        pipe,
-        out,
-        {**call, "prompt": texts[0], "generator": torch.Generator().manual_seed(seed)},
-        own,
-        techniques=techniques,
-        fps=_rate(fps),
-        codec=codec,
-        tell=lambda text: console.print(text, style="dim"),
-    )
-    if rank != 0:
-        return
-    if as_json:
-        typer.echo(json.dumps({**asdict(filmed), "path": str(filmed.path)}, indent=2))
-    else:
-        Console().print(
-            f"{filmed.path}: {filmed.frames} frames by {filmed.world} process{'es' * (filmed.world > 1)}, "
-            "denoised in "
-            f"{filmed.denoise_seconds:.1f} s, decoded in {filmed.decode_seconds:.1f} s"
-        )
-
-
-def _techniques(settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the other techniques, and of this one."""
-    listed = {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in settings.techniques}
-    own = listed.pop("video_infinity")
     return listed, own
 
 

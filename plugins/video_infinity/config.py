@@ -92,9 +92,8 @@ class VideoInfinityConfig(TechniqueConfig):
         for name, value in (("mode", "dual_block"), ("text_scope", "clip"), ("prompts", self.prompts)):
             if value is not None and getattr(self, name) == value:
                 raise ValueError(
-                    f"{name}={value!r} depends on the clips, so they cannot follow the number of "
-                    "processes: set clips "
-                    f"or clip_frames"
+                    f"{name}={value!r} depends on the clips, so they cannot follow the number of processes: "
+                    "set clips or clip_frames"
                 )
 
     def _refuse_scopes(self) -> None:

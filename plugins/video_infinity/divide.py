@@ -172,8 +172,7 @@ class Division:
         )
 
     def _text(self, call: DenoiserCall, session: Session, index: int) -> Mapping[str, Any]:
-        """Prompt arguments of a clip, where there are several prompts; a forward of its own for the
-        negative one has none."""
+        """Prompt arguments of a clip, where there are several prompts; none in a forward of the negative one."""
         if not session.texts or call.step.branch == "uncond":
             return {}
         return session.texts[index * len(session.texts) // len(session.places.clips)]
@@ -201,9 +200,8 @@ class Division:
         limit = mixing.limit(call.pipe)
         if config.mode == "full" and limit is not None and frames > limit:
             raise UnsupportedError(
-                f"{frames} latent frames are more than the {limit} positions of this {self._target.name}, "
-                "so the stock "
-                f"pipeline could not make them either; use mode='dual'"
+                f"{frames} latent frames are more than the {limit} positions of this {self._target.name}, so "
+                "the stock pipeline could not make them either; use mode='dual'"
             )
         trained, own = trained_frames(config, mixing, call.pipe)
         scopes = make_scopes(config, mixing, frames, places, trained if own else None)

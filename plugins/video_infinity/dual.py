@@ -157,8 +157,7 @@ class DualAttention:
     # --- global scope
 
     def _far_scope(self, query: Tensor, chosen: Keys) -> tuple[Tensor, Keys]:
-        """Queries and global keys, turned from their true positions to those squeezed into the trained
-        length."""
+        """Queries and global keys, turned from true positions to those squeezed into the trained length."""
         clip, scope = self.clip, self.clip.scope
         if clip.config.rotary == "absolute" or clip.rotary is None or not scope.chosen:
             return query, chosen
@@ -235,8 +234,7 @@ class DualAttention:
         return merge_segments(outputs, sums, [0.0] * len(segments))
 
     def _global_text(self, query: Tensor) -> Tensor:
-        """One text stream for the video: every clip attends to its own frames, the first one to the text
-        as well."""
+        """One text stream for the video: every clip attends to its own frames, the first one also to the text."""
         segments = [self._attend(query, self.own.video)]
         if self.clip.index == 0:
             segments.append(self._attend_text(query))
@@ -244,7 +242,7 @@ class DualAttention:
         merged = merge_segments(outputs, sums, [0.0] * len(segments)).float()
         total = torch.stack([s.float() for s in sums]).logsumexp(0)
         mine = torch.cat([merged, total[..., None]], -1)
-        shared = self.clip.exchange.share("text", self.clip.index, mine).shares()
+        shared = self.clip.exchange.share("text", self.clip.index, mine, mine, 2).wait().chosen
         result = merge_segments(
             [part[..., :-1] for part in shared], [part[..., -1] for part in shared], [0.0] * len(shared)
         )

@@ -23,7 +23,8 @@ from hasten._errors import ConfigError, HastenError, suggestion
 
 __all__ = ["Film", "PictureFolder", "check_output", "join_segments"]
 
-_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
+# Without flushing, small frames wait in a buffer of 32 kB until the end.
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov", "flush_packets": "1"}
 _WAITING = 32
 """Frames that may wait for the encoder."""
 
@@ -60,9 +61,8 @@ def _av(path: Path) -> Any:
         import av
     except ImportError as error:
         raise ConfigError(
-            f"writing {path} needs PyAV: pip install 'hasten[video]', or give a name without an ending for "
-            "a folder of "
-            f"PNGs"
+            f"writing {path} needs PyAV: pip install 'hasten[video]', or give a name without an ending for a "
+            "folder of PNGs"
         ) from error
     return av
 

@@ -64,11 +64,27 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Context:
-    """What a clip gets to see of other clips: frame axes like those of what was posted."""
+    """What a clip gets to see of other clips: stacked like what was posted, with frame axes in the same places."""
 
     left: Tensor
     right: Tensor
     chosen: Tensor
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Tensors of equal shape with a clip's frames."""
+
+    tensors: tuple[Tensor, ...]
+    axis: int
+
+    def part(self, start: int, count: int) -> Tensor:
+        """Frames ``start`` and following, (tensors, ...), contiguous."""
+        return torch.stack([tensor.narrow(self.axis, start, count) for tensor in self.tensors])
+
+    def edge(self, count: int, last: bool) -> Tensor:
+        """The first or the last frames."""
+        return self.part(self.tensors[0].shape[self.axis] - count if last else 0, count)
 
 
 class Exchange:
@@ -93,35 +109,51 @@ class Exchange:
         self._counts = dict.fromkeys(self.places.here, 0)
         self._rounds.clear()
 
-    def post(self, kind: str, clip: int, x: Tensor, axis: int, halo: int, chosen: Sequence[int]) -> Pending:
+    def post(
+        self, kind: str, clip: int, x: Sequence[Tensor], axis: int, halo: int, chosen: Sequence[int]
+    ) -> Pending:
         """Contribute the frames of a clip to a layer.
 
         Args:
             kind: kind of layer, for :attr:`traffic`.
             clip: index of the clip.
-            x: its part of the layer's input.
-            axis: the axis of ``x`` whose entries are the frames of the clip.
+            x: its part of the layer's input: tensors of equal shape, which are stacked where they are sent.
+            axis: their axis whose entries are the frames of the clip.
             halo: how many frames of each neighbour the layer needs.
             chosen: frames of the whole video that it needs, ascending.
         """
-        return self._join(kind, clip, x, axis, halo, tuple(chosen))
+        return self._join(kind, clip, _Frames(tuple(x), axis), halo, tuple(chosen), None)
 
-    def share(self, kind: str, clip: int, x: Tensor) -> Pending:
-        """Contribute a tensor of equal shape for every clip; all clips get those of all
-        (:meth:`Pending.shares`)."""
-        return self._join(kind, clip, x[None], 0, 0, None)
+    def share(self, kind: str, clip: int, x: Tensor, edges: Tensor, axis: int, halo: int = 0) -> Pending:
+        """Contribute a tensor of equal shape for every clip, and the frames next to the neighbours in one go.
+
+        Args:
+            kind: kind of layer, for :attr:`traffic`.
+            clip: index of the clip.
+            x: what every clip gets to see of all, :attr:`Context.chosen` with the clips in front.
+            edges: the clip's frames.
+            axis: the axis of ``edges`` with frames.
+            halo: how many of them each neighbour needs.
+        """
+        return self._join(kind, clip, _Frames((edges,), axis), halo, None, x)
 
     def _join(
-        self, kind: str, clip: int, x: Tensor, axis: int, halo: int, chosen: tuple[int, ...] | None
+        self,
+        kind: str,
+        clip: int,
+        frames: _Frames,
+        halo: int,
+        chosen: tuple[int, ...] | None,
+        shared: Tensor | None,
     ) -> Pending:
         number = self._counts[clip]
         self._counts[clip] += 1
-        meeting = self._rounds.setdefault(number, _Round(self, kind, axis, halo, chosen))
+        meeting = self._rounds.setdefault(number, _Round(self, kind, halo, chosen))
         if (meeting.kind, meeting.halo) != (kind, halo):
             raise RuntimeError(
                 f"clip {clip} is at a layer of kind {kind!r} while another is at {meeting.kind!r}"
             )
-        meeting.add(clip, x)
+        meeting.add(clip, frames, shared)
         return Pending(meeting, clip)
 
     def forget(self, meeting: _Round) -> None:
@@ -139,39 +171,31 @@ class Pending:
     _clip: int
 
     def wait(self) -> Context:
-        """The neighbours' frames and the chosen ones. Other clips run meanwhile."""
+        """The neighbours' frames and the chosen ones, or what all clips shared. Other clips run meanwhile."""
         context = self._round.result(self._clip)
         self._round.leave(self._clip)
         return context
-
-    def shares(self) -> Tensor:
-        """What all clips shared, in order of clips, (clips, ...)."""
-        shared = self._round.chosen_frames()
-        self._round.leave(self._clip)
-        return shared
 
 
 class _Round:
     """One layer's exchange."""
 
-    def __init__(
-        self, exchange: Exchange, kind: str, axis: int, halo: int, chosen: tuple[int, ...] | None
-    ) -> None:
+    def __init__(self, exchange: Exchange, kind: str, halo: int, chosen: tuple[int, ...] | None) -> None:
         self._exchange = exchange
-        self.kind, self.axis, self.halo = kind, axis, halo
-        places = exchange.places
+        self.kind, self.halo = kind, halo
         self._chosen = chosen
-        """Frames, or every clip once where it is ``None``."""
-        self._mine = [self._share_of(rank) for rank in range(len(places.ranks))]
-        self._parts: dict[int, Tensor] = {}
-        self._waiting = set(places.here)
+        """Frames, or ``None`` where every clip shares a tensor."""
+        self._mine = [self._share_of(rank) for rank in range(len(exchange.places.ranks))]
+        self._frames: dict[int, _Frames] = {}
+        self._shared: dict[int, Tensor | None] = {}
+        self._waiting = set(exchange.places.here)
         self._flight: Flight | None = None
         self._received: dict[int, Tensor] = {}
         self._gathered: Tensor | None = None
         self._landed = False
 
     def _share_of(self, rank: int) -> list[tuple[int, int]]:
-        """(clip, place in the clip) of the chosen frames that a rank holds."""
+        """(clip, place in the clip) of the chosen frames that a rank holds; its clips where they share."""
         places = self._exchange.places
         if self._chosen is None:
             return [(clip, 0) for clip in places.ranks[rank]]
@@ -182,38 +206,37 @@ class _Round:
             if frame in places.clips[clip]
         ]
 
-    def add(self, clip: int, x: Tensor) -> None:
-        self._parts[clip] = x
-        if len(self._parts) == len(self._exchange.places.here):
+    def add(self, clip: int, frames: _Frames, shared: Tensor | None) -> None:
+        self._frames[clip], self._shared[clip] = frames, shared
+        if len(self._frames) == len(self._exchange.places.here):
             self._start()
 
     def _start(self) -> None:
         places, transport = self._exchange.places, self._exchange.transport
         first, last = places.here.start, places.here.stop - 1
         sends, receives = [], []
-        if self.halo:
-            for clip, edge, peer, other in (
-                (first, 0, places.rank - 1, first - 1),
-                (last, self._parts[last].shape[self.axis] - self.halo, places.rank + 1, last + 1),
-            ):
-                if 0 <= peer < transport.world:
-                    piece = self._parts[clip].narrow(self.axis, edge, self.halo).contiguous()
-                    sends.append((peer, piece))
-                    self._received[other] = torch.empty_like(piece)
-                    receives.append((peer, self._received[other]))
+        for clip, peer, other in ((first, places.rank - 1, first - 1), (last, places.rank + 1, last + 1)):
+            if self.halo and 0 <= peer < transport.world:
+                piece = self._frames[clip].edge(self.halo, last=other > clip)
+                sends.append((peer, piece))
+                self._received[other] = torch.empty_like(piece)
+                receives.append((peer, self._received[other]))
         gather = self._contribution() if any(self._mine) else None
         self._count(sends, receives, gather)
         self._flight = transport.start(sends, receives, gather)
 
     def _contribution(self) -> Tensor:
-        """Chosen frames of this rank, padded to the most that any rank has."""
+        """Chosen frames of this rank, or its shares, padded to the most that any rank has."""
         mine, most = self._mine[self._exchange.places.rank], max(map(len, self._mine))
-        pieces = [self._parts[clip].select(self.axis, place) for clip, place in mine]
-        example = next(iter(self._parts.values())).select(self.axis, 0)
-        stacked = example.new_zeros(most, *example.shape)
-        for index, piece in enumerate(pieces):
-            stacked[index] = piece
-        return stacked
+        pieces = [self._piece(clip, place) for clip, place in mine]
+        example = pieces[0] if pieces else self._piece(self._exchange.places.here.start, 0)
+        if len(pieces) == most:
+            return torch.stack(pieces)
+        return torch.stack([*pieces, *[torch.zeros_like(example)] * (most - len(pieces))])
+
+    def _piece(self, clip: int, place: int) -> Tensor:
+        shared, frames = self._shared[clip], self._frames[clip]
+        return frames.part(place, 1).squeeze(frames.axis + 1) if shared is None else shared
 
     def _count(self, sends: Sequence, receives: Sequence, gather: Tensor | None) -> None:
         traffic = self._exchange.traffic[self.kind]
@@ -227,7 +250,7 @@ class _Round:
         self._exchange.lockstep.wait_until(lambda: self._flight is not None)
         if self._landed or self._flight is None:
             return
-        watch = Stopwatch(next(iter(self._parts.values())).device)
+        watch = Stopwatch(next(iter(self._frames.values())).tensors[0].device)
         self._gathered = self._flight.wait()
         watch.stop()
         if self._exchange.transport.world > 1:
@@ -236,29 +259,27 @@ class _Round:
 
     def result(self, clip: int) -> Context:
         self._land()
-        return Context(self._edge(clip, clip - 1), self._edge(clip, clip + 1), self.chosen_frames())
+        return Context(self._edge(clip, clip - 1), self._edge(clip, clip + 1), self._chosen_frames(clip))
 
     def _edge(self, clip: int, other: int) -> Tensor:
         """The ``halo`` frames of clip ``other`` next to ``clip``, none where there is no such clip."""
-        if other in self._parts:
-            part = self._parts[other]
-            start = part.shape[self.axis] - self.halo if other < clip else 0
-            return part.narrow(self.axis, start, self.halo)
+        if other in self._frames:
+            return self._frames[other].edge(self.halo, last=other < clip)
         if other in self._received:
             return self._received[other]
-        return self._parts[clip].narrow(self.axis, 0, 0)
+        return self._frames[clip].edge(0, last=False)
 
-    def chosen_frames(self) -> Tensor:
-        """Chosen frames in order, on the frame axis (on the first axis for shares)."""
-        self._land()
+    def _chosen_frames(self, clip: int) -> Tensor:
+        """Chosen frames in order, on the frame axis; shares in order of clips, on the first axis."""
         if self._gathered is None:
-            return next(iter(self._parts.values())).narrow(self.axis, 0, 0)
+            return self._frames[clip].edge(0, last=False)
         pieces = [part[: len(share)] for part, share in zip(self._gathered, self._mine, strict=True)]
-        return torch.cat(pieces).movedim(0, self.axis)
+        found = torch.cat(pieces)
+        return found if self._chosen is None else found.movedim(0, self._frames[clip].axis + 1)
 
     def leave(self, clip: int) -> None:
         self._waiting.discard(clip)
         if not self._waiting:
-            self._parts.clear()
+            self._frames.clear()
             self._received.clear()
             self._exchange.forget(self)

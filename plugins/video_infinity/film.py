@@ -205,9 +205,8 @@ class _Job:
         blind = [rank for rank, ok in enumerate(processes.gather(sees)) if not ok]
         if blind:
             raise ConfigError(
-                f"rank {blind[0]} does not see {parts}, where rank 0 joins the segments: give an output "
-                "path on a disk that "
-                f"all machines share"
+                f"rank {blind[0]} does not see {parts}, where rank 0 joins the segments: give an output path "
+                "on a disk that all machines share"
             )
         return parts
 

@@ -30,37 +30,45 @@ def bound_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return named
 
 
-def norm(module: nn.GroupNorm) -> Handler:
-    """Group normalisation with the statistics of the whole video, in one exchange of three numbers per
-    group."""
+def norm(module: nn.GroupNorm, convolution: nn.Conv3d | None = None) -> Handler:
+    """Group normalisation with the statistics of the whole video, in one exchange of three numbers per group.
+
+    Args:
+        module: the layer.
+        convolution: the convolution over frames that reads its output, if one does. The neighbours' frames that it
+            reaches travel together with the numbers, as they are before the norm, and are normalised here.
+    """
+    reach = 0 if convolution is None else convolution.kernel_size[0] // 2
 
     def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         clip = current_clip.get()
-        if clip is None or clip.alone or not clip.config.norm_sync:
+        if clip is None or clip.alone:
             return inner(*args, **kwargs)
         x: Tensor = args[0] if args else kwargs["input"]
-        pending = clip.exchange.share("norm", clip.index, group_moments(x, module.num_groups))
-        mean, variance = merge_moments(pending.shares())
-        return normalise(x, mean, variance, module.weight, module.bias, module.eps)
+        own = group_moments(x, module.num_groups)
+        halo = reach if clip.config.conv_sync else 0
+        kind = "norm" if convolution is None else "norm and conv"
+        context = clip.exchange.share(kind, clip.index, own, x, 2, halo).wait()
+        mean, variance = merge_moments(context.chosen if clip.config.norm_sync else own[None])
+        clip.margin = context.left.shape[3] if halo else 0
+        wide = torch.cat([context.left[0], x, context.right[0]], 2) if halo else x
+        return normalise(wide, mean, variance, module.weight, module.bias, module.eps)
 
     return handle
 
 
-def convolve(module: nn.Conv3d) -> Handler:
-    """Convolution over frames with as many frames of both neighbours as the kernel reaches.
+def convolve(_: nn.Conv3d) -> Handler:
+    """Convolution over the frames of the clip and those of its neighbours that the norm before it brought along.
 
     At the ends of the video the module's own zero padding stands, behind norm and activation as in the stock layer.
     """
-    reach = module.kernel_size[0] // 2
 
     def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         clip = current_clip.get()
-        if clip is None or clip.alone or not clip.config.conv_sync:
-            return inner(*args, **kwargs)
-        x: Tensor = args[0] if args else kwargs["input"]
-        context = clip.exchange.post("conv", clip.index, x, 2, reach, ()).wait()
-        wide: Tensor = inner(torch.cat([context.left, x, context.right], 2))
-        return wide.narrow(2, context.left.shape[2], x.shape[2])
+        wide: Tensor = inner(*args, **kwargs)
+        if clip is None or clip.alone:
+            return wide
+        return wide.narrow(2, clip.margin, clip.length)
 
     return handle
 

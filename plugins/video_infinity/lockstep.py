@@ -34,8 +34,7 @@ class Lockstep:
         self._failure: BaseException | None = None
 
     def run(self, functions: Sequence[Callable[[], ResultT]]) -> list[ResultT]:
-        """The results of ``functions``, in order. One that raises ends them all, and its error is raised
-        here."""
+        """The results of ``functions``, in order. One that raises ends them all; its error is raised here."""
         if len(functions) == 1:
             return [functions[0]()]
         self._alive, self._turn, self._failure = list(range(len(functions))), 0, None

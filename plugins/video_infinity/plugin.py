@@ -10,7 +10,7 @@ from hasten._errors import UnsupportedError
 from hasten._hookspecs import hookimpl
 from hasten._technique import Finding, Technique
 from hasten.pipelines.adapters._base import LatentLayout
-from hasten.pipelines.adapters._frames import FrameMixing, LayerKind, frame_layers
+from hasten.pipelines.adapters._frames import FrameLayer, FrameMixing, LayerKind, frame_layers
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 
     def claims(self, target: Target) -> Sequence[Claim]:
         """Frames, and the attention that mixes them. Token counts and steps may be changed by others."""
-        layers = frozenset(name for name, kind in _layers(target).items() if kind in _ATTENTION)
+        layers = frozenset(name for name, layer in _layers(target).items() if layer.kind in _ATTENTION)
         return (
             Claim("ranks.frames", Access.EXCLUSIVE),
             Claim("attention.self", Access.EXCLUSIVE, layers),
@@ -73,31 +73,36 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 
         division = Division(self.name, self.config, target)
         self.division = division
-        kinds = _layers(target)
+        layers = _layers(target)
         makers: dict[LayerKind, Any] = {
-            LayerKind.NORM: handlers.norm,
             LayerKind.CONV: handlers.convolve,
             LayerKind.POSITIONS: handlers.positions,
             LayerKind.ROTARY: handlers.rotary,
         }
-        for name, kind in kinds.items():
+        for name, layer in layers.items():
             module = submodule(target, name)
-            handler = attention_layer(module, kind) if kind in _ATTENTION else makers[kind](module)
+            if layer.kind in _ATTENTION:
+                handler = attention_layer(module, layer.kind)
+            elif layer.kind is LayerKind.NORM:
+                reader = None if layer.reader is None else submodule(target, layer.reader)
+                handler = handlers.norm(module, reader)
+            else:
+                handler = makers[layer.kind](module)
             seams.module(name, handler)
         seams.run(division.run)
         seams.scheduler(division.scheduler)
         seams.denoiser(division.denoise)
-        attention = [name for name, kind in kinds.items() if kind in _ATTENTION]
+        attention = {name: layer.kind for name, layer in layers.items() if layer.kind in _ATTENTION}
         if not attention:
             raise UnsupportedError(f"{target.name} has no layer that mixes frames")
-        seams.attention(attention_inside(kinds), attention)
+        seams.attention(attention_inside(attention), list(attention))
 
 
-def _layers(target: Target) -> dict[str, LayerKind]:
+def _layers(target: Target) -> dict[str, FrameLayer]:
     from hasten._denoiser import unwrapped
 
     mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
-    found: dict[str, LayerKind] = {}
+    found: dict[str, FrameLayer] = {}
     for denoiser, root in target.denoisers.items():
         found.update(frame_layers(mixing, denoiser, unwrapped(root)))
     return found

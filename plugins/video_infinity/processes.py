@@ -96,8 +96,7 @@ class Processes:
                 name, first, value = found
                 raise RankError(
                     f"the processes do not agree on {name}: rank 0 has {_shown(first)}, rank {rank} has "
-                    f"{_shown(value)}. "
-                    f"Start all of them with the same command, code and files."
+                    f"{_shown(value)}. Start all of them with the same command, code and files."
                 )
 
     def explain(self, error: BaseException) -> RankError:
@@ -108,14 +107,12 @@ class Processes:
             ranks = f"rank {lost[0]}" if len(lost) == 1 else f"ranks {', '.join(map(str, lost))}"
             return RankError(
                 f"{ranks} of {self.world} failed, was killed or hung for {self.timeout:g} s {self.where} "
-                "(noticed by "
-                f"rank {self.rank}: {reason}). What is finished is kept; with a checkpoint folder the same "
-                "command resumes."
+                f"(noticed by rank {self.rank}: {reason}). What is finished is kept; with a checkpoint "
+                "folder the same command resumes."
             )
         return RankError(
             f"rank {self.rank} of {self.world} lost its peers {self.where}: {reason}. With a checkpoint "
-            "folder the "
-            f"same command resumes."
+            "folder the same command resumes."
         )
 
     def _silent(self) -> list[int]:
@@ -181,8 +178,7 @@ def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
         if missing:
             raise ConfigError(
                 f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
-                "script with "
-                f"torchrun"
+                "script with torchrun"
             )
         if int(os.environ["WORLD_SIZE"]) == 1 and cfg_ranks == 1:
             return Processes()
@@ -227,11 +223,9 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
         reason = str(error).strip().splitlines()[0]
         raise RankError(
             f"rank {os.environ['RANK']} could not join the other {os.environ['WORLD_SIZE']} processes at "
-            f"{address} with "
-            f"{backend}: {reason}. Is the port free, do all nodes name the same address, and does the "
-            "network interface "
-            f"exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? A slow model needs a longer "
-            f"join_timeout_s"
+            f"{address} with {backend}: {reason}. Is the port free, do all nodes name the same address, and "
+            "does the network interface exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? "
+            "A slow model needs a longer join_timeout_s"
         ) from error
 
 

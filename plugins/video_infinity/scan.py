@@ -15,8 +15,7 @@ __all__ = ["unknown_modules"]
 
 
 def unknown_modules(target: Target) -> Iterator[str]:
-    """Qualified names of attention layers, convolutions and modules with a number of frames that are not
-    accounted for."""
+    """Qualified names of attentions, convolutions and modules with a number of frames that are not known."""
     mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
     for denoiser, wrapped in target.denoisers.items():
         root = unwrapped(wrapped)

@@ -115,8 +115,7 @@ def video_frames(target: Target, mixing: FrameMixing, call: RunCall) -> int:
         lower = (asked - 1) // factor * factor + 1
         raise ConfigError(
             f"num_frames={asked} cannot be made: the autoencoder of {target.name} makes 1 frame and then "
-            f"{factor} at a "
-            f"time; use {lower} or {lower + factor}"
+            f"{factor} at a time; use {lower} or {lower + factor}"
         )
     patch = mixing.patch(call.pipe)
     if latent % patch:
@@ -151,9 +150,8 @@ def places_for(
         raise ConfigError(f"clips={clips} is more than the video's {frames} latent frames")
     if clips < ranks:
         raise ConfigError(
-            f"{clips} clips cannot occupy {ranks} processes; start at most {clips * processes.cfg_ranks}, "
-            "or set smaller "
-            f"clips"
+            f"{clips} clips cannot occupy {ranks} processes; start at most {clips * processes.cfg_ranks}, or "
+            "set smaller clips"
         )
     return Places(partition(frames, clips), assign(clips, ranks), processes.clip_rank)
 
@@ -206,8 +204,8 @@ def make_scopes(
     if halo > shortest and len(places.clips) > 1:
         raise ConfigError(
             f"halo={halo} is longer than the shortest of {len(places.clips)} clips, {shortest} frames: a "
-            "clip gets frames "
-            f"from its neighbours only. Use a shorter halo, fewer clips or processes, or more frames"
+            "clip gets frames from its neighbours only. Use a shorter halo, fewer clips or processes, or "
+            "more frames"
         )
     try:
         chosen = global_frames(frames, count, config.global_sampling)

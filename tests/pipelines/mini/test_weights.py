@@ -15,7 +15,15 @@ from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
 from hasten.pipelines.mini.training import step_generator
 
 FOLDER = mini.path("mini/t2i-dit")
-LIMITS = {"t2i-dit": 10, "t2i-dit-1024": 10, "t2i-unet": 6, "t2v-dit": 8, "var": 6, "scorers": 3}
+LIMITS = {
+    "t2i-dit": 10,
+    "t2i-dit-1024": 10,
+    "t2i-unet": 6,
+    "t2v-dit": 8,
+    "t2v-unet": 5,
+    "var": 6,
+    "scorers": 3,
+}
 FOLDERS = [*map(mini.path, mini.names()), FOLDER.with_name("scorers")]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -135,6 +137,37 @@ def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
         assert float((torch.load(f"{out}.{rank}") - expected).abs().max()) < 1e-5 * float(
             expected.abs().max()
         )
+
+
+def test_an_interrupt_keeps_checkpoints_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:
+    out, checkpoint = tmp_path / "a.mp4", tmp_path / "run"
+    command = [sys.executable, "-m", "hasten", "video", str(model), "--prompt", "a", "--frames", "8"]
+    command += ["--steps", "60", "--height", "32", "--width", "48", "--out", str(out)]
+    command += ["--checkpoint", str(checkpoint), "-s", "video_infinity.checkpoint_every=1"]
+    command += ["-s", "video_infinity.halo=2", "-s", "video_infinity.global_frames=2"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell that runs tests in the background has them ignore interrupts.
+    process = subprocess.Popen(
+        command,
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not list(checkpoint.glob("step-*/clip-*.safetensors")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=200)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert not out.exists()
+    kept = max(int(folder.name[5:]) for folder in checkpoint.glob("step-*"))
+    assert 0 < kept < 60
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert frames_in(out) == 8
 
 
 def test_example_writes_a_long_video(model: Path, tmp_path: Path) -> None:

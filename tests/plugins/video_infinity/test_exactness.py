@@ -1,5 +1,4 @@
-"""One process: mode ``full`` is the stock pipeline, the dual modes are the stock pipeline under a mask of "
-"frames."""
+"""One process: mode ``full`` is the stock pipeline, the dual modes are it under a mask of frames."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,23 @@ def test_missing_peer_and_incomplete_environment(ranks: Any, tmp_path: Path) -> 
     )
     assert lonely.wait() == [7]
     assert "RankError: rank 0 could not join the other 2 processes at 127.0.0.1" in lonely.output(0)
+
+
+def test_port_in_use_and_no_network_interface(ranks: Any, tmp_path: Path) -> None:
+    options = {**OPTIONS, "join_timeout_s": 5.0}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = {"MASTER_PORT": str(taken.getsockname()[1]), "WORLD_SIZE": "2"}
+        blocked = ranks(1, video, str(tmp_path / "out"), options, more={0: port})
+        assert blocked.wait() == [7]
+    assert f"127.0.0.1:{port['MASTER_PORT']} with gloo" in blocked.output(0)
+    assert "Is the port free" in blocked.output(0)
+    missing = {"GLOO_SOCKET_IFNAME": "nothing0"}
+    deaf = ranks(2, video, str(tmp_path / "out"), options, more={0: missing, 1: missing})
+    assert deaf.wait() == [7, 7]
+    for rank in range(2):
+        assert "does the network interface exist (set GLOO_SOCKET_IFNAME" in deaf.output(rank)
 
 
 def test_damaged_checkpoint_is_named(ranks: Any, tmp_path: Path) -> None:

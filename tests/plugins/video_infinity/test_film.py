@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
+import time
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -22,7 +25,9 @@ from PIL import Image
 import hasten
 from hasten._errors import ConfigError, HastenError
 from hasten.pipelines.adapters import find
-from hasten.pipelines.adapters._decoders import FrameDecoder
+from hasten.pipelines.adapters._decoders import FrameDecoder, TiledDecoder
+from hasten.pipelines.adapters.ltx import LTXDecoder
+from hasten.plugins.video_infinity.checkpoint import write_whole
 from hasten.plugins.video_infinity.decode import as_pixels
 from hasten.plugins.video_infinity.encode import Film, PictureFolder, check_output, join_segments
 from hasten.plugins.video_infinity.film import write_video
@@ -109,6 +114,47 @@ def test_pictures(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "p" / "000006.png").getpixel((0, 0)) == (55, 55, 55)
 
 
+def tiled_autoencoder(family: str) -> Any:
+    """A small autoencoder that looks both ways in time, with random weights."""
+    import diffusers
+
+    torch.manual_seed(0)
+    if family == "ltx":
+        return diffusers.AutoencoderKLLTXVideo(
+            latent_channels=4,
+            block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1, 1),
+            spatio_temporal_scaling=(True, True, False, False),
+            decoder_spatio_temporal_scaling=(True, True, False, False),
+            patch_size=1,
+            patch_size_t=1,
+        ).eval()
+    return diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).eval()
+
+
+@pytest.mark.parametrize("framewise", [True, False])
+@pytest.mark.parametrize("family", ["ltx", "hunyuan-video"])
+@torch.no_grad()
+def test_tiles_are_those_of_the_autoencoder(family: str, framewise: bool) -> None:
+    import diffusers
+
+    vae = tiled_autoencoder(family)
+    vae.use_framewise_decoding = framewise
+    pipe = SimpleNamespace(vae=vae, _denormalize_latents=diffusers.LTXPipeline._denormalize_latents)
+    decoder = {"ltx": LTXDecoder, "hunyuan-video": TiledDecoder}[family]()
+    latents = torch.randn(1, 4, 10, 2, 2, generator=torch.Generator().manual_seed(0))
+    pieces = list(decoder.frames(pipe, latents))
+    assert len(pieces) > 2 if framewise else len(pieces) == 1
+    assert torch.equal(torch.cat(pieces, 2), vae.decode(decoder.scaled(pipe, latents)).sample)
+
+
 @pytest.mark.parametrize("family", ["text-to-video", "animatediff", "wan", "cogvideox-sincos"])
 def test_pieces_are_what_the_pipeline_decodes(family: str) -> None:
     pipe = FAMILIES[family]()
@@ -158,3 +204,96 @@ def test_two_processes_write_one_file(family: str, count: int, tmp_path: Path) -
     assert len(one) == count
     assert np.abs(one.astype(int) - two.astype(int)).max() <= 2
     assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_full_disk_is_named_while_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.part.mp4").symlink_to("/dev/full")
+    noise = torch.randint(
+        256, (120, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+    def encode() -> None:
+        with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+            film.write(noise)
+
+    with pytest.raises(HastenError, match=r"a\.part\.mp4 cannot be written: .*No space left on device"):
+        encode()
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_files_are_renamed_within_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename is whole or absent on one file system only, and temporary folders are often on another."""
+    renames: list[tuple[Path, Path]] = []
+    rename = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        renames.append((Path(source), Path(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+        film.write(ramp(0, 9))
+    join_segments([tmp_path / "a.mp4"], tmp_path / "b.mp4")
+    PictureFolder(tmp_path / "p").write(ramp(0, 1))
+    write_whole(tmp_path / "run" / "clip", b"content")
+    assert [target.name for _, target in renames] == ["a.mp4", "b.mp4", "000000.png", "clip"]
+    assert all(source.parent == target.parent for source, target in renames)
+
+
+def test_first_frames_are_on_disk_before_the_last_clip_is_decoded(tmp_path: Path) -> None:
+    """Clips are segments of their own where frames are independent, else pieces of one file."""
+    seen: dict[str, int] = {}
+    pipe = build("text-to-video")
+    decode = pipe.vae.decode
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        parts = tmp_path / "a.mp4.parts"
+        seen["frames"] = len(frames_of(parts / "clip-0000.mp4")) if (parts / "clip-0000.mp4").exists() else 0
+        return decode(*args, **kwargs)
+
+    pipe.vae.decode = look
+    options = {"halo": 1, "global_frames": 2, "clips": 3}
+    write_video(pipe, tmp_path / "a.mp4", {**seeded("text-to-video"), **call("text-to-video", 12)}, options)
+    assert seen["frames"] == 4
+
+
+def test_frames_in_order_reach_the_disk_while_others_are_decoded(tmp_path: Path) -> None:
+    with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+        for first in range(0, 160, 16):
+            film.write(ramp(first % 32, 16))
+        for _ in range(100):
+            if film.partial.exists() and film.partial.stat().st_size > 2000:
+                break
+            time.sleep(0.1)
+        cut = tmp_path / "cut.mp4"
+        cut.write_bytes(film.partial.read_bytes())
+    found: list[Any] = []
+    with av.open(str(cut)) as container, suppress(av.error.InvalidDataError):
+        found.extend(container.decode(video=0))
+    assert found
+
+
+def elsewhere(folder: str) -> None:
+    """One rank of the test below: every rank has a disk of its own."""
+    path = Path(folder) / f"disk-{os.environ['RANK']}" / "a.mp4"
+    try:
+        write_video(
+            build("text-to-video"), path, {**seeded("text-to-video"), **call("text-to-video", 6)}, SMALL
+        )
+    except ConfigError as error:
+        sys.stdout.write(str(error))
+        sys.exit(7)
+
+
+SMALL = {"halo": 1, "global_frames": 2, "clips": 2, "timeout_s": 60.0}
+
+
+def test_an_output_on_the_disk_of_another_machine_is_refused_on_all(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 2, elsewhere, str(tmp_path))
+    try:
+        assert ranks.wait() == [7, 7], ranks.output(0) + ranks.output(1)
+    finally:
+        ranks.kill()
+    for rank in range(2):
+        assert "rank 1 does not see" in ranks.output(rank)
+        assert "give an output path on a disk that all machines share" in ranks.output(rank)

@@ -140,8 +140,7 @@ def _case(family: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("family", ["wan", "ltx", "hunyuan-video"])
 def test_rotary_tables_are_the_modules_own(family: str) -> None:
-    """Logits of two frames do not depend on which rank computes them, since the angles are those of the
-    whole video."""
+    """Logits of two frames do not depend on which rank computes them: the angles are the whole video's."""
     pipe, mixing = _case(family)
     module = pipe.transformer.rope
     if family == "ltx":

@@ -1,5 +1,4 @@
-"""Two and four gloo processes compute what one does: uneven clips, several clips per rank, both branches "
-"apart."""
+"""Two and four gloo processes compute what one does: uneven, several clips per rank, both branches apart."""
 
 from __future__ import annotations
 
@@ -8,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from clip_cases import build, run
+from clip_cases import build, call, run
 from clip_launch import run_cases
+from families import baseline
 
 from hasten.pipelines.adapters import find
 from hasten.pipelines.adapters._frames import FrameMixing, LayerKind
@@ -106,16 +106,27 @@ def test_bytes_are_those_of_the_formulas(outcome: dict[str, list[tuple[Any, Any,
     for rank in outcome["wan dual"]:
         assert rank[1][0]["bytes"] == {"attention": [layers * each, layers * each]}
     unet = outcome["text-to-video dual"][0][1][0]["bytes"]
-    assert set(unet) == {"norm", "conv", "temporal attention"}
-    norms = len([n for n in layers_of("text-to-video") if n is LayerKind.NORM])
-    assert unet["norm"] == [norms * norm_bytes(2, 4, 2)] * 2
+    assert set(unet) == {"norm", "norm and conv", "temporal attention"}
+    alone, read = inputs_of_norms()
+    assert unet["norm"] == [len(alone) * norm_bytes(2, 4, 2)] * 2
+    # A convolution over three frames reaches one frame of the neighbour.
+    frames = [shape.numel() // shape[2] * size for shape in read]
+    assert unet["norm and conv"] == [sum(frames) + len(read) * norm_bytes(2, 4, 2)] * 2
 
 
-def layers_of(family: str) -> list[LayerKind]:
-    pipe = build(family)
+def inputs_of_norms() -> tuple[list[torch.Size], list[torch.Size]]:
+    """Shapes that the norms over frames get in a forward: where no convolution reads them, and where one does."""
+    pipe = build("text-to-video")
     mixing = find(pipe).capability(FrameMixing)
     assert mixing is not None
-    return [layer.kind for layer in mixing.layers(pipe.unet)]
+    seen: dict[bool, list[torch.Size]] = {False: [], True: []}
+    for layer in mixing.layers(pipe.unet):
+        if layer.kind is LayerKind.NORM:
+            module = pipe.unet.get_submodule(layer.name)
+            found = seen[layer.reader is not None]
+            module.register_forward_pre_hook(lambda _, args, found=found: found.append(args[0].shape))
+    baseline(pipe, "text-to-video", **call("text-to-video", 7, num_inference_steps=1))
+    return seen[False], seen[True]
 
 
 def test_four_processes_and_one(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""Writes ``video_infinity.md`` from the figures in ``video_infinity.json`` and ``video_infinity_memory.json``."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+PAGE = """# Video-Infinity
+
+Random weights, {processor}, {cores} cores, one thread per process, torch {torch}, diffusers {diffusers}, gloo.
+Figures by
+
+    torchrun --nproc-per-node 2 docs/benchmarks/video_infinity.py
+    for n in 1 2 4; do torchrun --nproc-per-node $n docs/benchmarks/video_infinity_memory.py; done
+
+and this page by `docs/benchmarks/video_infinity_page.py`. Models: a Wan transformer (4 layers of width 256, 16 latent
+frames of 256 tokens) and two levels of a UNet3D with the channels of the published ones (320 and 640; 48 frames of 8
+x 8 positions, 24 in a process as in the paper). Halo 2, four global frames.
+
+## Two processes against one
+
+A fixed video. The ceiling is what the same two processes reach without a message: both make the whole video at once,
+each for itself, which is twice the work. Medians of ratios within one repetition; in brackets the quartiles. Waiting:
+share of the time in which computation stood still for messages. The last column compares with the two halves as
+videos of their own: less work, since their frames see fewer others, so it may not reach 100 %. A share above 100 % says
+that a process is faster on half of the frames.
+
+| model | seconds, 1 and 2 processes | speed-up | ceiling | share of the ceiling | waiting | of two separate halves |
+|---|---|---|---|---|---|---|
+{strong}
+
+Exchanges and bytes received per forward: {traffic}. {repetitions}.
+
+## Clips added to one process
+
+Clips of four latent frames, in lockstep in one process: seconds that each added clip costs.
+
+| model | the first | the 2nd | the 3rd and 4th, each | the 5th to 8th, each | the 9th to 16th, each |
+|---|---|---|---|---|---|
+{weak}
+
+The first clip is a video of four frames, which see no others.
+
+## Memory
+
+Eight latent frames in every process: most memory that a process needed beyond what it had before the call, in MB.
+
+| model | 1 process, 8 frames | 2 processes, 16 frames | 4 processes, 32 frames |
+|---|---|---|---|
+{memory}
+
+Decoding and encoding to a file on one process, 128 x 128 pixels:
+
+| latent frames | {decoded_frames} |
+|---|{rule}
+| MB | {decoded} |
+
+## Next to diffusers' context parallelism
+
+Every frame seeing all others (`mode="full"`), the transformer above, one forward, medians of five: {one:.2f} s in one
+process, {hasten:.2f} s in two with hasten, {theirs:.2f} s in two with diffusers'
+`ContextParallelConfig(ulysses_degree=2)`. Both are exact. On a CPU diffusers divides by the number of accelerators,
+which is zero; the benchmark sets it to one. Its processes hold all latents and run the whole scheduler and
+autoencoder; it has no U-Net video model and no window, so beyond the trained length there is nothing to compare.
+
+## Prediction, not measured
+
+The cost model of [cost.py](../../plugins/video_infinity/cost.py), fitted to both runs above ({latency:.1f} ms per
+exchange; bytes explain none of the difference on this machine): computation over total time at equal frames per
+process.
+
+| model | 2 processes | 8 | 16 |
+|---|---|---|---|
+{predicted}
+
+The paper's overhead on eight GPUs is 28.6 % (an efficiency of 77.7 %). GPUs compute faster and their links are
+faster, too, so these figures do not carry over; nothing was measured on a GPU or on several machines.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    folder = Path(__file__).parent
+    document = json.loads((folder / "video_infinity.json").read_text("utf-8"))
+    memory = json.loads((folder / "video_infinity_memory.json").read_text("utf-8"))
+    (folder / "video_infinity.md").write_text(page(document["machine"], document["results"], memory), "utf-8")
+
+
+def page(machine: dict[str, Any], results: dict[str, Any], memory: dict[str, Any]) -> str:
+    """The page's Markdown."""
+    kinds = ("transformer", "unet")
+    prediction, peers, decoding = results["prediction"], results["peers"], memory["decoding"]
+    return PAGE.format(
+        **machine,
+        strong="\n".join(strong(kind, results[kind]) for kind in kinds),
+        traffic=", ".join(
+            f"{kind} {results[kind]['rounds']:.0f} and {results[kind]['received_bytes'] / 1e6:.1f} MB"
+            for kind in kinds
+        ),
+        repetitions="Repetitions: " + ", ".join(f"{kind} {results[kind]['repetitions']}" for kind in kinds),
+        weak="\n".join(row(kind, added(results["weak"][kind]), "{:.2f}") for kind in kinds),
+        memory="\n".join(row(kind, [memory[kind][n] for n in ("1", "2", "4")], "{:.0f}") for kind in kinds),
+        decoded_frames=" | ".join(str(entry["latent_frames"]) for entry in decoding),
+        rule="---|" * len(decoding),
+        decoded=" | ".join(f"{entry['megabytes']:.0f}" for entry in decoding),
+        one=peers["one"],
+        hasten=peers["hasten"],
+        theirs=peers["diffusers"],
+        latency=prediction["link"]["latency"] * 1e3,
+        predicted="\n".join(row(k, prediction["efficiency"][k].values(), "{:.1%}") for k in kinds),
+    )
+
+
+def strong(kind: str, measured: dict[str, Any]) -> str:
+    """A line of the first table."""
+    seconds, quartiles = measured["seconds"], measured["share_quartiles"]
+    return (
+        f"| {kind} | {seconds['one']:.2f}, {seconds['together']:.2f} | {measured['speed_up']:.2f} "
+        f"| {measured['ceiling']:.2f} | {measured['share_of_ceiling']:.1%} [{quartiles[0]:.1%}, {quartiles[1]:.1%}] "
+        f"| {measured['waiting_share']:.1%} | {measured['share_of_halves']:.1%} |"
+    )
+
+
+def added(rows: list[dict[str, float]]) -> list[float]:
+    """Seconds that each clip costs beyond those before it."""
+    totals = [(0.0, 0.0)] + [(row["clips"], row["clips"] * row["seconds_per_clip"]) for row in rows]
+    return [(after - before) / (m - n) for (n, before), (m, after) in itertools.pairwise(totals)]
+
+
+def row(name: str, values: Any, form: str) -> str:
+    """A line of a table."""
+    return " | ".join([f"| {name}", *(form.format(value) for value in values)]) + " |"
+
+
+if __name__ == "__main__":
+    main()

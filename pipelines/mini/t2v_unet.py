@@ -1,0 +1,342 @@
+"""``mini/t2v-unet``: a TextToVideoSDPipeline whose UNet3DConditionModel goes on from ``mini/t2i-unet``'s pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten.pipelines.mini.autoencoder import encode
+from hasten.pipelines.mini.contrastive import WIDTH
+from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini.product import Product
+from hasten.pipelines.mini.schedule import Schedule
+from hasten.pipelines.mini.t2i_unet import SIDE, build_scheduler
+from hasten.pipelines.mini.t2v_dit import MAX_TOKENS, matmul_attention, video_tokenizer
+from hasten.pipelines.mini.text import vocabulary
+from hasten.pipelines.mini.training import Recipe
+from hasten.pipelines.mini.video_evaluate import evaluate_videos, video_sheet
+
+__all__ = [
+    "CALL",
+    "FRAMES",
+    "PRODUCT",
+    "TextToVideoUNet",
+    "assemble",
+    "build_text_encoder",
+    "build_unet",
+    "inflate",
+    "make_recipe",
+]
+
+FRAMES = 16
+"""Frames of a training clip."""
+CALL: dict[str, Any] = {
+    "num_inference_steps": 20,
+    "guidance_scale": 3.0,
+    "height": SIDE,
+    "width": SIDE,
+    "num_frames": FRAMES,
+}
+"""The call the miniature is meant for."""
+TEXT_LAYERS = 2
+"""Layers kept of the contrastive model's text tower."""
+_RENAMED = {"up_blocks.1.": "up_blocks.0.", "up_blocks.2.": "up_blocks.1."}
+"""Up blocks of the three-level picture model -> those of the two-level video model."""
+
+
+def build_unet() -> Any:
+    """An untrained UNet3DConditionModel of about 1.4 M parameters: two levels, attention at the inner one."""
+    from diffusers import UNet3DConditionModel
+
+    return UNet3DConditionModel(
+        sample_size=SIDE // 4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
+        up_block_types=("UpBlock3D", "UpBlock3D"),
+        attention_head_dim=8,
+        norm_num_groups=8,
+        cross_attention_dim=WIDTH,
+    )
+
+
+def still(unet: Any) -> Any:
+    """``unet`` with every temporal branch switched off: each frame is treated as a picture of its own."""
+    from diffusers.models.resnet import TemporalConvLayer
+    from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+
+    for module in unet.modules():
+        last = None
+        if isinstance(module, TemporalConvLayer):
+            last = module.conv4[-1]
+        elif isinstance(module, TransformerTemporalModel):
+            last = module.proj_out
+        if last is not None:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    return unet
+
+
+def inflate(unet: nn.Module, pictures: Mapping[str, Tensor]) -> list[str]:
+    """Copy what a picture U-Net of three levels knows into ``unet``, all but its innermost level.
+
+    Args:
+        unet: of :func:`build_unet`.
+        pictures: state dict of ``hasten.pipelines.mini.t2i_unet.build_unet``.
+
+    Returns:
+        Names of the weights of ``unet`` that were set.
+    """
+    own = unet.state_dict()
+    dropped = ("down_blocks.1.downsamplers.", "down_blocks.2.", "up_blocks.0.", "up_blocks.1.attentions.")
+    found = {}
+    for name, value in pictures.items():
+        if name.startswith(dropped):
+            continue
+        head = next((old for old in _RENAMED if name.startswith(old)), "")
+        found[_RENAMED.get(head, "") + name.removeprefix(head)] = value
+    unet.load_state_dict(own | found)
+    return list(found)
+
+
+@torch.no_grad()
+def build_text_encoder(tower: Any) -> Any:
+    """The first layers of the contrastive model's text tower, with room for the words of motions.
+
+    Args:
+        tower: its ``CLIPTextModelWithProjection``.
+
+    Returns:
+        A ``CLIPTextModel`` for :func:`hasten.pipelines.mini.t2v_dit.video_tokenizer`; words that the tower does not
+        know keep the random embedding that they get here.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    words, known = video_tokenizer().get_vocab(), vocabulary()
+    changes = {
+        "vocab_size": len(words),
+        "max_position_embeddings": MAX_TOKENS,
+        "num_hidden_layers": TEXT_LAYERS,
+        "eos_token_id": words["<end>"],
+        "bos_token_id": words["<start>"],
+    }
+    model = CLIPTextModel(CLIPTextConfig(**tower.config.to_dict() | changes))
+    trained = {name.removeprefix("text_model."): value for name, value in tower.state_dict().items()}
+    own = {name.removeprefix("text_model."): value for name, value in model.state_dict().items()}
+    for name, value in own.items():
+        if name.endswith("token_embedding.weight"):
+            shared = [word for word in words if word in known]
+            value[[words[word] for word in shared]] = trained[name][[known[word] for word in shared]]
+        elif value.is_floating_point():
+            value.copy_(trained[name][: len(value)])
+    return model
+
+
+def encode_text(encoder: Any, ids: Tensor) -> Tensor:
+    """Token states (B, 16, 96), as the pipeline reads them from its text encoder."""
+    states: Tensor = encoder(ids).last_hidden_state
+    return states
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training clips, encoded once.
+
+    Args:
+        latents: latents (N, 4, 16, 16, 16) as the denoiser sees them, in half precision.
+        ids: token ids (N, 16) of the captions.
+    """
+
+    latents: Tensor
+    ids: Tensor
+
+    @classmethod
+    def make(cls, vae: Any, count: int) -> Pool:
+        """Render and encode ``count`` clips of :data:`FRAMES` frames."""
+        from rich.console import Console
+        from rich.progress import track
+
+        tokenizer, chunk = video_tokenizer(), 16
+        shift = vae.config.shift_factor * vae.config.scaling_factor
+        latents, captions = [], []
+        for first in track(range(0, count, chunk), "encode clips", console=Console(stderr=True)):
+            scenes = [sample_moving_scene(FRAMES, i) for i in range(first, first + chunk)]
+            pictures = render_videos(scenes, FRAMES, first, SIDE, FRAMES).transpose(1, 2).flatten(0, 1)
+            with torch.autocast(vae.device.type, torch.bfloat16):
+                clean = encode(vae, pictures.to(vae.device))
+            # TextToVideoSDPipeline knows a scale of latents but no shift, so that the encoder's is taken back.
+            frames = clean.float().cpu().unflatten(0, (chunk, FRAMES)) + shift
+            latents.append(frames.transpose(1, 2).half())
+            captions += [scene.caption() for scene in scenes]
+        return cls(torch.cat(latents), _ids(tokenizer, captions))
+
+    @classmethod
+    def stored(cls, cache: Path | None, vae: Any, count: int) -> Pool:
+        """The pool in the folder ``cache``, made and kept there if there is none."""
+        if cache is None:
+            return cls.make(vae, count)
+        path = cache / f"pool-{FRAMES}-{count}.pt"
+        if not path.exists():
+            pool = cls.make(vae, count)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(vars(pool), path.with_suffix(".part"))
+            os.replace(path.with_suffix(".part"), path)
+        return cls(**torch.load(path, weights_only=True))
+
+
+class TextToVideoUNet(Recipe):
+    """Mean squared error of the velocity: short windows of clips first, then whole clips as well.
+
+    Begins with ``mini/t2i-unet``: its spatial layers are copied by name, the temporal branches start at zero, so that
+    the first step sees each frame as a picture. The text encoder, which begins as the tower of the still pictures,
+    learns together with the denoiser, because it never met the words of motions.
+
+    Args:
+        vae: the trained autoencoder.
+        tower: the text tower of the contrastive model.
+        cache: folder that keeps the encoded pool for a resumed run.
+        clips: in the pool.
+    """
+
+    name = "t2v-unet"
+    schedule = Schedule(steps=3000, learning_rate=1e-3, warmup=100, decay_from=0.5, average=0.995)
+    batches: Mapping[int, int] = MappingProxyType({4: 8, 8: 4, 16: 2})
+    """Frames -> clips in a batch, 32 frames in all."""
+    short, middle = 0.3, 0.6
+    """Shares of the run from which on windows of eight frames, and whole clips, are drawn as well."""
+
+    def __init__(self, vae: Any, tower: Any, *, cache: Path | None = None, clips: int = 1600) -> None:
+        self.vae, self.tower, self.cache, self.clips = vae, tower, cache, clips
+        self.empty = _ids(video_tokenizer(), [""])
+        self.scheduler = build_scheduler()
+        self._pool: Pool | None = None
+
+    def build(self) -> nn.Module:
+        """The denoiser without motion and the text encoder."""
+        return nn.ModuleDict(
+            {"unet": _without_dropout(still(build_unet())), "text_encoder": build_text_encoder(self.tower)}
+        )
+
+    def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Begin with the picture model's weights."""
+        inflate(model["unet"], weights)  # type: ignore[index]
+
+    def loss(
+        self, model: nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one batch."""
+        device = next(model.parameters()).device
+        frames = self._length(step, generator)
+        clean, ids = self._batch(frames, generator)
+        time = torch.randint(self.scheduler.config.num_train_timesteps, (len(clean),), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        mixed = self.scheduler.add_noise(clean, noise, time)
+        target = self.scheduler.get_velocity(clean, noise, time)
+        with torch.autocast(device.type, torch.bfloat16), matmul_attention():
+            states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
+            velocity = model["unet"](mixed.to(device), time.to(device), states, return_dict=False)[0]  # type: ignore[index]
+        loss = (velocity.float() - target.to(device)).square().mean()
+        return loss, {"frames": float(frames)}
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
+        """A sheet of samples, and what the parser finds in them."""
+        pipe = assemble(self.vae, model["text_encoder"], model["unet"])  # type: ignore[index]
+        return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
+
+    def _length(self, step: int, generator: torch.Generator) -> int:
+        draw = int(torch.randint(2, (1,), generator=generator))
+        progress = step / self.schedule.steps
+        if progress < self.short:
+            return 4
+        return (4, 8)[draw] if progress < self.middle else (8, 16)[draw]
+
+    def _batch(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random windows, float32, and their token ids; one caption in ten becomes the empty one, for guidance."""
+        if self._pool is None:
+            self._pool = Pool.stored(self.cache, self.vae, self.clips)
+        rows = torch.randint(len(self._pool.latents), (self.batches[frames],), generator=generator)
+        first = int(torch.randint(FRAMES - frames + 1, (1,), generator=generator))
+        dropped = torch.rand((len(rows), 1), generator=generator) < 0.1
+        window = self._pool.latents[rows, :, first : first + frames].float()
+        return window, torch.where(dropped, self.empty, self._pool.ids[rows])
+
+
+def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideoUNet:  # noqa: ARG001
+    """The recipe over the trained parts in ``root``."""
+    from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower
+
+    return TextToVideoUNet(
+        load_autoencoder(root).to(device), load_text_tower(root), cache=root / TextToVideoUNet.name
+    )
+
+
+def assemble(vae: Any, text_encoder: Any, unet: Any) -> Any:
+    """The stock TextToVideoSDPipeline around the trained parts."""
+    from diffusers import TextToVideoSDPipeline
+
+    return TextToVideoSDPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=video_tokenizer(),
+        unet=unet,
+        scheduler=build_scheduler(),
+    )
+
+
+def _without_dropout(unet: Any) -> Any:
+    """The class puts dropout into its temporal convolutions; a model this small needs none."""
+    for module in unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return unet
+
+
+def _ids(tokenizer: Any, captions: list[str]) -> Tensor:
+    ids: Tensor = tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def _assemble_trained(root: Path) -> Any:
+    from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower, load_trained
+
+    parts = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(load_text_tower(root))})
+    model = load_trained(TextToVideoUNet.name, root, parts)
+    return assemble(load_autoencoder(root), model["text_encoder"], model["unet"])
+
+
+_TEXT = """
+A stock `TextToVideoSDPipeline` (`UNet3DConditionModel`, v-prediction, zero terminal SNR) for captioned scenes of one
+simple object that moves left, right, up or down, or stands: 16 frames of 64 px, every frame a picture of its own to the
+autoencoder. Its spatial layers began as those of `mini/t2i-unet`. What leaves the picture at one border comes back at
+the opposite one, so that the motion is defined at any length.
+
+```python
+pipe = hasten.load("mini/t2v-unet")
+frames = pipe(
+    "a large red circle moving left on a white background",
+    **hasten.pipelines.mini.recommended_call("mini/t2v-unet"),
+).frames[0]
+```
+
+Figures of miniatures show trends and are not comparable with published ones.
+"""
+
+PRODUCT = Product(
+    text=_TEXT,
+    runs=("autoencoder", "text-image", TextToVideoUNet.name),
+    call=CALL,
+    assemble=_assemble_trained,
+    settings=lambda _: {"trained_frames": FRAMES},
+    measure=evaluate_videos,
+    samples=2,
+)

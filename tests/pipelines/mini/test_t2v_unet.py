@@ -1,0 +1,101 @@
+"""The U-Net video miniature before it has learned motion: its size, what it takes over, and the stock pipeline."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hasten.pipelines.mini.contrastive import WIDTH
+from hasten.pipelines.mini.runs import load_text_tower
+from hasten.pipelines.mini.t2i_unet import build_unet as build_picture_unet
+from hasten.pipelines.mini.t2v_dit import video_tokenizer
+from hasten.pipelines.mini.t2v_unet import CALL, assemble, build_text_encoder, inflate, make_recipe
+from hasten.pipelines.mini.text import build_tokenizer
+from hasten.pipelines.mini.training import step_generator
+
+NOWHERE = Path("/nonexistent")
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    made = make_recipe(NOWHERE, device="cpu", compiled=False)
+    made.clips, made.cache = 16, None
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(recipe):
+    torch.manual_seed(0)
+    built = recipe.build().eval()
+    inflate(built["unet"], build_picture_unet().state_dict())
+    return built
+
+
+def test_it_fits_into_its_folder(recipe, model):
+    parts = (*model.values(), recipe.vae)
+    assert sum(2 * p.numel() for part in parts for p in part.parameters()) <= 4.9e6
+
+
+def test_everything_that_is_not_temporal_comes_from_the_pictures():
+    fresh = make_recipe(NOWHERE, device="cpu", compiled=False).build()["unet"]
+    known = set(inflate(fresh, build_picture_unet().state_dict()))
+    rest = set(fresh.state_dict()) - known
+    assert all("temp" in name or "transformer_in" in name for name in rest)
+
+
+@torch.no_grad()
+def test_without_motion_every_frame_is_a_picture_of_its_own(model):
+    from diffusers import UNet2DConditionModel
+
+    pictures = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        attention_head_dim=(4, 8),
+        norm_num_groups=8,
+        cross_attention_dim=WIDTH,
+        use_linear_projection=True,
+    ).eval()
+    spatial = set(pictures.state_dict())
+    pictures.load_state_dict({n: v for n, v in model["unet"].state_dict().items() if n in spatial})
+    noise = torch.randn(1, 4, 3, 16, 16, generator=step_generator(0, 0))
+    words = torch.randn(1, 16, WIDTH, generator=step_generator(0, 1))
+    video = model["unet"](noise, 500, words).sample
+    for frame in range(3):
+        expected = pictures(noise[:, :, frame], 500, words).sample
+        torch.testing.assert_close(video[:, :, frame], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_words_of_still_scenes_are_those_of_the_tower():
+    tower = load_text_tower(NOWHERE)
+    encoder = build_text_encoder(tower)
+    new, old = video_tokenizer().get_vocab(), build_tokenizer().get_vocab()
+    here, there = (part.get_input_embeddings().weight for part in (encoder, tower))
+    for word in ("red", "left", "circle", "<end>"):
+        assert torch.equal(here[new[word]], there[old[word]])
+    assert "moving" not in old
+    assert encoder.config.eos_token_id == new["<end>"]
+
+
+def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
+    torch.manual_seed(0)
+    fresh = recipe.build()
+    loss, figures = recipe.loss(fresh, 0, step_generator(0, 0))
+    assert figures == {"frames": 4.0}
+    assert torch.isfinite(loss)
+    lengths = {recipe._length(2900, step_generator(0, seed)) for seed in range(40)}
+    assert lengths == {8, 16}
+
+
+def test_the_stock_pipeline_runs_with_its_recommended_call(recipe, model):
+    pipe = assemble(recipe.vae, model["text_encoder"], model["unet"])
+    pipe.set_progress_bar_config(disable=True)
+    call = {**CALL, "num_inference_steps": 1, "num_frames": 3, "output_type": "np"}
+    assert pipe("a large red circle moving up on a white background", **call).frames.shape == (
+        1,
+        3,
+        64,
+        64,
+        3,
+    )
