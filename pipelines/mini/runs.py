@@ -54,6 +54,8 @@ RUNS: dict[str, Entry] = {
     "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),
     "var-tokenizer": Entry("var_tokenizer", ("autoencoder",)),
     "var": Entry("var", ("text-image", "var-tokenizer")),
+    "infinity-tokenizer": Entry("infinity_tokenizer", ("autoencoder",)),
+    "infinity": Entry("infinity", ("text-image", "infinity-tokenizer")),
 }
 """Every model by name."""
 
@@ -64,6 +66,7 @@ _BUNDLED = {
     "t2i-dit": "t2i-dit/transformer",
     "video-autoencoder": "t2v-dit/vae",
     "var-tokenizer": "var/vae",
+    "infinity-tokenizer": "infinity/vae",
 }
 """Part -> its folder among the packaged weights."""
 

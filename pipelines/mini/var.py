@@ -17,10 +17,11 @@ from hasten.pipelines.mini.next_scale import (
     stored_pool,
     weighted_cross_entropy,
 )
+from hasten.pipelines.mini.scale_tokens import PIXELS, SCHEDULE
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.text import MAX_TOKENS
 from hasten.pipelines.mini.training import Recipe
-from hasten.pipelines.mini.var_tokenizer import PIXELS, SCHEDULE, TokenizerTraining, VarTokenizer
+from hasten.pipelines.mini.var_tokenizer import TokenizerTraining, VarTokenizer
 from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
 from hasten.pipelines.var.vq_model import MultiScaleVQModel
 

@@ -13,11 +13,12 @@ from hasten.pipelines.mini._models import prompts
 from hasten.pipelines.mini.evaluate import Row, generate, judge_rows
 from hasten.pipelines.mini.grids import save_grid
 from hasten.pipelines.mini.product import Product
+from hasten.pipelines.mini.scale_tokens import SCHEDULE
 from hasten.pipelines.mini.scenes import Split
 from hasten.pipelines.mini.scoring import PixelParser
 from hasten.pipelines.mini.text import build_tokenizer
 from hasten.pipelines.mini.var import TextToScales, build_transformer, load_tokenizer
-from hasten.pipelines.mini.var_tokenizer import SCHEDULE, VarTokenizer
+from hasten.pipelines.mini.var_tokenizer import VarTokenizer
 from hasten.pipelines.var.pipeline import VARPipeline
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 

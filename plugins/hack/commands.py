@@ -39,6 +39,7 @@ def _calibrate(
     from hasten._errors import ConfigError
     from hasten.pipelines import mini
     from hasten.plugins.hack.calibration import calibrate
+    from hasten.plugins.hack.math import contextual_heads
 
     pipe = load_quietly(model, device, dtype)
     call: dict[str, Any] = dict(mini.recommended_call(model)) if model.startswith("mini/") else {}
@@ -49,10 +50,10 @@ def _calibrate(
     what = {"prompt": texts} if texts else {"class_labels": label}
     artefact = calibrate(pipe, {**call, **what}, seed)
     artefact.write(out)
-    contextual = int((artefact.ratio < 0.5).sum())
+    contextual = contextual_heads(artefact.statistics, "auto")
     typer.echo(
-        f"{out}: {artefact.samples} pictures, {contextual} of {artefact.ratio.numel()} heads are contextual "
-        f"(less than half of their attention's energy depends on the query)"
+        f"{out}: {artefact.samples} pictures, {int(contextual.sum())} of {contextual.numel()} heads are contextual "
+        "(their queries look at the same few keys)"
     )
 
 
