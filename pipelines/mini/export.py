@@ -24,6 +24,7 @@ PRODUCTS = {
     "t2i-unet": "t2i_unet",
     "t2v-dit": "t2v_dit",
     "var": "var_product",
+    "infinity": "infinity_product",
 }
 """Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
 EXPORTS = (*PRODUCTS, "scorers")

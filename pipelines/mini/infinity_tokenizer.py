@@ -53,7 +53,7 @@ class InfinityTokenizer(Recipe):
     """
 
     name = "infinity-tokenizer"
-    schedule = Schedule(steps=900, learning_rate=2e-3, decay_from=0.4, average=0.99)
+    schedule = Schedule(steps=600, learning_rate=2e-3, decay_from=0.4, average=0.99)
     batch = 16
     commitment = 0.5
     most_turned = 0.04

@@ -23,6 +23,7 @@ from hasten.pipelines.mini.training import Recipe
 from hasten.pipelines.var.vq_model import MultiScaleVQModel
 
 __all__ = [
+    "CODES",
     "TokenizerTraining",
     "VarTokenizer",
     "build_tokenizer_model",
@@ -30,7 +31,7 @@ __all__ = [
     "make_recipe",
 ]
 
-_CODES = 512
+CODES = 512
 
 
 def build_tokenizer_model() -> MultiScaleVQModel:
@@ -39,7 +40,7 @@ def build_tokenizer_model() -> MultiScaleVQModel:
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        codebook_size=_CODES,
+        codebook_size=CODES,
         norm_groups=8,
         attention=False,
         token_patch=2,
@@ -71,7 +72,7 @@ class TokenizerTraining(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vae = build_tokenizer_model()
-        self.register_buffer("usage", torch.zeros(_CODES))
+        self.register_buffer("usage", torch.zeros(CODES))
 
 
 class VarTokenizer(Recipe):
@@ -146,7 +147,7 @@ class VarTokenizer(Recipe):
             indices = book.nearest(rest)
             total = total + book.contribution(book.codes(indices, grid), scale, len(SCHEDULE), SCHEDULE[-1])
             distance = distance + (total - latent).square().mean()
-            counts += torch.bincount(indices.flatten(), minlength=_CODES)
+            counts += torch.bincount(indices.flatten(), minlength=CODES)
             rests.append(rest.flatten(2).transpose(1, 2).flatten(0, 1))
         with torch.no_grad():
             model.usage.lerp_(counts.clamp(max=1.0), 0.03)
