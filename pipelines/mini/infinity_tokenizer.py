@@ -46,7 +46,8 @@ class InfinityTokenizer(Recipe):
     """The error of pixels and of their slopes after quantising and decoding, and the distance between latent and bits.
 
     Gradients pass the quantiser as if it were not there. Of the encoder, its last layer alone learns. A share of the
-    bits is turned over, so that the decoder forgives single wrong ones.
+    bits is turned over, so that the decoder forgives single wrong ones. Refining a finished run trains the decoder
+    alone: bits keep their meaning for a transformer that has learned them.
 
     Args:
         autoencoder: the trained AutoencoderKL.
@@ -59,15 +60,22 @@ class InfinityTokenizer(Recipe):
     most_turned = 0.04
     """Largest share of bits that are turned over; a picture's share is drawn evenly from zero upwards."""
 
+    decoder_alone = False
+
     def __init__(self, autoencoder: Any) -> None:
         self.autoencoder = autoencoder
+
+    def refine(self) -> None:
+        """As for every recipe, with the bits as they are."""
+        super().refine()
+        self.decoder_alone = True
 
     def build(self) -> nn.Module:
         """The model before training."""
         model = build_bitwise_tokenizer()
         copy_autoencoder(self.autoencoder, model)
         model.encoder.requires_grad_(False)
-        model.encoder.conv_out.requires_grad_(True)
+        model.encoder.conv_out.requires_grad_(not self.decoder_alone)
         return model
 
     def loss(

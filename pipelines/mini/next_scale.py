@@ -1,4 +1,4 @@
-"""What the transformers of both next-scale miniatures share: encoded scenes, corrupted teacher forcing, first weights."""
+"""What the transformers of both next-scale miniatures share: encoded scenes, corrupted teacher forcing, shape."""
 
 from __future__ import annotations
 
