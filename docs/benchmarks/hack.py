@@ -1,12 +1,15 @@
-"""Measures HACK on whole pipelines in the shapes of published models, with random weights.
+"""Measures HACK on whole pipelines in the shapes of published models with random weights, and on the miniatures.
 
     python docs/benchmarks/hack.py time infinity-2b --layers 2 --rounds 3
     python docs/benchmarks/hack.py limit var-d16 --mib 1500
     python docs/benchmarks/hack.py time infinity-8b --pictures 8 --device cuda
+    python docs/benchmarks/hack.py divergence mini/var docs/benchmarks/hack/*_70.yaml
 
 ``time`` generates in turn with the exact cache and with each ratio and prints the medians of the rounds as a table.
 ``limit`` looks for the largest batch under a limit on memory beyond the weights, which the operating system enforces
 (on CUDA: the allocator). Time and memory do not depend on the values of weights. Pictures are not decoded.
+``divergence`` compares a miniature's predictions with those of the exact cache on the same tokens, those that the exact
+cache drew: the mean Kullback-Leibler divergence, in nats per choice, which a few prompts settle.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,10 +127,11 @@ def once(pipe: Any, ratio: float | None, pictures: int, calibration: str | None)
     else:
         options = {"ratio": ratio, **HALF_CONTEXTUAL, "calibration": calibration}
         with hasten.accelerate(pipe, {"hack": options}) as acceleration:
-            row["seconds"] = generate(pipe, pictures)[0]
-            facts = [step.facts["hack"] for step in acceleration.report().steps]
-        row["cache_bytes"] = max(f["peak_bytes"] for f in facts)
-        row["choosing_seconds"] = facts[-1]["compression_ms"] / 1e3
+            row["seconds"], row["cache_bytes"] = generate(pipe, pictures)
+            facts = [step.facts["hack"] for step in acceleration.report().steps if step.facts]
+        if facts:  # with nothing to remove, nothing is attached
+            row["cache_bytes"] = max(f["peak_bytes"] for f in facts)
+            row["choosing_seconds"] = facts[-1]["compression_ms"] / 1e3
     if device.type == "cuda":
         row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return row
@@ -135,7 +140,6 @@ def once(pipe: Any, ratio: float | None, pictures: int, calibration: str | None)
 def write_calibration(pipe: Any, name: str, layers: int, path: str) -> str:
     """A calibration file of ``pipe`` in which half of the heads are contextual."""
     from dataclasses import replace
-    from pathlib import Path
 
     from hasten.plugins.hack.bench import balanced_artefact
     from hasten.plugins.hack.calibration import fingerprint
@@ -201,7 +205,6 @@ def allow_more(limit: int, device: str) -> None:
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + limit) / total)
         return
     import resource
-    from pathlib import Path
 
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[5])  # data and stack
     now = pages * resource.getpagesize()
@@ -234,6 +237,53 @@ def run_limit(args: argparse.Namespace) -> None:
         say(f"| {'exact' if ratio is None else f'ratio {ratio:g}'} | {low} |")
 
 
+def run_divergence(args: argparse.Namespace) -> None:
+    """One row for each configuration: divergence at the last three scales and over all choices of a picture."""
+    from hasten.pipelines import mini
+
+    pipe = hasten.load(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    captions, call = mini.prompts(args.num_prompts, 3), mini.recommended_call(args.model)
+
+    def predictions(choices: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Logits of every scale on given choices, or on the pipeline's own where there are none; and the choices."""
+        seen: list[torch.Tensor] = []
+        drawn: list[torch.Tensor] = []
+        step = pipe.scheduler.step
+
+        def force(logits: torch.Tensor, classes: int, **options: Any) -> torch.Tensor:
+            if len(logits) != len(captions):  # the calibrating call
+                return step(logits, classes, **options)
+            seen.append(logits.unflatten(-1, (-1, classes)).flatten(1, 2))
+            drawn.append(choices[len(drawn)] if choices else step(logits, classes, **options))
+            return drawn[-1]
+
+        pipe.scheduler.step = force
+        try:
+            generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
+            pipe(captions, generator=generators, output_type="latent", **call)
+        finally:
+            del pipe.scheduler.step
+        return seen, drawn
+
+    exact, choices = predictions([])
+    say("| configuration | last scale but two | last but one | last | mean |\n|---|---|---|---|---|")
+    for path in args.configs:
+        with hasten.accelerate(pipe, path):
+            seen = predictions(choices)[0]
+        scales = [_divergence(p, q) for p, q in zip(exact, seen)]
+        counts = [p.shape[1] for p in exact]
+        mean = sum(d * n for d, n in zip(scales, counts)) / sum(counts)
+        figures = " | ".join(f"{value:.3f}" for value in (*scales[-3:], mean))
+        say(f"| {Path(path).stem} | {figures} |")
+
+
+def _divergence(exact: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean of KL(exact || other) over rows and choices of logits (B, n, V)."""
+    p, q = exact.log_softmax(-1), other.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -252,6 +302,11 @@ def main() -> None:
         command.add_argument("--device", default="cpu")
         command.add_argument("--dtype", default="bfloat16")
         command.add_argument("--json", action="store_true")
+    command = commands.add_parser("divergence")
+    command.set_defaults(run=run_divergence)
+    command.add_argument("model")
+    command.add_argument("configs", nargs="+")
+    command.add_argument("--num-prompts", type=int, default=32)
     args = parser.parse_args()
     args.run(args)
 
