@@ -1,8 +1,7 @@
 """How many keys and values a head may keep, and what they weigh. Pure arithmetic.
 
 Conventions: ``T_K`` counts the tokens of all scales, the last one included. A ratio ``rho`` is the share of
-``T_K`` that is
-removed (HACK, arXiv 2504.09261).
+``T_K`` that is removed (HACK, arXiv 2504.09261).
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ def split_budget(
     """Budgets of contextual and structural heads whose mean over all heads is at most ``mean``.
 
     Contextual heads get ``min(share * T_K, part * B)``; structural heads get what that leaves, at most ``T_K``;
-    what they
-    cannot use goes back to the contextual heads.
+    what they cannot use goes back to the contextual heads.
 
     Args:
         total: ``T_K``.

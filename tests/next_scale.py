@@ -1,8 +1,7 @@
 """Slow, literal computations in the names and shapes of the published checkpoints; nothing of the package is used.
 
 Written from the equations, token by token where that is clearest: the tests load such a state dict through the key
-maps and
-compare.
+maps and compare.
 """
 
 import math

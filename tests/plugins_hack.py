@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from hasten.plugins.hack.calibration import Artefact
+from hasten.plugins.hack.math import HeadStatistics
 from hasten.schedules.scales import square_schedule
 
 SCHEDULE = square_schedule((1, 2, 3, 4, 6))
@@ -19,7 +20,7 @@ def artefact(schedule, order=None):
     mass = mass / mass.sum(-1, keepdim=True)
     if order is not None:
         ratio, mass = ratio[:, order], mass[:, order]
-    return Artefact("model", schedule, 1, ratio, ratio, mass)
+    return Artefact("model", schedule, 1, HeadStatistics(ratio, ratio, 1 - ratio), mass)
 
 
 def run(cache, rows=2, dtype=torch.float32, after=lambda scale: None, order=None, only=None, stop=None):

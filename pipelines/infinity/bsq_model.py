@@ -54,7 +54,7 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
         self.patch = token_patch * 2 ** (len(block_out_channels) - 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Continuous latent on the unit sphere, float32 (B, bits, h, w), of (B, 3, H, W) in [-1, 1]."""
+        """See :meth:`ScaleTokenizer.encode`; every position lies on the unit sphere."""
         latent: Tensor = self.encoder(images.to(self.encoder.conv_in.weight.dtype))
         return F.normalize(latent.float(), dim=1)
 
@@ -80,30 +80,15 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
         small = F.interpolate(latent, size=self._latent_grid(schedule[scale]), mode="bilinear")
         return F.pixel_unshuffle(small, self.token_patch).flatten(2).transpose(1, 2)
 
-    def tokenize(self, images: Tensor, schedule: Schedule) -> list[Tensor]:
-        """See :meth:`ScaleTokenizer.tokenize`."""
-        return self.quantise(self.encode(images), schedule)[1]
-
-    def quantise(self, latent: Tensor, schedule: Schedule) -> tuple[Tensor, list[Tensor]]:
-        """Residual quantisation of a continuous latent: the sum over all scales, and their bits."""
-        rest, total, found = latent, torch.zeros_like(latent), []
-        for scale, grid in enumerate(schedule):
-            last = scale == len(schedule) - 1
-            small = rest if last else F.interpolate(rest, size=self._latent_grid(grid), mode="area")
-            bits = (F.pixel_unshuffle(small, self.token_patch) > 0).long().permute(0, 2, 3, 1).flatten(1)
-            total = self.add_scale(total, bits, scale, schedule)
-            rest = latent - total
-            found.append(bits)
-        return total, found
+    def choose(self, rest: Tensor, grid: Grid) -> Tensor:
+        """See :meth:`ScaleTokenizer.choose`; reduced by averaging over areas, then the sign is the bit."""
+        small = F.interpolate(rest, size=self._latent_grid(grid), mode="area")
+        return (F.pixel_unshuffle(small, self.token_patch) > 0).long().permute(0, 2, 3, 1).flatten(1)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """See :meth:`ScaleTokenizer.decode_latent`."""
         pictures: Tensor = self.decoder(latent)
         return pictures
-
-    def forward(self, images: Tensor, schedule: Schedule) -> Tensor:
-        """Pictures (B, 3, H, W) through encoder, quantiser and decoder."""
-        return self.decode(self.quantise(self.encode(images), schedule)[0])
 
     def _latent_grid(self, grid: Grid) -> Grid:
         return grid[0] * self.token_patch, grid[1] * self.token_patch

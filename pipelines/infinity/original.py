@@ -13,7 +13,7 @@ from torch import Tensor
 from hasten._errors import ConfigError
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.var.checkpoints import fetch, load_exactly, read_state, require
-from hasten.pipelines.var.original import check_pair, level_widths, map_block, split_three
+from hasten.pipelines.var.original import check_depth, check_pair, level_widths, map_block, split_three
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten.pipelines.var.transformer import NextScaleTransformer
 from hasten.schedules.scales import infinity_schedule
@@ -27,6 +27,7 @@ class Variant:
 
     Args:
         transformer: file or folder of the transformer.
+        layers: its blocks.
         tokenizer: file of the tokenizer; others do not fit, even where their shapes do.
         resolution: key of :data:`hasten.schedules.scales.INFINITY_PREFIX` it was trained for.
         patch: latent positions of one side of a token.
@@ -35,6 +36,7 @@ class Variant:
     """
 
     transformer: str
+    layers: int
     tokenizer: str
     resolution: str
     patch: int = 1
@@ -43,10 +45,12 @@ class Variant:
 
 
 VARIANTS = {
-    "2b": Variant("infinity_2b_reg.pth", "infinity_vae_d32reg.pth", "1M", temperature=0.5),
-    "8b": Variant("infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth", "1M", patch=2),
-    "8b-512": Variant("infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth", "0.25M", patch=2),
-    "125m": Variant("infinity_125M_256x256.pth", "infinity_vae_d16.pth", "0.06M"),
+    "2b": Variant("infinity_2b_reg.pth", 32, "infinity_vae_d32reg.pth", "1M", temperature=0.5),
+    "8b": Variant("infinity_8b_weights", 40, "infinity_vae_d56_f8_14_patchify.pth", "1M", patch=2),
+    "8b-512": Variant(
+        "infinity_8b_512x512_weights", 40, "infinity_vae_d56_f8_14_patchify.pth", "0.25M", patch=2
+    ),
+    "125m": Variant("infinity_125M_256x256.pth", 12, "infinity_vae_d16.pth", "0.06M"),
 }
 _TEXT = "google/flan-t5-xl"
 _LEVELS = 13
@@ -81,7 +85,9 @@ def load_infinity(
     if variant not in VARIANTS:
         raise ConfigError(f"there is no Infinity variant {variant!r}; there are {', '.join(VARIANTS)}")
     files = VARIANTS[variant]
-    transformer = load_transformer(fetch(source, files.transformer, **hub), files.resolution)
+    file = fetch(source, files.transformer, **hub)
+    transformer = load_transformer(file, files.resolution)
+    check_depth(transformer, files.layers, variant, file)
     vae = load_tokenizer(fetch(source, files.tokenizer, **hub), files.patch)
     check_pair(transformer, vae.choices, 2 * vae.choices)
     if dtype is not None:

@@ -57,12 +57,8 @@ class InfinityPipeline(NextScalePipeline):
         text_encoder: a T5 encoder; may be ``None`` if every call passes ``prompt_embeds``.
         tokenizer: of the text encoder.
         resolution: resolution the model was made for, a key of ``INFINITY_PREFIX``; ``None`` for a model with a
-            schedule of
-            its own.
+            schedule of its own.
     """
-
-    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
-    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -73,14 +69,7 @@ class InfinityPipeline(NextScalePipeline):
         tokenizer: Any = None,
         resolution: str | None = "1M",
     ) -> None:
-        super().__init__()
-        self.register_modules(
-            transformer=transformer,
-            vae=vae,
-            scheduler=scheduler,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-        )
+        super().__init__(transformer, vae, scheduler, text_encoder, tokenizer)
         self.register_to_config(resolution=resolution)
 
     @classmethod
@@ -203,7 +192,7 @@ class InfinityPipeline(NextScalePipeline):
             known.text = torch.cat([known.text, known.text])
             known.text_mask = torch.cat([known.text_mask, known.text_mask])
             return
-        text, mask = encode_prompts(self, negative, self.transformer.config["text_tokens"])
+        text, mask = encode_prompts(self, negative, self.transformer.config["text_tokens"], "negative prompt")
         rows = count if len(text) == 1 else copies
         text, mask = text.repeat_interleave(rows, 0), mask.repeat_interleave(rows, 0)
         if len(text) != count:

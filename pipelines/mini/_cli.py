@@ -19,9 +19,9 @@ app = typer.Typer(help="Train, export and evaluate the bundled miniature models.
 
 _RUNS = (
     "autoencoder, text-image, judge, t2i-dit, t2i-dit-1024, t2i-unet, video-autoencoder, t2v-dit, "
-    "t2v-unet, var-tokenizer, var"
+    "t2v-unet, var-tokenizer, var, infinity-tokenizer, infinity"
 )
-_EXPORTS = "t2i-dit, t2i-dit-1024, t2i-unet, t2v-dit, t2v-unet, var or scorers"
+_EXPORTS = "t2i-dit, t2i-dit-1024, t2i-unet, t2v-dit, t2v-unet, var, infinity or scorers"
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds one run per model.")]
 

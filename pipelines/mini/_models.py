@@ -25,6 +25,7 @@ _MODELS: dict[str, Callable[[int, int, Split], Scene | MovingScene]] = {
     "t2v-dit": sample_moving_scene,
     "t2v-unet": sample_moving_scene,
     "var": sample_scene,
+    "infinity": sample_scene,
 }
 """Model -> the sampler of the data set it was trained on."""
 _WEIGHTS = Path(__file__).with_name("weights")

@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "latent_spectrum",
     "make_recipe",
+    "picture_error",
     "psnr",
 ]
 
@@ -74,11 +75,7 @@ class Autoencoder(Recipe):
             posterior = model.encode(images).latent_dist  # type: ignore[operator]
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]
-        error = decoded - images
-        slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        loss = (
-            error.abs().mean() + 0.5 * slopes + error.square().mean() + self.kl_weight * posterior.kl().mean()
-        )
+        loss = picture_error(decoded, images) + self.kl_weight * posterior.kl().mean()
         return loss, {"psnr": float(psnr(decoded.detach(), images).mean())}
 
     @torch.no_grad()
@@ -93,6 +90,13 @@ class Autoencoder(Recipe):
 def make_recipe(root: Path, *, device: str, compiled: bool) -> Autoencoder:  # noqa: ARG001
     """The recipe over the trained parts in ``root``."""
     return Autoencoder()
+
+
+def picture_error(decoded: Tensor, images: Tensor) -> Tensor:
+    """Absolute and squared error of pixels and absolute error of their slopes, of (B, 3, H, W); a mean."""
+    error = decoded - images
+    slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 0.5 * slopes + error.square().mean()
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:

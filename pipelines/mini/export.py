@@ -25,6 +25,7 @@ PRODUCTS = {
     "t2v-dit": "t2v_dit",
     "t2v-unet": "t2v_unet",
     "var": "var_product",
+    "infinity": "infinity_product",
 }
 """Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
 EXPORTS = (*PRODUCTS, "scorers")

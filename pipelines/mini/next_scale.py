@@ -1,8 +1,9 @@
-"""What the recipes of both next-scale miniatures share: encoded scenes, corrupted teacher forcing, initial weights."""
+"""What the transformers of both next-scale miniatures share: encoded scenes, corrupted teacher forcing, shape."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.render import render_scenes
+from hasten.pipelines.mini.scale_tokens import PIXELS, SCHEDULE
 from hasten.pipelines.mini.scenes import sample_scene
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer
-from hasten.pipelines.var.transformer import NextScaleTransformer
+from hasten.pipelines.mini.training import Recipe
+from hasten.pipelines.var.tokenizer import ScaleTokenizer
+from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
 from hasten.schedules.scales import Schedule
 
-__all__ = ["LatentPool", "encode_captions", "initialise", "scale_weights", "stored_pool"]
+__all__ = ["LatentPool", "NextScaleTraining", "build_transformer", "encode_captions", "scale_weights"]
 
 
 @torch.no_grad()
@@ -45,7 +50,7 @@ class LatentPool:
     mask: Tensor
 
     @classmethod
-    def make(cls, vae: Any, tower: Any, count: int, pixels: int, seed: int) -> LatentPool:
+    def make(cls, vae: ScaleTokenizer, tower: Any, count: int, pixels: int, seed: int) -> LatentPool:
         """Render and encode ``count`` scenes of ``pixels`` squared from the stream ``seed``."""
         from rich.console import Console
         from rich.progress import track
@@ -67,11 +72,11 @@ class LatentPool:
         return self.latents[rows].float(), self.text[rows].float(), self.mask[rows]
 
 
-def stored_pool(path: Path, vae: Any, tower: Any, count: int, pixels: int, seed: int) -> LatentPool:
+def stored_pool(path: Path, make: Callable[[], LatentPool]) -> LatentPool:
     """The pool at ``path``, made first if it is not there."""
     if path.exists():
         return LatentPool(**torch.load(path, weights_only=True))
-    pool = LatentPool.make(vae, tower, count, pixels, seed)
+    pool = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(vars(pool), path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
@@ -83,6 +88,27 @@ def scale_weights(schedule: Schedule) -> Tensor:
     counts = torch.tensor([rows * columns for rows, columns in schedule])
     weights = torch.repeat_interleave(counts.float().rsqrt(), counts)
     return weights / weights.mean()
+
+
+def build_transformer(**options: Any) -> NextScaleTransformer:
+    """An untrained transformer of about 1.6 M parameters: five blocks of width 128 with four heads.
+
+    Args:
+        **options: what depends on the tokenizer.
+    """
+    return NextScaleTransformer(
+        num_layers=5,
+        hidden_size=128,
+        num_heads=4,
+        schedule=SCHEDULE,
+        num_levels=len(SCHEDULE),
+        condition="text",
+        text_width=WIDTH,
+        text_tokens=MAX_TOKENS,
+        pool_heads=4,
+        shared_modulation=True,
+        **options,
+    )
 
 
 @torch.no_grad()
@@ -104,7 +130,98 @@ def initialise(model: NextScaleTransformer) -> NextScaleTransformer:
     return model
 
 
-def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross entropy of logits (B, T, V) for targets (B, T), tokens weighted by (T,)."""
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return (losses.view(targets.shape) * weights).mean()
+class NextScaleTraining(Recipe):
+    """Cross entropy of every choice of every scale, given the scales before it with some choices replaced at random.
+
+    What a wrong choice leaves is coded by the scales after it, so that the model learns to repair its own mistakes:
+    the bitwise self-correction of Infinity (arXiv 2412.04431), which works with codes as well.
+
+    Args:
+        vae: the trained tokenizer.
+        tower: the trained text tower.
+        images: scenes in the pool.
+        cache: folder that keeps the encoded pool for a resumed run.
+        compiled: run the transformer through ``torch.compile``.
+    """
+
+    coarse_steps, coarse_scales = 1200, 6
+    """The run begins with steps on the first scales alone, which decide the layout, at a third of the cost."""
+    coarse_batch, batch = 24, 16
+    most_replaced = 0.15
+    """Largest share of choices that are replaced in a picture; the share is drawn evenly from zero upwards."""
+
+    def __init__(
+        self,
+        vae: ScaleTokenizer,
+        tower: Any,
+        *,
+        images: int = 16_000,
+        cache: Path | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.vae, self.tower, self.images, self.cache = vae, tower, images, cache
+        self.compiled = compiled
+        self._pool: LatentPool | None = None
+        self._forward: Any = None
+        self._weights = scale_weights(SCHEDULE)
+
+    def refine(self) -> None:
+        """As for every recipe, and without the coarse steps."""
+        super().refine()
+        self.coarse_steps = 0
+
+    def loss(
+        self, model: nn.Module, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one batch and the share of choices that were the likeliest."""
+        device = next(model.parameters()).device
+        coarse = step < self.coarse_steps
+        count = self.coarse_batch if coarse else self.batch
+        latents, text, mask = self._scenes().batch(count, generator)
+        inputs, targets = self._teach(latents, self.coarse_scales if coarse else len(SCHEDULE), generator)
+        unconditional = torch.rand(count, generator=generator) < 0.1
+        known = Conditioning(
+            SCHEDULE, text=text.to(device), text_mask=mask.to(device), unconditional=unconditional.to(device)
+        )
+        if self._forward is None:
+            forced: Any = model.teacher_forced
+            self._forward = torch.compile(forced) if self.compiled else forced
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = self._forward(inputs.to(device), known)
+        tokens = inputs.shape[1]
+        loss = self._cross_entropy(logits, targets.to(device), self._weights[:tokens].to(device))
+        likeliest = logits.detach().unflatten(-1, (-1, self.vae.classes)).argmax(-1).cpu()
+        right = float((likeliest.flatten(1) == targets).float().mean())
+        return loss, {"right": right, "tokens": float(tokens)}
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Of logits (B, T, choices * classes) for targets (B, T * choices), tokens weighted by (T,)."""
+        losses = F.cross_entropy(logits.reshape(-1, self.vae.classes), targets.flatten(), reduction="none")
+        return (losses.view(len(logits), len(weights), -1) * weights[:, None]).mean()
+
+    @torch.no_grad()
+    def _teach(self, latents: Tensor, scales: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs (B, T, C) of the first scales, from choices of which some are wrong, and the right choices."""
+        share = self.most_replaced * torch.rand((len(latents), 1), generator=generator)
+        total = torch.zeros_like(latents)
+        inputs, targets = [self.vae.next_input(total, 0, SCHEDULE)], []
+        for scale, grid in enumerate(SCHEDULE[:scales]):
+            right = self.vae.choose(latents - total, grid)
+            targets.append(right)
+            if scale == scales - 1:
+                break
+            wrong = torch.randint(self.vae.classes, right.shape, generator=generator)
+            used = torch.where(torch.rand(right.shape, generator=generator) < share, wrong, right)
+            total = self.vae.add_scale(total, used, scale, SCHEDULE)
+            inputs.append(self.vae.next_input(total, scale + 1, SCHEDULE))
+        return torch.cat(inputs, 1), torch.cat(targets, 1)
+
+    def _scenes(self) -> LatentPool:
+        if self._pool is None:
+
+            def make() -> LatentPool:
+                return LatentPool.make(self.vae, self.tower, self.images, PIXELS, seed=3)
+
+            path = None if self.cache is None else self.cache / f"pool-{self.images}.pt"
+            self._pool = make() if path is None else stored_pool(path, make)
+        return self._pool

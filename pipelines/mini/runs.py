@@ -55,6 +55,8 @@ RUNS: dict[str, Entry] = {
     "t2v-unet": Entry("t2v_unet", ("autoencoder", "text-image", "t2i-unet"), begins_with="t2i-unet"),
     "var-tokenizer": Entry("var_tokenizer", ("autoencoder",)),
     "var": Entry("var", ("text-image", "var-tokenizer")),
+    "infinity-tokenizer": Entry("infinity_tokenizer", ("autoencoder",)),
+    "infinity": Entry("infinity", ("text-image", "infinity-tokenizer")),
 }
 """Every model by name."""
 
@@ -66,6 +68,7 @@ _BUNDLED = {
     "t2i-unet": "t2i-unet/unet",
     "video-autoencoder": "t2v-dit/vae",
     "var-tokenizer": "var/vae",
+    "infinity-tokenizer": "infinity/vae",
 }
 """Part -> its folder among the packaged weights."""
 

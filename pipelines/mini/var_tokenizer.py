@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten.pipelines.mini.autoencoder import LATENT_CHANNELS, psnr
+from hasten.pipelines.mini.autoencoder import LATENT_CHANNELS
 from hasten.pipelines.mini.batches import scene_batch
-from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.scale_tokens import (
+    PIXELS,
+    SCHEDULE,
+    autoencoder_state,
+    decoding_error,
+    show_round_trip,
+)
 from hasten.pipelines.mini.schedule import Schedule
-from hasten.pipelines.mini.training import Recipe, step_generator
+from hasten.pipelines.mini.training import Recipe
 from hasten.pipelines.var.vq_model import MultiScaleVQModel
-from hasten.schedules.scales import square_schedule
 
 __all__ = [
-    "PIXELS",
-    "SCHEDULE",
+    "CODES",
     "TokenizerTraining",
     "VarTokenizer",
     "build_tokenizer_model",
@@ -27,10 +31,7 @@ __all__ = [
     "make_recipe",
 ]
 
-PIXELS = 64
-SCHEDULE = square_schedule(range(1, 9))
-"""Eight scales, 204 tokens."""
-_CODES = 512
+CODES = 512
 
 
 def build_tokenizer_model() -> MultiScaleVQModel:
@@ -39,7 +40,7 @@ def build_tokenizer_model() -> MultiScaleVQModel:
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        codebook_size=_CODES,
+        codebook_size=CODES,
         norm_groups=8,
         attention=False,
         token_patch=2,
@@ -49,11 +50,7 @@ def build_tokenizer_model() -> MultiScaleVQModel:
 @torch.no_grad()
 def copy_autoencoder(source: Any, vae: MultiScaleVQModel) -> None:
     """Start ``vae`` from a trained AutoencoderKL of the same shape, its latents brought to unit variance."""
-    state = {}
-    for key, value in source.state_dict().items():
-        for ours in _our_names(key, len(source.config.block_out_channels)):
-            state[ours] = value[:LATENT_CHANNELS] if ours.startswith("encoder.conv_out") else value
-    missing, unexpected = vae.load_state_dict(state, strict=False)
+    missing, unexpected = vae.load_state_dict(autoencoder_state(source), strict=False)
     assert not unexpected, unexpected
     assert all(name.startswith(("quant", "post_quant")) for name in missing), missing
     scale, shift = source.config.scaling_factor, source.config.shift_factor
@@ -67,22 +64,6 @@ def copy_autoencoder(source: Any, vae: MultiScaleVQModel) -> None:
         layer.bias.fill_(offset)
 
 
-def _our_names(key: str, levels: int) -> list[str]:
-    """The name in :class:`MultiScaleVQModel` of a weight of an AutoencoderKL."""
-    key = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
-    parts = key.split(".")
-    if parts[1] == "mid_block":
-        return [".".join([parts[0], "mid", f"block_{int(parts[3]) + 1}", *parts[4:]])]
-    if parts[1] in ("down_blocks", "up_blocks"):
-        up = parts[1] == "up_blocks"
-        level = levels - 1 - int(parts[2]) if up else int(parts[2])
-        place = [parts[0], "up" if up else "down", str(level)]
-        if parts[3] == "resnets":
-            return [".".join([*place, "block", *parts[4:]])]
-        return [".".join([*place, "upsample" if up else "downsample", *parts[5:]])]
-    return [key]
-
-
 class TokenizerTraining(nn.Module):
     """The tokenizer and how often each of its codes was used lately, which a checkpoint has to keep, too."""
 
@@ -91,16 +72,16 @@ class TokenizerTraining(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vae = build_tokenizer_model()
-        self.register_buffer("usage", torch.zeros(_CODES))
+        self.register_buffer("usage", torch.zeros(CODES))
 
 
 class VarTokenizer(Recipe):
     """The distance between latent and codes, averaged over what the first k scales give (VAR, algorithm 1), and in the
     second part of the run, the error of pixels and of their slopes after decoding.
 
-    Encoder and decoder start from the trained autoencoder. The encoder keeps its weights. Codes that are hardly
-    used are
-    moved to latents of the batch during the first part.
+    Encoder and decoder start from the trained autoencoder. The encoder keeps its weights. Codes that are hardly used
+    are moved to latents of the batch during the first part. Refining a finished run trains the decoder alone: codes
+    keep their meaning for a transformer that has learned them.
 
     Args:
         autoencoder: the trained AutoencoderKL.
@@ -112,9 +93,15 @@ class VarTokenizer(Recipe):
     codes_only = 1000
     """Steps before the first one that decodes."""
     revive_every, revive_until = 25, 600
+    decoder_alone = False
 
     def __init__(self, autoencoder: Any) -> None:
         self.autoencoder = autoencoder
+
+    def refine(self) -> None:
+        """As for every recipe, with the codes as they are."""
+        super().refine()
+        self.decoder_alone = True
 
     def build(self) -> nn.Module:
         """The model before training."""
@@ -123,6 +110,7 @@ class VarTokenizer(Recipe):
         nn.init.normal_(model.vae.quantize.embedding.weight, std=0.5)
         model.vae.encoder.requires_grad_(False)
         model.vae.quant_conv.requires_grad_(False)
+        model.vae.quantize.requires_grad_(not self.decoder_alone)
         return model
 
     def loss(
@@ -136,19 +124,18 @@ class VarTokenizer(Recipe):
             with torch.no_grad():
                 latent = vae.encode(images)
             coded, distance, rests = self._quantise(model, latent)
-            if step % self.revive_every == 0 and step <= self.revive_until:
-                self._revive(model, rests, generator)
-            figures = {
-                "distance": float(distance.detach()),
-                "codes_used": float((model.usage > 0.05).float().mean()),
-            }
-            if step < self.codes_only:
-                return distance, figures
-            decoded = vae.decode_latent(coded.detach()).float()
-        error = decoded - images
-        slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        loss = error.abs().mean() + 0.5 * slopes + error.square().mean() + distance
-        return loss, {**figures, "psnr": float(psnr(decoded.detach(), images).mean())}
+        if self.decoder_alone:
+            return decoding_error(vae, coded, images)
+        if step % self.revive_every == 0 and step <= self.revive_until:
+            self._revive(model, rests, generator)
+        figures = {
+            "distance": float(distance.detach()),
+            "codes_used": float((model.usage > 0.05).float().mean()),
+        }
+        if step < self.codes_only:
+            return distance, figures
+        error, quality = decoding_error(vae, coded.detach(), images)
+        return error + distance, figures | quality
 
     def _quantise(self, model: TokenizerTraining, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The coded latent, the mean distance to it, and what was left to code at every token (rows, C)."""
@@ -160,7 +147,7 @@ class VarTokenizer(Recipe):
             indices = book.nearest(rest)
             total = total + book.contribution(book.codes(indices, grid), scale, len(SCHEDULE), SCHEDULE[-1])
             distance = distance + (total - latent).square().mean()
-            counts += torch.bincount(indices.flatten(), minlength=_CODES)
+            counts += torch.bincount(indices.flatten(), minlength=CODES)
             rests.append(rest.flatten(2).transpose(1, 2).flatten(0, 1))
         with torch.no_grad():
             model.usage.lerp_(counts.clamp(max=1.0), 0.03)
@@ -173,14 +160,10 @@ class VarTokenizer(Recipe):
         model.vae.quantize.embedding.weight[dead] = rests[rows.to(rests.device)]
         model.usage[dead] = 0.3
 
-    @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Scenes above their round trip."""
         assert isinstance(model, TokenizerTraining)
-        images = scene_batch(16, PIXELS, step_generator(1, step))[1]
-        decoded = model.vae(images.to(next(model.parameters()).device), SCHEDULE).cpu()
-        save_grid(torch.cat([images, decoded]), folder / f"round-trip-{step:06d}.png", columns=16)
-        return {"psnr_64": float(psnr(decoded, images).mean())}
+        return show_round_trip(model.vae, folder, step)
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> VarTokenizer:  # noqa: ARG001

@@ -15,8 +15,9 @@ from typing_extensions import Self
 
 from hasten._errors import ConfigError
 from hasten.pipelines.var.cache import DenseKVCache, KVCache
-from hasten.pipelines.var.scheduler import Generators
-from hasten.pipelines.var.transformer import Conditioning
+from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
+from hasten.pipelines.var.tokenizer import ScaleTokenizer
+from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
 
 __all__ = ["NextScalePipeline", "ScaleEnd", "Settings"]
 
@@ -64,13 +65,40 @@ ScaleCallback = Callable[[Any, ScaleEnd], "Tensor | None"]
 
 
 class NextScalePipeline(DiffusionPipeline):
-    """Base of the pipelines that generate scale by scale."""
+    """Base of the pipelines that generate scale by scale.
 
+    Args:
+        transformer: predicts the tokens of a scale.
+        vae: the multi-scale tokenizer.
+        scheduler: guidance and sampling.
+        text_encoder: of a text-conditional model.
+        tokenizer: of the text encoder.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
     interrupt: bool = False
     """Set by a callback to stop after the scale in progress."""
     transformer: Any
     vae: Any
     scheduler: Any
+
+    def __init__(
+        self,
+        transformer: NextScaleTransformer,
+        vae: ScaleTokenizer,
+        scheduler: NextScaleScheduler,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
 
     @property
     def image_processor(self) -> VaeImageProcessor:

@@ -74,8 +74,7 @@ class DenseKVCache(KVCache):
     """Every key and value, without loss: the baseline that compression is measured against.
 
     Three savings that change no bit of the result: keys are kept in the working dtype, buffers for ``T_{K-1}``
-    tokens are
-    allocated once, and keys and values of the last scale are not kept.
+    tokens are allocated once, and keys and values of the last scale are not kept.
     """
 
     def __init__(self) -> None:

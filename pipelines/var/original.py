@@ -53,17 +53,26 @@ def load_var(
         raise ConfigError(f"there is no VAR variant {variant!r}; there are {', '.join(VARIANTS)}")
     file = fetch(source, VARIANTS[variant], **hub)
     transformer = load_transformer(file, schedule)
-    depth = transformer.config["num_layers"]
-    if depth != int(variant[1:]):
-        raise CheckpointError(
-            f"{file} holds a model of depth {depth}, not {variant[1:]} as variant={variant!r} says"
-        )
+    check_depth(transformer, int(variant[1:]), variant, file)
     vae = load_tokenizer(fetch(source, TOKENIZER_FILE, **hub))
     check_pair(transformer, vae.config["latent_channels"], vae.config["codebook_size"])
     if dtype is not None:
         for model in (transformer, vae):
             torch.nn.Module.to(model, dtype)
     return cls(transformer, vae, NextScaleScheduler())
+
+
+def check_depth(transformer: NextScaleTransformer, layers: int, variant: str, file: Path) -> None:
+    """Refuse a checkpoint of another depth than that of the variant.
+
+    Raises:
+        CheckpointError: names both.
+    """
+    depth = transformer.config["num_layers"]
+    if depth != layers:
+        raise CheckpointError(
+            f"{file} holds a model of depth {depth}, not {layers} as variant={variant!r} says"
+        )
 
 
 def check_pair(transformer: NextScaleTransformer, channels: int, outputs: int) -> None:
@@ -76,8 +85,7 @@ def check_pair(transformer: NextScaleTransformer, channels: int, outputs: int) -
     if (config["token_dim"], config["num_outputs"]) != (channels, outputs):
         raise CheckpointError(
             f"transformer and tokenizer do not belong together: the transformer reads {config['token_dim']} "
-            f"channels and "
-            f"predicts {config['num_outputs']} values, the tokenizer has {channels} and {outputs}"
+            f"channels and predicts {config['num_outputs']} values, the tokenizer has {channels} and {outputs}"
         )
 
 

@@ -12,10 +12,9 @@ from typing_extensions import Self
 from hasten._errors import ConfigError
 from hasten.pipelines.var.base import NextScalePipeline, ScaleCallback, check_output_type, check_steps
 from hasten.pipelines.var.cache import KVCache
-from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
+from hasten.pipelines.var.scheduler import Generators
 from hasten.pipelines.var.text import encode_prompts
-from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
-from hasten.pipelines.var.vq_model import MultiScaleVQModel
+from hasten.pipelines.var.transformer import Conditioning
 from hasten.schedules.scales import Schedule
 
 __all__ = ["VARPipeline"]
@@ -24,33 +23,8 @@ __all__ = ["VARPipeline"]
 class VARPipeline(NextScalePipeline):
     """Visual autoregressive generation, coarse to fine (Tian et al. 2024, arXiv 2404.02905).
 
-    Args:
-        transformer: predicts the tokens of a scale.
-        vae: the multi-scale tokenizer.
-        scheduler: guidance and sampling.
-        text_encoder: of a text-conditional model.
-        tokenizer: of the text encoder.
+    Its parts are those of :class:`NextScalePipeline`; the tokenizer is a :class:`MultiScaleVQModel`.
     """
-
-    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
-    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
-
-    def __init__(
-        self,
-        transformer: NextScaleTransformer,
-        vae: MultiScaleVQModel,
-        scheduler: NextScaleScheduler,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            transformer=transformer,
-            vae=vae,
-            scheduler=scheduler,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-        )
 
     @classmethod
     def from_original(cls, source: Any, variant: str = "d16", **options: Any) -> Self:
@@ -88,8 +62,7 @@ class VARPipeline(NextScalePipeline):
             num_images_per_prompt: pictures for each prompt or label.
             num_inference_steps: the number of scales; it cannot be chosen.
             guidance_scale: strength of guidance; see :class:`NextScaleScheduler` for its conventions. A list has
-                one entry
-                per scale.
+                one entry per scale.
             unguided_last_scales: so many scales at the end run without guidance, at half the rows.
             top_k: draw from the k likeliest codes.
             top_p: draw from the likeliest codes up to this probability.

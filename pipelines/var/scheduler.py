@@ -102,9 +102,8 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set logits (..., V) that may not be drawn to minus infinity: first all below the k-th largest, then,
-    from the least
-    likely upwards, those whose probabilities add up to no more than ``1 - top_p``; never the likeliest.
+    """Set logits (..., V) that may not be drawn to minus infinity: first all below the k-th largest, then, from the
+    least likely upwards, those whose probabilities add up to no more than ``1 - top_p``; never the likeliest.
     """
     classes = logits.shape[-1]
     if 0 < top_k < classes:

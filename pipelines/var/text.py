@@ -14,13 +14,16 @@ __all__ = ["encode_prompts"]
 
 
 @torch.no_grad()
-def encode_prompts(pipe: Any, prompt: str | Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
+def encode_prompts(
+    pipe: Any, prompt: str | Sequence[str], limit: int, what: str = "prompt"
+) -> tuple[Tensor, Tensor]:
     """States (B, tokens, width) of ``pipe.text_encoder`` and which of them count, (B, tokens) boolean.
 
     Args:
         pipe: a pipeline with ``text_encoder`` and ``tokenizer``.
         prompt: one text or several.
         limit: most tokens the model takes.
+        what: name of the argument, for errors.
 
     Raises:
         ConfigError: a prompt is empty or too long, or the pipeline has no text encoder.
@@ -30,14 +33,14 @@ def encode_prompts(pipe: Any, prompt: str | Sequence[str], limit: int) -> tuple[
         raise ConfigError("this pipeline has no text encoder; pass prompt_embeds, or load it with one")
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"prompt {number} is empty; describe the picture, or set guidance to nothing")
+            raise ConfigError(f"{what} {number} is empty; say what it is about, or leave {what} out")
     limit = min(limit, pipe.tokenizer.model_max_length)
     found = pipe.tokenizer(texts, padding="longest", return_tensors="pt")
     lengths = found.attention_mask.sum(1)
     if int(lengths.max()) > limit:
         number = int(lengths.argmax())
         raise ConfigError(
-            f"prompt {number} has {int(lengths[number])} tokens, the model takes {limit}; shorten "
+            f"{what} {number} has {int(lengths[number])} tokens, the model takes {limit}; shorten "
             f"{texts[number][:60]!r}..."
         )
     device = pipe._execution_device

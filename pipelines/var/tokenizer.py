@@ -8,7 +8,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from hasten.schedules.scales import Schedule
+from hasten.schedules.scales import Grid, Schedule
 
 __all__ = ["ScaleTokenizer"]
 
@@ -44,8 +44,28 @@ class ScaleTokenizer(ModelMixin):
         """The latent at the grid of ``scale``, as the transformer reads it: (B, n, token channels)."""
 
     @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Continuous latent, float32 (B, C, h, w), of (B, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def choose(self, rest: Tensor, grid: Grid) -> Tensor:
+        """Choices (B, n * :attr:`choices`) of one scale for what is left to code, float32 (B, C, h, w)."""
+
+    def quantise(self, latent: Tensor, schedule: Schedule) -> tuple[Tensor, list[Tensor]]:
+        """Residual quantisation of a continuous latent: its approximation by all scales, and their choices."""
+        total, found = torch.zeros_like(latent), []
+        for scale, grid in enumerate(schedule):
+            found.append(self.choose(latent - total, grid))
+            total = self.add_scale(total, found[-1], scale, schedule)
+        return total, found
+
     def tokenize(self, images: Tensor, schedule: Schedule) -> list[Tensor]:
         """Choices (B, n * :attr:`choices`) of every scale for (B, 3, H, W) in [-1, 1]."""
+        return self.quantise(self.encode(images), schedule)[1]
+
+    def forward(self, images: Tensor, schedule: Schedule) -> Tensor:
+        """Pictures (B, 3, H, W) through encoder, quantiser and decoder."""
+        return self.decode(self.quantise(self.encode(images), schedule)[0])
 
     @abstractmethod
     def decode_latent(self, latent: Tensor) -> Tensor:

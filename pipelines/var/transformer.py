@@ -145,8 +145,7 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             hidden_states: (N, n, token_dim), the picture so far at the grid of this scale; at scale 0 only its
-                batch size
-                counts.
+                batch size counts.
             scale: index of the scale.
             conditioning: of this generation; filled in at the first forward.
             cache: holds keys and values of the earlier scales.

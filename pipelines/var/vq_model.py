@@ -95,7 +95,7 @@ class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignor
         self.classes = codebook_size
 
     def encode(self, images: Tensor) -> Tensor:
-        """Continuous latent, float32 (B, C, h, w) with a position for every token, of (B, 3, H, W) in [-1, 1]."""
+        """See :meth:`ScaleTokenizer.encode`; one position for every token."""
         latent: Tensor = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
         return F.pixel_unshuffle(latent.float(), self.token_patch)
 
@@ -113,27 +113,11 @@ class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignor
         """See :meth:`ScaleTokenizer.next_input`; averaged over areas."""
         return F.interpolate(latent, size=schedule[scale], mode="area").flatten(2).transpose(1, 2)
 
-    def tokenize(self, images: Tensor, schedule: Schedule) -> list[Tensor]:
-        """See :meth:`ScaleTokenizer.tokenize`."""
-        return self.quantise(self.encode(images), schedule)[1]
-
-    def quantise(self, latent: Tensor, schedule: Schedule) -> tuple[Tensor, list[Tensor]]:
-        """Residual quantisation of a continuous latent: its approximation by all scales, and their indices."""
-        rest, total, found = latent, torch.zeros_like(latent), []
-        for scale, grid in enumerate(schedule):
-            last = scale == len(schedule) - 1
-            indices = self.quantize.nearest(rest if last else F.interpolate(rest, size=grid, mode="area"))
-            codes = self.quantize.codes(indices, grid)
-            part = self.quantize.contribution(codes, scale, len(schedule), schedule[-1])
-            rest, total = rest - part, total + part
-            found.append(indices)
-        return total, found
+    def choose(self, rest: Tensor, grid: Grid) -> Tensor:
+        """See :meth:`ScaleTokenizer.choose`; reduced by averaging over areas."""
+        return self.quantize.nearest(F.interpolate(rest, size=grid, mode="area"))
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """See :meth:`ScaleTokenizer.decode_latent`."""
         pictures: Tensor = self.decoder(self.post_quant_conv(F.pixel_shuffle(latent, self.token_patch)))
         return pictures
-
-    def forward(self, images: Tensor, schedule: Schedule) -> Tensor:
-        """Pictures (B, 3, H, W) through encoder, quantiser and decoder."""
-        return self.decode(self.quantise(self.encode(images), schedule)[0])

@@ -1,8 +1,7 @@
 """What a cache holds and how long it takes, on the attention shapes of published models with random tensors.
 
 Memory and time of attention do not depend on the values, and weights take no part: layers are driven directly,
-scale by scale,
-with fresh queries, keys and values.
+scale by scale, with fresh queries, keys and values.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from hasten.pipelines.var.cache import DenseKVCache, KVCache
 from hasten.plugins.hack.calibration import Artefact
 from hasten.plugins.hack.config import HackConfig
+from hasten.plugins.hack.math import HeadStatistics
 from hasten.plugins.hack.plan import CachePlan, make_plan
 from hasten.schedules.kv_budget import kv_bytes
 from hasten.schedules.scales import VAR_SCHEDULES, Schedule, infinity_schedule, token_ends
@@ -92,7 +92,8 @@ def balanced_artefact(shape: Shape, layers: int) -> Artefact:
     scales = len(shape.schedule)
     kinds = (torch.arange(shape.heads) % 2).float().expand(layers, -1).clone()
     mass = torch.ones(layers, shape.heads, scales, scales).tril()
-    return Artefact("random", shape.schedule, 0, kinds, kinds, mass / mass.sum(-1, keepdim=True))
+    statistics = HeadStatistics(kinds, kinds, 1 - kinds)
+    return Artefact("random", shape.schedule, 0, statistics, mass / mass.sum(-1, keepdim=True))
 
 
 @torch.no_grad()

@@ -45,9 +45,8 @@ class _Kept:
 
 
 class HackCache(KVCache):
-    """Keys and values of a few tokens per head. Eviction comes before attention: the keys that are read
-    are those that are
-    kept, unless the plan has separate budgets.
+    """Keys and values of a few tokens per head. Eviction comes before attention: the keys that are read are those that
+    are kept, unless the plan has separate budgets.
 
     Args:
         config: options of the technique.
@@ -88,8 +87,9 @@ class HackCache(KVCache):
         self, place: tuple[int, int], group: HeadGroup, scale: int, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         found = self._gather(place, scale, query, key, value)
-        if self._selector is None:
-            return self._whole_scales(place, group, found)
+        if group.sources is not None:
+            return self._whole_scales(place, group.sources[scale], found)
+        assert self._selector is not None
         began = time.perf_counter()
         last, total = self.is_last(scale), found.keys.shape[2]
         wanted = (group.attention, total if last else group.cache[scale])
@@ -147,25 +147,17 @@ class HackCache(KVCache):
         pack = _pack if self._config.kv_bits == 8 else _plain
         self._kept[place] = _Kept(pack(keys), pack(values), source, mass)
 
-    def _whole_scales(self, place: tuple[int, int], group: HeadGroup, found: Candidates) -> Tensor:
+    def _whole_scales(self, place: tuple[int, int], sources: frozenset[int], found: Candidates) -> Tensor:
         """Policies that keep or drop whole scales: the same for every row, nothing is scored."""
-        began = time.perf_counter()
-        source = found.source[0, 0]
-        if group.sources is not None:
-            kept = torch.tensor(sorted(group.sources), device=source.device)
-            kept_now = torch.isin(source, kept.to(source.dtype))
-        else:
-            late = found.scale - self._config.local_window
-            kept_now = (source < self._config.initial_scales) | (source > late)
-        read = kept_now | (source == found.scale)
-        keys, values = found.keys[:, :, read], found.values[:, :, read]
-        self.seconds += time.perf_counter() - began
         if not self.is_last(found.scale):
+            began = time.perf_counter()
+            here = found.source[0, 0]
+            kept = torch.isin(here, torch.tensor(sorted(sources), dtype=here.dtype, device=here.device))
             pack = _pack if self._config.kv_bits == 8 else _plain
-            # A copy: the slice of a larger tensor would keep all of it alive.
-            stored = [pack(part[:, :, kept_now].clone()) for part in (found.keys, found.values)]
-            self._kept[place] = _Kept(stored[0], stored[1], found.source[:, :, kept_now].clone(), None)
-        return F.scaled_dot_product_attention(found.query, keys, values, scale=1.0)
+            keys, values = (pack(part[:, :, kept]) for part in (found.keys, found.values))
+            self._kept[place] = _Kept(keys, values, found.source[:, :, kept], None)
+            self.seconds += time.perf_counter() - began
+        return F.scaled_dot_product_attention(found.query, found.keys, found.values, scale=1.0)
 
     def facts(self) -> dict[str, Any]:
         """For the report: what is held now."""

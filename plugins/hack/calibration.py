@@ -14,7 +14,13 @@ from torch import Tensor
 
 from hasten._errors import CheckpointError
 from hasten.pipelines.var.cache import DenseKVCache
-from hasten.plugins.hack.math import attention_statistics, evenly_spaced, scale_mass, subset_attention
+from hasten.plugins.hack.math import (
+    HeadStatistics,
+    attention_statistics,
+    evenly_spaced,
+    scale_mass,
+    subset_attention,
+)
 from hasten.schedules.scales import Schedule
 
 __all__ = ["Artefact", "CalibratingCache", "calibrate", "calibration_call", "fingerprint", "read_artefact"]
@@ -42,16 +48,14 @@ class Artefact:
         model: :func:`fingerprint` of the pipeline it was made with.
         schedule: token grids of the generations.
         samples: pictures watched.
-        sigma: query dependence of attention at the last scale, (layers, heads).
-        ratio: the same as a share of the attention's energy.
+        statistics: of attention at the last scale, each (layers, heads).
         mass: mean attention (layers, heads, scales, scales) that a scale pays to each scale up to itself.
     """
 
     model: str
     schedule: Schedule
     samples: int
-    sigma: Tensor
-    ratio: Tensor
+    statistics: HeadStatistics
     mass: Tensor
 
     def check(self, pipe: Any, schedule: Schedule, source: str) -> None:
@@ -78,7 +82,8 @@ class Artefact:
             "model": self.model,
             "schedule": self.schedule,
             "samples": self.samples,
-            **{name: _rounded(getattr(self, name)) for name in ("sigma", "ratio", "mass")},
+            **{name: _rounded(values) for name, values in self.statistics._asdict().items()},
+            "mass": _rounded(self.mass),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content), "utf-8")
@@ -94,9 +99,10 @@ def read_artefact(path: str | Path) -> Artefact:
         content: Mapping[str, Any] = json.loads(Path(path).read_text("utf-8"))
         if content["schema"] != _SCHEMA:
             raise CheckpointError(f"{path} has schema {content['schema']}, this version reads {_SCHEMA}")
-        tensors = {name: torch.tensor(content[name]) for name in ("sigma", "ratio", "mass")}
+        statistics = HeadStatistics(*(torch.tensor(content[name]) for name in HeadStatistics._fields))
         schedule = tuple((int(rows), int(columns)) for rows, columns in content["schedule"])
-        return Artefact(content["model"], schedule, int(content["samples"]), **tensors)
+        mass = torch.tensor(content["mass"])
+        return Artefact(content["model"], schedule, int(content["samples"]), statistics, mass)
     except OSError as error:
         raise CheckpointError(f"calibration {path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -114,7 +120,7 @@ class CalibratingCache(DenseKVCache):
         super().__init__()
         self._pictures = pictures
         self._mass: dict[tuple[int, int], Tensor] = {}
-        self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
+        self._statistics: dict[int, HeadStatistics] = {}
 
     def attend(self, layer: int, scale: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See :meth:`KVCache.attend`."""
@@ -125,19 +131,20 @@ class CalibratingCache(DenseKVCache):
         attention = subset_attention(query[: self._pictures], keys, rows)
         self._mass[layer, scale] = scale_mass(attention, self.ends[: scale + 1]).cpu()
         if self.is_last(scale):
-            sigma, ratio = attention_statistics(attention)
-            self._statistics[layer] = (sigma.cpu(), ratio.cpu())
+            found = attention_statistics(attention)
+            self._statistics[layer] = HeadStatistics(*(values.cpu() for values in found))
         return super().attend(layer, scale, query, key, value)
 
     def artefact(self, pipe: Any) -> Artefact:
         """What was seen in the last generation."""
         layers, scales = len(self._statistics), len(self.schedule)
-        heads = len(self._statistics[0][0])
+        heads = len(self._statistics[0].sigma)
         mass = torch.zeros(layers, heads, scales, scales)
         for (layer, scale), row in self._mass.items():
             mass[layer, :, scale, : scale + 1] = row
-        sigma, ratio = (torch.stack([self._statistics[i][j] for i in range(layers)]) for j in (0, 1))
-        return Artefact(fingerprint(pipe), self.schedule, self._pictures, sigma, ratio, mass)
+        rows = zip(*(self._statistics[layer] for layer in range(layers)))
+        statistics = HeadStatistics(*(torch.stack(row) for row in rows))
+        return Artefact(fingerprint(pipe), self.schedule, self._pictures, statistics, mass)
 
 
 def _rounded(values: Tensor) -> Any:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hasten.plugins.hack.bench import Measurement
 
 __all__ = ["add_commands"]
 
@@ -39,6 +45,7 @@ def _calibrate(
     from hasten._errors import ConfigError
     from hasten.pipelines import mini
     from hasten.plugins.hack.calibration import calibrate
+    from hasten.plugins.hack.math import contextual_heads
 
     pipe = load_quietly(model, device, dtype)
     call: dict[str, Any] = dict(mini.recommended_call(model)) if model.startswith("mini/") else {}
@@ -49,10 +56,10 @@ def _calibrate(
     what = {"prompt": texts} if texts else {"class_labels": label}
     artefact = calibrate(pipe, {**call, **what}, seed)
     artefact.write(out)
-    contextual = int((artefact.ratio < 0.5).sum())
+    contextual = contextual_heads(artefact.statistics, "auto")
     typer.echo(
-        f"{out}: {artefact.samples} pictures, {contextual} of {artefact.ratio.numel()} heads are contextual "
-        f"(less than half of their attention's energy depends on the query)"
+        f"{out}: {artefact.samples} pictures, {int(contextual.sum())} of {contextual.numel()} heads are contextual "
+        "(their queries look at the same few keys)"
     )
 
 
@@ -70,35 +77,43 @@ def _kv(
 ) -> None:
     """Measure bytes and time of exact and compressed caches on a published model's attention, with random tensors."""
     import json
-    from statistics import median
 
     from rich.console import Console
-    from rich.table import Table
 
     from hasten._errors import ConfigError, suggestion
     from hasten._machine import describe_machine
-    from hasten.plugins.hack.bench import SHAPES, Measurement, measure
-    from hasten.schedules.kv_budget import kv_bytes
+    from hasten.plugins.hack.bench import SHAPES, measure
 
     if shape not in SHAPES:
         raise ConfigError(
             f"no shape is called {shape!r}{suggestion(shape, SHAPES)} There are {', '.join(SHAPES)}."
         )
-    wanted: list[float | None] = [
-        *([None] if exact else []),
-        *(ratio if ratio is not None else (0.5, 0.7, 0.9)),
+    wanted = [*([None] if exact else []), *(ratio if ratio is not None else (0.5, 0.7, 0.9))]
+    rounds = [
+        [measure(shape, r, layers=layers, pictures=pictures, device=device) for r in wanted]
+        for _ in range(repeats)
     ]
-    runs: dict[float | None, list[Measurement]] = {r: [] for r in wanted}
-    for _ in range(repeats):
-        for r in wanted:
-            runs[r].append(measure(shape, r, layers=layers, pictures=pictures, device=device))
     if as_json:
-        rows = [m.to_dict() for found in runs.values() for m in found]
+        rows = [m.to_dict() for found in zip(*rounds) for m in found]
         typer.echo(json.dumps({"machine": describe_machine(), "runs": rows}, indent=2))
         return
-    ran = runs[wanted[0]][0].layers
-    title = f"{shape}, {pictures} pictures with guidance, {ran} of {SHAPES[shape].layers} layers"
-    table = Table(title=title)
+    Console().print(_table(list(zip(*rounds))))
+
+
+def _table(runs: Sequence[Sequence[Measurement]]) -> Table:
+    """One line for each cache; the medians of its repeated runs."""
+    from statistics import median
+
+    from rich.table import Table
+
+    from hasten.plugins.hack.bench import SHAPES
+    from hasten.schedules.kv_budget import kv_bytes
+
+    first = runs[0][0]
+    shape = SHAPES[first.shape]
+    table = Table(
+        title=f"{first.shape}, {first.pictures} pictures with guidance, {first.layers} of {shape.layers} layers"
+    )
     for column in (
         "cache",
         "peak MiB",
@@ -106,19 +121,19 @@ def _kv(
         "of exact",
         "of original layout",
         "seconds",
-        "of it choosing",
+        "choosing",
     ):
         table.add_column(column)
-    whole = kv_bytes(2 * pictures, SHAPES[shape].exact_tokens, SHAPES[shape].dim, 2)
-    for r, found in runs.items():
+    whole = kv_bytes(2 * first.pictures, shape.exact_tokens, shape.dim, 2)
+    for found in runs:
         one = found[0]
-        cells = (one.peak_bytes / 2**20, one.formula_bytes / 2**20)
-        shares = (one.peak_bytes / whole, one.peak_bytes / one.reference_bytes)
-        times = (median(m.seconds for m in found), median(m.compression_seconds for m in found))
         table.add_row(
-            "exact" if r is None else f"ratio {r:g}",
-            *(f"{value:.2f}" for value in cells),
-            *(f"{share:.3f}" for share in shares),
-            *(f"{seconds:.2f}" for seconds in times),
+            "exact" if one.ratio is None else f"ratio {one.ratio:g}",
+            f"{one.peak_bytes / 2**20:.2f}",
+            f"{one.formula_bytes / 2**20:.2f}",
+            f"{one.peak_bytes / whole:.3f}",
+            f"{one.peak_bytes / one.reference_bytes:.3f}",
+            f"{median(m.seconds for m in found):.2f}",
+            f"{median(m.compression_seconds for m in found):.2f}",
         )
-    Console().print(table)
+    return table

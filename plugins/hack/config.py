@@ -22,22 +22,20 @@ class HackConfig(TechniqueConfig):
 
     Args:
         ratio: share ``rho`` of all ``T_K`` tokens (the last scale included) that is removed, on average over
-            heads; 0 changes
-            nothing at all.
+            heads; 0 changes nothing at all.
         budget_tokens: mean tokens a head keeps, instead of ``ratio``.
         policy: what is kept: ``hack``, ``hack_plus`` (separate budgets for attention and cache), ``scale_static``
-            (whole
-            scales per head, decided by the calibration), ``local_scales`` (first and last scales), or a baseline:
-            ``streaming``, ``snapkv``, ``h2o``.
+            (whole scales per head, decided by the calibration; the budget is the cache's), ``local_scales`` (the
+            first scales and, of the latest, those that fit), or a baseline: ``streaming``, ``snapkv``, ``h2o``.
         budgets: ``asymmetric`` gives structural heads more than contextual ones, ``uniform`` all the same.
-        alpha: share of the heads that are contextual, ``"auto"`` from the calibration's energy ratio.
+        alpha: share of the heads that are contextual; ``"auto"``: those whose queries look at the same few keys.
         contextual_share: upper bound of a contextual budget, as a share of ``T_K``.
         initial_scales: first scales that structural heads always keep.
         queries: queries of a scale that score the keys, evenly spaced.
         merge: ``"last"``: at the last scale, contextual heads merge what they drop into what they keep.
         cache_ratio: of ``hack_plus``: share of ``T_K`` that is not kept for later scales; ``ratio`` then is that of the
             attention alone.
-        local_window: of ``local_scales``: so many of the latest scales are kept.
+        local_window: of ``local_scales``: at most so many of the latest scales are kept.
         calibration: file written by ``hasten calibrate``; without one, the first call is preceded by a calibrating one.
         grouping: ``index`` picks heads at run time, ``permute`` reorders the weights of the attention once.
         kv_bits: 8 keeps keys and values in one byte each.
@@ -55,7 +53,7 @@ class HackConfig(TechniqueConfig):
     queries: Count = 32
     merge: Literal["off", "last"] = "off"
     cache_ratio: Share | None = None
-    local_window: Count = 2
+    local_window: Count | None = None
     calibration: str | None = None
     grouping: Literal["index", "permute"] = "index"
     kv_bits: Literal[8, 16] = 16

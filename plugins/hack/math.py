@@ -5,11 +5,15 @@ Sources: HACK (arXiv 2504.09261); the merge is that of LOOK-M (arXiv 2406.18139)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "FOCUS_SHARE",
+    "HeadStatistics",
     "attention_statistics",
     "contextual_heads",
     "evenly_spaced",
@@ -32,31 +36,45 @@ def subset_attention(query: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
     return torch.softmax(query[:, :, rows].float() @ keys.float().mT, dim=-1)
 
 
-def attention_statistics(attention: Tensor) -> tuple[Tensor, Tensor]:
-    """How much attention depends on the query.
+FOCUS_SHARE = 0.1
+"""Share of the keys whose attention :attr:`HeadStatistics.focus` adds up."""
+
+
+class HeadStatistics(NamedTuple):
+    """What tells heads apart, each (heads,) or (layers, heads).
 
     Args:
-        attention: weights (N, heads, n, T).
-
-    Returns:
-        ``sigma = mean_i |A_i|^2 - |mean_i A_i|^2`` (the sum over keys of the variance over queries), and the share
-        ``sigma / mean_i |A_i|^2`` of the energy that depends on the query, both (heads,), averaged over N.
+        sigma: ``mean_i |A_i|^2 - |mean_i A_i|^2``, the sum over keys of the variance over queries.
+        ratio: ``sigma / mean_i |A_i|^2``, the share of the energy that depends on the query.
+        focus: mean attention to the tenth of the keys that get most of it.
     """
+
+    sigma: Tensor
+    ratio: Tensor
+    focus: Tensor
+
+
+def attention_statistics(attention: Tensor) -> HeadStatistics:
+    """Statistics (heads,) of weights (N, heads, n, T), averaged over N."""
     energy = attention.square().sum(-1).mean(-1)
-    common = attention.mean(-2).square().sum(-1)
-    return (energy - common).mean(0), (1 - common / energy).mean(0)
+    columns = attention.mean(-2)
+    common = columns.square().sum(-1)
+    most = columns.topk(max(1, round(FOCUS_SHARE * columns.shape[-1])), dim=-1).values.sum(-1)
+    return HeadStatistics((energy - common).mean(0), (1 - common / energy).mean(0), most.mean(0))
 
 
-def contextual_heads(sigma: Tensor, ratio: Tensor, alpha: float | str) -> Tensor:
+def contextual_heads(statistics: HeadStatistics, alpha: float | str) -> Tensor:
     """Which heads are contextual, boolean (layers, heads).
 
     Args:
-        sigma: (layers, heads); with a number for ``alpha`` that share with the lowest ``sigma`` over all layers.
-        ratio: (layers, heads); with ``"auto"`` those below one half.
-        alpha: share of contextual heads, or ``"auto"``.
+        statistics: each (layers, heads).
+        alpha: that share of the heads, those with the lowest ``sigma`` over all layers; or ``"auto"``: those whose
+            queries look at the same keys (``ratio < 1/2``) and at few of them (``focus >= 1/2``). A head that spreads
+            its attention evenly passes the first test and has nothing that could be left out.
     """
+    sigma = statistics.sigma
     if alpha == "auto":
-        return ratio < 0.5
+        return (statistics.ratio < 0.5) & (statistics.focus >= 0.5)
     lowest = sigma.flatten().argsort(stable=True)[: round(float(alpha) * sigma.numel())]
     return torch.zeros(sigma.numel(), dtype=torch.bool).index_fill(0, lowest, True).view(sigma.shape)
 
@@ -79,8 +97,7 @@ def merge_evicted(keys: Tensor, values: Tensor, keep: Tensor, chunk: int = 1024)
     """Kept keys and values, each averaged with the dropped ones that resemble it most.
 
     A dropped pair goes to the kept key of the largest cosine similarity ``m`` and counts ``m`` times. Keys are
-    brought back
-    to unit length, which cosine attention relies on.
+    brought back to unit length, which cosine attention relies on.
 
     Args:
         keys: (N, heads, T, dim).

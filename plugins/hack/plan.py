@@ -29,14 +29,26 @@ class HeadGroup:
         heads: their numbers.
         attention: most keys a query of theirs reads.
         cache: most keys they keep after each scale.
-        sources: scales kept by a static table, ``None`` for policies that choose tokens.
+        sources: for policies that keep whole scales, which ones after each scale; ``None`` for those that choose
+            tokens.
     """
 
     kind: Kind
     heads: tuple[int, ...]
     attention: int
     cache: tuple[int, ...]
-    sources: frozenset[int] | None = None
+    sources: tuple[frozenset[int], ...] | None = None
+
+    def stored(self, schedule: Schedule, scale: int) -> int:
+        """Tokens that one of these heads keeps after a scale."""
+        if self.sources is not None:
+            return sum(schedule[k][0] * schedule[k][1] for k in self.sources[scale])
+        return min(token_ends(schedule)[scale], self.cache[scale])
+
+    def read(self, schedule: Schedule, scale: int) -> int:
+        """Keys that a query of one of these heads reads at a scale."""
+        before = self.stored(schedule, scale - 1) if scale else 0
+        return min(self.attention, before + schedule[scale][0] * schedule[scale][1])
 
 
 @dataclass(frozen=True)
@@ -46,39 +58,38 @@ class CachePlan:
     Args:
         schedule: token grids.
         layers: groups of each layer; together they hold each head once.
-        budget: mean tokens per head that were asked for.
         prior: mean attention per token (layers, heads, scales, scales) for ``hack_plus``.
     """
 
     schedule: Schedule
     layers: tuple[tuple[HeadGroup, ...], ...]
-    budget: int
     prior: Tensor | None = None
+
+    @property
+    def _groups(self) -> tuple[HeadGroup, ...]:
+        return tuple(group for groups in self.layers for group in groups)
 
     def stored_tokens(self, scale: int) -> int:
         """Tokens kept after a scale, summed over all heads of all layers."""
-        total = token_ends(self.schedule)[scale]
-        return sum(
-            len(group.heads)
-            * (
-                _kept(group, self.schedule, scale)
-                if group.sources is not None
-                else min(total, group.cache[scale])
-            )
-            for groups in self.layers
-            for group in groups
-        )
+        return sum(len(group.heads) * group.stored(self.schedule, scale) for group in self._groups)
+
+    def read_tokens(self, scale: int) -> int:
+        """Keys read at a scale, summed over all heads of all layers."""
+        return sum(len(group.heads) * group.read(self.schedule, scale) for group in self._groups)
 
     def describe(self) -> str:
         """Budgets in tokens, with both conventions for the share."""
         ends = token_ends(self.schedule)
-        heads = sum(len(group.heads) for groups in self.layers for group in groups)
-        peak = max(self.stored_tokens(k) for k in range(len(ends) - 1)) / heads
-        kinds = sorted({(g.kind, g.attention) for groups in self.layers for g in groups})
-        shown = ", ".join(f"{kind} {tokens}" for kind, tokens in kinds)
+        heads = sum(len(group.heads) for group in self._groups)
+        kept = max(self.stored_tokens(k) for k in range(len(ends) - 1)) / heads
+        read = max(self.read_tokens(k) for k in range(len(ends))) / heads
+        kinds: dict[str, int] = {}
+        for group in self._groups:
+            kinds[group.kind] = kinds.get(group.kind, 0) + len(group.heads)
+        shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         return (
-            f"a head reads {self.budget} of {ends[-1]} tokens on average ({shown}); at most {peak:.0f} are kept, "
-            f"{peak / ends[-1]:.0%} of T_K and {peak / ends[-2]:.0%} of what an exact cache keeps"
+            f"a head reads at most {read:.0f} of {ends[-1]} tokens on average ({heads} heads: {shown}); at most "
+            f"{kept:.0f} are kept, {kept / ends[-1]:.0%} of T_K and {kept / ends[-2]:.0%} of what an exact cache keeps"
         )
 
 
@@ -106,36 +117,41 @@ def make_plan(
     Raises:
         ConfigError: the budget is below the minimum.
     """
-    mean, total = mean_budget(config, schedule), token_ends(schedule)[-1]
-    everyone, scales = tuple(range(heads)), len(schedule)
-    if artefact is None or config.policy in ("streaming", "snapkv", "h2o", "local_scales"):
-        same = HeadGroup("all", everyone, mean, (mean,) * scales)
-        return CachePlan(schedule, ((same,),) * layers, mean)
+    mean = mean_budget(config, schedule)
+    if config.policy == "local_scales":
+        return CachePlan(schedule, (_local_group(config, schedule, mean, heads),) * layers)
+    if artefact is None or config.policy in ("streaming", "snapkv", "h2o"):
+        same = HeadGroup("all", tuple(range(heads)), mean, (mean,) * len(schedule))
+        return CachePlan(schedule, ((same,),) * layers)
     if config.policy == "scale_static":
-        return CachePlan(schedule, _static_groups(config, schedule, mean, artefact.mass), mean)
-    contextual = contextual_heads(artefact.sigma, artefact.ratio, config.alpha)
-    few, many = _pair(config, total, mean, float(contextual.float().mean()))
-    kept = (few, many)
-    if config.policy == "hack_plus" and config.cache_ratio is not None:
-        cached = max(MINIMUM, kept_tokens(total, config.cache_ratio))
-        kept = _pair(config, total, cached, float(contextual.float().mean()))
-    reliance = _reliance(artefact.mass) if config.policy == "hack_plus" else None
+        return CachePlan(schedule, _static_groups(config, schedule, mean, artefact.mass))
+    return _head_aware(config, schedule, mean, artefact)
+
+
+def _head_aware(config: HackConfig, schedule: Schedule, mean: int, artefact: Artefact) -> CachePlan:
+    """Contextual and structural groups with a budget each."""
+    total, plus = token_ends(schedule)[-1], config.policy == "hack_plus"
+    contextual = contextual_heads(artefact.statistics, config.alpha)
+    share = float(contextual.float().mean())
+    read = _pair(config, total, mean, share)
+    kept = read
+    if config.cache_ratio is not None:
+        kept = _pair(config, total, max(MINIMUM, kept_tokens(total, config.cache_ratio)), share)
+    reliance = _reliance(artefact.mass) if plus else None
+    kinds: tuple[tuple[Kind, Tensor, int, int], ...] = (
+        ("contextual", contextual, read[0], kept[0]),
+        ("structural", ~contextual, read[1], kept[1]),
+    )
     rows = []
-    for layer in range(layers):
+    for layer in range(len(contextual)):
         groups = []
-        for kind, mask, read, keep in (
-            ("contextual", contextual[layer], few, kept[0]),
-            ("structural", ~contextual[layer], many, kept[1]),
-        ):
-            chosen = tuple(mask.nonzero()[:, 0].tolist())
-            if chosen:
-                cache = _cache_budgets(
-                    reliance, contextual if kind == "contextual" else ~contextual, layer, keep, read, scales
-                )
-                groups.append(HeadGroup(kind, chosen, read, cache))  # type: ignore[arg-type]
+        for kind, members, most, keep in kinds:
+            heads = tuple(members[layer].nonzero()[:, 0].tolist())
+            if heads:
+                cache = _cache_budgets(reliance, members, layer, keep, most, len(schedule))
+                groups.append(HeadGroup(kind, heads, most, cache))
         rows.append(tuple(groups))
-    prior = _token_prior(artefact.mass, schedule) if config.policy == "hack_plus" else None
-    return CachePlan(schedule, tuple(rows), mean, prior)
+    return CachePlan(schedule, tuple(rows), _token_prior(artefact.mass, schedule) if plus else None)
 
 
 def _pair(config: HackConfig, total: int, mean: int, contextual: float) -> tuple[int, int]:
@@ -202,22 +218,34 @@ def _static_groups(
         if not keep[layer, head, scale] and counts[scale] <= room:
             keep[layer, head, scale] = True
             room -= counts[scale]
-    rows = []
+    total, rows = token_ends(schedule)[-1], []
     for layer in range(layers):
         found: dict[frozenset[int], list[int]] = {}
         for head in range(heads):
             found.setdefault(frozenset(keep[layer, head].nonzero()[:, 0].tolist()), []).append(head)
         rows.append(
             tuple(
-                HeadGroup("static", tuple(members), mean, (mean,) * scales, sources)
+                HeadGroup("static", tuple(members), total, (), _until(sources, scales))
                 for sources, members in found.items()
             )
         )
     return tuple(rows)
 
 
-def _kept(group: HeadGroup, schedule: Schedule, scale: int) -> int:
-    assert group.sources is not None
-    return sum(
-        rows * columns for k, (rows, columns) in enumerate(schedule[: scale + 1]) if k in group.sources
-    )
+def _until(sources: frozenset[int], scales: int) -> tuple[frozenset[int], ...]:
+    """Those of ``sources`` that exist after each scale."""
+    return tuple(frozenset(k for k in sources if k <= scale) for scale in range(scales))
+
+
+def _local_group(config: HackConfig, schedule: Schedule, mean: int, heads: int) -> tuple[HeadGroup, ...]:
+    """All heads keep the first scales and, of the latest, those that fit."""
+    counts = [rows * columns for rows, columns in schedule]
+    sources = []
+    for scale in range(len(schedule)):
+        kept = set(range(min(scale + 1, config.initial_scales)))
+        earliest = 0 if config.local_window is None else max(0, scale + 1 - config.local_window)
+        for k in range(scale, earliest - 1, -1):
+            if sum(counts[i] for i in kept | {k}) <= mean:
+                kept.add(k)
+        sources.append(frozenset(kept))
+    return (HeadGroup("static", tuple(range(heads)), token_ends(schedule)[-1], (), tuple(sources)),)

@@ -56,8 +56,8 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class HeadAware:
-    """HACK: contextual heads keep the keys of the most attention, structural heads the first scales and
-    the current one.
+    """HACK: contextual heads keep the keys of the most attention, structural heads the first scales and the current
+    one.
 
     Args:
         config: options of the technique.
@@ -78,24 +78,24 @@ class HeadAware:
         return pick(scores, count, self.config.deterministic)
 
     def _protected(self, candidates: Candidates, scores: Tensor, count: int) -> Tensor:
+        """Scores under which the first scales and the current one win. Of a current scale that does not fit, half or
+        as much as fits is safe, evenly spaced, so that the grid stays covered; the rest competes.
+        """
         initial = candidates.source < self.config.initial_scales
-        present = candidates.source == candidates.scale
+        current = candidates.current
+        room = count - int(initial[0, 0].sum())
+        safe = current if current <= room else min((current + 1) // 2, max(0, room))
+        rows = scores.shape[-1] - current + evenly_spaced(current, safe, scores.device)
         # Scores are sums of probabilities: at most as many as there are queries.
         above = 2.0 * self.config.queries
-        scores = scores + above * present.float()
-        if count < candidates.current:
-            # The current scale does not fit: evenly spaced keys win ties, so that the grid stays covered.
-            start = scores.shape[-1] - candidates.current
-            rows = start + evenly_spaced(candidates.current, count, scores.device)
-            scores = scores.index_add(2, rows, scores.index_select(2, rows), alpha=1e-6)
-        return scores + 2 * above * initial.float()
+        protected = torch.zeros_like(scores).index_fill(2, rows, above)
+        return scores + protected + 2 * above * initial.float()
 
 
 @dataclass(frozen=True)
 class HeadAwarePlus(HeadAware):
-    """HACK++ (arXiv 2606.08302): contextual scores are pooled over neighbours, structural ones come from
-    the calibration
-    and the length of the values, without any product of queries and keys.
+    """HACK++ (arXiv 2606.08302): contextual scores are pooled over neighbours, structural ones come from the
+    calibration and the length of the values, without any product of queries and keys.
 
     Args:
         config: options of the technique.

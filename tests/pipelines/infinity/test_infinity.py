@@ -6,11 +6,13 @@ import pytest
 import torch
 from next_scale import INFINITY_GRIDS, InfinityReference, infinity_shapes, random_state
 from safetensors.torch import save_file
+from transformers import T5Config, T5EncoderModel
 
 from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.infinity.original import load_tokenizer, load_transformer, map_tokenizer
 from hasten.pipelines.infinity.pipeline import InfinityPipeline, choose_schedule
+from hasten.pipelines.mini.text import build_tokenizer
 from hasten.pipelines.var.cache import DenseKVCache
 from hasten.pipelines.var.layers import rotary_phases
 from hasten.pipelines.var.scheduler import NextScaleScheduler
@@ -202,7 +204,7 @@ def test_tokenizers_load_with_and_without_their_extra_level(tmp_path):
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    torch.save(random_state(infinity_shapes()), tmp_path / "infinity_2b_reg.pth")
+    torch.save(random_state(infinity_shapes(layers=32)), tmp_path / "infinity_2b_reg.pth")
     torch.save({"vae": BSQAutoencoder((32, 64), 1, 6).state_dict()}, tmp_path / "infinity_vae_d32reg.pth")
     with pytest.raises(CheckpointError, match="do not belong together"):
         InfinityPipeline.from_original(tmp_path, "2b", text_encoder=None)
@@ -210,6 +212,52 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     assert InfinityPipeline.from_original(tmp_path, "2b", text_encoder=None).config["resolution"] == "1M"
     with pytest.raises(ConfigError, match="2b, 8b"):
         InfinityPipeline.from_original(tmp_path, "3b")
+    torch.save(random_state(infinity_shapes(layers=3)), tmp_path / "infinity_2b_reg.pth")
+    with pytest.raises(CheckpointError, match="depth 3, not 32"):
+        InfinityPipeline.from_original(tmp_path, "2b", text_encoder=None)
+
+
+def with_t5():
+    """The small pipeline with a T5 encoder and a tokenizer of words."""
+    torch.manual_seed(1)
+    config = T5Config(vocab_size=64, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    pipe, tokenizer = small(), build_tokenizer()
+    parts = {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": tokenizer}
+    full = InfinityPipeline(pipe.transformer, pipe.vae, pipe.scheduler, **parts, resolution=None)
+    full.set_progress_bar_config(disable=True)
+    return full
+
+
+def test_prompts_of_different_length_in_a_batch_equal_single_calls():
+    pipe, texts = with_t5(), ["a red circle on the left", "a star"]
+
+    def make(prompt, negative, *seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipe(prompt, negative, generator=generators, output_type="latent").images
+
+    for negative in (None, "a blue cross"):
+        both = make(texts, negative, 1, 2)
+        alone = torch.cat([make(texts[0], negative, 1), make(texts[1], negative, 2)])
+        assert torch.allclose(both, alone, atol=1e-5)
+    assert not torch.allclose(make(texts, None, 1, 2), both)
+    one_each = make(texts, ["a blue cross", "a blue cross"], 1, 2)
+    assert torch.allclose(both, one_each, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"prompt": ""}, "prompt 0 is empty"),
+        ({"prompt": ["a star", "  "]}, "prompt 1 is empty"),
+        ({"prompt": ["a star", "a red star " * 5]}, r"prompt 1 has 17 tokens, the model takes 9; shorten"),
+        ({"prompt": "a star", "negative_prompt": ""}, "negative prompt 0 is empty"),
+        ({"prompt": ["a star"] * 3, "negative_prompt": ["a"] * 2}, "2 negative prompts for 3 prompts"),
+    ],
+    ids=str,
+)
+def test_bad_texts_are_named(call, words):
+    with pytest.raises(ConfigError, match=words):
+        with_t5()(**call)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ LIMITS = {
     "t2v-dit": 8,
     "t2v-unet": 5,
     "var": 6,
+    "infinity": 6,
     "scorers": 3,
 }
 FOLDERS = [*map(mini.path, mini.names()), FOLDER.with_name("scorers")]
@@ -58,7 +59,8 @@ def test_weights_are_half_precision_safetensors_with_a_readme(folder):
 @pytest.mark.parametrize("name", mini.names())
 def test_every_component_is_a_stock_class(name):
     pipe = mini.load(name)
-    own = "hasten.pipelines.var." if name == "mini/var" else "diffusers."
+    scales = ("hasten.pipelines.var.", "hasten.pipelines.infinity.")
+    own = scales if name in ("mini/var", "mini/infinity") else "diffusers."
     assert type(pipe).__module__.startswith(own)
     for name, part in pipe.components.items():
         stock = part is None or type(part).__module__.split(".")[0] in {"diffusers", "transformers"}
@@ -149,10 +151,11 @@ def test_the_larger_pictures_meet_their_bars(scorer):
 
 
 @pytest.mark.slow
-def test_the_next_scale_miniature_shows_what_it_is_asked_for(scorer):
+@pytest.mark.parametrize("name", ["mini/var", "mini/infinity"])
+def test_the_next_scale_miniatures_show_what_they_are_asked_for(scorer, name):
     captions = mini.prompts(12, 3)
-    pipe = mini.load("mini/var")
-    images = generate(pipe, captions, mini.recommended_call("mini/var"))
+    pipe = mini.load(name)
+    images = generate(pipe, captions, mini.recommended_call(name))
     assert images[0].size == (64, 64)
     assert scorer.score(images, captions).mean >= 0.8
     assert PixelParser().score(images, captions).mean >= 0.65

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hasten.plugins.hack.math import (
+    HeadStatistics,
     attention_statistics,
     contextual_heads,
     evenly_spaced,
@@ -25,7 +26,7 @@ def attention(heads=3, queries=20, keys=50, seed=0):
 
 def test_statistics_equal_the_sum_of_column_variances():
     weights = attention().double()
-    sigma, ratio = attention_statistics(weights)
+    sigma, ratio, focus = attention_statistics(weights)
     for head in range(3):
         slow = sum(float(weights[b, head, :, j].var(unbiased=False)) for b in range(2) for j in range(50)) / 2
         assert float(sigma[head]) == pytest.approx(slow, rel=1e-6)
@@ -34,21 +35,29 @@ def test_statistics_equal_the_sum_of_column_variances():
             for b in range(2)
         )
         assert float(ratio[head]) == pytest.approx(share / 2, rel=1e-6)
+        most = sum(sorted(weights[b, head].mean(0).tolist())[-5:][i] for b in range(2) for i in range(5)) / 2
+        assert float(focus[head]) == pytest.approx(most, rel=1e-6)
 
 
 def test_stripes_are_contextual_and_diagonals_structural_under_both_rules():
-    stripes = torch.full((1, 2, 16, 32), 0.001)
-    stripes[..., 3] = stripes[..., 20] = 1.0
-    diagonal = torch.full((1, 2, 16, 32), 0.001)
+    stripes = torch.full((1, 2, 16, 32), 0.1 / 30)
+    stripes[..., 3] = stripes[..., 20] = 0.45
+    diagonal = torch.full((1, 2, 16, 32), 0.1 / 30)
     for i in range(16):
-        diagonal[..., i, 2 * i : 2 * i + 2] = 1.0
-    sigma, ratio = attention_statistics(
-        torch.cat([diagonal[:, :1], stripes, diagonal[:, 1:]], 1).softmax(-1) ** 4
-    )
+        diagonal[..., i, 2 * i : 2 * i + 2] = 0.45
+    found = attention_statistics(torch.cat([diagonal[:, :1], stripes, diagonal[:, 1:]], 1))
+    found = HeadStatistics(*(values[None] for values in found))
     for alpha in ("auto", 0.5):
-        labels = contextual_heads(sigma[None], ratio[None] * 5 if alpha == "auto" else ratio[None], alpha)
-        assert labels.tolist()[0][1:3] == [True, True]
-    assert contextual_heads(sigma[None], ratio[None], 0.5).tolist() == [[False, True, True, False]]
+        assert contextual_heads(found, alpha).tolist() == [[False, True, True, False]]
+
+
+def test_a_head_that_looks_everywhere_evenly_is_not_contextual():
+    """It depends on the query as little as a stripe does, but leaving keys out changes the mean it takes."""
+    flat = attention_statistics(torch.full((1, 1, 16, 40), 1 / 40))
+    found = HeadStatistics(*(values[None] for values in flat))
+    assert float(found.ratio) == pytest.approx(0, abs=1e-5)
+    assert float(found.focus) == pytest.approx(0.1, abs=1e-5)
+    assert contextual_heads(found, "auto").tolist() == [[False]]
 
 
 def test_the_energy_ratio_separates_sharpness_from_dependence_on_the_query():
@@ -57,8 +66,8 @@ def test_the_energy_ratio_separates_sharpness_from_dependence_on_the_query():
     blurred_diagonal = torch.stack(
         [torch.roll(torch.tensor([0.25] * 4 + [0.0] * 12), 2 * i) for i in range(8)]
     )
-    assert float(attention_statistics(sharp_stripe)[1]) == pytest.approx(0, abs=1e-6)
-    assert float(attention_statistics(blurred_diagonal[None, None])[1]) > 0.5
+    assert float(attention_statistics(sharp_stripe).ratio) == pytest.approx(0, abs=1e-6)
+    assert float(attention_statistics(blurred_diagonal[None, None]).ratio) > 0.5
 
 
 def test_subset_attention_sums_to_one_and_equals_the_dense_rows():

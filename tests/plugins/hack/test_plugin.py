@@ -37,7 +37,7 @@ def test_ratio_zero_attaches_nothing_and_changes_no_bit(pipe):
         {},
         {"policy": "hack_plus", "ratio": 0.5, "cache_ratio": 0.8},
         {"policy": "scale_static"},
-        {"policy": "local_scales", "ratio": 0.5},
+        {"policy": "local_scales", "local_window": 1},
         {"policy": "streaming"},
         {"policy": "snapkv"},
         {"policy": "h2o"},
@@ -74,8 +74,8 @@ def test_calibrating_on_the_fly_equals_a_file_and_leaves_the_generators_alone(pi
 def test_other_seeds_do_not_change_the_labels_much(pipe):
     few = calibrate(pipe, {"class_labels": [0]}, seed=5)
     many = calibrate(pipe, {"class_labels": [0, 1, 2, 3, 4]})
-    assert few.sigma.shape == (3, 4)
-    assert float(((few.ratio < 0.5) == (many.ratio < 0.5)).float().mean()) >= 0.75
+    assert few.statistics.sigma.shape == (3, 4)
+    assert float(((few.statistics.ratio < 0.5) == (many.statistics.ratio < 0.5)).float().mean()) >= 0.75
 
 
 def test_permuted_weights_give_the_same_pictures_and_are_put_back(pipe, file):
