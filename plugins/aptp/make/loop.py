@@ -115,6 +115,7 @@ class Loop:
 
         file = self.folder / _STATE
         if not file.exists():
+            self._cut_curve(0)  # of a run that was killed before its first state
             return 0
         with safe_open(file, "pt") as stored:
             about = stored.metadata()

@@ -31,10 +31,10 @@ def search_until(folder: Path, kill_at: int | None = None) -> None:
     import os
     import signal
 
-    from hasten.plugins.aptp.make.loop import Loop
+    from hasten.plugins.aptp.make import search as module
     from hasten.plugins.aptp.make.search import Searcher, SearchOptions, search
 
-    Loop.save_every = 5
+    module.Loop = partial(module.Loop, save_every=5)  # type: ignore[misc, assignment]
     original = Searcher.loss
 
     def loss(self: Searcher, step: int, *generators: Any) -> Any:
