@@ -96,7 +96,8 @@ class Distributed:
     def _post(self, sends: Sequence[Message], receives: Sequence[Message]) -> list[dist.Work]:
         group = self._group
         works = [dist.irecv(tensor, group=group, group_src=peer) for peer, tensor in receives]
-        return works + [dist.isend(tensor, group=group, group_dst=peer) for peer, tensor in sends]
+        works += [dist.isend(tensor, group=group, group_dst=peer) for peer, tensor in sends]
+        return [work for work in works if work is not None]  # none for ranks outside of the group
 
     def _spread(self, gather: Tensor | None, gathered: Tensor | None) -> list[dist.Work]:
         if gather is None or gathered is None:
