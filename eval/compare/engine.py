@@ -43,6 +43,8 @@ FEWER_STEPS = "fewer steps"
 CONTROLS = (REPEAT, OTHER_SEED, FEWER_STEPS)
 """The rows without which the others can't be read."""
 
+_NAMED = 3
+"""From so many candidates on, a control that they share is named after its steps."""
 _SEED_OFFSET = 2**31
 """Between the seeds of the baseline and those of the other-seed control; further than any prompt list is
 long.
@@ -127,8 +129,9 @@ def control_arms(steps: int, fewer: Mapping[str, int], controls: Collection[str]
         arms.append(Arm(OTHER_SEED, "control", steps, seed_offset=_SEED_OFFSET))
     if FEWER_STEPS in controls:
         for count in dict.fromkeys(fewer.values()):
-            names = tuple(name for name, steps in fewer.items() if steps == count)
-            title = FEWER_STEPS if len(names) == len(fewer) else f"{FEWER_STEPS} ({', '.join(names)})"
+            names = tuple(name for name, wanted in fewer.items() if wanted == count)
+            label = ", ".join(names) if len(names) < _NAMED else f"{count} of {steps}"
+            title = FEWER_STEPS if len(names) == len(fewer) else f"{FEWER_STEPS} ({label})"
             arms.append(Arm(title, "control", count, time_of=names))
     return arms
 
