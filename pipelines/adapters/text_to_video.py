@@ -64,7 +64,7 @@ class UNet3DFrames(FrameMixing):
             elif kind == "TemporalConvLayer":
                 for below, stack in module.named_children():
                     # Norm, activation, dropout, convolution.
-                    convolution = f"{name}.{below}.{len(stack) - 1}"  # type: ignore[arg-type]
+                    convolution = f"{name}.{below}.{len(stack) - 1}"
                     yield FrameLayer(f"{name}.{below}.0", LayerKind.NORM, reader=convolution)
                     yield FrameLayer(convolution, LayerKind.CONV)
 

@@ -73,7 +73,7 @@ def still(unet: Any) -> Any:
     from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 
     for module in unet.modules():
-        last = None
+        last: Any = None
         if isinstance(module, TemporalConvLayer):
             last = module.conv4[-1]
         elif isinstance(module, TransformerTemporalModel):
