@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Mapping
@@ -227,6 +228,13 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
             "does the network interface exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? "
             "A slow model needs a longer join_timeout_s"
         ) from error
+    # A back end's threads that outlive the interpreter end the process with SIGABRT, after all work is done.
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _shown(value: Any) -> str:

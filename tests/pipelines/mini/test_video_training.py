@@ -45,7 +45,7 @@ class TinyAutoencoder(VideoAutoencoder):
 
 class TinyVideo(TextToVideo):
     schedule = Schedule(steps=4, learning_rate=1e-3)
-    batches = {3: 2, 9: 1, 17: 1}  # noqa: RUF012
+    batches = {1: 2, 3: 2, 5: 1, 9: 1, 17: 1}  # noqa: RUF012
     short = 0.75
 
     def preview(self, model, folder, step):
@@ -85,6 +85,17 @@ def test_the_autoencoder_recipe_resumes_to_the_bit(tmp_path):
     assert same(whole, train(TinyAutoencoder(), tmp_path / "parts"))
 
 
+def test_an_autoencoder_begins_with_the_encoder_of_one_whose_decoder_is_narrower():
+    model = TinyAutoencoder().build()
+    weights = {key: value + 1 for key, value in model.state_dict().items()}
+    own = weights.pop("decoder.conv_in.weight")
+    weights["decoder.conv_in.weight"] = own[:1]
+    before = model.decoder.conv_in.weight.clone()
+    TinyAutoencoder().inherit(model, weights)
+    assert torch.equal(model.decoder.conv_in.weight, before)
+    assert torch.equal(model.encoder.conv_in.weight, weights["encoder.conv_in.weight"])
+
+
 def test_refining_the_autoencoder_leaves_its_latents_alone():
     recipe = TinyAutoencoder()
     recipe.refine()
@@ -98,15 +109,18 @@ def test_refining_the_autoencoder_leaves_its_latents_alone():
 
 def test_the_video_recipe_resumes_to_the_bit_and_grows(tmp_path, vae):
     def recipe():
-        return TinyVideo(vae, videos={3: 16, 9: 16, 17: 16}, cache=tmp_path / "cache")
+        return TinyVideo(vae, videos={1: 16, 3: 16, 5: 16, 9: 16, 17: 16}, cache=tmp_path / "cache")
 
     whole = train(recipe(), tmp_path / "whole")
     train(recipe(), tmp_path / "parts", stop_after=2)
     assert same(whole, train(recipe(), tmp_path / "parts"))
     lengths = [recipe()._length(step, step_generator(0, step)) for step in range(4)]
-    assert lengths[:3] == [3, 3, 3]
+    assert lengths[:3] == [1, 1, 3]
     later = {recipe()._length(3, step_generator(0, seed)) for seed in range(60)}
-    assert later == {3, 9, 17}
+    assert later == {3, 5, 9, 17}
+    refined = recipe()
+    refined.refine()
+    assert {refined._length(0, step_generator(0, seed)) for seed in range(60)} == later
 
 
 def test_training_shows_the_denoiser_what_the_pipeline_shows_it(vae):
