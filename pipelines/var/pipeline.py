@@ -15,6 +15,7 @@ from hasten.pipelines.var.cache import KVCache
 from hasten.pipelines.var.scheduler import Generators
 from hasten.pipelines.var.text import encode_prompts
 from hasten.pipelines.var.transformer import Conditioning
+from hasten.pipelines.var.vq_model import MultiScaleVQModel
 from hasten.schedules.scales import Schedule
 
 __all__ = ["VARPipeline"]
@@ -25,6 +26,8 @@ class VARPipeline(NextScalePipeline):
 
     Its parts are those of :class:`NextScalePipeline`; the tokenizer is a :class:`MultiScaleVQModel`.
     """
+
+    vae: MultiScaleVQModel  # diffusers loads only classes whose module is imported already
 
     @classmethod
     def from_original(cls, source: Any, variant: str = "d16", **options: Any) -> Self:

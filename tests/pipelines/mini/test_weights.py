@@ -1,6 +1,8 @@
 """The shipped folders: their size, that stock classes load them, and what the models can do."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,6 +69,15 @@ def test_every_component_is_a_stock_class(name):
         assert stock or type(part).__module__.startswith(own), name
     denoiser = pipe.components.get("transformer") or pipe.unet
     assert next(denoiser.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", mini.names())
+def test_a_fresh_process_loads_it(name):
+    """Other tests import modules that a user's script does not."""
+    code = f"import hasten; print(type(hasten.load({name!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith("Pipeline")
 
 
 def test_both_text_slots_hold_the_same_tower(pipe):
