@@ -13,36 +13,40 @@ if TYPE_CHECKING:
 
 __all__ = ["MINIATURE_METRICS"]
 
-#: Name -> (class, one line). For pictures of the miniatures only, never comparable with published figures.
+#: Name -> (module and class in ``hasten.eval.compare``, one line). For what the miniatures make, never comparable with
+#: published figures.
 MINIATURE_METRICS = {
     "mini_classifier": (
-        "Classifier",
+        "miniature.Classifier",
         "miniature: share of the attributes asked for, by a learned classifier",
     ),
     "mini_parser": (
-        "Parser",
+        "miniature.Parser",
         "miniature: share of the attributes asked for, by a parser that learned nothing",
     ),
-    "mini_motion": ("Motion", "miniature: share of the videos that move as asked"),
+    "mini_motion": ("moving.Motion", "miniature: share of the videos that move as asked"),
     "mini_video_parser": (
-        "MovingParser",
+        "moving.MovingParser",
         "miniature: share of the attributes asked for, by a parser of the frames",
     ),
     "mini_video_classifier": (
-        "MovingClassifier",
+        "moving.MovingClassifier",
         "miniature: share of the attributes asked for, by a classifier of the frames",
     ),
-    "mini_text_image": ("TextImage", "miniature: image-prompt cosine of the miniature contrastive model"),
-    "mini_frechet": ("Frechet", "miniature: Frechet distance of its features to true renders (not FID)"),
-    "mini_mmd": ("Mmd", "miniature: kernel distance of its features to true renders (not CMMD)"),
+    "mini_text_image": (
+        "miniature.TextImage",
+        "miniature: image-prompt cosine of the miniature contrastive model",
+    ),
+    "mini_frechet": (
+        "miniature.Frechet",
+        "miniature: Frechet distance of its features to true renders (not FID)",
+    ),
+    "mini_mmd": ("miniature.Mmd", "miniature: kernel distance of its features to true renders (not CMMD)"),
 }
 
 
-_OF_VIDEOS = ("Motion", "MovingParser", "MovingClassifier")
-
-
-def _factory(class_name: str) -> Callable[..., Any]:
-    module = "moving" if class_name in _OF_VIDEOS else "miniature"
+def _factory(place: str) -> Callable[..., Any]:
+    module, class_name = place.split(".")
 
     def make(**options: Any) -> Any:
         return getattr(import_module(f"hasten.eval.compare.{module}"), class_name)(**options)
@@ -53,8 +57,8 @@ def _factory(class_name: str) -> Callable[..., Any]:
 @hookimpl
 def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], None]) -> None:
     """Offer the metrics of the miniatures."""
-    for name, (class_name, summary) in MINIATURE_METRICS.items():
-        register(name, _factory(class_name), summary)
+    for name, (place, summary) in MINIATURE_METRICS.items():
+        register(name, _factory(place), summary)
 
 
 @hookimpl

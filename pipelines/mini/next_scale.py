@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.pipelines.mini.contrastive import WIDTH
+from hasten.pipelines.mini.pools import stored_pool
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scale_tokens import PIXELS, SCHEDULE
 from hasten.pipelines.mini.scenes import sample_scene
@@ -70,17 +70,6 @@ class LatentPool:
         """``count`` random rows."""
         rows = torch.randint(len(self.latents), (count,), generator=generator)
         return self.latents[rows].float(), self.text[rows].float(), self.mask[rows]
-
-
-def stored_pool(path: Path, make: Callable[[], LatentPool]) -> LatentPool:
-    """The pool at ``path``, made first if it is not there."""
-    if path.exists():
-        return LatentPool(**torch.load(path, weights_only=True))
-    pool = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(vars(pool), path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-    return pool
 
 
 def scale_weights(schedule: Schedule) -> Tensor:
@@ -218,10 +207,7 @@ class NextScaleTraining(Recipe):
 
     def _scenes(self) -> LatentPool:
         if self._pool is None:
-
-            def make() -> LatentPool:
-                return LatentPool.make(self.vae, self.tower, self.images, PIXELS, seed=3)
-
             path = None if self.cache is None else self.cache / f"pool-{self.images}.pt"
-            self._pool = make() if path is None else stored_pool(path, make)
+            make = partial(LatentPool.make, self.vae, self.tower, self.images, PIXELS, seed=3)
+            self._pool = stored_pool(LatentPool, path, make)
         return self._pool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from hasten.pipelines.mini.autoencoder import encode, latent_spectrum
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.evaluate import BARS, Row
+from hasten.pipelines.mini.pools import stored_pool
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import Split, sample_scene
@@ -126,16 +126,8 @@ class Pool:
     @classmethod
     def stored(cls, cache: Path | None, vae: Any, embed: Embed, count: int, pixels: int) -> Pool:
         """The pool that lies in ``cache``, made and put there first if there is none."""
-        if cache is None:
-            return cls.make(vae, embed, count, pixels)
-        path = cache / f"pool-{pixels}-{count}.pt"
-        if path.exists():
-            return cls(**torch.load(path, weights_only=True))
-        pool = cls.make(vae, embed, count, pixels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(vars(pool), path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
-        return pool
+        path = None if cache is None else cache / f"pool-{pixels}-{count}.pt"
+        return stored_pool(cls, path, partial(cls.make, vae, embed, count, pixels))
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """``count`` random rows, float32."""

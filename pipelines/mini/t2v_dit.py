@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hasten.pipelines.mini.moving import MOTIONS, render_videos, sample_moving_scene
+from hasten.pipelines.mini.pools import stored_pool
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.text import build_tokenizer, number_words, vocabulary
@@ -23,7 +24,16 @@ from hasten.pipelines.mini.training import Recipe
 from hasten.pipelines.mini.video_autoencoder import LATENT_CHANNELS, SIDE, encode
 from hasten.pipelines.mini.video_evaluate import evaluate_videos, video_sheet
 
-__all__ = ["CALL", "PRODUCT", "TextToVideo", "assemble", "build_model", "make_recipe", "video_tokenizer"]
+__all__ = [
+    "CALL",
+    "PRODUCT",
+    "TextToVideo",
+    "assemble",
+    "build_model",
+    "caption_ids",
+    "make_recipe",
+    "video_tokenizer",
+]
 
 CALL: dict[str, Any] = {
     "num_inference_steps": 20,
@@ -102,7 +112,7 @@ class Pool:
             scenes = [sample_moving_scene(frames, i) for i in range(first, first + chunk)]
             with torch.autocast(device.type, torch.bfloat16):
                 latents.append(encode(vae, render_videos(scenes, frames, first, SIDE, frames).to(device)))
-            ids.append(_ids(tokenizer, [scene.caption() for scene in scenes]))
+            ids.append(caption_ids(tokenizer, [scene.caption() for scene in scenes]))
         return cls(torch.cat(latents).to("cpu", torch.float16), torch.cat(ids))
 
 
@@ -131,7 +141,7 @@ class TextToVideo(Recipe):
     def __init__(self, vae: Any, *, cache: Path | None = None, videos: dict[int, int] | None = None) -> None:
         self.vae, self.cache = vae, cache
         self.videos = videos or {1: 12_000, 3: 2048, 5: 2000, 9: 2000, 17: 160}
-        self.empty = _ids(video_tokenizer(), [""])
+        self.empty = caption_ids(video_tokenizer(), [""])
         self._pools: dict[int, Pool] = {}
 
     def refine(self) -> None:
@@ -195,15 +205,8 @@ class TextToVideo(Recipe):
 
     def _stored_pool(self, frames: int) -> Pool:
         count = self.videos[frames]
-        if self.cache is None:
-            return Pool.make(self.vae, count, 2 * frames - 1)
-        path = self.cache / f"pool-{frames}-{count}.pt"
-        if not path.exists():
-            pool = Pool.make(self.vae, count, 2 * frames - 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(vars(pool), path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
-        return Pool(**torch.load(path, weights_only=True))
+        path = None if self.cache is None else self.cache / f"pool-{frames}-{count}.pt"
+        return stored_pool(Pool, path, partial(Pool.make, self.vae, count, 2 * frames - 1))
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:  # noqa: ARG001
@@ -269,7 +272,8 @@ def assemble(vae: Any, text_encoder: Any, transformer: Any) -> Any:
     )
 
 
-def _ids(tokenizer: Any, captions: list[str]) -> Tensor:
+def caption_ids(tokenizer: Any, captions: list[str]) -> Tensor:
+    """Token ids (B, 16) of captions, padded."""
     ids: Tensor = tokenizer(
         captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     ).input_ids

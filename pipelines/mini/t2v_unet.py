@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from hasten.pipelines.mini.autoencoder import encode
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini.pools import stored_pool
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.t2i_unet import SIDE, build_scheduler
-from hasten.pipelines.mini.t2v_dit import MAX_TOKENS, matmul_attention, video_tokenizer
+from hasten.pipelines.mini.t2v_dit import MAX_TOKENS, caption_ids, matmul_attention, video_tokenizer
 from hasten.pipelines.mini.text import vocabulary
 from hasten.pipelines.mini.training import Recipe
 from hasten.pipelines.mini.video_evaluate import evaluate_videos, video_sheet
@@ -175,20 +176,13 @@ class Pool:
             frames = clean.float().cpu().unflatten(0, (chunk, FRAMES)) + shift
             latents.append(frames.transpose(1, 2).half())
             captions += [scene.caption() for scene in scenes]
-        return cls(torch.cat(latents), _ids(tokenizer, captions))
+        return cls(torch.cat(latents), caption_ids(tokenizer, captions))
 
     @classmethod
     def stored(cls, cache: Path | None, vae: Any, count: int) -> Pool:
         """The pool in the folder ``cache``, made and kept there if there is none."""
-        if cache is None:
-            return cls.make(vae, count)
-        path = cache / f"pool-{FRAMES}-{count}.pt"
-        if not path.exists():
-            pool = cls.make(vae, count)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(vars(pool), path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
-        return cls(**torch.load(path, weights_only=True))
+        path = None if cache is None else cache / f"pool-{FRAMES}-{count}.pt"
+        return stored_pool(cls, path, partial(cls.make, vae, count))
 
 
 class TextToVideoUNet(Recipe):
@@ -214,7 +208,7 @@ class TextToVideoUNet(Recipe):
 
     def __init__(self, vae: Any, tower: Any, *, cache: Path | None = None, clips: int = 1600) -> None:
         self.vae, self.tower, self.cache, self.clips = vae, tower, cache, clips
-        self.empty = _ids(video_tokenizer(), [""])
+        self.empty = caption_ids(video_tokenizer(), [""])
         self.scheduler = build_scheduler()
         self._pool: Pool | None = None
 
@@ -297,13 +291,6 @@ def _without_dropout(unet: Any) -> Any:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return unet
-
-
-def _ids(tokenizer: Any, captions: list[str]) -> Tensor:
-    ids: Tensor = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
-    return ids
 
 
 def _assemble_trained(root: Path) -> Any:

@@ -1,0 +1,33 @@
+"""Training data that is encoded once and kept beside the run that draws from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+__all__ = ["stored_pool"]
+
+PoolT = TypeVar("PoolT")
+
+
+def stored_pool(kind: type[PoolT], path: Path | None, make: Callable[[], PoolT]) -> PoolT:
+    """The pool at ``path``, made and put there first if there is none; a kill leaves the whole file or none.
+
+    Args:
+        kind: a dataclass whose fields are tensors.
+        path: a file, or ``None`` to keep nothing.
+        make: encodes the data.
+    """
+    if path is None:
+        return make()
+    if path.exists():
+        return kind(**torch.load(path, weights_only=True))
+    pool = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(vars(pool), path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+    return pool
