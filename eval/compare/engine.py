@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hasten._generation import Job, Sample, generate
@@ -173,13 +172,24 @@ def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
     )
 
 
-def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 2) -> Timings:
-    """Time the first batch of every arm in turns, after one round that pays for allocation and compilation."""
-    from hasten.eval.efficiency.timing import interleave
+def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 5) -> Timings:
+    """Time the first batch of every arm in turns, after one round that pays for allocation and compilation.
+
+    What attaching a technique takes is left out, as in the comparison itself. Five rounds, so that two that something
+    disturbed do not decide the steps of the equal-time control.
+    """
+    from hasten.eval.efficiency.timing import Timings
 
     first = replace(job, prompts=job.prompts[: job.batch_size])
-    tasks = {arm.name: partial(_turn, pipe, arm, first, 0, 0) for arm in arms}
-    return interleave(tasks, rounds, device=getattr(pipe, "device", None))
+    seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    for _ in range(1 + rounds):
+        for arm in arms:
+            seconds[arm.name].append(_turn(pipe, arm, first, 0, 0).seconds)
+    return Timings(
+        {name: tuple(values[1:]) for name, values in seconds.items()},
+        {name: tuple(values[:1]) for name, values in seconds.items()},
+        str(getattr(pipe, "device", None) or "cpu"),
+    )
 
 
 def equal_time_steps(steps: int, pace: Timings) -> dict[str, int]:

@@ -27,6 +27,7 @@ def test_the_table_of_traffic_is_that_of_the_committed_figures(page):
     assert "| one object |" in text
 
 
+@pytest.mark.xfail(strict=True, reason="measured otherwise: docs/decisions.md, 'Prompts for one object'")
 def test_simple_prompts_go_to_cheaper_experts_than_hard_ones(page):
     rows = {row["kind"]: row["macs_share"] for row in json.loads(page.FIGURES.read_text("utf-8"))["traffic"]}
     simple = rows["one object"]
