@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hasten._generation import Job, Sample, generate
@@ -178,18 +180,12 @@ def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 5) -> Timing
     What attaching a technique takes is left out, as in the comparison itself. Five rounds, so that two that something
     disturbed do not decide the steps of the equal-time control.
     """
-    from hasten.eval.efficiency.timing import Timings
+    from hasten.eval.efficiency.timing import interleave
 
     first = replace(job, prompts=job.prompts[: job.batch_size])
-    seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for _ in range(1 + rounds):
-        for arm in arms:
-            seconds[arm.name].append(_turn(pipe, arm, first, 0, 0).seconds)
-    return Timings(
-        {name: tuple(values[1:]) for name, values in seconds.items()},
-        {name: tuple(values[:1]) for name, values in seconds.items()},
-        str(getattr(pipe, "device", None) or "cpu"),
-    )
+    tasks = {arm.name: partial(_turn, pipe, arm, first, 0, 0) for arm in arms}
+    device = getattr(pipe, "device", None)
+    return interleave(tasks, rounds, device=device, seconds_of=attrgetter("seconds"))
 
 
 def equal_time_steps(steps: int, pace: Timings) -> dict[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from hasten._errors import ConfigError, HastenError
 from hasten._processes import Processes, wait_for
 from hasten.eval.compare import engine
-from hasten.eval.compare.engine import Arm, control_arms, equal_time_steps, turns
+from hasten.eval.compare.engine import Arm, Turn, control_arms, equal_time_steps, turns, warm_up
 from hasten.eval.compare.run import Request, run_comparison
 from hasten.eval.compare.store import RunStore
 from hasten.eval.efficiency import Timings
@@ -198,6 +199,20 @@ def test_order_rotates_and_all_arms_of_a_batch_run_back_to_back(
     order = list(turns(None, arms, request_of(6).job))
     assert [number for _, number, _ in order] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert "".join(name for name, _, _ in order) == "abcbcacab"
+
+
+def test_the_pace_leaves_out_what_attaching_takes(
+    monkeypatch: pytest.MonkeyPatch, request_of: Requests
+) -> None:
+    def turn(pipe: Any, arm: Arm, job: Any, number: int, start: int) -> Turn:
+        time.sleep(0.02 if arm.name == "slow to attach" else 0.0)
+        return Turn(arm, number, (), 1.0, None)
+
+    monkeypatch.setattr(engine, "_turn", turn)
+    arms = [Arm("baseline", "baseline", 4), Arm("slow to attach", "candidate", 4)]
+    pace = warm_up(None, arms, request_of(2).job)
+    assert pace.seconds == {arm.name: (1.0,) * 5 for arm in arms}
+    assert pace.warmup == {arm.name: (1.0,) for arm in arms}
 
 
 def test_equal_time_steps_follow_the_measured_pace() -> None:
