@@ -95,13 +95,13 @@ def run(
         steps: length of the run, if not the recipe's own.
         seed: of this run; parts that have to be trained first take their default.
         device: torch device, also of the parts.
-        compiled: use ``torch.compile`` where the recipe can.
+        compiled: use ``torch.compile``.
         begin_with: what to begin with, if not what the recipe says: the folder of a finished run or the name of a
             bundled model (``"mini/..."``). One of ``name`` itself is refined.
         **options: of :func:`hasten.pipelines.mini.training.train`.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, or a recipe that cannot be compiled.
         CheckpointError: if ``begin_with`` holds no finished run.
     """
     if name not in RUNS:
@@ -138,10 +138,16 @@ def recipe(
     compiled: bool = False,
     refine: bool = False,
 ) -> Recipe:
-    """The recipe of ``name`` over the trained parts in ``root``, or that of a second run on top of a first."""
+    """The recipe of ``name`` over the trained parts in ``root``, or that of a second run on top of a first.
+
+    Raises:
+        ConfigError: for a recipe that cannot be compiled.
+    """
     chosen: Recipe = import_module(f"hasten.pipelines.mini.{RUNS[name].module}").make_recipe(
         root, device=device, compiled=compiled
     )
+    if compiled and not getattr(chosen, "compiled", False):
+        raise ConfigError(f"the recipe of {name!r} cannot be compiled; leave out --compile")
     if refine:
         chosen.refine()
     if steps is not None:

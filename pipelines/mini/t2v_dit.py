@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -127,6 +127,7 @@ class TextToVideo(Recipe):
         vae: the trained video autoencoder, its mean and deviation set.
         cache: folder that keeps the encoded pools for a resumed run.
         videos: in the pool of each length, by latent frames.
+        compiled: run the denoiser through ``torch.compile`` (a seventh faster on a CPU, needs a C++ compiler).
     """
 
     name = "t2v-dit"
@@ -138,11 +139,19 @@ class TextToVideo(Recipe):
     padded_from = 0.8
     """From this share of the run on, one step in eight appends the zero tokens of a default pipeline call."""
 
-    def __init__(self, vae: Any, *, cache: Path | None = None, videos: dict[int, int] | None = None) -> None:
-        self.vae, self.cache = vae, cache
+    def __init__(
+        self,
+        vae: Any,
+        *,
+        cache: Path | None = None,
+        videos: dict[int, int] | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.vae, self.cache, self.compiled = vae, cache, compiled
         self.videos = videos or {1: 12_000, 3: 2048, 5: 2000, 9: 2000, 17: 160}
         self.empty = caption_ids(video_tokenizer(), [""])
         self._pools: dict[int, Pool] = {}
+        self._forward: Callable[..., Any] | None = None
 
     def refine(self) -> None:
         """As for every recipe, and without the steps that are all on single frames or short clips."""
@@ -169,10 +178,11 @@ class TextToVideo(Recipe):
         mixed = torch.lerp(clean, noise, time.view(-1, 1, 1, 1, 1))
         with torch.autocast(device.type, torch.bfloat16), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
-            states = F.pad(states, (0, 0, 0, self._padding(step, generator)))
-            velocity = model["transformer"](  # type: ignore[index]
-                mixed.to(device), (time * 1000).to(device), states, return_dict=False
-            )[0]
+            padding = self._padding(step, generator)
+            transformer: Any = model["transformer"]  # type: ignore[index]
+            forward = transformer if padding else self._compiled(transformer)
+            states = F.pad(states, (0, 0, 0, padding))
+            velocity = forward(mixed.to(device), (time * 1000).to(device), states, return_dict=False)[0]
         loss = (velocity.float() - (noise - clean).to(device)).square().mean()
         return loss, {"latent_frames": float(frames)}
 
@@ -194,6 +204,11 @@ class TextToVideo(Recipe):
         draw = int(torch.randint(8, (1,), generator=generator))
         return 512 - MAX_TOKENS if step >= self.padded_from * self.schedule.steps and draw == 0 else 0
 
+    def _compiled(self, transformer: nn.Module) -> Callable[..., Any]:
+        if self._forward is None:
+            self._forward = torch.compile(transformer, dynamic=False) if self.compiled else transformer
+        return self._forward
+
     def _batch(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random latents, float32, and their token ids; one caption in ten becomes the empty one, for guidance."""
         if frames not in self._pools:
@@ -209,11 +224,12 @@ class TextToVideo(Recipe):
         return stored_pool(Pool, path, partial(Pool.make, self.vae, count, 2 * frames - 1))
 
 
-def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:  # noqa: ARG001
+def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
     """The recipe over the trained parts in ``root``."""
     from hasten.pipelines.mini.runs import load_video_autoencoder
 
-    return TextToVideo(load_video_autoencoder(root).to(device), cache=root / TextToVideo.name)
+    vae = load_video_autoencoder(root).to(device)
+    return TextToVideo(vae, cache=root / TextToVideo.name, compiled=compiled)
 
 
 def encode_text(encoder: Any, ids: Tensor) -> Tensor:

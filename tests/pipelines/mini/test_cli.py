@@ -8,7 +8,7 @@ from hasten.pipelines.mini._cli import _EXPORTS, _RUNS, app
 from hasten.pipelines.mini.evaluate import Row
 from hasten.pipelines.mini.export import EXPORTS, figures_table
 from hasten.pipelines.mini.provenance import write_record
-from hasten.pipelines.mini.runs import RUNS, run
+from hasten.pipelines.mini.runs import RUNS, recipe, run
 
 
 @pytest.fixture
@@ -54,6 +54,16 @@ def test_parts_that_are_not_there_are_trained_before_the_whole(monkeypatch, tmp_
     parts = () if bundled else RUNS["t2i-dit"].requires
     assert [name for name, _ in order] == [*parts, "t2i-dit"]
     assert order[-1][1]["command"] == "hasten mini train t2i-dit --steps 9 --seed 4 --device cpu --compile"
+
+
+def test_compiling_is_refused_where_the_recipe_cannot(tmp_path):
+    with pytest.raises(ConfigError, match="'t2i-unet' cannot be compiled"):
+        run("t2i-unet", tmp_path, compiled=True)
+
+
+@pytest.mark.parametrize("name", ["t2i-dit", "var"])
+def test_a_compiled_recipe_knows_it(tmp_path, name):
+    assert recipe(name, tmp_path, compiled=True).compiled
 
 
 def test_a_finished_part_is_left_alone_whatever_made_it(monkeypatch, tmp_path):
