@@ -71,7 +71,7 @@ class Technique(ABC, Generic[ConfigT]):
 
     A class attribute ``name`` is what a user types; ``summary`` is one line for ``hasten plugins``; ``requires``
     lists the adapter capabilities without which the pipeline is refused; ``sameness`` says what a comparison with
-    the unaccelerated output of the same seed means.
+    the unaccelerated output of the same seed means; ``varies_by_prompt`` says that time and FLOPs depend on the prompt.
     """
 
     name: ClassVar[str]
@@ -79,6 +79,7 @@ class Technique(ABC, Generic[ConfigT]):
     config_class: ClassVar[type[TechniqueConfig]]
     requires: ClassVar[tuple[type, ...]] = ()
     sameness: ClassVar[Sameness] = "distributional"
+    varies_by_prompt: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -46,6 +46,8 @@ CONTROLS = (REPEAT, OTHER_SEED, FEWER_STEPS)
 
 _NAMED = 3
 """From so many candidates on, a control that they share is named after its steps."""
+_TYPICAL = 16
+"""Prompts that stand for the list where the cost depends on the prompt."""
 _SEED_OFFSET = 2**31
 """Between the seeds of the baseline and those of the other-seed control; further than any prompt list is
 long.
@@ -86,6 +88,14 @@ class Arm:
             [host().technique(entry.name).sameness for entry in self.config.techniques] if self.config else []
         )
         return max(promises, key=SAMENESS.index, default=None)
+
+    @property
+    def varies_by_prompt(self) -> bool:
+        """Whether one of its techniques takes longer for some prompts than for others."""
+        from hasten._plugins import host
+
+        entries = self.config.techniques if self.config else ()
+        return any(host().technique(entry.name).varies_by_prompt for entry in entries)
 
     def job(self, job: Job) -> Job:
         """``job`` with this arm's steps and seeds."""
@@ -175,15 +185,17 @@ def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
 
 
 def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 5) -> Timings:
-    """Time the first batch of every arm in turns, after one round that pays for allocation and compilation.
+    """Time every arm in turns, after one round that pays for allocation and compilation.
 
-    What attaching a technique takes is left out, as in the comparison itself. Five rounds, so that two that something
-    disturbed do not decide the steps of the equal-time control.
+    On the first batch, or on prompts from all of the list where an arm's time depends on them. What attaching takes is
+    left out, as in the comparison itself. Five rounds, so that two that something disturbed do not decide the steps of
+    the equal-time control.
     """
     from hasten.eval.efficiency.timing import interleave
 
-    first = replace(job, prompts=job.prompts[: job.batch_size])
-    tasks = {arm.name: partial(_turn, pipe, arm, first, 0, 0) for arm in arms}
+    varies = any(arm.varies_by_prompt for arm in arms)
+    typical = replace(job, prompts=_spread(job.prompts) if varies else job.prompts[: job.batch_size])
+    tasks = {arm.name: partial(_turn, pipe, arm, typical, 0, 0) for arm in arms}
     device = getattr(pipe, "device", None)
     return interleave(tasks, rounds, device=device, seconds_of=attrgetter("seconds"))
 
@@ -210,9 +222,16 @@ def profile(pipe: Any, arm: Arm, job: Job) -> dict[str, Any]:
 
 
 def flops_of(pipe: Any, arm: Arm, job: Job) -> int:
-    """Floating-point operations of one pipeline call on the first prompt."""
+    """Floating-point operations of the first prompt, or the mean over the list where they depend on the prompt."""
     from hasten.eval.efficiency import count_flops
 
-    first = arm.job(replace(job, prompts=job.prompts[:1]))
+    prompts = _spread(job.prompts) if arm.varies_by_prompt else job.prompts[:1]
+    counted = arm.job(replace(job, prompts=prompts))
     with arm.attached(pipe):
-        return count_flops(lambda: list(generate(pipe, first)))
+        return round(count_flops(lambda: list(generate(pipe, counted))) / len(prompts))
+
+
+def _spread(prompts: Sequence[str]) -> tuple[str, ...]:
+    """At most :data:`_TYPICAL` prompts, evenly spaced over the list."""
+    count = min(_TYPICAL, len(prompts))
+    return tuple(prompts[i * len(prompts) // count] for i in range(count))

@@ -32,6 +32,7 @@ class Aptp(Technique[AptpConfig]):
     summary = "a router picks a physically pruned denoiser for each prompt"
     config_class = AptpConfig
     requires = (PrunableUnits,)
+    varies_by_prompt = True
 
     def claims(self, target: Target) -> Sequence[Claim]:
         """The shapes of weights change from group to group, and with them the heads that a cache holds."""

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from hasten._errors import ConfigError, HastenError
 from hasten._processes import Processes, wait_for
 from hasten.eval.compare import engine
-from hasten.eval.compare.engine import Arm, Turn, control_arms, equal_time_steps, turns, warm_up
+from hasten.eval.compare.engine import Arm, Turn, control_arms, equal_time_steps, flops_of, turns, warm_up
 from hasten.eval.compare.run import Request, run_comparison
 from hasten.eval.compare.store import RunStore
 from hasten.eval.efficiency import Timings
@@ -213,6 +214,34 @@ def test_the_pace_leaves_out_what_attaching_takes(
     pace = warm_up(None, arms, request_of(2).job)
     assert pace.seconds == {arm.name: (1.0,) * 5 for arm in arms}
     assert pace.warmup == {arm.name: (1.0,) for arm in arms}
+
+
+def test_costs_that_depend_on_the_prompt_are_means_over_the_list(
+    request_of: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(request_of(2).job, prompts=tuple(str(i) for i in range(40)), batch_size=2)
+    plain, routed = Arm("baseline", "baseline", 4), Arm("routed", "candidate", 4)
+    seen: list[tuple[str, ...]] = []
+
+    def turn(pipe: Any, arm: Arm, job: Any, number: int, start: int) -> Turn:
+        seen.append(job.prompts)
+        return Turn(arm, number, (), 1.0, None)
+
+    monkeypatch.setattr(engine, "_turn", turn)
+    warm_up(None, [plain, routed], job, rounds=1)
+    assert set(seen) == {("0", "1")}
+
+    monkeypatch.setattr(Arm, "varies_by_prompt", property(lambda arm: arm.name == "routed"))
+    seen.clear()
+    warm_up(None, [plain, routed], job, rounds=1)
+    assert {len(prompts) for prompts in seen} == {16}
+    assert {prompts[-1] for prompts in seen} == {"37"}
+
+    monkeypatch.setattr(engine, "generate", lambda pipe, job: job.prompts)
+    monkeypatch.setattr("hasten.eval.efficiency.count_flops", lambda run: (seen.append(run()), 320)[1])
+    seen.clear()
+    assert (flops_of(None, plain, job), flops_of(None, routed, job)) == (320, 20)
+    assert [len(prompts) for prompts in seen] == [1, 16]
 
 
 def test_equal_time_steps_follow_the_measured_pace() -> None:

@@ -21,15 +21,20 @@ def page():
     return module
 
 
-def test_the_table_of_traffic_is_that_of_the_committed_figures(page):
-    figures, text = json.loads(page.FIGURES.read_text("utf-8")), page.README.read_text("utf-8")
-    assert page.rendered(text, figures) == text
-    assert "| one object |" in text
+@pytest.mark.parametrize("name", ["traffic", "kinds"])
+def test_the_tables_are_those_of_the_committed_figures(page, name):
+    figures, text = json.loads(page.figures_file(name).read_text("utf-8")), page.README.read_text("utf-8")
+    assert page.rendered(text, name, figures) == text
+    assert page.TABLES[name](figures) in text
+    assert "| one object |" in page.TABLES[name](figures)
 
 
 @pytest.mark.xfail(strict=True, reason="measured otherwise: docs/decisions.md, 'Prompts for one object'")
 def test_simple_prompts_go_to_cheaper_experts_than_hard_ones(page):
-    rows = {row["kind"]: row["macs_share"] for row in json.loads(page.FIGURES.read_text("utf-8"))["traffic"]}
+    rows = {
+        row["kind"]: row["macs_share"]
+        for row in json.loads(page.figures_file("traffic").read_text("utf-8"))["traffic"]
+    }
     simple = rows["one object"]
     assert simple < rows["two or three equal objects"]
     assert simple < rows["two different objects, with places"]
