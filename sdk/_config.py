@@ -63,6 +63,8 @@ class Config(BaseModel):
     """Pixels."""
     width: PositiveInt | None = None
     """Pixels."""
+    frames: PositiveInt | None = None
+    """Frames of a video."""
     out: str | None = None
     """Folder for results."""
 

@@ -31,7 +31,6 @@ with fewer processes. Several prompts take equal parts of the time line.
 """
 
 
-_Frames = Annotated[int | None, typer.Option(min=1, help="Frames of the video.")]
 _Out = Annotated[
     Path, typer.Option(help="A file ending in .mp4, .mov or .mkv; without an ending, a folder of PNGs.")
 ]
@@ -55,7 +54,7 @@ def add_commands(app: Any) -> None:
 def _video(
     model: options.ModelName = None,
     prompt: options.Prompt = None,
-    frames: _Frames = None,
+    frames: options.Frames = None,
     out: _Out = Path("video.mp4"),
     seed: options.Seed = None,
     steps: options.Steps = None,
@@ -88,7 +87,7 @@ def _video(
     }
     call = options.call_arguments(name, settings, given)
     techniques, own = _techniques(settings, texts, checkpoint)
-    pipe = load_quietly(name, device or _own_device(), dtype)
+    pipe = load_quietly(name, device or _own_device(), dtype, call)
     filmed = _film(pipe, out, {**call, "prompt": texts[0]}, own, techniques, seed, _rate(fps), codec, as_json)
     if filmed.rank == 0:
         _show(filmed, as_json)

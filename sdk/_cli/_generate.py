@@ -50,6 +50,7 @@ def _command(
     steps: options.Steps = None,
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    frames: options.Frames = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,
     device: Annotated[
@@ -67,7 +68,13 @@ def _command(
     seed = seed if seed is not None else settings.seed or 0
     texts = options.choose_prompts(model, settings, prompt, prompts, num_prompts, seed)
     folder = prepare_folder(out if out is not None else settings.out or "out")
-    given = {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale}
+    given = {
+        "num_inference_steps": steps,
+        "height": height,
+        "width": width,
+        "num_frames": frames,
+        "guidance_scale": guidance_scale,
+    }
     call = options.call_arguments(model, settings, given)
     job = Job(texts, seed, call, batch_size)
     runs: dict[str, Config | None] = {"baseline": None} if baseline or not settings.techniques else {}
@@ -78,7 +85,7 @@ def _command(
         name: OutputFolder(prepare_folder(folder / name), _request(model, job, dtype, run), processes)
         for name, run in runs.items()
     }
-    pipe = load_quietly(model, processes.device(device), dtype)
+    pipe = load_quietly(model, processes.device(device), dtype, call)
     summary = {
         name: _run(pipe, job, run, outputs[name], processes, name, quiet=as_json)
         for name, run in runs.items()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigFile",
     "Enable",
+    "Frames",
     "Json",
     "ModelName",
     "NumPrompts",
@@ -59,6 +60,7 @@ Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of the first prompt; prompt i uses seed + i. [0]")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
+Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Frames of a video.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
 
@@ -122,6 +124,13 @@ def call_arguments(model: str, config: Config, given: Mapping[str, Any]) -> dict
         from hasten.pipelines import mini
 
         layers.append(mini.recommended_call(model))
-    layers.append({"num_inference_steps": config.steps, "height": config.height, "width": config.width})
+    layers.append(
+        {
+            "num_inference_steps": config.steps,
+            "height": config.height,
+            "width": config.width,
+            "num_frames": config.frames,
+        }
+    )
     layers.append(given)
     return {name: value for layer in layers for name, value in layer.items() if value is not None}

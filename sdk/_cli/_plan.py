@@ -38,6 +38,7 @@ def _command(
     steps: options.Steps = None,
     height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    frames: options.Frames = None,
     warm_up: Annotated[bool, typer.Option("--warm-up", help="Run once and show measured times.")] = False,
     enable: options.Enable = None,
     sets: options.Set = None,
@@ -48,9 +49,9 @@ def _command(
 
     settings = options.configuration(config, enable, sets)
     model = options.choose_model(model, settings)
-    given = {"num_inference_steps": steps, "height": height, "width": width}
+    given = {"num_inference_steps": steps, "height": height, "width": width, "num_frames": frames}
     call = options.call_arguments(model, settings, given)
-    pipe = load_quietly(model)
+    pipe = load_quietly(model, call=call)
     plan = hasten.plan(pipe, settings, **call)
     measured = _measure(pipe, settings, model, call) if warm_up else None
     if as_json:

@@ -58,6 +58,7 @@ def _command(
     steps: common.Steps = None,
     height: options.Height = None,
     width: options.Width = None,
+    frames: common.Frames = None,
     guidance_scale: options.Guidance = None,
     batch_size: options.BatchSize = 8,
     fewer_steps: options.FewerSteps = None,
@@ -79,7 +80,13 @@ def _command(
     model = common.choose_model(model, first)
     seed = seed if seed is not None else first.seed or 0
     texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
-    given = {"num_inference_steps": steps, "height": height, "width": width, "guidance_scale": guidance_scale}
+    given = {
+        "num_inference_steps": steps,
+        "height": height,
+        "width": width,
+        "num_frames": frames,
+        "guidance_scale": guidance_scale,
+    }
     job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
     request = _request(model, job, configurations, fewer_steps or ())
     evaluation = _evaluation(
@@ -137,7 +144,7 @@ def _configurations(
         found[file.stem] = common.configuration(file, enable, sets)
     first = next(iter(found.values()))
     for name, other in found.items():
-        shared = ("model", "prompts", "num_prompts", "seed", "steps", "height", "width")
+        shared = ("model", "prompts", "num_prompts", "seed", "steps", "height", "width", "frames")
         for key in shared:
             if getattr(other, key) != getattr(first, key):
                 raise ConfigError(

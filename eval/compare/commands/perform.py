@@ -78,7 +78,7 @@ def _run(
     from hasten._machine import describe_machine
     from hasten.eval.compare.run import run_comparison
 
-    pipe = load_quietly(request.model, processes.device(device), dtype)
+    pipe = load_quietly(request.model, processes.device(device), dtype, request.job.call)
     about = {
         "hasten": __version__,
         "machine": describe_machine(),

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
+from hasten._cli._options import call_arguments
+from hasten._config import Config
+
 from .conftest import PROMPT
 
 Run = Callable[..., Result]
@@ -109,6 +112,13 @@ def test_the_command_line_wins_over_the_file(hasten: Run, folder: Path, tmp_path
     assert json.loads(result.output)["runs"]["baseline"]["samples"][0]["seed"] == 5
 
 
+def test_frames_come_from_the_file_unless_the_command_line_has_some() -> None:
+    config = Config(frames=9)
+    assert call_arguments("folder", config, {"num_frames": None}) == {"num_frames": 9}
+    assert call_arguments("folder", config, {"num_frames": 17}) == {"num_frames": 17}
+    assert Config.of(config.to_dict()) == config
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -120,6 +130,7 @@ def test_the_command_line_wins_over_the_file(hasten: Run, folder: Path, tmp_path
         (("-c", "missing.yaml"), "missing.yaml"),
         (("--prompts", "missing.txt"), "missing.txt"),
         (("--dtype", "float12"), "float12"),
+        (("--frames", "5"), "no argument 'num_frames': leave out `frames`"),
     ],
 )
 def test_bad_usage_exits_2_and_names_the_remedy(
