@@ -121,6 +121,11 @@ class TextToVideo(Recipe):
 
     What objects look like is learned from single frames, where a step shows the most of them; motion comes after.
 
+    In every second step frames have noise levels of their own, as in Diffusion Forcing (arXiv 2407.01392): by turns all
+    of them, or the first one is clear and the others share a level. Where the object is in a noisy frame follows from
+    the clear one and the word for the direction. At one level for all frames that word lowers the error by so little
+    that 18,000 steps did not teach it.
+
     The text encoder learns together with the denoiser, because the one of the still pictures never met a motion.
 
     Args:
@@ -171,18 +176,18 @@ class TextToVideo(Recipe):
         device = next(model.parameters()).device
         frames = self._length(step, generator)
         clean, ids = self._batch(frames, generator)
-        shift = frames**0.5
-        time = torch.sigmoid(torch.randn(len(clean), generator=generator))
-        time = shift * time / (1 + (shift - 1) * time)
+        time = self._times(len(clean), frames, step, generator)
         noise = torch.randn(clean.shape, generator=generator)
-        mixed = torch.lerp(clean, noise, time.view(-1, 1, 1, 1, 1))
+        mixed = torch.lerp(clean, noise, time[:, None, :, None, None])
+        patches = clean[0, 0, 0].numel() // 4
+        told = time[:, 0] if step % 2 else time.repeat_interleave(patches, 1)
         with torch.autocast(device.type, torch.bfloat16), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
             padding = self._padding(step, generator)
             transformer: Any = model["transformer"]  # type: ignore[index]
             forward = transformer if padding else self._compiled(transformer)
             states = F.pad(states, (0, 0, 0, padding))
-            velocity = forward(mixed.to(device), (time * 1000).to(device), states, return_dict=False)[0]
+            velocity = forward(mixed.to(device), (told * 1000).to(device), states, return_dict=False)[0]
         loss = (velocity.float() - (noise - clean).to(device)).square().mean()
         return loss, {"latent_frames": float(frames)}
 
@@ -191,6 +196,17 @@ class TextToVideo(Recipe):
         """A sheet of samples, and what the parser finds in them."""
         pipe = assemble(self.vae, model["text_encoder"], model["transformer"])  # type: ignore[index]
         return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
+
+    def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> Tensor:
+        """Noise levels (B, T); in odd steps the same for all frames of a video."""
+        if step % 4 == 0:
+            return torch.rand((count, frames), generator=generator)
+        time = torch.sigmoid(torch.randn((count, 1), generator=generator))
+        shift = frames**0.5
+        times = (shift * time / (1 + (shift - 1) * time)).repeat(1, frames)
+        if step % 4 == 2:
+            times[:, 0] = 0.05 * torch.rand(count, generator=generator)
+        return times
 
     def _length(self, step: int, generator: torch.Generator) -> int:
         draw = int(torch.randint(8, (1,), generator=generator))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hasten.pipelines.mini.scenes import is_scene_caption, parse_caption
+from hasten.pipelines.mini.scenes import PLACES, is_scene_caption, parse_caption
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.config import AptpConfig
 from hasten.plugins.aptp.encoder import make_encoder
@@ -41,7 +41,11 @@ def kind_of(prompt: str) -> str:
         scene = parse_caption(prompt)
         if len(scene.groups) > 1:
             return "two different objects, with places"
-        return "one object" if scene.groups[0].count == 1 else "two or three equal objects"
+        group = scene.groups[0]
+        if group.count > 1:
+            return "two or three equal objects"
+        corner = 0.5 not in PLACES[group.place]
+        return "one object in a corner" if corner else "one object in the centre or at a side"
     words = len(prompt.split())
     return "up to 8 words" if words <= 8 else "9 to 20 words" if words <= 20 else "more than 20 words"
 

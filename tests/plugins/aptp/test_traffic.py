@@ -13,7 +13,9 @@ from .conftest import PROMPTS
 @pytest.mark.parametrize(
     ("prompt", "kind"),
     [
-        (PROMPTS[0], "one object"),
+        (PROMPTS[0], "one object in the centre or at a side"),
+        (PROMPTS[4], "one object in a corner"),
+        (PROMPTS[5], "one object in the centre or at a side"),
         (PROMPTS[1], "two or three equal objects"),
         (PROMPTS[2], "two different objects, with places"),
         ("an astronaut", "up to 8 words"),
