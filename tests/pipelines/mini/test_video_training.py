@@ -135,6 +135,26 @@ def test_training_shows_the_denoiser_what_the_pipeline_shows_it(vae):
         torch.testing.assert_close(given, trained)
 
 
+def test_noise_levels_are_shared_in_odd_steps_and_the_first_frame_is_clear_in_a_quarter_of_all(vae):
+    recipe = TinyVideo(vae)
+    shared, own, clear = (recipe._times(3, 5, step, step_generator(0, step)) for step in (1, 4, 6))
+    assert torch.equal(shared, shared[:, :1].expand(3, 5))
+    assert all(len(levels.unique()) == 5 for levels in own)
+    assert (clear[:, 0] <= 0.05).all()
+    assert torch.equal(clear[:, 1:], clear[:, 1:2].expand(3, 4))
+
+
+def test_the_same_level_told_frame_by_frame_is_the_same_to_the_denoiser(vae):
+    recipe = TinyVideo(vae)
+    model = recipe.build().eval()
+    torch.nn.init.normal_(model["transformer"].proj_out.weight)
+    latents, text = torch.randn(2, 8, 3, 16, 16), torch.randn(2, MAX_TOKENS, 96)
+    time = torch.tensor([300.0, 800.0])
+    whole = model["transformer"](latents, time, text, return_dict=False)[0]
+    told = time[:, None].expand(2, 3).repeat_interleave(64, 1)
+    torch.testing.assert_close(model["transformer"](latents, told, text, return_dict=False)[0], whole)
+
+
 def test_every_caption_fits_and_every_word_is_known():
     tokenizer = video_tokenizer()
     for index, split in itertools.product(range(200), ("train", "held_out")):
