@@ -192,6 +192,9 @@ class TextToVideoUNet(Recipe):
     the first step sees each frame as a picture. The text encoder, which begins as the tower of the still pictures,
     learns together with the denoiser, because it never met the words of motions.
 
+    In every second step the first frame is clear and not in the loss: where the object is in the others follows from it
+    and the word for the direction (see :class:`hasten.pipelines.mini.t2v_dit.TextToVideo`).
+
     Args:
         vae: the trained autoencoder.
         tower: the text tower of the contrastive model.
@@ -233,10 +236,12 @@ class TextToVideoUNet(Recipe):
         noise = torch.randn(clean.shape, generator=generator)
         mixed = self.scheduler.add_noise(clean, noise, time)
         target = self.scheduler.get_velocity(clean, noise, time)
+        known = step % 2
+        mixed[:, :, :known] = clean[:, :, :known]
         with torch.autocast(device.type, torch.bfloat16), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
             velocity = model["unet"](mixed.to(device), time.to(device), states, return_dict=False)[0]  # type: ignore[index]
-        loss = (velocity.float() - target.to(device)).square().mean()
+        loss = (velocity.float() - target.to(device))[:, :, known:].square().mean()
         return loss, {"frames": float(frames)}
 
     @torch.no_grad()

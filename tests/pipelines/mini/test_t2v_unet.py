@@ -88,6 +88,26 @@ def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
     assert lengths == {8, 16}
 
 
+def test_the_first_frame_is_clear_in_every_second_step(recipe, model):
+    seen = []
+    hook = model["unet"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for step in (0, 1):
+        with torch.no_grad():
+            recipe.loss(model, step, step_generator(0, 7))
+    hook.remove()
+    clean, _ = recipe._batch(4, _after_length(step_generator(0, 7)))
+    noisy, told = seen
+    torch.testing.assert_close(told[:, :, :1], clean[:, :, :1])
+    torch.testing.assert_close(told[:, :, 1:], noisy[:, :, 1:])
+    assert not torch.allclose(noisy[:, :, :1], clean[:, :, :1])
+
+
+def _after_length(generator):
+    """``generator`` after the draw that chooses a length."""
+    torch.randint(2, (1,), generator=generator)
+    return generator
+
+
 def test_the_stock_pipeline_runs_with_its_recommended_call(recipe, model):
     pipe = assemble(recipe.vae, model["text_encoder"], model["unet"])
     pipe.set_progress_bar_config(disable=True)
