@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import time
 from collections.abc import Mapping
@@ -233,8 +234,14 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
 
 
 def _leave() -> None:
+    """Leave the group for good: its threads end once nothing refers to it any more."""
+    global _joined
+    if _joined is not None:
+        _joined.clip_group = _joined.cfg_group = None
+    _joined = None
     if dist.is_initialized():
         dist.destroy_process_group()
+    gc.collect()  # what a run leaves behind refers to itself
 
 
 def _shown(value: Any) -> str:

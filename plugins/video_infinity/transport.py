@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -77,7 +78,7 @@ class Distributed:
     def __init__(self, group: dist.ProcessGroup, explain: Callable[[BaseException], BaseException]) -> None:
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
-        self._group = group
+        self._weak = ref(group)  # whoever refers to a group keeps its threads after it was left
         self._direct = dist.get_backend(group) == "gloo"
         self._explain = explain
 
@@ -92,6 +93,13 @@ class Distributed:
         except RuntimeError as error:
             raise self._explain(error) from error
         return _UnderWay(works, gathered, self._explain, (*sends, *receives, (self.rank, gather)))
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        group = self._weak()
+        if group is None:
+            raise RuntimeError("the process group was destroyed")
+        return group
 
     def _post(self, sends: Sequence[Message], receives: Sequence[Message]) -> list[dist.Work]:
         group = self._group
