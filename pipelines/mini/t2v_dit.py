@@ -136,10 +136,10 @@ class TextToVideo(Recipe):
     """
 
     name = "t2v-dit"
-    schedule = Schedule(steps=7600, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
+    schedule = Schedule(steps=18_000, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
     batches: Mapping[int, int] = MappingProxyType({1: 36, 3: 12, 5: 7, 9: 4, 17: 2})
     """Latent frames -> videos in a batch, about 2,300 tokens in all."""
-    singles, short = 0.45, 0.66
+    singles, short = 0.25, 0.5
     """Up to these shares of the run, one and three latent frames alone."""
     padded_from = 0.8
     """From this share of the run on, one step in eight appends the zero tokens of a default pipeline call."""
@@ -180,7 +180,7 @@ class TextToVideo(Recipe):
         noise = torch.randn(clean.shape, generator=generator)
         mixed = torch.lerp(clean, noise, time[:, None, :, None, None])
         patches = clean[0, 0, 0].numel() // 4
-        told = time[:, 0] if step % 2 else time.repeat_interleave(patches, 1)
+        told = time.repeat_interleave(patches, 1) if _own_levels(step, frames) else time[:, 0]
         with torch.autocast(device.type, torch.bfloat16), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
             padding = self._padding(step, generator)
@@ -198,13 +198,14 @@ class TextToVideo(Recipe):
         return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
 
     def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> Tensor:
-        """Noise levels (B, T); in odd steps the same for all frames of a video."""
-        if step % 4 == 0:
+        """Noise levels (B, T), in odd steps and for single frames one for all frames of a video."""
+        own = _own_levels(step, frames)
+        if own and step % 4 == 0:
             return torch.rand((count, frames), generator=generator)
         time = torch.sigmoid(torch.randn((count, 1), generator=generator))
         shift = frames**0.5
         times = (shift * time / (1 + (shift - 1) * time)).repeat(1, frames)
-        if step % 4 == 2:
+        if own:
             times[:, 0] = 0.05 * torch.rand(count, generator=generator)
         return times
 
@@ -246,6 +247,10 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
 
     vae = load_video_autoencoder(root).to(device)
     return TextToVideo(vae, cache=root / TextToVideo.name, compiled=compiled)
+
+
+def _own_levels(step: int, frames: int) -> bool:
+    return step % 2 == 0 and frames > 1
 
 
 def encode_text(encoder: Any, ids: Tensor) -> Tensor:

@@ -186,11 +186,12 @@ class Pool:
 
 
 class TextToVideoUNet(Recipe):
-    """Mean squared error of the velocity: short windows of clips first, then whole clips as well.
+    """Mean squared error of the velocity: single frames first, then short windows of clips, then whole clips as well.
 
-    Begins with ``mini/t2i-unet``: its spatial layers are copied by name, the temporal branches start at zero, so that
-    the first step sees each frame as a picture. The text encoder, which begins as the tower of the still pictures,
-    learns together with the denoiser, because it never met the words of motions.
+    A step on single frames shows eight times as many captions as one on windows of four: what they mean for a picture
+    is learned there. Begins with ``mini/t2i-unet``: its spatial layers are copied by name, the temporal branches start
+    at zero, so that the first step sees each frame as a picture. The text encoder, which begins as the tower of the
+    still pictures, learns together with the denoiser, because it never met the words of motions.
 
     In every second step the first frame is clear and not in the loss: where the object is in the others follows from it
     and the word for the direction (see :class:`hasten.pipelines.mini.t2v_dit.TextToVideo`).
@@ -203,13 +204,13 @@ class TextToVideoUNet(Recipe):
     """
 
     name = "t2v-unet"
-    schedule = Schedule(steps=3000, learning_rate=1e-3, warmup=100, decay_from=0.5, average=0.995)
-    batches: Mapping[int, int] = MappingProxyType({4: 8, 8: 4, 16: 2})
+    schedule = Schedule(steps=12_000, learning_rate=1e-3, warmup=100, decay_from=0.6, average=0.995)
+    batches: Mapping[int, int] = MappingProxyType({1: 32, 4: 8, 8: 4, 16: 2})
     """Frames -> clips in a batch, 32 frames in all."""
-    short, middle = 0.3, 0.6
-    """Shares of the run from which on windows of eight frames, and whole clips, are drawn as well."""
+    singles, short, middle = 0.4, 0.6, 0.8
+    """Up to these shares of the run, single frames, four frames, and at most eight."""
 
-    def __init__(self, vae: Any, tower: Any, *, cache: Path | None = None, clips: int = 1600) -> None:
+    def __init__(self, vae: Any, tower: Any, *, cache: Path | None = None, clips: int = 3200) -> None:
         self.vae, self.tower, self.cache, self.clips = vae, tower, cache, clips
         self.empty = caption_ids(video_tokenizer(), [""])
         self.scheduler = build_scheduler()
@@ -236,7 +237,7 @@ class TextToVideoUNet(Recipe):
         noise = torch.randn(clean.shape, generator=generator)
         mixed = self.scheduler.add_noise(clean, noise, time)
         target = self.scheduler.get_velocity(clean, noise, time)
-        known = step % 2
+        known = step % 2 if frames > 1 else 0
         mixed[:, :, :known] = clean[:, :, :known]
         with torch.autocast(device.type, torch.bfloat16), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
@@ -253,6 +254,8 @@ class TextToVideoUNet(Recipe):
     def _length(self, step: int, generator: torch.Generator) -> int:
         draw = int(torch.randint(2, (1,), generator=generator))
         progress = step / self.schedule.steps
+        if progress < self.singles:
+            return 1
         if progress < self.short:
             return 4
         return (4, 8)[draw] if progress < self.middle else (8, 16)[draw]

@@ -82,13 +82,16 @@ def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
     torch.manual_seed(0)
     fresh = recipe.build()
     loss, figures = recipe.loss(fresh, 0, step_generator(0, 0))
-    assert figures == {"frames": 4.0}
+    assert figures == {"frames": 1.0}
     assert torch.isfinite(loss)
-    lengths = {recipe._length(2900, step_generator(0, seed)) for seed in range(40)}
-    assert lengths == {8, 16}
+    steps = recipe.schedule.steps
+    for share, expected in ((0.5, {4}), (0.7, {4, 8}), (0.9, {8, 16})):
+        step = int(share * steps)
+        assert {recipe._length(step, step_generator(0, seed)) for seed in range(40)} == expected
 
 
-def test_the_first_frame_is_clear_in_every_second_step(recipe, model):
+def test_the_first_frame_is_clear_in_every_second_step(recipe, model, monkeypatch):
+    monkeypatch.setattr(recipe, "singles", 0.0)
     seen = []
     hook = model["unet"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for step in (0, 1):

@@ -46,7 +46,7 @@ class TinyAutoencoder(VideoAutoencoder):
 class TinyVideo(TextToVideo):
     schedule = Schedule(steps=4, learning_rate=1e-3)
     batches = {1: 2, 3: 2, 5: 1, 9: 1, 17: 1}  # noqa: RUF012
-    short = 0.75
+    singles, short = 0.5, 0.75
 
     def preview(self, model, folder, step):
         return {}
@@ -142,6 +142,8 @@ def test_noise_levels_are_shared_in_odd_steps_and_the_first_frame_is_clear_in_a_
     assert all(len(levels.unique()) == 5 for levels in own)
     assert (clear[:, 0] <= 0.05).all()
     assert torch.equal(clear[:, 1:], clear[:, 1:2].expand(3, 4))
+    single = torch.cat([recipe._times(64, 1, step, step_generator(0, step)) for step in (4, 6)])
+    assert single.median() > 0.3  # a single frame is not shown clear, with nothing to learn from it
 
 
 def test_the_same_level_told_frame_by_frame_is_the_same_to_the_denoiser(vae):
