@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hasten.pipelines.mini.moving import MOTIONS, render_videos, sample_moving_scene
+from hasten.pipelines.mini.moving import MOTIONS, MovingScene, render_videos, sample_moving_scene
 from hasten.pipelines.mini.pools import stored_pool
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
@@ -109,7 +109,7 @@ class Pool:
         device, tokenizer = next(vae.parameters()).device, video_tokenizer()
         latents, ids, chunk = [], [], 16
         for first in track(range(0, count, chunk), f"encode {frames} frames", console=Console(stderr=True)):
-            scenes = [sample_moving_scene(frames, i) for i in range(first, first + chunk)]
+            scenes = [_training_scene(frames, i) for i in range(first, first + chunk)]
             with torch.autocast(device.type, torch.bfloat16):
                 latents.append(encode(vae, render_videos(scenes, frames, first, SIDE, frames).to(device)))
             ids.append(caption_ids(tokenizer, [scene.caption() for scene in scenes]))
@@ -153,7 +153,7 @@ class TextToVideo(Recipe):
         compiled: bool = False,
     ) -> None:
         self.vae, self.cache, self.compiled = vae, cache, compiled
-        self.videos = videos or {1: 12_000, 3: 2048, 5: 2000, 9: 2000, 17: 160}
+        self.videos = videos or {1: 12_000, 3: 4000, 5: 2000, 9: 2000, 17: 160}
         self.empty = caption_ids(video_tokenizer(), [""])
         self._pools: dict[int, Pool] = {}
         self._forward: Callable[..., Any] | None = None
@@ -247,6 +247,15 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
 
     vae = load_video_autoencoder(root).to(device)
     return TextToVideo(vae, cache=root / TextToVideo.name, compiled=compiled)
+
+
+def _training_scene(frames: int, index: int) -> MovingScene:
+    """Scene ``index`` of a pool. Of single frames at least half stand still: their captions say where the object is."""
+    scene = sample_moving_scene(frames, index)
+    while frames == 1 and index % 2 and scene.moves:
+        index += 1_000_000
+        scene = sample_moving_scene(frames, index)
+    return scene
 
 
 def _own_levels(step: int, frames: int) -> bool:

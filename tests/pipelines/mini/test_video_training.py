@@ -12,6 +12,7 @@ from hasten.pipelines.mini.t2v_dit import (
     CALL,
     MAX_TOKENS,
     TextToVideo,
+    _training_scene,
     assemble,
     encode_text,
     matmul_attention,
@@ -155,6 +156,13 @@ def test_the_same_level_told_frame_by_frame_is_the_same_to_the_denoiser(vae):
     whole = model["transformer"](latents, time, text, return_dict=False)[0]
     told = time[:, None].expand(2, 3).repeat_interleave(64, 1)
     torch.testing.assert_close(model["transformer"](latents, told, text, return_dict=False)[0], whole)
+
+
+def test_half_of_the_single_frames_stand_still_and_clips_are_as_the_data_set_has_them():
+    still = [not _training_scene(1, index).moves for index in range(200)]
+    assert all(still[1::2])
+    assert sum(still[::2]) < 40
+    assert all(_training_scene(5, index) == sample_moving_scene(5, index) for index in range(20))
 
 
 def test_every_caption_fits_and_every_word_is_known():
