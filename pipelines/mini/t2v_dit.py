@@ -136,7 +136,7 @@ class TextToVideo(Recipe):
     """
 
     name = "t2v-dit"
-    schedule = Schedule(steps=16_000, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
+    schedule = Schedule(steps=14_000, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
     batches: Mapping[int, int] = MappingProxyType({1: 36, 3: 12, 5: 7, 9: 4, 17: 2})
     """Latent frames -> videos in a batch, about 2,300 tokens in all."""
     singles, short = 0.25, 0.5
