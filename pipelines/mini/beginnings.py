@@ -1,4 +1,4 @@
-"""The weights a run begins with, if not random ones: those of a finished run, or of a bundled model's denoiser."""
+"""The weights a run begins with, if not random ones: those of a finished run, or of a bundled model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hasten.pipelines.mini._models import path
 from hasten.pipelines.mini.checkpoints import read_average
-from hasten.pipelines.mini.provenance import read_record
+from hasten.pipelines.mini.provenance import read_record, read_shipped_chain
 
 __all__ = ["Beginning", "beginning"]
 
@@ -21,9 +21,10 @@ class Beginning:
     """Weights to begin with and where they come from.
 
     Args:
-        weights: a state dict.
+        weights: a state dict; of a bundled model what its run trained, mostly the denoiser.
         recipe: name of the recipe that made them.
-        record: of the run that made them, or, with the key ``bundled``, the name of the shipped model.
+        record: of the run that made them, or, with the key ``bundled``, the name of the shipped model; with it the
+            records of its runs as ``chain``, where they are shipped.
     """
 
     weights: Mapping[str, Tensor]
@@ -45,10 +46,23 @@ def beginning(source: str | Path) -> Beginning:
         folder = Path(source)
         record = read_record(folder)
         return Beginning(read_average(folder), record["recipe"], record)
+    return _bundled(str(source))
+
+
+def _bundled(name: str) -> Beginning:
+    from hasten.pipelines.mini.export import product
+
+    folder, recipe = path(name), name.removeprefix("mini/")
+    parts = product(recipe).trained
+    if parts:
+        weights = {f"{part}.{key}": value for part in parts for key, value in _part(folder / part).items()}
+    else:
+        weights = _part(next(folder / part for part in ("transformer", "unet") if (folder / part).is_dir()))
+    return Beginning(weights, recipe, {"bundled": name, "command": name, "chain": read_shipped_chain(folder)})
+
+
+def _part(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    name = str(source)
-    folder = next(path(name) / part for part in ("transformer", "unet") if (path(name) / part).is_dir())
     (file,) = folder.glob("*.safetensors")
-    weights = {key: value.float() for key, value in load_file(file).items()}
-    return Beginning(weights, name.removeprefix("mini/"), {"bundled": name, "command": name})
+    return {key: value.float() for key, value in load_file(file).items()}

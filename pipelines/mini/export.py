@@ -13,8 +13,8 @@ from hasten._errors import ConfigError
 from hasten.pipelines.mini._models import load_folder
 from hasten.pipelines.mini.evaluate import Row
 from hasten.pipelines.mini.product import Product
-from hasten.pipelines.mini.provenance import read_chain, readme
-from hasten.pipelines.mini.runs import load_trained
+from hasten.pipelines.mini.provenance import read_chain, readme, ship_chain
+from hasten.pipelines.mini.runs import bundled_in, load_trained
 
 __all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table", "product"]
 
@@ -75,6 +75,7 @@ def export(
     (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     rows = made.measure(load_folder(folder), made.call, prompts, 0, progress) if prompts else []
     _write_readme(folder, root, f"mini/{name}", made.text, made.runs, figures_table(rows))
+    ship_chain(read_chain(root / made.runs[-1]), folder)
     return rows
 
 
@@ -139,7 +140,8 @@ def _write_readme(
     size = sum(file.stat().st_size for file in weights)
     bundled = [run for run in runs[:-1] if not (root / run).is_dir()]
     if bundled:
-        text = f"{text.rstrip()}\n\nIts {' and '.join(bundled)} parts are copies of those of `mini/t2i-dit`."
+        owners = " and ".join(f"`{owner}`" for owner in dict.fromkeys(bundled_in(run) for run in bundled))
+        text = f"{text.rstrip()}\n\nIts {' and '.join(bundled)} parts are copies of those of {owners}."
     records = [r for run in runs if run not in bundled for r in read_chain(root / run)]
     page = readme(title, text, records, figures, size)
     (folder / "README.md").write_text(page, "utf-8")

@@ -24,6 +24,7 @@ class Product:
         settings: further content of its ``hasten.json``, from the folder of runs.
         measure: ``measure(pipe, call, prompts, seed, progress)``: how often the pipeline does what it is asked for.
         samples: samples that ``measure`` makes for each of its prompts.
+        trained: folders of what its run trains, by the names they have there; none for a denoiser alone.
     """
 
     text: str
@@ -33,3 +34,4 @@ class Product:
     settings: Callable[[Path], Mapping[str, Any]]
     measure: Callable[[Any, Mapping[str, Any], int, int, Callable[[int], None]], list[Row]]
     samples: int
+    trained: tuple[str, ...] = ()

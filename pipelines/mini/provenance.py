@@ -11,9 +11,19 @@ from typing import Any
 
 from hasten._errors import CheckpointError
 
-__all__ = ["describe_hardware", "has_record", "read_chain", "read_record", "readme", "write_record"]
+__all__ = [
+    "describe_hardware",
+    "has_record",
+    "read_chain",
+    "read_record",
+    "read_shipped_chain",
+    "readme",
+    "ship_chain",
+    "write_record",
+]
 
 _FILE = "run.json"
+_CHAIN = "runs.json"
 
 
 def describe_hardware(device: str) -> str:
@@ -66,8 +76,24 @@ def read_chain(folder: Path) -> list[dict[str, Any]]:
         CheckpointError: if the run is not finished.
     """
     chain = [read_record(folder)]
-    while "begun_with" in chain[0] and "bundled" not in chain[0]["begun_with"]:
-        chain.insert(0, chain[0]["begun_with"])
+    while "begun_with" in chain[0]:
+        begun = chain[0]["begun_with"]
+        if "bundled" in begun:
+            return [*begun["chain"], *chain] if begun["command"] == f"mini/{chain[0]['recipe']}" else chain
+        chain.insert(0, begun)
+    return chain
+
+
+def ship_chain(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Keep the records of the runs that made a shipped model's own parts in its folder, for runs that go on from it."""
+    plain = [{key: value for key, value in record.items() if key != "begun_with"} for record in records]
+    (folder / _CHAIN).write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
+
+
+def read_shipped_chain(folder: Path) -> list[dict[str, Any]]:
+    """What :func:`ship_chain` kept, oldest first; nothing for a model that was shipped without."""
+    file = folder / _CHAIN
+    chain: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
     return chain
 
 

@@ -18,6 +18,7 @@ from hasten.pipelines.mini.training import Recipe, train
 __all__ = [
     "RUNS",
     "Entry",
+    "bundled_in",
     "load_autoencoder",
     "load_bundled",
     "load_text_tower",
@@ -158,6 +159,11 @@ def recipe(
 def _bundled(part: str) -> Path:
     """Where the packaged weights of a part lie, whether or not there are any."""
     return _WEIGHTS / _BUNDLED.get(part, part)
+
+
+def bundled_in(part: str) -> str:
+    """The shipped model that a part is packaged with."""
+    return f"mini/{_BUNDLED[part].split('/')[0]}"
 
 
 def load_bundled(part: str, cls: Any) -> Any:

@@ -363,4 +363,5 @@ PRODUCT = Product(
     settings=_settings,
     measure=evaluate_videos,
     samples=2,
+    trained=("transformer", "text_encoder"),
 )

@@ -223,8 +223,16 @@ class TextToVideoUNet(Recipe):
         )
 
     def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Begin with the picture model's weights."""
-        inflate(model["unet"], weights)  # type: ignore[index]
+        """Begin with the picture model's weights, or go on from those of an earlier run."""
+        if any(name.startswith("unet.") for name in weights):
+            super().inherit(model, weights)
+        else:
+            inflate(model["unet"], weights)  # type: ignore[index]
+
+    def refine(self) -> None:
+        """As for every recipe, and without the steps that are all on single frames or short windows."""
+        super().refine()
+        self.singles = self.short = self.middle = 0.0
 
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
@@ -334,4 +342,5 @@ PRODUCT = Product(
     settings=lambda _: {"trained_frames": FRAMES},
     measure=evaluate_videos,
     samples=2,
+    trained=("unet", "text_encoder"),
 )

@@ -90,6 +90,15 @@ def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
         assert {recipe._length(step, step_generator(0, seed)) for seed in range(40)} == expected
 
 
+def test_a_refinement_goes_on_from_a_run_of_its_own_with_long_clips_alone(model):
+    refined = make_recipe(NOWHERE, device="cpu", compiled=False)
+    refined.refine()
+    assert {refined._length(0, step_generator(0, seed)) for seed in range(40)} == {8, 16}
+    fresh = refined.build()
+    refined.inherit(fresh, model.state_dict())
+    assert all(torch.equal(new, old) for new, old in zip(fresh.parameters(), model.parameters()))
+
+
 def test_the_first_frame_is_clear_in_every_second_step(recipe, model, monkeypatch):
     monkeypatch.setattr(recipe, "singles", 0.0)
     seen = []

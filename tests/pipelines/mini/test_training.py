@@ -9,7 +9,14 @@ from hasten._errors import CheckpointError, UnsupportedError
 from hasten.pipelines.mini import t2i_dit
 from hasten.pipelines.mini.beginnings import beginning
 from hasten.pipelines.mini.checkpoints import Average
-from hasten.pipelines.mini.provenance import read_chain, read_record, readme, write_record
+from hasten.pipelines.mini.provenance import (
+    read_chain,
+    read_record,
+    read_shipped_chain,
+    readme,
+    ship_chain,
+    write_record,
+)
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.t2i_dit_1024 import TextToImage1024, build_transformer
 from hasten.pipelines.mini.training import Recipe, step_generator, train
@@ -158,8 +165,16 @@ def test_a_run_can_begin_with_a_bundled_model(tmp_path):
     state = model.state_dict()
     assert torch.equal(state["pos_embed.pos_embed"], own)
     assert torch.equal(state["proj_out.weight"], begun.weights["proj_out.weight"])
-    write_record(tmp_path, {"command": "hasten mini train line", "begun_with": begun.record})
-    assert len(read_chain(tmp_path)) == 1
+    mine = {"recipe": "line", "command": "hasten mini train line", "begun_with": begun.record}
+    write_record(tmp_path, mine)
+    assert read_chain(tmp_path) == [mine]
+
+
+def test_what_a_shipped_model_was_made_of_goes_on_in_its_refinement(tmp_path):
+    ship_chain([{"recipe": "line", "command": "first"}], tmp_path)
+    begun = {"bundled": "mini/line", "command": "mini/line", "chain": read_shipped_chain(tmp_path)}
+    write_record(tmp_path, {"recipe": "line", "command": "second", "begun_with": begun})
+    assert [record["command"] for record in read_chain(tmp_path)] == ["first", "second"]
 
 
 def test_the_positions_of_the_larger_pictures_lie_between_those_of_the_smaller():

@@ -6,8 +6,11 @@ import torch
 
 import hasten
 from hasten.pipelines import mini
+from hasten.pipelines.mini.beginnings import beginning
 from hasten.pipelines.mini.motion import VideoClassifier, VideoParser
 from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini.provenance import read_chain, write_record
+from hasten.pipelines.mini.t2v_dit import build_model
 from hasten.pipelines.mini.video_autoencoder import encode, video_psnr
 from hasten.pipelines.mini.video_evaluate import generate_videos
 
@@ -73,6 +76,19 @@ def test_a_small_sample_moves_as_it_is_asked_to(pipe):
     scores = VideoParser().score(generate_videos(pipe, captions, call), captions).by_attribute()
     assert scores["motion"] >= 0.5
     assert scores["background"] >= 0.75
+
+
+def test_a_run_can_go_on_from_it(pipe, tmp_path):
+    begun = beginning(NAME)
+    model = build_model()
+    model.load_state_dict(begun.weights)
+    given = pipe.transformer.state_dict()
+    assert torch.equal(model["transformer"].state_dict()["proj_out.weight"], given["proj_out.weight"].float())
+    write_record(tmp_path, {"recipe": "t2v-dit", "command": "hasten mini train", "begun_with": begun.record})
+    first, *_, last = read_chain(tmp_path)
+    assert first["recipe"] == "t2v-dit"
+    assert first["steps"] > 0
+    assert last["command"] == "hasten mini train"
 
 
 @pytest.mark.slow
