@@ -87,13 +87,13 @@ def read_chain(folder: Path) -> list[dict[str, Any]]:
 def ship_chain(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Keep the records of the runs that made a shipped model's own parts in its folder, for runs that go on from it."""
     plain = [{key: value for key, value in record.items() if key != "begun_with"} for record in records]
-    (folder / _CHAIN).write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
+    (folder / _CHAIN).write_text(json.dumps({"runs": plain}, indent=2) + "\n", "utf-8")
 
 
 def read_shipped_chain(folder: Path) -> list[dict[str, Any]]:
     """What :func:`ship_chain` kept, oldest first; nothing for a model that was shipped without."""
     file = folder / _CHAIN
-    chain: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
+    chain: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["runs"] if file.is_file() else []
     return chain
 
 

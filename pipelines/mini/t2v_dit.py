@@ -163,6 +163,11 @@ class TextToVideo(Recipe):
         super().refine()
         self.singles = self.short = 0.0
 
+    def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take all weights; a shipped text encoder holds its embedding once, under the first of its two names."""
+        embedding = {"text_encoder.encoder.embed_tokens.weight": weights["text_encoder.shared.weight"]}
+        super().inherit(model, embedding | dict(weights))
+
     def build(self) -> nn.Module:
         """The untrained parts, every residual branch of the denoiser switched off as in Peebles & Xie (2023)."""
         model = build_model()
