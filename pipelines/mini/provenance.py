@@ -79,7 +79,8 @@ def read_chain(folder: Path) -> list[dict[str, Any]]:
     while "begun_with" in chain[0]:
         begun = chain[0]["begun_with"]
         if "bundled" in begun:
-            return [*begun["chain"], *chain] if begun["command"] == f"mini/{chain[0]['recipe']}" else chain
+            own = begun["bundled"] == f"mini/{chain[0]['recipe']}"
+            return [*begun.get("chain", ()), *chain] if own else chain  # older records hold no chain
         chain.insert(0, begun)
     return chain
 
