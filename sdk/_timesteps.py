@@ -7,7 +7,8 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ from hasten.schedules.noise import NoiseLevel
 if TYPE_CHECKING:
     from hasten._target import Target
 
-__all__ = ["dynamic_shift", "levels_of", "planned_levels"]
+__all__ = ["by_step", "dynamic_shift", "levels_of", "planned_levels"]
 
 _OWN_GRID = re.compile(r"^\s*sigmas = (np\.linspace\(1\.0|get_default\w*sigmas)", re.MULTILINE)
 
 
 def planned_levels(target: Target, arguments: Mapping[str, Any], size: LatentSize) -> list[NoiseLevel]:
-    """Level of every step of a pipeline call, in order.
+    """Level of every timestep of a pipeline call, in order. A solver of second order may repeat one.
 
     Args:
         target: the pipeline, which is not touched.
@@ -59,6 +60,12 @@ def planned_levels(target: Target, arguments: Mapping[str, Any], size: LatentSiz
     scheduler.set_timesteps(**given)
     levels = levels_of(target, scheduler)
     return levels[_skipped(target, scheduler, steps, arguments.get("strength")) :]
+
+
+def by_step(levels: Sequence[NoiseLevel]) -> list[tuple[NoiseLevel, int]]:
+    """Steps as a run counts them: each level with the number of timesteps in a row that are at it (two in Heun's)."""
+    runs = (list(same) for _, same in groupby(levels, key=lambda level: level.time))
+    return [(run[0], len(run)) for run in runs]
 
 
 def _skipped(target: Target, scheduler: Any, steps: int, strength: Any) -> int:

@@ -144,12 +144,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over prompts."""
     along = np.array([row["similarity"] for row in rows]).mean(0)
     windows = np.array([row["windows"] for row in rows])
-    distances = [d for d in (1, 8, 16, 32, 64, 128, 256) if d < len(along)]
+    distances = [1, *range(8, len(along), 8)]
     return {
         "attributes": float(windows.mean()),
         "good_windows": float((windows >= 0.8).mean()),
         "by_window": windows.mean(0).round(3).tolist(),
-        "similarity": {str(d): round(float(along[d]), 4) for d in distances},
+        "similarity": {str(d): round(float(along[d]), 3) for d in distances},
         "seam_change": statistics.median(row["seam_change"] for row in rows),
         "seam_step": statistics.median(row["seam_step"] for row in rows),
     }

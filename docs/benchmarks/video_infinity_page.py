@@ -1,4 +1,4 @@
-"""Writes ``video_infinity.md`` from the figures in ``video_infinity*.json``."""
+"""Writes ``video_infinity.md``, and draws its curve, from the figures in ``video_infinity*.json``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+CURVE = Path(__file__).parents[1] / "images" / "video_infinity_drift.png"
 PAGE = """# Video-Infinity
 
 Random weights, {processor}, {cores} cores, one thread per process, torch {torch}, diffusers {diffusers}, gloo.
@@ -94,6 +97,8 @@ clips. Good windows have four fifths of their attributes right. By
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
+![Similarity with the first frame at growing distance](../images/video_infinity_drift.png)
+
 """
 TITLES = "model | frames | prompts | way | attributes right | good windows | similarity {} | seam change | seam step"
 
@@ -106,6 +111,8 @@ def main() -> None:
     found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("video_infinity_t2v-*.json"))]
     text = page(document["machine"], document["results"], memory, found)
     (folder / "video_infinity.md").write_text(text, "utf-8")
+    if found:
+        draw(found)
 
 
 def page(
@@ -169,6 +176,20 @@ def trained(found: list[dict[str, Any]]) -> str:
     return TRAINED.format(
         commands="\n".join(scripts), titles=TITLES.format(", ".join(distances)), rows="\n".join(rows)
     )
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    """Draw similarity with the first frame against distance, a panel for each model."""
+    figure = Figure(figsize=(4.2 * len(found), 2.8), layout="constrained")
+    for axes, entry in zip(figure.subplots(1, len(found), squeeze=False)[0], found):
+        for (way, figures), line in zip(entry["ways"].items(), ("-", "--", ":")):
+            along = figures["similarity"]
+            axes.plot([int(d) for d in along], list(along.values()), line, label=way)
+        axes.set_title(entry["model"])
+        axes.set_xlabel("frames from the first one")
+        axes.set_ylabel("similarity")
+        axes.legend(frameon=False)
+    figure.savefig(CURVE, dpi=120)
 
 
 def added(rows: list[dict[str, float]]) -> list[float]:

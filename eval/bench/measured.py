@@ -136,7 +136,7 @@ def measure(problem: Problem, rounds: int) -> Measured:
         kernel.attend(q, k, v, layout, scale, out[:, :, layout.span])
         if grid.context:
             rows = scaled_dot_product_attention(layout.context(q), k, v)
-            out[:, :, layout.context_tokens()] = rows
+            out[:, :, layout.context_tokens] = rows
         return out
 
     with torch.no_grad():
@@ -195,11 +195,12 @@ def _errors(
     worst = [0.0, 0.0]
     order = torch.arange(grid.tokens, device=q.device) if layout.order is None else layout.order
     for group in layout.groups:
+        near = layout.exact(group)
         for tile in range(0, group.tiles, max(1, group.tiles * group.size // _CHECKED)):
             row = tile % group.size
             token = int(order[group.first + tile * group.size + row])
-            kept = group.keys[tile] if group.exact is None else group.keys[tile][group.exact[tile, row]]
-            keys = torch.cat([kept + grid.before, layout.context_tokens()])
+            kept = group.keys[tile] if near is None else group.keys[tile][near[tile, row]]
+            keys = torch.cat([kept + grid.before, layout.context_tokens])
             scores = (q[0, :, token + grid.before, None].double() * k[0, :, keys].double()).sum(-1) * scale
             expected = (torch.softmax(scores, -1)[..., None] * v[0, :, keys].double()).sum(1)
             worst[0] = max(worst[0], float((out[0, :, token].double() - expected).abs().max()))

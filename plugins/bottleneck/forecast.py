@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hasten._cost import StepCost, call_size
 from hasten._errors import UnsupportedError
 from hasten._technique import Forecast, StepForecast
-from hasten._timesteps import dynamic_shift, planned_levels
+from hasten._timesteps import by_step, dynamic_shift, planned_levels
 from hasten.pipelines.adapters._base import LatentSize
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.levels import resolve, spectrum_for
@@ -30,32 +30,36 @@ def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, A
     if size is None:
         return None
     try:
-        levels = planned_levels(target, arguments, size)
+        levels = by_step(planned_levels(target, arguments, size))
     except UnsupportedError:
         return None
     cost = StepCost(target, arguments, size)
     full = (size.height, size.width)
     if config.mode == "restart":
         steps = [
-            (level, at, f"stage {stage}")
+            (level, 1, at, f"stage {stage}")
             for level, at, stage in _restart_steps(config, target, arguments, size)
         ]
         facts: dict[str, Any] = {}
     else:
         resolutions = resolve(config, target, size)
         prediction = target.layout.prediction(target.pipe)
-        sizes = [resolutions.low_at(level, prediction) for level in levels]
-        steps = [(level, low or full, "low" if low else "") for level, low in zip(levels, sizes)]
+        sizes = [resolutions.low_at(level, prediction) for level, _ in levels]
+        steps = [
+            (level, forwards, low or full, "low" if low else "")
+            for (level, forwards), low in zip(levels, sizes)
+        ]
         facts = {"low_until": [round(low.until, 4) for low in resolutions.lows]}
         if config.low_until == "auto":
             facts["spectrum"] = spectrum_for(config, target.pipe)[1] or "unknown: bound for unit variance"
         if sizes and sizes[-1] is not None:
             facts["caution"] = "the last step is low, so the picture will lack detail: raise low_until"
     rows = tuple(
-        StepForecast(i, level.time, at, cost.of(at), note) for i, (level, at, note) in enumerate(steps)
+        StepForecast(i, level.time, at, forwards * cost.of(at), note)
+        for i, (level, forwards, at, note) in enumerate(steps)
     )
-    facts.update(cost.facts(dict.fromkeys(at for _, at, _ in steps)))
-    return Forecast(rows, len(levels) * cost.of(full), facts)
+    facts.update(cost.facts(dict.fromkeys(at for _, _, at, _ in steps)))
+    return Forecast(rows, sum(forwards for _, forwards in levels) * cost.of(full), facts)
 
 
 def _restart_steps(

@@ -18,7 +18,7 @@ from hasten.plugins.rettention.config import CacheType, RettentionConfig
 if TYPE_CHECKING:
     from hasten._target import Target
 
-__all__ = ["SparseLayer", "affordable", "free_bytes", "residual_dtype", "sparse_layers"]
+__all__ = ["SparseLayer", "affordable", "require_room", "residual_dtype", "sparse_layers"]
 
 _TYPES: dict[CacheType, torch.dtype] = {
     "float32": torch.float32,
@@ -115,7 +115,39 @@ def affordable(
     return frozenset(chosen), total
 
 
-def free_bytes(device: torch.device) -> int:
+def require_room(total: int, count: int, config: RettentionConfig, device: torch.device) -> None:
+    """Refuse statistics that their place has no room for.
+
+    Args:
+        total: bytes.
+        count: layers they belong to.
+        config: of the technique.
+        device: where the model runs.
+
+    Raises:
+        UnsupportedError: there is less memory left, or ``offload`` is set where the model runs in host memory.
+    """
+    if config.offload and device.type != "cuda":
+        raise UnsupportedError(
+            f"offload=true moves residuals to host memory, but the model runs on {device}, where they are already: "
+            f"remove it"
+        )
+    place = torch.device("cpu") if config.offload else device
+    free = _free_bytes(place)
+    if total <= free:
+        return
+    remedies = [f"cache_budget='{max(1, free // 2_000_000)}MB' to keep them for some layers only"]
+    if residual_dtype(config, torch.float16).itemsize > 1:
+        remedies.append("cache_dtype='float8' to make them smaller")
+    if device.type == "cuda" and not config.offload:
+        remedies.append("offload=true to keep them in host memory")
+    raise UnsupportedError(
+        f"the statistics of {count} layers need {total / 1e9:.2f} GB at this size, and {place} has {free / 1e9:.2f} GB "
+        f"left: set {', or '.join(remedies)}"
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
     """Memory that can still be had on a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

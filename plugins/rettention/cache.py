@@ -67,10 +67,11 @@ class ResidualCache:
     Args:
         dtype: type in which residuals are kept.
         offload: keep them in pinned host memory; the next layer's travels while this layer computes.
+        budget: most bytes of all entries together, ``None`` for any number.
     """
 
-    def __init__(self, dtype: torch.dtype, offload: bool = False) -> None:
-        self._dtype, self._offload = dtype, offload
+    def __init__(self, dtype: torch.dtype, offload: bool = False, budget: int | None = None) -> None:
+        self._dtype, self._offload, self._budget = dtype, offload, budget
         self._entries: dict[Key, Statistics] = {}
         self._travelling: dict[Key, tuple[Tensor, Any]] = {}
         self._stream: Any = None
@@ -81,23 +82,29 @@ class ResidualCache:
         """Keep what a refresh found.
 
         Raises:
-            UnsupportedError: residuals are to be offloaded from a device without memory of its own.
+            UnsupportedError: the budget is exceeded, because the pipeline calls its denoiser more often in a step than
+                its guidance explains.
         """
+        self._drop(key)  # the order of the dictionary is that of the layers
         scales = None
         if residual is not None:
             if self._dtype.itemsize == 1:
                 scales = residual.abs().amax(-1, keepdim=True).clamp(min=1e-30).div(_LARGEST).float()
                 residual = residual / scales
             residual = self._store(residual.to(self._dtype))
-        self._entries.pop(key, None)  # to the end: the order of the dictionary is that of the layers
         self._entries[key] = Statistics(found, step, rho, residual, scales)
+        if self._budget is not None and self.bytes > self._budget:
+            raise UnsupportedError(
+                f"the statistics of {len(self)} layers and branches take {self.bytes} bytes and cache_budget allows "
+                f"{self._budget}: the denoiser is called for more branches than its guidance explains (the last one "
+                f"is {key[1]!r} of {key[0]}); raise cache_budget, or name fewer layers"
+            )
 
     def get(self, key: Key, found: tuple[Any, ...]) -> Statistics | None:
         """The statistics of a layer, ``None`` without valid ones; invalid ones are dropped."""
         entry = self._entries.get(key)
         if entry is not None and entry.signature != found:
-            del self._entries[key]
-            self._travelling.pop(key, None)
+            self._drop(key)
             return None
         return entry
 
@@ -112,7 +119,16 @@ class ResidualCache:
     def keep_only(self, denoiser: str) -> None:
         """Drop what belongs to another denoiser."""
         for key in [key for key in self._entries if key[0].partition(".")[0] != denoiser]:
-            del self._entries[key]
+            self._drop(key)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        for key in list(self._entries):
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        self._entries.pop(key, None)
+        self._travelling.pop(key, None)  # a residual on its way belongs to the entry
 
     @property
     def bytes(self) -> int:
@@ -127,28 +143,19 @@ class ResidualCache:
     def _store(self, residual: Tensor) -> Tensor:
         if not self._offload:
             return residual
-        if residual.device.type != "cuda":
-            raise UnsupportedError(
-                f"offload=true moves residuals to host memory, but the model runs on {residual.device}, where they "
-                f"are already: remove it"
-            )
         host = torch.empty(residual.shape, dtype=residual.dtype, pin_memory=True)
         return host.copy_(residual, non_blocking=True)
 
     def _arrive(self, key: Key, entry: Statistics) -> Tensor:
         """This layer's residual on the device; sends the one after it on its way."""
         device = entry.signature[-1]
-        present = torch.cuda.current_stream(device)
         if key not in self._travelling:
             self._send(key, device)
         names = list(self._entries)
         following = names[(names.index(key) + 1) % len(names)]
         if following not in self._travelling and following != key:
             self._send(following, device)
-        stored, ready = self._travelling.pop(key)
-        present.wait_event(ready)
-        stored.record_stream(present)
-        return stored
+        return self._receive(*self._travelling.pop(key))
 
     def _send(self, key: Key, device: torch.device) -> None:
         residual = self._entries[key].residual
@@ -162,3 +169,9 @@ class ResidualCache:
         ready = torch.cuda.Event()
         ready.record(self._stream)
         self._travelling[key] = (stored, ready)
+
+    def _receive(self, stored: Tensor, ready: Any) -> Tensor:
+        present = torch.cuda.current_stream(stored.device)
+        present.wait_event(ready)
+        stored.record_stream(present)
+        return stored

@@ -29,8 +29,8 @@ class RettentionConfig(TechniqueConfig):
         mask: ``"block"``: the queries of a tile share one window that holds the paper's band; ``"block_exact_budget"``
             the same with a window of exactly ``keep_ratio``; ``"reference"`` the paper's band, token by token;
             ``"tile2d"`` and ``"tile3d"`` square tiles with square windows in space, or in space and time.
-        tile: queries that share a window: positions for bands, sides for tiles, ``"auto"`` as many as keep the true
-            density within 1.5 times the nominal one.
+        tile: queries that share a window: positions for bands, sides for tiles, ``"auto"`` as many as keep at most 1.5
+            times the nominal share of the pairs of picture tokens.
         warmup: leading dense steps, or their share of the run; ``None`` is the published share of the family
             (PixArt 0.25, Hunyuan-DiT 0.2, CogVideoX 0.3), 0.3 for other videos and 0.25 for other pictures.
         period: dense steps that renew the statistics come at multiples of this.
@@ -45,10 +45,11 @@ class RettentionConfig(TechniqueConfig):
         min_tokens: self-attention over fewer picture tokens stays dense.
         drift: refresh a layer when the relative error of sampled queries exceeds this. ``period`` then is the longest
             time without a refresh.
-        samples: queries per head that ``drift`` and ``ramp="measured"`` compute exactly.
+        samples: queries per head that ``drift`` and ``ramp="measured"`` compute exactly; refused without them.
         cache_dtype: type of the cached residuals; ``"auto"`` is that of the model.
         cache_budget: most memory the statistics may take, in bytes or as ``"4GB"``; layers that don't fit stay dense.
-            ``None`` needs room for all.
+            ``None`` needs room for all. A pipeline that calls its denoiser for more branches than its guidance explains
+            is refused when it would exceed this.
         offload: keep residuals in pinned host memory and fetch each one layer ahead.
         kernel: which implementation computes sparse steps; ``"auto"`` is told in the plan and the report.
     """
@@ -98,6 +99,12 @@ class RettentionConfig(TechniqueConfig):
         for name in without:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with correction={self.correction!r}: remove it")
+        if self.ramp == "measured" and (self.clamp_rho or self.ramp_text):
+            name = "clamp_rho" if self.clamp_rho else "ramp_text"
+            raise ValueError(f"{name} has no effect with ramp='measured', which ramps nothing: remove it")
+        sampled = self.drift is not None or self.ramp == "measured"
+        if not sampled and self.samples != type(self).model_fields["samples"].default:
+            raise ValueError("samples has no effect without drift or ramp='measured': remove it")
         return self
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hasten._cost import StepCost, call_size
 from hasten._errors import HastenError, UnsupportedError
 from hasten._technique import Forecast, StepForecast
-from hasten._timesteps import planned_levels
+from hasten._timesteps import by_step, planned_levels
 from hasten.pipelines.adapters._base import LatentSize
-from hasten.pipelines.adapters._tokens import TokenGrid
-from hasten.plugins.rettention.budget import affordable, residual_dtype, sparse_layers
+from hasten.plugins.rettention.budget import affordable, require_room, residual_dtype, sparse_layers
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.handler import planned_schedule
 from hasten.plugins.rettention.layout import SparseLayout
-from hasten.plugins.rettention.masks import mask_shape
 from hasten.schedules.sparse_steps import Phase
 
 if TYPE_CHECKING:
@@ -35,19 +35,21 @@ def forecast(
     if size is None:
         return None
     try:
-        levels = planned_levels(target, arguments, size)
+        levels = by_step(planned_levels(target, arguments, size))
     except UnsupportedError:
         return None
     cost = StepCost(target, arguments, size)
     schedule = planned_schedule(config, target.adapter.family, size.frames is not None, len(levels))
     full = cost.of((size.height, size.width))
+    baseline = full * sum(forwards for _, forwards in levels)
     try:
         sparse = _Sparse(config, target, names, size, cost)
     except HastenError as error:  # another call may be fine, and this one raises it in its first step
         rows = tuple(
-            StepForecast(i, level.time, (size.height, size.width), full) for i, level in enumerate(levels)
+            StepForecast(i, level.time, (size.height, size.width), forwards * full)
+            for i, (level, forwards) in enumerate(levels)
         )
-        return Forecast(rows, len(levels) * full, {"this_call_will_fail": str(error)})
+        return Forecast(rows, baseline, {"this_call_will_fail": str(error)})
     costs = {
         Phase.DENSE: full,
         Phase.REFRESH: full + sparse.attention - sparse.saved,
@@ -58,12 +60,12 @@ def forecast(
             index,
             level.time,
             (size.height, size.width),
-            costs[phase],
+            forwards * costs[phase],
             "" if phase is Phase.DENSE else phase.value,
         )
-        for index, (level, phase) in enumerate(zip(levels, schedule.phases(len(levels))))
+        for index, ((level, forwards), phase) in enumerate(zip(levels, schedule.phases(len(levels))))
     )
-    return Forecast(steps, len(levels) * full, sparse.facts(full))
+    return Forecast(steps, baseline, sparse.facts(full))
 
 
 class _Sparse:
@@ -77,9 +79,10 @@ class _Sparse:
         layers = sparse_layers(target, own, size, cost.text, config.min_tokens)
         self._kind = residual_dtype(config, first[1].dtype)  # type: ignore[arg-type]
         allowed, self._memory = affordable(layers, cost.samples, self._kind, config.correction, config.budget)
+        require_room(self._memory, len(allowed), config, torch.device(target.pipe._execution_device))
         self._config, self._all = config, len(own)
         self._layers = [layer for layer in layers if layer.name in allowed]
-        layouts = {layer.grid: _layout(config, layer.grid) for layer in self._layers}
+        layouts = {layer.grid: SparseLayout.of(config, layer.grid) for layer in self._layers}
         self.attention = cost.samples * sum(layer.flops for layer in self._layers)
         """Operations of dense attention in these layers."""
         self.saved = cost.samples * sum(
@@ -100,7 +103,3 @@ class _Sparse:
             "cache": f"{self._memory / 1e9:.3f} GB in {str(self._kind).removeprefix('torch.')}",
             "attention_share": round(self.attention / full, 3) if full else 0.0,
         }
-
-
-def _layout(config: RettentionConfig, grid: TokenGrid) -> SparseLayout:
-    return SparseLayout(mask_shape(config.mask, config.keep_ratio, config.tile, grid), grid)

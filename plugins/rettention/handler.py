@@ -11,18 +11,17 @@ from torch import Tensor
 from hasten._cost import branches, call_size
 from hasten._denoiser import unwrapped
 from hasten._errors import UnsupportedError
-from hasten._timesteps import planned_levels
+from hasten._timesteps import by_step, planned_levels
 from hasten.pipelines.adapters._base import LatentSize
 from hasten.pipelines.adapters._tokens import AttentionTokens, TokenGrid
-from hasten.plugins.rettention.budget import affordable, free_bytes, residual_dtype, sparse_layers
+from hasten.plugins.rettention.budget import affordable, require_room, residual_dtype, sparse_layers
 from hasten.plugins.rettention.cache import Key, ResidualCache, Statistics, signature
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.kernels import Epilogue, SparseKernel, choose_kernel
 from hasten.plugins.rettention.kernels.fused import attend, recorded
 from hasten.plugins.rettention.layout import SparseLayout
-from hasten.plugins.rettention.masks import mask_shape
 from hasten.plugins.rettention.math import denominator_ratio, ramped, rescaled, reshape, residual
-from hasten.plugins.rettention.operands import Operands, key_padding
+from hasten.plugins.rettention.operands import Operands, computed_type, key_padding, require_exact
 from hasten.schedules.sparse_steps import Phase, SparseSteps, warmup_steps
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ __all__ = ["SparseAttention", "planned_schedule"]
 
 _WARMUP = {"pixart": 0.25, "hunyuan-dit": 0.2, "cogvideox": 0.3}
 _VIDEO_WARMUP, _PICTURE_WARMUP = 0.3, 0.25
+_MOST_LAYOUTS = 16
+"""Grids whose masks are kept from run to run: the levels of a U-Net at a few sizes."""
 
 
 def planned_schedule(config: RettentionConfig, family: str, video: bool, steps: int) -> SparseSteps:
@@ -110,13 +111,13 @@ class SparseAttention:
         """Compute one attention call."""
         state = self._state(call.run)
         forward = self._enter(state, call)
+        if (
+            call.key.shape[2] != call.query.shape[2]
+        ):  # an IP-Adapter's cross-attention inside of the same layer
+            forward.notes["cross_attention"] = forward.notes.get("cross_attention", 0) + 1
+            return proceed(call)
         denoiser, _, inner = call.layer.partition(".")
         root = unwrapped(self.target.denoisers[denoiser])
-        if call.key.shape[2] != call.query.shape[2]:
-            raise UnsupportedError(
-                f"{call.layer} has {call.query.shape[2]} queries and {call.key.shape[2]} keys, so it is no "
-                f"self-attention; the adapter's {type(self._tokens).__name__} has to leave it out"
-            )
         grid = self._tokens.observed(root, inner, forward.size, call.arguments, call.query.shape[2])
         phase, layout = self._decide(state, forward, call, grid)
         if layout is None:
@@ -140,9 +141,9 @@ class SparseAttention:
     def _schedule(self, run: Run) -> SparseSteps:
         size = call_size(self.target, run.arguments)
         try:
-            steps = len(planned_levels(self.target, run.arguments, size or run.step.size))
+            steps = len(by_step(planned_levels(self.target, run.arguments, size or run.step.size)))
         except UnsupportedError:
-            steps = len(run.pipe.scheduler.timesteps)
+            steps = len(torch.as_tensor(run.pipe.scheduler.timesteps).unique_consecutive())
         return planned_schedule(
             self.config, self.target.adapter.family, run.step.size.frames is not None, steps
         )
@@ -151,9 +152,11 @@ class SparseAttention:
         """The forward this call belongs to. The latents may have been resized: what is computed counts."""
         if state.forward is None or state.forward.arguments is not call.arguments:
             size = self.target.layout.size(self.target.pipe, call.arguments)
-            state.forward = _Forward(call.arguments, size)
             if state.cache is not None:
                 state.cache.keep_only(call.layer.partition(".")[0])
+                if state.forward is not None and state.forward.size != size:
+                    state.cache.clear()
+            state.forward = _Forward(call.arguments, size)
         return state.forward
 
     def _decide(
@@ -168,8 +171,11 @@ class SparseAttention:
         layout = self._layout(grid, call.query.device)
         if layout.shape.covers_everything:
             return Phase.DENSE, None
+        require_exact(call)
+        if call.mask is not forward.padding[0]:  # layers share the mask; looking into it waits for the device
+            forward.padding = (call.mask, key_padding(call, layout))
         forward.kernel, why = choose_kernel(
-            self.config.kernel, call.query.device, call.query.dtype, call.query.shape[-1], layout
+            self.config.kernel, call.query.device, computed_type(call), call.query.shape[-1], layout
         )
         forward.notes["kernel"] = forward.kernel.name + (f" ({why})" if self.config.kernel == "auto" else "")
         phase = state.schedule.phase(call.step.index)
@@ -184,36 +190,26 @@ class SparseAttention:
         if key not in state.allowed:
             names = [name for name in self._layers if name.partition(".")[0] == denoiser]
             layers = sparse_layers(self.target, names, forward.size, grid.context, self.config.min_tokens)
-            kind = residual_dtype(self.config, call.query.dtype)
+            kind = residual_dtype(self.config, computed_type(call))
             samples = call.query.shape[0] * self._forwards(call)
             correction, budget = self.config.correction, self.config.budget
             state.allowed[key], total = affordable(layers, samples, kind, correction, budget)
             held = 0 if state.cache is None else state.cache.bytes
-            self._require_room(total - held, call.query.device, len(state.allowed[key]))
+            require_room(total - held, len(state.allowed[key]), self.config, call.query.device)
             if state.cache is None:
-                state.cache = ResidualCache(kind, self.config.offload)
+                state.cache = ResidualCache(kind, self.config.offload, budget)
         return state.allowed[key]
 
     def _forwards(self, call: AttentionCall) -> int:
         """Forwards per step that keep statistics of their own."""
         return 1 if call.step.branch == "both" else branches(self.target, call.run.arguments)
 
-    def _require_room(self, total: int, device: torch.device, count: int) -> None:
-        if self.config.offload:
-            device = torch.device("cpu")
-        free = free_bytes(device)
-        if total > free:
-            raise UnsupportedError(
-                f"{self.owner} needs {total / 1e9:.2f} GB for the statistics of {count} layers at this size, and "
-                f"{device} has {free / 1e9:.2f} GB left: set cache_budget='{free / 2e9:.1f}GB' to keep them for some "
-                f"layers only, cache_dtype='float8' to halve them, or offload=true on a GPU"
-            )
-
     def _layout(self, grid: TokenGrid, device: torch.device) -> SparseLayout:
         key = (grid, device)
         if key not in self._layouts:
-            shape = mask_shape(self.config.mask, self.config.keep_ratio, self.config.tile, grid)
-            self._layouts[key] = SparseLayout(shape, grid, device)
+            if len(self._layouts) == _MOST_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = SparseLayout.of(self.config, grid, device)
         return self._layouts[key]
 
     # --- attention
@@ -228,8 +224,6 @@ class SparseAttention:
         phase: Phase,
     ) -> tuple[Tensor, Phase]:
         """Refresh or sparse: output, and which of the two it became."""
-        if call.mask is not forward.padding[0]:  # layers share the mask; looking into it waits for the device
-            forward.padding = (call.mask, key_padding(call, layout))
         parts = Operands.of(call, layout, forward.padding[1])
         kernel: SparseKernel = _required(forward.kernel)
         cache: ResidualCache = state.cache  # type: ignore[assignment]
@@ -245,9 +239,9 @@ class SparseAttention:
     def _due(self, phase: Phase, entry: Statistics | None, index: int) -> bool:
         if entry is None:
             return True
-        if self.config.drift is None:
-            return phase is Phase.REFRESH
-        return index - entry.step >= self.config.period
+        if self.config.refresh is None and not 0 <= index - entry.step < self.config.period:
+            return True  # also a layer that was left out of the last refresh
+        return self.config.drift is None and phase is Phase.REFRESH
 
     def _refresh(
         self,
@@ -302,7 +296,7 @@ class SparseAttention:
             rows = parts.context_rows(layout)
             if self.config.ramp_text and isinstance(self.config.ramp, float):
                 rows = rows * (1.0 + self.config.ramp * uses)
-            output[:, :, layout.context_tokens()] = rows.to(output.dtype)
+            output[:, :, layout.context_tokens] = rows.to(output.dtype)
         target = output[:, :, layout.span]
         rest = cache.residual(key)
         monitor = _Sample(parts, layout, self.config.samples, call.step.index) if self._samples else None

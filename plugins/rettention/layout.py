@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hasten.pipelines.adapters._tokens import TokenGrid
-from hasten.plugins.rettention.masks import Box, MaskShape
+from hasten.plugins.rettention.masks import Box, MaskShape, mask_shape
+
+if TYPE_CHECKING:
+    from hasten.plugins.rettention.config import RettentionConfig
 
 __all__ = ["SparseLayout", "TileGroup"]
 
@@ -24,7 +28,6 @@ class TileGroup:
         size: queries per tile.
         keys: (tiles, window) kept grid tokens of each tile.
         starts: where the windows begin in tile order, if they are contiguous there.
-        exact: (tiles, size, window) what a query keeps of its tile's window; ``None`` is everything.
     """
 
     first: int
@@ -32,7 +35,6 @@ class TileGroup:
     size: int
     keys: Tensor
     starts: tuple[int, ...] | None
-    exact: Tensor | None
 
     @property
     def queries(self) -> slice:
@@ -78,22 +80,42 @@ class SparseLayout:
         groups = []
         for queries, keys, _ in placed:
             tiles, size = queries.shape
-            groups.append(
-                TileGroup(
-                    first,
-                    tiles,
-                    size,
-                    keys.to(device),
-                    _starts(place_of, keys),
-                    None if shape.half is None else _exact(shape, queries, keys).to(device),
-                )
-            )
+            groups.append(TileGroup(first, tiles, size, keys.to(device), _starts(place_of, keys)))
             first += tiles * size
         self.groups = tuple(groups)
         self.window = groups[0].keys.shape[1]
         """Grid keys per tile."""
         self.corners = torch.cat([corners for _, _, corners in placed])
         """(tiles, 3) first window corner of every tile, on the CPU."""
+        end = grid.before + grid.tokens
+        others = torch.cat([torch.arange(grid.before), torch.arange(end, grid.total)])
+        self.context_tokens = others.to(device)
+        """(context,) numbers, in the sequence, of the tokens that are not of the grid."""
+        self._near: dict[int, Tensor] = {}
+
+    @classmethod
+    def of(
+        cls, config: RettentionConfig, grid: TokenGrid, device: torch.device | str = "cpu"
+    ) -> SparseLayout:
+        """The mask that the options ask for.
+
+        Raises:
+            ConfigError: it would have empty rows, or windows smaller than a tile.
+        """
+        return cls(mask_shape(config.mask, config.keep_ratio, config.tile, grid), grid, device)
+
+    def exact(self, group: TileGroup) -> Tensor | None:
+        """(tiles, size, window) what a query keeps of its tile's window; ``None`` is everything.
+
+        As large as the scores of one head, so it is made where a kernel needs it, and not for a plan.
+        """
+        if self.shape.half is None:
+            return None
+        if group.first not in self._near:
+            tokens = torch.arange(self.grid.tokens, device=self.device) if self.order is None else self.order
+            queries = tokens[group.queries].view(group.tiles, group.size)
+            self._near[group.first] = _near(self.shape, queries, group.keys)
+        return self._near[group.first]
 
     @property
     def density(self) -> float:
@@ -118,11 +140,6 @@ class SparseLayout:
         if not self.grid.before or not self.grid.after:
             return tail if self.grid.after else head
         return torch.cat([head, tail], dim=2)
-
-    def context_tokens(self) -> Tensor:
-        """(context,) their numbers in the sequence."""
-        before, end = self.grid.before, self.grid.before + self.grid.tokens
-        return torch.cat([torch.arange(before), torch.arange(end, self.grid.total)]).to(self.device)
 
     def to_tiles(self, x: Tensor) -> Tensor:
         """Grid tokens (..., G, d) in tile order."""
@@ -180,7 +197,7 @@ def _starts(place_of: Tensor, keys: Tensor) -> tuple[int, ...] | None:
     return tuple(places[:, 0].tolist())
 
 
-def _exact(shape: MaskShape, queries: Tensor, keys: Tensor) -> Tensor:
+def _near(shape: MaskShape, queries: Tensor, keys: Tensor) -> Tensor:
     """(tiles, size, window): which keys are at most ``half`` positions away."""
     position = [tokens % shape.axes[2] for tokens in (queries, keys)]
     return (position[0][:, :, None] - position[1][:, None, :]).abs() <= (shape.half or 0)

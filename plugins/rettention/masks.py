@@ -90,7 +90,7 @@ def _band(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> Mas
         )
     exact = mode == "block_exact_budget"
     half = budget // 2
-    queries = _band_tile(tile, budget // 2 if exact else half, frames, places)
+    queries = _band_tile(tile, half, frames, places)
     if keep_ratio >= 1.0:
         return MaskShape((frames, 1, places), (frames, 1, queries), (frames, 1, places))
     if exact and budget < queries:

@@ -15,10 +15,10 @@ from hasten.plugins.rettention.layout import SparseLayout
 if TYPE_CHECKING:
     from hasten._attention import AttentionCall
 
-__all__ = ["Operands", "key_padding"]
+__all__ = ["Operands", "computed_type", "key_padding", "require_exact"]
 
-_HIDDEN = -1e4
-"""Additive masks mean "not at all" by anything at or below this."""
+_HIDDEN = -9e3
+"""Additive masks mean "not at all" by anything at or below this: -10,000 in models, which is -9,984 in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +43,16 @@ class Operands:
 
     @classmethod
     def of(cls, call: AttentionCall, layout: SparseLayout, keep: Tensor | None) -> Operands:
-        """The operands of ``call``, whose mask :func:`key_padding` has turned into ``keep``.
-
-        Raises:
-            UnsupportedError: it is causal or drops out.
-        """
-        if call.causal:
-            raise UnsupportedError(
-                f"{call.layer} is causal: its windows would reach into the future; leave it out with 'layers'"
-            )
-        if call.dropout:
-            raise UnsupportedError(
-                f"{call.layer} drops out attention with probability {call.dropout}: put the model into evaluation mode "
-                f"with .eval()"
-            )
-        key, value = call.key, call.value
-        if call.grouped and key.shape[1] != call.query.shape[1]:
-            repeats = call.query.shape[1] // key.shape[1]
+        """The operands of ``call``, whose mask :func:`key_padding` has turned into ``keep``."""
+        query, key, value = (x.to(computed_type(call)) for x in (call.query, call.key, call.value))
+        if call.grouped and key.shape[1] != query.shape[1]:
+            repeats = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
-        scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
         visible = None
         if keep is not None:
-            visible = keep[:, 0, 0].index_select(1, layout.context_tokens()).expand(len(call.query), -1)
-        return cls(call.query, key, value, scale, visible, keep)
+            visible = keep[:, 0, 0].index_select(1, layout.context_tokens).expand(len(query), -1)
+        return cls(query, key, value, scale, visible, keep)
 
     def context_rows(self, layout: SparseLayout) -> Tensor:
         """Attention (B, H, context, d) of the tokens that are not of the grid, over all keys."""
@@ -78,6 +65,36 @@ class Operands:
         """(B, H, tokens, d) in the memory order in which the processors go on: tokens outside, heads inside."""
         samples, heads, _, width = self.value.shape
         return self.query.new_empty(samples, tokens, heads, width).transpose(1, 2)
+
+
+def computed_type(call: AttentionCall) -> torch.dtype:
+    """The type that torch's attention computes ``call`` in: the query's, or that of autocast."""
+    kind = call.query.device.type
+    if torch.is_autocast_enabled(kind) and call.query.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return call.query.dtype
+
+
+def require_exact(call: AttentionCall) -> None:
+    """Refuse what windows would get wrong, or what statistics of an earlier step cannot stand for.
+
+    Raises:
+        UnsupportedError: the attention is causal, drops out, or is computed with gradients.
+    """
+    if call.causal:
+        raise UnsupportedError(
+            f"{call.layer} is causal: its windows would reach into the future; leave it out with 'layers'"
+        )
+    if call.dropout:
+        raise UnsupportedError(
+            f"{call.layer} drops out attention with probability {call.dropout}: put the model into evaluation mode "
+            f"with .eval()"
+        )
+    if torch.is_grad_enabled() and call.query.requires_grad:
+        raise UnsupportedError(
+            f"{call.layer} is computed with gradients, and statistics of an earlier step have none: call the pipeline "
+            f"under torch.no_grad()"
+        )
 
 
 def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:

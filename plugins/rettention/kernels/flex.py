@@ -30,10 +30,16 @@ class FlexKernel(SparseKernel):
     def __init__(self, compiled: bool = True) -> None:
         from torch.nn.attention import flex_attention as flex
 
+        if not hasattr(flex, "AuxRequest"):
+            raise ImportError(
+                f"torch {torch.__version__} has no torch.nn.attention.flex_attention.AuxRequest"
+            )
         self._flex: Any = flex
         self._compiled = compiled
         function: Any = flex.flex_attention
-        self._call: Callable[..., Any] = torch.compile(function, dynamic=False) if compiled else function
+        # Past its limit of recompilations torch would compute all pairs, silently, if it were not for fullgraph.
+        whole = torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
+        self._call: Callable[..., Any] = whole
 
     @override
     def refusal(self, device: torch.device, dtype: torch.dtype, dim: int, layout: SparseLayout) -> str | None:

@@ -23,7 +23,8 @@ def operator(device: torch.device, dtype: torch.dtype, masked: bool) -> str:
         return _CPU if hasattr(_aten, _CPU) else "math"
     if device.type != "cuda":
         return "math"
-    if dtype in (torch.float16, torch.bfloat16) and not masked:
+    modern = torch.cuda.get_device_capability(device) >= (8, 0)  # older ones have no FlashAttention
+    if dtype in (torch.float16, torch.bfloat16) and modern and not masked:
         return "_scaled_dot_product_flash_attention"
     return "_scaled_dot_product_efficient_attention" if dtype != torch.float64 else "math"
 

@@ -1,8 +1,8 @@
 """Tiles folded into the heads of torch's fused attention: the kernel for CPUs, and a correct one everywhere.
 
 Windows have constant width, so all tiles of a head are one batched call. Where the windows are contiguous they are
-overlapping strided views of the keys and nothing is copied; otherwise the keys of a few heads at a time are gathered
-into a buffer that stays in the cache.
+overlapping strided views of the keys and nothing is copied, if no other tokens (text) are among the keys; otherwise the
+keys of a few heads at a time are gathered into a buffer that stays in the cache.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ class _Sample:
 
     def run(self, out: Tensor, lse: Tensor | None, seen: Tensor | None, epilogue: Epilogue | None) -> None:
         layout = self.layout
-        tokens = layout.context_tokens()
+        tokens = layout.context_tokens
         others = tokens if seen is None else tokens[seen]
-        strided = len(others) == 0 and all(g.starts is not None and g.exact is None for g in layout.groups)
+        windows = layout.shape.half is None and all(group.starts is not None for group in layout.groups)
+        strided = windows and len(others) == 0
         permuted = layout.order is not None
         place = torch.empty_like(self.q) if permuted else out
         sums = None if lse is None else (torch.empty_like(lse) if permuted else lse)
@@ -109,7 +110,7 @@ class _Sample:
         bytes_per_head = 2 * index.numel() * width * self.q.element_size()
         some = max(1, min(heads, _BUFFER.get(self.q.device.type, _BUFFER["cuda"]) // bytes_per_head))
         buffers = [x.new_empty(some, index.numel(), width) for x in (self.k, self.v)]
-        exact = group.exact
+        exact = self.layout.exact(group)
         if exact is not None:
             exact = torch.nn.functional.pad(exact, (0, len(others)), value=True).unsqueeze(0)
         for head in range(0, heads, some):

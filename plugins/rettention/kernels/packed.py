@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 from abc import abstractmethod
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -77,7 +79,7 @@ class PackedKernel(SparseKernel):
         lengths, starts, window = [64] * 4, [0, 16, 80, 128], 128
         try:
             out, lse = self.sequences(q, k, v, lengths, starts, [window] * 4, 0.125)
-        except (RuntimeError, NotImplementedError, ValueError) as error:
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
             return f"a trial call failed: {error}"
         for tile, start in enumerate(starts):
             rows, kept = slice(64 * tile, 64 * tile + 64), slice(start, start + window)
@@ -163,6 +165,8 @@ class VarlenKernel(PackedKernel):
 
     def __init__(self) -> None:
         self._varlen: Any = importlib.import_module("torch.nn.attention.varlen")
+        if not hasattr(self._varlen, "AuxRequest"):
+            raise ImportError(f"torch {torch.__version__} has no torch.nn.attention.varlen.AuxRequest")
 
     @override
     def sequences(
@@ -176,9 +180,9 @@ class VarlenKernel(PackedKernel):
         scale: float,
     ) -> tuple[Tensor, Tensor]:
         """The kernel takes a sequence's first key from the offsets and their number from ``seqused_k``."""
-        queries = _offsets(lengths, q.device)
-        begins = torch.tensor([*starts, starts[-1] + keys[-1]], dtype=torch.int32, device=q.device)
-        used = torch.tensor(keys, dtype=torch.int32, device=q.device)
+        queries = _numbers((0, *accumulate(lengths)), q.device)
+        begins = _numbers((*starts, starts[-1] + keys[-1]), q.device)
+        used = _numbers(tuple(keys), q.device)
         out, lse = self._varlen.varlen_attn(
             q,
             k,
@@ -234,6 +238,7 @@ def _unpack(found: Tensor, lse: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     return found.unflatten(0, (samples, -1)).transpose(1, 2), lse.unflatten(1, (samples, -1)).transpose(0, 1)
 
 
-def _offsets(lengths: list[int], device: torch.device) -> Tensor:
-    sums = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return sums.to(device)
+@lru_cache(maxsize=256)
+def _numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """``values`` on a device; every layer and step asks for the same ones."""
+    return torch.tensor(values, dtype=torch.int32, device=device)

@@ -132,7 +132,7 @@ class TritonKernel(SparseKernel):
         seen = None
         if visible is not None:
             seen = torch.ones(len(q), layout.grid.total, dtype=torch.uint8, device=q.device)
-            seen[:, layout.context_tokens()] = visible.to(torch.uint8)
+            seen[:, layout.context_tokens] = visible.to(torch.uint8)
         lse = q.new_empty(*q.shape[:2], layout.grid.tokens, dtype=torch.float32) if need_lse else None
         rho = None if epilogue is None or epilogue.rho is None else epilogue.rho.contiguous()
         residual = None if epilogue is None else epilogue.residual
@@ -146,7 +146,7 @@ def _tables(layout: SparseLayout) -> dict[str, Any]:
     tables: dict[str, Any] | None = vars(layout).get("_triton")
     if tables is None:
         grid = layout.grid
-        others = layout.context_tokens()
+        others = layout.context_tokens
         tables = {
             "queries": torch.arange(grid.tokens, device=layout.device)
             if layout.order is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._tokens import TokenGrid
 from hasten.plugins.rettention.kernels import Epilogue, SparseKernel, choose_kernel, load_kernel
 from hasten.plugins.rettention.kernels.flex import FlexKernel
-from hasten.plugins.rettention.kernels.fused import attend, recorded
+from hasten.plugins.rettention.kernels.fused import attend, operator, recorded
 from hasten.plugins.rettention.kernels.packed import PackedKernel
 from hasten.plugins.rettention.layout import SparseLayout
 from hasten.plugins.rettention.masks import mask_shape
@@ -114,7 +116,7 @@ def test_hidden_text_keys_do_not_count(name, grid):
     out = torch.empty(3, 1, grid.tokens, 16)
     lse = kernel(name).attend(q, k, v, layout, 0.25, out, visible=visible, need_lse=True)
     mask = expected_mask(layout, 0.3).repeat(3, 1, 1, 1)
-    mask[:, :, :, layout.context_tokens()] &= visible[:, None, None]
+    mask[:, :, :, layout.context_tokens] &= visible[:, None, None]
     expected, sums = attention(q, k, v, mask, 0.25)
     assert lse is not None
     assert (out - expected[:, :, layout.span]).abs().max() < 1e-5
@@ -201,9 +203,44 @@ def test_a_kernel_that_cannot_serve_is_refused_and_not_replaced(name, monkeypatc
     assert reason == "the first choice on cpu"
 
 
-def test_a_kernel_whose_package_is_missing_is_refused():
+def test_a_kernel_whose_package_is_missing_is_refused(monkeypatch):
+    load_kernel.cache_clear()
+    monkeypatch.setitem(sys.modules, "xformers.ops.fmha", None)
     with pytest.raises(UnsupportedError, match=r"kernel 'xformers' cannot be loaded .*hasten\[gpu\]"):
         load_kernel("xformers")
+
+
+@pytest.mark.parametrize("name", ["flex", "varlen"])
+def test_a_kernel_that_this_torch_is_too_old_for_is_refused(monkeypatch, name):
+    load_kernel.cache_clear()
+    module = {"flex": "torch.nn.attention.flex_attention", "varlen": "torch.nn.attention.varlen"}[name]
+    monkeypatch.delattr(import_module(module), "AuxRequest")
+    with pytest.raises(
+        UnsupportedError, match=rf"kernel '{name}' cannot be loaded .*AuxRequest.*newer torch"
+    ):
+        load_kernel(name)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "masked", "expected"),
+    [
+        ((8, 0), torch.float16, False, "flash"),
+        ((8, 0), torch.float16, True, "efficient"),
+        ((8, 0), torch.float32, False, "efficient"),
+        ((7, 5), torch.float16, False, "efficient"),
+        ((9, 0), torch.float64, False, "math"),
+    ],
+)
+def test_the_operator_is_one_that_the_device_has(monkeypatch, capability, dtype, masked, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert expected in operator(torch.device("cuda"), dtype, masked)
+
+
+def test_bfloat16_on_an_older_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    layout = SparseLayout(mask_shape("block", 0.3, 8, grid := TokenGrid(1, 8, 8)), grid)
+    reason = load_kernel("varlen").refusal(torch.device("cuda"), torch.bfloat16, 64, layout)
+    assert reason == "bfloat16 needs compute capability 8.0 or later; load the pipeline in float16"
 
 
 @pytest.mark.gpu

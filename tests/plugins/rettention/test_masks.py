@@ -31,8 +31,8 @@ def laid_out(layout: SparseLayout) -> torch.Tensor:
         for tile in range(group.tiles):
             keep = (
                 torch.ones(group.size, layout.window, dtype=torch.bool)
-                if group.exact is None
-                else group.exact[tile]
+                if (near := layout.exact(group)) is None
+                else near[tile]
             )
             for row, query in enumerate(queries[tile]):
                 mask[query, group.keys[tile][keep[row]]] = True
