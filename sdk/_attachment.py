@@ -31,12 +31,13 @@ class Attachment:
 
     Args:
         target: the pipeline.
-        names: techniques, outermost first.
+        options: JSON values of every technique's options, by name, outermost first.
     """
 
-    def __init__(self, target: Target, names: tuple[str, ...]) -> None:
+    def __init__(self, target: Target, options: Mapping[str, Mapping[str, Any]]) -> None:
         self.target = target
-        self.names = names
+        self.names = names = tuple(options)
+        self._options = options
         self.table = SeamTable(names)
         self.journal = Journal()
         self.paused = 0
@@ -63,7 +64,8 @@ class Attachment:
             proceed: Callable[[RunCall], Any] = once
             for _, handler in reversed(table.run.items):
                 proceed = _around(handler, proceed)
-            return proceed(RunCall(pipe, self.target, arguments))
+            options = {name: self._options[name] for name in self.names}
+            return proceed(RunCall(pipe, self.target, arguments, options=options))
 
     @contextmanager
     def custom_run(self, arguments: Mapping[str, Any]) -> Iterator[Run]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hasten._clock import Clock, Step
@@ -26,12 +26,14 @@ class RunCall:
         target: the pipeline as techniques see it.
         arguments: every argument of the call by name, defaults filled in.
         ranks: the processes that compute this call together.
+        options: JSON values of the options of every attached technique, by name.
     """
 
     pipe: Any
     target: Target
     arguments: Mapping[str, Any]
     ranks: Ranks = SINGLE
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def replace_arguments(self, changes: Mapping[str, Any]) -> RunCall:
         """This call with some arguments replaced."""

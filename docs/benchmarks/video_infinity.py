@@ -30,7 +30,8 @@ import hasten
 from hasten.plugins.video_infinity import divide
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.cost import Run, fit, predict
-from hasten.plugins.video_infinity.processes import Processes, join
+from hasten.plugins.video_infinity.joining import join
+from hasten.plugins.video_infinity.processes import Processes
 
 OPTIONS: dict[str, Any] = {"halo": 2, "global_frames": 4, "timeout_s": 600.0}
 FRAMES = {"transformer": 16, "unet": 48}

@@ -24,7 +24,7 @@ from hasten.pipelines.adapters._decoders import FrameDecoder
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import as_pixels
 from hasten.plugins.video_infinity.encode import Film
-from hasten.plugins.video_infinity.processes import join
+from hasten.plugins.video_infinity.joining import join
 
 from video_infinity import OPTIONS, arguments, make_pipe, timed  # isort: skip
 

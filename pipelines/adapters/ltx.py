@@ -62,7 +62,9 @@ class LTXFrames(FrameMixing):
 
     @override
     def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
-        """Rescaled guidance divides by a deviation over the whole sample."""
+        """Rescaled guidance needs the whole sample, and a given picture is the tokens of the first frame."""
+        if arguments.get("image") is not None:
+            return "the tokens of the given picture are stepped apart from those of the other frames"
         if arguments.get("guidance_rescale"):
             return "guidance_rescale needs statistics of the whole video; call with guidance_rescale=0"
         return None
@@ -71,13 +73,9 @@ class LTXFrames(FrameMixing):
     def clip_arguments(
         self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
     ) -> dict[str, Any]:
-        """The number of frames is an argument; image to video has a timestep per token."""
+        """The number of frames is an argument."""
         changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
         changed["num_frames"] = len(clip)
-        timestep = kwargs["timestep"]
-        if timestep.ndim == 2:
-            part = range(clip.start - held.start, clip.stop - held.start)
-            changed["timestep"] = FrameAxis(1).take(timestep, len(held), part)
         return changed
 
     @override

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from hasten._errors import CheckpointError
+from hasten._errors import CheckpointError, ConfigError
 from hasten._run import RunCall
 from hasten._target import Target
 from hasten.plugins.video_infinity.checkpoint import Checkpoints, read_identity, write_identity
@@ -18,15 +22,35 @@ from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.processes import Processes, first_difference
 from hasten.plugins.video_infinity.session import Session
 
-__all__ = ["begin_checkpoints", "resolve_checkpoint", "run_facts"]
+__all__ = ["Resumed", "agree", "begin_checkpoints", "resume", "run_facts"]
 
 _OF_ONE_RANK = {"checkpoint", "timeout_s", "join_timeout_s", "backend", "checkpoint_every"}
 """Options that change nothing about the video."""
-_CLIPS = "clips"
+_CLIPS, _SEED = "clips", "seed"
 
 
-def run_facts(target: Target, config: VideoInfinityConfig, call: RunCall) -> dict[str, Any]:
-    """Everything the video depends on, as short JSON values."""
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint folder says beside what its run computes.
+
+    Args:
+        clips: number of clips.
+        seed: drawn for a call without a generator.
+    """
+
+    clips: int | None = None
+    seed: int | None = None
+
+
+def run_facts(target: Target, name: str, config: VideoInfinityConfig, call: RunCall) -> dict[str, Any]:
+    """Everything the video depends on, as short JSON values.
+
+    Args:
+        target: the pipeline.
+        name: the technique's.
+        config: its options.
+        call: the call, before anything is filled in.
+    """
     import diffusers
 
     import hasten
@@ -37,49 +61,76 @@ def run_facts(target: Target, config: VideoInfinityConfig, call: RunCall) -> dic
     arguments = {name: _short(value) for name, value in call.arguments.items() if name != "output_type"}
     return {
         "version of hasten": hasten.__version__,
-        "code of video_infinity": _code(),
+        "code of hasten": _code(),
         "version of torch": torch.__version__,
         "version of diffusers": diffusers.__version__,
         "pipeline": target.name,
         "options": options,
+        "other techniques": {other: dict(given) for other, given in call.options.items() if other != name},
         "arguments": arguments,
         "scheduler": [type(scheduler).__name__, _digest(repr(sorted(settings.items())).encode())],
-        "weights": {name: _weights(module) for name, module in target.denoisers.items()},
+        "weights": {
+            name: _weights(part)
+            for name, part in target.pipe.components.items()
+            if isinstance(part, nn.Module)
+        },
     }
 
 
-def resolve_checkpoint(folder: Path | None, facts: Mapping[str, Any], processes: Processes) -> int | None:
-    """Number of clips of the run whose checkpoints are in ``folder``, ``None`` for a new one.
+def agree(facts: Mapping[str, Any], config: VideoInfinityConfig, processes: Processes) -> None:
+    """Make sure that all processes are about to compute the same, before they exchange anything else.
+
+    Raises:
+        RankError: they are not; the same message on all of them.
+    """
+    saving = {"checkpoint is set": config.checkpoint is not None, "checkpoint_every": config.checkpoint_every}
+    processes.agree({**facts, **saving})
+
+
+def resume(folder: Path | None, facts: Mapping[str, Any], processes: Processes) -> Resumed:
+    """What the checkpoints in ``folder`` say of the run to go on with, nothing for a new one.
 
     Raises:
         CheckpointError: the folder holds another run, on any rank.
     """
     if folder is None:
-        return None
-    problem, clips = None, None
+        return Resumed()
+    problem, found = None, Resumed()
     try:
         before = read_identity(folder)
         if before is not None:
-            clips = before.pop(_CLIPS, None)
+            found = Resumed(before.pop(_CLIPS, None), before.pop(_SEED, None))
             problem = _difference(before, facts, folder)
+        elif any(folder.glob("step-*")):
+            problem = f"checkpoint folder {folder} has steps but no run.json, which says what they are: choose another"
     except CheckpointError as error:
         problem = str(error)
-    answers = processes.gather((problem, clips))
+    answers = processes.gather((problem, found))
     problems = [problem for problem, _ in answers if problem is not None]
     if problems:
         raise CheckpointError(problems[0])
-    return next((clips for _, clips in answers if clips is not None), None)
+    return next((found for _, found in answers if found.clips is not None), Resumed())
 
 
-def begin_checkpoints(session: Session, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Find the newest step that every clip has, and note what the run computes."""
+def begin_checkpoints(session: Session, folder: Path, facts: Mapping[str, Any], seed: int | None) -> None:
+    """Find the newest step that every clip has, and note what the run computes.
+
+    Raises:
+        ConfigError: several generators, of which one state would be kept.
+    """
     processes, clips = session.processes, session.places.here
-    store = Checkpoints(folder)
+    generators = facts["arguments"]["generator"]
+    if isinstance(generators, list) and len(generators) > 1:
+        raise ConfigError(
+            "checkpoint keeps the state of one generator; call with one video and one generator"
+        )
+    identity = {**facts, _CLIPS: len(session.places.clips), _SEED: seed}
+    store = Checkpoints(folder, _digest(json.dumps(identity, sort_keys=True).encode()))
     steps = set.intersection(*processes.gather(store.steps(clips)))
     session.checkpoints = store
     session.resume_at = max(steps, default=0)
-    if processes.rank == 0 and read_identity(folder) is None:
-        write_identity(folder, {**facts, _CLIPS: len(session.places.clips)})
+    if read_identity(folder) is None:  # on every rank: machines may have disks of their own
+        write_identity(folder, identity)
 
 
 def _difference(before: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> str | None:
@@ -101,6 +152,9 @@ def _short(value: Any) -> Any:
         return _digest(value.get_state().numpy().tobytes())
     if isinstance(value, Tensor):
         return _digest(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    if isinstance(value, (np.ndarray, Image.Image)):
+        pixels = np.ascontiguousarray(value)
+        return _digest(f"{pixels.shape}".encode() + pixels.tobytes())
     if isinstance(value, (list, tuple)):
         return [_short(item) for item in value]
     if isinstance(value, dict):
@@ -108,8 +162,8 @@ def _short(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _weights(module: torch.nn.Module) -> str:
-    """Digest of names, shapes and one row of every parameter: enough to tell checkpoints apart, and fast."""
+def _weights(module: nn.Module) -> str:
+    """Digest of name, shape and sixteen numbers of every parameter: enough to tell checkpoints apart, and fast."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         row = parameter.detach().flatten()[:16].float().cpu()
@@ -118,9 +172,12 @@ def _weights(module: torch.nn.Module) -> str:
 
 
 def _code() -> str:
-    """Digest of this technique's source files: a version number does not change with every edit."""
+    """Digest of all source files: a version number does not change with every edit."""
+    import hasten
+
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    root = Path(hasten.__file__).parent
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -12,10 +12,26 @@ from torch import Tensor
 from hasten._denoiser import DenoiserCall
 from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import Guidance
+from hasten.plugins.video_infinity.processes import Processes
 from hasten.plugins.video_infinity.session import Session
 from hasten.plugins.video_infinity.transport import all_gather
 
-__all__ = ["Branches"]
+__all__ = ["Branches", "own_branch"]
+
+
+def own_branch(values: Mapping[str, Any], batch: int, processes: Processes) -> dict[str, Any]:
+    """This rank's branch of arguments that hold both, one behind the other.
+
+    Args:
+        values: arguments of the denoiser.
+        batch: samples of both branches together.
+        processes: the ranks.
+    """
+    own = dict(values)
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1 and len(value) % batch == 0:
+            own[name] = value.chunk(processes.cfg_ranks)[processes.branch]
+    return own
 
 
 class Branches:
@@ -63,13 +79,9 @@ class Branches:
     def _mine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         session = self._session
         name = session.mixing.latents_argument(kwargs)
-        batch = len(kwargs[name])
-        changed: dict[str, Any] = {}
-        for key in (name, "timestep", *session.mixing.text):
-            value = kwargs.get(key)
-            if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1 and len(value) % batch == 0:
-                changed[key] = value.chunk(session.processes.cfg_ranks)[session.processes.branch]
-        return {**kwargs, **changed}
+        names = (name, "timestep", *session.mixing.text)
+        divided = {key: kwargs[key] for key in names if key in kwargs}
+        return {**kwargs, **own_branch(divided, len(kwargs[name]), session.processes)}
 
     def _turn(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:
         """One forward per branch: each rank computes one of the two.

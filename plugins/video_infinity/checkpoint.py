@@ -42,10 +42,12 @@ class Checkpoints:
 
     Args:
         folder: where it is; on several nodes one that all of them see, or the same assignment of clips as before.
+        run: digest of what the run computes, kept in every file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str) -> None:
         self.folder = folder
+        self._run = run
 
     def steps(self, clips: range) -> set[int]:
         """Steps (how many are done) that all of ``clips`` have here."""
@@ -65,25 +67,34 @@ class Checkpoints:
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
         path = self._path(step, clip)
-        write_whole(path, save(tensors, {"facts": json.dumps(dict(saved.facts))}))
+        write_whole(path, save(tensors, {"facts": json.dumps(dict(saved.facts)), "run": self._run}))
 
     def load(self, step: int, clip: int) -> Saved:
         """Read one clip's checkpoint.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: it is damaged, or of another run.
         """
         from safetensors import SafetensorError, safe_open
 
         path = self._path(step, clip)
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                return Saved({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
+                noted = file.metadata()
+                saved = Saved(
+                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+                    json.loads(noted["facts"]),
+                )
+                run = noted["run"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint {path} cannot be read ({error}); delete {path.parent} to resume earlier"
             ) from error
+        if run != self._run:
+            raise CheckpointError(
+                f"checkpoint {path} is of another run than {self.folder / _RUN} tells of; choose another folder"
+            )
+        return saved
 
     def prune(self, keep: set[int], clips: range) -> None:
         """Delete the files of ``clips`` at all steps but ``keep``, and folders that are empty then."""
@@ -91,7 +102,8 @@ class Checkpoints:
             if int(folder.name[5:]) in keep:
                 continue
             for clip in clips:
-                (folder / _file(clip)).unlink(missing_ok=True)
+                for file in folder.glob(f"{_file(clip)}*"):  # also what a killed process left half written
+                    file.unlink(missing_ok=True)
             with suppress(OSError):  # other ranks have files in it, or were quicker
                 folder.rmdir()
 

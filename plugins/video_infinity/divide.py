@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from hasten._denoiser import DenoiserCall
-from hasten._errors import UnsupportedError
+from hasten._errors import ConfigError, UnsupportedError
 from hasten._ranks import Ranks
 from hasten._run import RunCall
 from hasten._target import Target
 from hasten.pipelines.adapters._frames import FrameMixing, Rotary
-from hasten.plugins.video_infinity.agreement import begin_checkpoints, resolve_checkpoint, run_facts
-from hasten.plugins.video_infinity.branches import Branches
+from hasten.plugins.video_infinity.agreement import agree, begin_checkpoints, resume, run_facts
+from hasten.plugins.video_infinity.branches import Branches, own_branch
 from hasten.plugins.video_infinity.clip import ClipForward, current_clip
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import decode_whole
-from hasten.plugins.video_infinity.processes import Processes, join
+from hasten.plugins.video_infinity.exchange import Places
+from hasten.plugins.video_infinity.joining import join
+from hasten.plugins.video_infinity.processes import Processes
 from hasten.plugins.video_infinity.prompts import encode_prompts, listening
 from hasten.plugins.video_infinity.scheduler import divided_scheduler, scheduler_refusal
 from hasten.plugins.video_infinity.session import (
@@ -33,6 +35,7 @@ from hasten.plugins.video_infinity.session import (
     current_session,
     make_scopes,
     places_for,
+    require_positions,
     trained_frames,
     video_frames,
 )
@@ -134,12 +137,16 @@ class Division:
             token = current_clip.set(clip)
             try:
                 kwargs = session.mixing.clip_arguments(
-                    call.run.pipe, call.kwargs, clip.scope.clip, session.held, session.frames
+                    call.run.pipe,
+                    {**call.kwargs, **self._text(call, session, clip.index)},
+                    clip.scope.clip,
+                    session.held,
+                    session.frames,
                 )
                 if clip.rotary is not None and session.mixing.rotary_argument is not None:
                     own = session.mixing.as_argument(clip.rotary.at(clip.scope.clip))
                     kwargs[session.mixing.rotary_argument] = own
-                return proceed(call.replace_kwargs({**kwargs, **self._text(call, session, clip.index)}))
+                return proceed(call.replace_kwargs(kwargs))
             finally:
                 current_clip.reset(token)
 
@@ -175,7 +182,12 @@ class Division:
         """Prompt arguments of a clip, where there are several prompts; none in a forward of the negative one."""
         if not session.texts or call.step.branch == "uncond":
             return {}
-        return session.texts[index * len(session.texts) // len(session.places.clips)]
+        text = session.texts[index * len(session.texts) // len(session.places.clips)]
+        processes = session.processes
+        if processes.cfg_ranks == 1 or call.step.branch != "both":
+            return text
+        batch = len(call.kwargs[session.mixing.latents_argument(call.kwargs)])
+        return own_branch(text, processes.cfg_ranks * batch, processes)
 
     def _blank(self, call: DenoiserCall, session: Session) -> Any:
         pipe, layout = call.run.pipe, self._target.layout
@@ -187,30 +199,26 @@ class Division:
 
     def _session(self, call: RunCall) -> tuple[Session, RunCall]:
         config, mixing = self._config, self._target.capability(FrameMixing)  # type: ignore[type-abstract]
-        self._check(call, mixing)
         processes = join(config, torch.device(call.pipe._execution_device))
         processes.where = "at the start"
+        facts = run_facts(self._target, self._name, config, call)
+        agree(facts, config, processes)
+        self._check(call, mixing)
         frames = video_frames(self._target, mixing, call)
-        call = _with_generator(call, processes)
-        facts = run_facts(self._target, config, call)
-        processes.agree(facts)
         folder = None if config.checkpoint is None else Path(config.checkpoint)
-        clips = resolve_checkpoint(folder, facts, processes)
-        places = places_for(config, frames, processes, clips)
-        limit = mixing.limit(call.pipe)
-        if config.mode == "full" and limit is not None and frames > limit:
-            raise UnsupportedError(
-                f"{frames} latent frames are more than the {limit} positions of this {self._target.name}, so "
-                "the stock pipeline could not make them either; use mode='dual'"
-            )
+        before = resume(folder, facts, processes)
+        call, seed = _with_generator(call, processes, before.seed)
+        places = places_for(config, frames, processes, before.clips)
+        _require_prompts(config, places)
         trained, own = trained_frames(config, mixing, call.pipe)
         scopes = make_scopes(config, mixing, frames, places, trained if own else None)
+        require_positions(config, mixing.limit(call.pipe), scopes[0], self._target.name)
         steps = int(call.arguments["num_inference_steps"])
         generator = call.arguments["generator"]
         generator = generator[0] if isinstance(generator, (list, tuple)) else generator
         session = Session(self._target, config, mixing, processes, places, scopes, steps, generator, trained)
         if folder is not None:
-            begin_checkpoints(session, folder, facts)
+            begin_checkpoints(session, folder, facts, seed)
         return session, call
 
     def _check(self, call: RunCall, mixing: FrameMixing) -> None:
@@ -237,12 +245,28 @@ def gather_latents(session: Session, local: Tensor) -> Tensor:
     return session.mixing.latents.join(tensors, lengths).to(local.device)
 
 
-def _with_generator(call: RunCall, processes: Processes) -> RunCall:
-    """A call whose generator is in the same state on all ranks."""
+def _with_generator(call: RunCall, processes: Processes, seed: int | None) -> tuple[RunCall, int | None]:
+    """A call whose generator is in the same state on all ranks, and the seed where the call has none.
+
+    Args:
+        call: the call.
+        processes: the ranks.
+        seed: of the run that is resumed.
+    """
     if call.arguments.get("generator") is not None:
-        return call
-    seed = processes.gather(int(torch.randint(2**62, ()).item()))[0]
-    return call.replace_arguments({"generator": torch.Generator().manual_seed(seed)})
+        return call, None
+    if seed is None:
+        seed = processes.gather(int(torch.randint(2**62, ()).item()))[0]
+    return call.replace_arguments({"generator": torch.Generator().manual_seed(seed)}), seed
+
+
+def _require_prompts(config: VideoInfinityConfig, places: Places) -> None:
+    """Refuse prompts that no clip would get."""
+    if config.prompts is not None and len(config.prompts) > len(places.clips):
+        raise ConfigError(
+            f"{len(config.prompts)} prompts share {len(places.clips)} clips, so that some would not be seen; set "
+            f"clips={len(config.prompts)} or more"
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ short still plays up to there.
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import threading
@@ -27,13 +28,15 @@ __all__ = ["Film", "PictureFolder", "check_output", "join_segments"]
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov", "flush_packets": "1"}
 _WAITING = 32
 """Frames that may wait for the encoder."""
+_TRIED = 256
+"""Side of a frame that encoders in hardware take, too."""
 
 
 def check_output(path: Path, codec: str) -> None:
     """Refuse an output that could not be written, before any work is spent.
 
     Raises:
-        ConfigError: PyAV is missing, or the codec is unknown, or the folder cannot be written.
+        ConfigError: PyAV is missing, the codec is unknown or does not fit the file, or the folder cannot be written.
     """
     from hasten._generation import prepare_folder
 
@@ -54,6 +57,23 @@ def check_output(path: Path, codec: str) -> None:
             f"{path} ends in {path.suffix!r}: use .mp4, .mov or .mkv, or a name without an ending for a "
             "folder of PNGs"
         )
+    _try_codec(av, path, codec)
+
+
+def _try_codec(av: Any, path: Path, codec: str) -> None:
+    """Encode one grey frame in memory."""
+    kind = {".mkv": "matroska"}.get(path.suffix, path.suffix.removeprefix("."))
+    try:
+        with av.open(io.BytesIO(), "w", format=kind) as container:
+            stream = container.add_stream(codec, rate=8)
+            stream.width, stream.height, stream.pix_fmt = _TRIED, _TRIED, "yuv420p"
+            grey = np.full((_TRIED, _TRIED, 3), 128, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
+            container.mux(stream.encode(None))
+    except (OSError, ValueError, AttributeError) as error:  # an audio codec's stream has no size
+        raise ConfigError(
+            f"codec {codec!r} cannot write {path.suffix} files here ({error}). Try libx264, or mpeg4"
+        ) from error
 
 
 def _av(path: Path) -> Any:
@@ -68,7 +88,9 @@ def _av(path: Path) -> Any:
 
 
 class Film:
-    """A video file in the making. Encodes in a thread of its own; a context manager that discards on error.
+    """A video file in the making. Encodes in a thread of its own; a context manager.
+
+    After an error the file stays under its partial name, playable up to there.
 
     Args:
         path: where the file will be.
@@ -92,17 +114,16 @@ class Film:
             HastenError: the encoder failed, for example because the disk is full.
         """
         for frame in frames.numpy():
-            while True:
-                self._complain()
-                try:
-                    self._frames.put(frame, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
+            self._put(frame)
+            self._complain()
 
     def close(self) -> None:
-        """Finish the file."""
-        self._frames.put(None)
+        """Finish the file.
+
+        Raises:
+            HastenError: the encoder failed.
+        """
+        self._put(None)
         self._thread.join()
         self._complain()
         os.replace(self.partial, self.path)
@@ -116,13 +137,17 @@ class Film:
         if error is None:
             self.close()
             return
+        self._put(None)
+        self._thread.join(10.0)
+
+    def _put(self, frame: npt.NDArray[np.uint8] | None) -> None:
+        """Hand a frame to the encoder as soon as it has room; nobody makes any where it has failed."""
         while self._thread.is_alive():
             try:
-                self._frames.put(None, timeout=0.5)
-                break
+                self._frames.put(frame, timeout=0.5)
+                return
             except queue.Full:
                 continue
-        self._thread.join(10.0)
 
     def _encode(self) -> None:
         try:
@@ -185,15 +210,13 @@ class PictureFolder:
             self._next += 1
 
 
-def join_segments(segments: Sequence[Path], path: Path) -> int:
+def join_segments(segments: Sequence[Path], path: Path, frames: int) -> None:
     """One file from segments of equal format, by copying packets.
 
     Args:
         segments: in order.
         path: where the video will be.
-
-    Returns:
-        Number of frames.
+        frames: how many they have together.
 
     Raises:
         HastenError: a segment is missing or damaged, or the disk refuses.
@@ -204,12 +227,13 @@ def join_segments(segments: Sequence[Path], path: Path) -> int:
     try:
         with av.open(str(partial), "w", options=options) as container:
             count = _copy(av, segments, container)
+        if count != frames:
+            raise ValueError(f"they have {count} frames instead of {frames}")
     except (OSError, ValueError) as error:  # PyAV's errors derive from both
         raise HastenError(
             f"the segments of {path} could not be joined: {error}. They are kept in {segments[0].parent}"
         ) from error
     os.replace(partial, path)
-    return count
 
 
 def _copy(av: Any, segments: Iterable[Path], container: Any) -> int:
@@ -222,11 +246,11 @@ def _copy(av: Any, segments: Iterable[Path], container: Any) -> int:
                 stream = container.add_stream_from_template(inner)
             end = start
             for packet in source.demux(inner):
-                if packet.dts is None:
+                if packet.size == 0:  # the end of the segment
                     continue
                 shift = int(start / packet.time_base)
                 packet.pts += shift
-                packet.dts += shift
+                packet.dts = packet.pts  # Matroska keeps none; without frames that look ahead both are equal
                 duration = packet.duration or int(1 / inner.average_rate / packet.time_base)
                 end = max(end, (packet.pts + duration) * packet.time_base)
                 packet.stream = stream

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,18 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError, RankError
+from hasten._errors import ConfigError
+from hasten._target import Target
 from hasten.pipelines.adapters._decoders import FrameDecoder
+from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import as_pixels, unpacked
 from hasten.plugins.video_infinity.divide import gather_latents, keep_local
 from hasten.plugins.video_infinity.encode import Film, PictureFolder, check_output, join_segments
+from hasten.plugins.video_infinity.joining import join
 from hasten.plugins.video_infinity.processes import Processes
+from hasten.plugins.video_infinity.progress import Progress
 from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["Filmed", "write_video"]
 
 Tell = Callable[[str], None]
-_WRITTEN = "frames written"
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,14 @@ def write_video(
 
     Args:
         pipe: a video pipeline of a supported family.
-        path: ``.mp4``, ``.mov``, ``.mkv``, or a name without an ending for a folder of PNGs. On several machines it
-            must be on a disk that all of them see.
+        path: ``.mp4``, ``.mov``, ``.mkv``, or a name without an ending for a folder of PNGs, from which those of a
+            longer earlier video are removed. On several machines it must be on a disk that all of them see.
         call: arguments of the pipeline call (``prompt``, ``num_frames``, ``num_inference_steps``, ``generator``).
         options: options of ``video_infinity``.
         techniques: other techniques with their options, outside of it.
         fps: frames per second of the file.
         codec: FFmpeg's name of the encoder.
-        tell: is told what goes on, on rank 0.
+        tell: is told on rank 0 how many frames all processes have written.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -85,27 +89,27 @@ def write_video(
     path = Path(path)
     check_output(path, codec)
     configured = {**(techniques or {}), "video_infinity": dict(options or {})}
+    decoder = Target.of(pipe).capability(FrameDecoder)  # type: ignore[type-abstract]
     began = time.perf_counter()
     with hasten.accelerate(pipe, configured), keep_local() as sessions:
+        if decoder.independent:  # else rank 0 alone writes
+            config = VideoInfinityConfig(**configured["video_infinity"])
+            _require_one_disk(join(config, torch.device(pipe._execution_device)), _shared_folder(path))
         output = pipe(**{**call, "return_dict": False})
     session: Session = sessions[-1]
     denoised = time.perf_counter()
     rank, world = session.processes.rank, session.processes.world
     session.processes.where = "while decoding"
-    job = _Job(
-        pipe, session, path, Fraction(fps).limit_denominator(1001), codec, tell if rank == 0 else _nothing
-    )
-    frames = job.write(output[0], call)
+    with Progress(session.processes, tell) as progress:
+        rate = Fraction(fps).limit_denominator(1001)
+        frames = _Job(pipe, session, path, rate, codec, tell, progress).write(output[0], call)
+    session.processes.gather("written")
     traffic = {
         kind: {"sent": t.sent, "received": t.received, "milliseconds": t.exposed_milliseconds}
         for kind, t in session.exchange.traffic.items()
     }
     decoded = time.perf_counter()
     return Filmed(path, frames, rank, world, denoised - began, decoded - denoised, traffic)
-
-
-def _nothing(_: str) -> None:
-    pass
 
 
 @dataclass
@@ -118,6 +122,7 @@ class _Job:
     rate: Fraction
     codec: str
     tell: Tell
+    progress: Progress
 
     @torch.no_grad()
     def write(self, local: Tensor, call: Mapping[str, Any]) -> int:
@@ -135,99 +140,87 @@ class _Job:
 
     def _serial(self, decoder: FrameDecoder, latents: Tensor) -> int:
         """Frames in order on rank 0, for autoencoders that look back."""
-        processes, count, problem = self.session.processes, 0, None
-        if processes.rank == 0:
-            try:
-                count = self._film(as_pixels(decoder.frames(self.pipe, latents)), self.path)
-            except Exception as error:
-                problem = error
-        # The others would wait longer than the group's timeout for a long decode; a store has no such limit.
-        counts = _wait_for_rank_0(processes, count, problem is not None)
-        if problem is not None:
-            raise problem
-        return counts
+        if self.session.processes.rank == 0:
+            self._film(as_pixels(decoder.frames(self.pipe, latents)), self.path)
+            self._forget_pictures()
+        self.progress.finish()
+        return self.progress.wait([0])
 
-    def _film(self, pieces: Any, path: Path, first: int = 0) -> int:
-        count = 0
+    def _film(self, pieces: Iterable[Tensor], path: Path, first: int = 0) -> None:
         if path.suffix == "":
             folder = PictureFolder(path, first)
             for piece in pieces:
                 folder.write(piece)
-                count += len(piece)
-            return count
+                self.progress.add(len(piece))
+            return
         with Film(path, self.rate, self.codec) as film:
             for piece in pieces:
                 film.write(piece)
-                count += len(piece)
-                self.tell(f"{count} frames written")
-        return count
+                self.progress.add(len(piece))
 
     def _share(self, decoder: FrameDecoder, latents: Tensor, patch: int) -> int:
         """Every rank its clips, a segment each; rank 0 joins them."""
-        session, places = self.session, self.session.places
-        parts = self._parts_folder()
-        total = session.frames * patch
-        for clip in places.here if session.processes.branch == 0 else ():
+        processes, places = self.session.processes, self.session.places
+        parts = _shared_folder(self.path)
+        if self.path.suffix != "":
+            parts.mkdir(parents=True, exist_ok=True)
+        segments = [parts / f"clip-{clip:04d}{self.path.suffix}" for clip in range(len(places.clips))]
+        for clip in places.here if processes.branch == 0 else ():
             frames = places.clips[clip]
-            start = (frames.start - session.held.start) * patch
+            start = (frames.start - self.session.held.start) * patch
             part = latents[:, :, start : start + len(frames) * patch]
             pieces = as_pixels(decoder.frames(self.pipe, part))
             if self.path.suffix == "":
                 self._film(pieces, self.path, frames.start * patch)
             else:
-                self._film(pieces, parts / f"clip-{clip:04d}{self.path.suffix}")
-        session.processes.gather("decoded")
-        if session.processes.rank == 0 and self.path.suffix != "":
-            segments = [parts / f"clip-{clip:04d}{self.path.suffix}" for clip in range(len(places.clips))]
-            self.tell(f"joining {len(segments)} segments")
-            total = join_segments(segments, self.path)
-            shutil.rmtree(parts, ignore_errors=True)
-        session.processes.gather("joined")
-        return total
-
-    def _parts_folder(self) -> Path:
-        """The folder of segments, which every rank must see.
-
-        Raises:
-            ConfigError: it is on another machine's disk.
-        """
-        processes = self.session.processes
-        parts = self.path.with_name(f"{self.path.name}.parts")
-        mark = processes.gather(uuid.uuid4().hex)[0]
+                self._film(pieces, segments[clip])
         if processes.rank == 0:
-            parts.mkdir(parents=True, exist_ok=True)
-            (parts / "run").write_text(mark, encoding="utf-8")
-        processes.gather("marked")
-        try:
-            sees = (parts / "run").read_text(encoding="utf-8") == mark
-        except OSError:
-            sees = False
-        blind = [rank for rank, ok in enumerate(processes.gather(sees)) if not ok]
-        if blind:
-            raise ConfigError(
-                f"rank {blind[0]} does not see {parts}, where rank 0 joins the segments: give an output path "
-                "on a disk that all machines share"
-            )
-        return parts
+            self._put_together(segments, self.session.frames * patch)
+        self.progress.finish()
+        return self.progress.wait(range(processes.world))
+
+    def _put_together(self, segments: list[Path], frames: int) -> None:
+        """Once all other ranks are done."""
+        self.progress.wait(range(1, self.session.processes.world))
+        if self.path.suffix == "":
+            self._forget_pictures()
+            return
+        self.tell(f"joining {len(segments)} segments")
+        join_segments(segments, self.path, frames)
+        shutil.rmtree(segments[0].parent, ignore_errors=True)
+
+    def _forget_pictures(self) -> None:
+        """Remove pictures behind the last one, of a longer video that was in the folder before."""
+        if self.path.suffix == "":
+            count = self.progress.frames
+            for file in self.path.glob("*.png"):
+                if re.fullmatch(r"\d{6}", file.stem) and int(file.stem) >= count:
+                    file.unlink()
 
 
-def _wait_for_rank_0(processes: Processes, count: int, failed: bool) -> int:
-    """Number of frames that rank 0 wrote. It may take longer than the group's timeout.
+def _shared_folder(path: Path) -> Path:
+    """Where the ranks put their parts of the video."""
+    return path if path.suffix == "" else path.with_name(f"{path.name}.parts")
+
+
+def _require_one_disk(processes: Processes, folder: Path) -> None:
+    """Make sure that all ranks see ``folder``, before any work is spent.
 
     Raises:
-        RankError: rank 0 could not write them, or is gone.
+        ConfigError: it is on another machine's disk.
     """
-    if processes.store is None:
-        return count
-    try:
-        if processes.rank == 0:
-            processes.store.set(_WRITTEN, "failed" if failed else str(count))
-        while not processes.store.check([_WRITTEN]):
-            time.sleep(0.1)
-        answer = processes.store.get(_WRITTEN).decode()
-    except RuntimeError as error:  # rank 0 keeps the store
-        raise processes.explain(error) from error
-    processes.gather("read")
-    if answer == "failed" and processes.rank != 0:
-        raise RankError("rank 0 could not write the video; its own message says why")
-    return 0 if answer == "failed" else int(answer)
+    if processes.world == 1:
+        return
+    mark = folder / f".{processes.gather(uuid.uuid4().hex)[0]}"
+    if processes.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    processes.gather("marked")
+    blind = [rank for rank, sees in enumerate(processes.gather(mark.exists())) if not sees]
+    if processes.rank == 0:
+        mark.unlink()
+    if blind:
+        raise ConfigError(
+            f"rank {blind[0]} does not see {folder}, where rank 0 puts the video together: give an output path on a "
+            "disk that all machines share"
+        )

@@ -1,30 +1,19 @@
-"""The processes of one run: joining them, making sure they agree, and saying which one is at fault when one is lost.
-
-``torchrun`` starts and restarts them; nothing here manages processes.
-"""
+"""The processes of one run: making sure that they agree, and saying which one is at fault when one is lost."""
 
 from __future__ import annotations
 
-import atexit
-import gc
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from hasten._errors import ConfigError, RankError
-from hasten.plugins.video_infinity.config import VideoInfinityConfig
+from hasten._errors import RankError
+from hasten.plugins.video_infinity.pulse import PATIENCE, Pulse
 from hasten.plugins.video_infinity.transport import Alone, Distributed, Transport
 
-__all__ = ["Processes", "first_difference", "join"]
-
-_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_joined: Processes | None = None
+__all__ = ["Processes", "first_difference"]
 
 
 @dataclass
@@ -46,6 +35,7 @@ class Processes:
     cfg_ranks: int = 1
     clip_group: dist.ProcessGroup | None = field(default=None, repr=False)
     cfg_group: dist.ProcessGroup | None = field(default=None, repr=False)
+    pulse: Pulse | None = field(default=None, repr=False)
     where: str = "at the start"
     """What the run is doing, for messages."""
 
@@ -103,7 +93,7 @@ class Processes:
 
     def explain(self, error: BaseException) -> RankError:
         """The error to raise where a message could not be sent or received, naming the ranks that are gone."""
-        lost = self._silent()
+        lost = self._lost()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if lost:
             ranks = f"rank {lost[0]}" if len(lost) == 1 else f"ranks {', '.join(map(str, lost))}"
@@ -117,17 +107,22 @@ class Processes:
             "folder the same command resumes."
         )
 
-    def _silent(self) -> list[int]:
-        """Ranks that have not noticed a failure themselves: they are gone, or stuck."""
+    def ended(self) -> set[int]:
+        """Ranks that give no sign of life any more."""
+        return set() if self.pulse is None else self.pulse.ended()
+
+    def _lost(self) -> list[int]:
+        """Ranks that have ended; without one, those that have not noticed the failure themselves, being stuck."""
         if self.store is None:
             return []
         try:
             self.store.set(f"noticed/{self.rank}", "1")
-            end = time.monotonic() + min(3.0, self.timeout)
+            end = time.monotonic() + PATIENCE + 1.0
             while True:
-                lost = [r for r in range(self.world) if not self.store.check([f"noticed/{r}"])]
-                if not lost or time.monotonic() > end:
-                    return lost
+                quiet = [r for r in range(self.world) if not self.store.check([f"noticed/{r}"])]
+                ended = [rank for rank in quiet if rank in self.ended()]
+                if ended or not quiet or time.monotonic() > end:
+                    return ended or quiet
                 time.sleep(0.1)
         except RuntimeError:  # the store went down with the process that kept it
             return []
@@ -145,103 +140,6 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[
                 return f"{name}.{inner[0]}", inner[1], inner[2]
         return name, first, second
     return None
-
-
-def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
-    """The processes that ``torchrun`` started together with this one, or this one alone.
-
-    Args:
-        config: time limits, back end and layout.
-        device: where the pipeline computes.
-
-    Raises:
-        ConfigError: the environment is incomplete or does not fit.
-        RankError: the others cannot be reached.
-    """
-    global _joined
-    if _joined is not None and _joined.cfg_ranks == config.cfg_ranks:
-        return _joined
-    processes = _join(config, device)
-    if processes.world > 1:
-        _joined = processes
-    return processes
-
-
-def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
-    cfg_ranks = config.cfg_ranks
-    if not dist.is_initialized():
-        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-            if cfg_ranks > 1:
-                raise ConfigError(
-                    f"cfg_ranks={cfg_ranks} needs processes: start with torchrun --nproc-per-node 2"
-                )
-            return Processes()
-        missing = [name for name in _NEEDED if name not in os.environ]
-        if missing:
-            raise ConfigError(
-                f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
-                "script with torchrun"
-            )
-        if int(os.environ["WORLD_SIZE"]) == 1 and cfg_ranks == 1:
-            return Processes()
-        _initialise(config, device)
-    world, rank = dist.get_world_size(), dist.get_rank()
-    if world % cfg_ranks:
-        raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
-    store = dist.distributed_c10d._get_default_store()
-    processes = Processes(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
-    if cfg_ranks > 1:
-        mesh = dist.init_device_mesh(
-            device.type, (cfg_ranks, world // cfg_ranks), mesh_dim_names=("cfg", "clip")
-        )
-        processes.clip_group, processes.cfg_group = mesh.get_group("clip"), mesh.get_group("cfg")
-    # NCCL makes its communicator in a collective of all ranks, never in a neighbour exchange.
-    processes.gather(None)
-    return processes
-
-
-def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
-    backend = config.backend or ("nccl" if device.type == "cuda" else "gloo")
-    patience = timedelta(seconds=config.join_timeout_s)
-    store: Any = None
-    try:
-        store, rank, world = next(iter(dist.rendezvous("env://", timeout=patience)))
-        # torchrun keeps its store over restarts, with the addresses of processes that have ended in it.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"hasten/{attempt}", store)
-        # Some load their model faster than others; the group's own limit is for messages.
-        store.set(f"here/{rank}", "1")
-        store.wait([f"here/{other}" for other in range(world)], patience)
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(seconds=config.timeout_s),
-            device_id=device if device.type == "cuda" else None,
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).strip().splitlines()[0]
-        raise RankError(
-            f"rank {os.environ['RANK']} could not join the other {os.environ['WORLD_SIZE']} processes at "
-            f"{address} with {backend}: {reason}. Is the port free, do all nodes name the same address, and "
-            "does the network interface exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? "
-            "A slow model needs a longer join_timeout_s"
-        ) from error
-    # A back end's threads that outlive the interpreter end the process with SIGABRT, after all work is done.
-    atexit.register(_leave)
-
-
-def _leave() -> None:
-    """Leave the group for good: its threads end once nothing refers to it any more."""
-    global _joined
-    if _joined is not None:
-        _joined.clip_group = _joined.cfg_group = None
-    _joined = None
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    gc.collect()  # what a run leaves behind refers to itself
 
 
 def _shown(value: Any) -> str:

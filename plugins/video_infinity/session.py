@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hasten._errors import CheckpointError, ConfigError
+from hasten._errors import CheckpointError, ConfigError, UnsupportedError
 from hasten._run import RunCall
 from hasten._target import Target
 from hasten.pipelines.adapters._base import Prediction
@@ -23,7 +23,15 @@ from hasten.plugins.video_infinity.lockstep import Lockstep
 from hasten.plugins.video_infinity.processes import Processes
 from hasten.schedules.clips import Scope, assign, clips_for, global_frames, partition
 
-__all__ = ["Session", "current_session", "make_scopes", "places_for", "trained_frames", "video_frames"]
+__all__ = [
+    "Session",
+    "current_session",
+    "make_scopes",
+    "places_for",
+    "require_positions",
+    "trained_frames",
+    "video_frames",
+]
 
 _UNET_SWITCH = 0.836
 """Flow time of equal signal-to-noise ratio to timestep 800 of VideoCrafter2's schedule."""
@@ -178,6 +186,32 @@ def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) 
                 f"{path}: cannot read trained_frames ({error}); it is a number of latent frames"
             ) from error
     return mixing.trained_frames(pipe), False
+
+
+def require_positions(config: VideoInfinityConfig, limit: int | None, scope: Scope, name: str) -> None:
+    """Refuse what a model with ``limit`` position embeddings cannot do with more frames.
+
+    Raises:
+        ConfigError: an option asks for it.
+        UnsupportedError: the stock pipeline could not do it either.
+    """
+    if limit is None or scope.frames <= limit:
+        return
+    if config.mode == "full":
+        raise UnsupportedError(
+            f"{scope.frames} latent frames are more than the {limit} positions of this {name}, so the stock pipeline "
+            "could not make them either; use mode='dual'"
+        )
+    if config.token_scale:
+        raise ConfigError(
+            f"token_scale has no effect on more frames ({scope.frames}) than this {name} has positions ({limit}): "
+            "remove it"
+        )
+    if scope.halo > limit // 2 - 1:
+        raise ConfigError(
+            f"halo={scope.halo} reaches beyond the {limit} positions of this {name}, of which half lie on either side "
+            f"of a frame; use {limit // 2 - 1} or less"
+        )
 
 
 def make_scopes(

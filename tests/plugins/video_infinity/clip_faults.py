@@ -25,11 +25,19 @@ def video(
     import hasten
     from hasten._errors import HastenError
 
+    given = dict(call or {})
     pipe = build("wan")
+    if "solver" in given:
+        import diffusers
+
+        pipe.scheduler = getattr(diffusers, given.pop("solver"))(prediction_type="v_prediction")
     rank = int(os.environ.get("RANK", "0"))
     if fault is not None and fault["rank"] == rank:
         _spoil(pipe, fault)
-    given = {**seeded("wan"), **arguments("wan", 6, **{"num_inference_steps": STEPS, **(call or {})})}
+    generator = given.pop("generator", True)
+    given = {**seeded("wan"), **arguments("wan", 6, **{"num_inference_steps": STEPS, **given})}
+    if not generator:
+        given.pop("generator")
     began = time.monotonic()
     try:
         with hasten.accelerate(pipe, {"video_infinity": options}):
@@ -59,9 +67,38 @@ def _fail(fault: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault["kind"] == "hang":
         time.sleep(1000)
+    elif fault["kind"] == "busy":
+        time.sleep(12)
+        return
     elif fault["kind"] == "interrupt":
         raise KeyboardInterrupt
     raise RuntimeError("this rank has a bug")
+
+
+def several_faults(out: str, options: dict[str, Any], faults: list[dict[str, Any]]) -> None:
+    """Every rank its own fault, if it has one."""
+    rank = int(os.environ["RANK"])
+    video(out, options, None, next((fault for fault in faults if fault["rank"] == rank), None))
+
+
+def filmed(out: str, options: dict[str, Any], fault: dict[str, Any] | None = None) -> None:
+    """A video file; ``fault`` befalls the autoencoder of a rank."""
+    from clip_cases import build
+    from clip_cases import call as arguments
+    from families import seeded
+
+    from hasten._errors import HastenError
+    from hasten.plugins.video_infinity.film import write_video
+
+    family = (fault or {}).get("family", "wan")
+    pipe = build(family)
+    if fault is not None and fault["rank"] == int(os.environ["RANK"]):
+        pipe.vae.decoder.register_forward_pre_hook(lambda *_: _fail(fault))
+    try:
+        write_video(pipe, out, {**seeded(family), **arguments(family, 6)}, options)
+    except HastenError as error:
+        sys.stdout.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(7)
 
 
 def disagree(out: str, options: list[dict[str, Any]]) -> None:

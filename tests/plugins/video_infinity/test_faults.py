@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from clip_faults import STEPS, disagree, limited, load, video
+from clip_faults import STEPS, disagree, filmed, limited, load, several_faults, video
 from clip_launch import Ranks
 
 TIMEOUT = 20.0
@@ -91,6 +93,78 @@ def test_hung_rank_is_named_within_the_timeout(ranks: Any, tmp_path: Path) -> No
     assert 5.0 < seconds < 30.0
 
 
+def test_the_rank_that_ended_is_named_and_not_one_that_computes(ranks: Any, tmp_path: Path) -> None:
+    """Of three ranks the last one is killed while the first one is busy for longer than it takes to notice."""
+    faults = [{"rank": 2, "step": 1, "kind": "kill"}, {"rank": 0, "step": 1, "kind": "busy"}]
+    three = ranks(3, several_faults, str(tmp_path / "out"), OPTIONS, faults)
+    three.processes[1].join(60)
+    assert three.processes[1].exitcode == 7
+    assert "RankError: rank 2 of 3 failed, was killed" in three.output(1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"rank": 0, "kind": "kill"}, "rank 0 of 2 (ended while decoding|failed, was killed)|lost its peers"),
+        (
+            {"rank": 0, "kind": "hang"},
+            "rank 0 of 2 has written no frame for 6 s while decoding.*raise timeout_s",
+        ),
+        ({"rank": 1, "kind": "kill", "family": "text-to-video"}, "rank 1 of 2 ended while decoding"),
+        (
+            {"rank": 0, "kind": "error"},
+            "rank 0 could not write its part of the video; its own message says why",
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_a_rank_lost_while_decoding_is_named(
+    ranks: Any, tmp_path: Path, fault: dict[str, Any], message: str
+) -> None:
+    both = ranks(2, filmed, str(tmp_path / "a.mp4"), {**OPTIONS, "clips": 2, "timeout_s": 6.0}, fault)
+    other = 1 - fault["rank"]
+    both.processes[other].join(60)
+    assert both.processes[other].exitcode == 7, both.output(other)
+    assert re.search(message, both.output(other)), both.output(other)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"solver": "EulerAncestralDiscreteScheduler"},
+        {"solver": "DPMSolverMultistepScheduler"},
+        {"generator": None},
+    ],
+    ids=lambda call: str(next(iter(call.values()))),
+)
+def test_noise_solver_and_seed_are_resumed(ranks: Any, tmp_path: Path, call: dict[str, Any]) -> None:
+    """Stopped in the fifth step and gone on with: the video of an uninterrupted run with the same checkpoints."""
+    whole, halved = (str(tmp_path / name) for name in ("whole", "halved"))
+    options = {**OPTIONS, "checkpoint": str(tmp_path / "run")}
+    fault = {"rank": 0, "step": 4 * 2 + 1, "kind": "error"}
+    assert ranks(1, video, halved, options, call, fault).wait() == [1]
+    if "solver" in call:
+        assert ranks(1, video, whole, OPTIONS, call).wait() == [0]
+    else:  # the seed is known of the run that began it
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        for folder in (tmp_path / "copy").glob("step-*"):
+            shutil.rmtree(folder)
+        assert ranks(1, video, whole, {**options, "checkpoint": str(tmp_path / "copy")}, call).wait() == [0]
+    assert ranks(1, video, halved, options, call).wait() == [0]
+    assert torch.equal(load(halved, 1)[0], load(whole, 1)[0])
+
+
+def test_both_branches_of_guidance_are_resumed(ranks: Any, tmp_path: Path, expected: torch.Tensor) -> None:
+    options = {**OPTIONS, "checkpoint": str(tmp_path / "run"), "cfg_ranks": 2}
+    out = str(tmp_path / "out")
+    fault = {"rank": 1, "step": 4, "kind": "error"}
+    assert ranks(2, video, out, options, None, fault).wait() == [7, 1]
+    again = ranks(2, video, out, options)
+    assert again.wait() == [0, 0], again.output(0)
+    for latents in load(out, 2):
+        assert float((latents - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
 def test_error_and_interrupt_of_one_rank_end_the_other(ranks: Any, tmp_path: Path) -> None:
     for kind, code in (("error", 1), ("interrupt", 1)):
         one = ranks(2, video, str(tmp_path / "out"), OPTIONS, None, {"rank": 1, "step": 1, "kind": kind})
@@ -120,6 +194,27 @@ def test_ranks_that_disagree_say_so_alike(ranks: Any, tmp_path: Path) -> None:
             "RankError: the processes do not agree on options.halo: rank 0 has 1, rank 1 has 2"
             in both.output(rank)
         )
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"cfg_ranks": 2},
+            "rank 0 wants backend gloo with cfg_ranks=1, rank 1 backend gloo with cfg_ranks=2",
+        ),
+        ({"checkpoint_every": 3}, "do not agree on checkpoint_every: rank 0 has 2, rank 1 has 3"),
+        ({"checkpoint": "FOLDER"}, "do not agree on checkpoint is set: rank 0 has False, rank 1 has True"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_ranks_have_to_agree_on_before_they_exchange_anything(
+    ranks: Any, tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    both = ranks(2, disagree, str(tmp_path / "out"), [OPTIONS, {**OPTIONS, **other}])
+    assert both.wait() == [7, 7]
+    for rank in range(2):
+        assert message in both.output(rank), both.output(rank)
 
 
 def test_missing_peer_and_incomplete_environment(ranks: Any, tmp_path: Path) -> None:
@@ -155,7 +250,12 @@ def test_damaged_checkpoint_is_named(ranks: Any, tmp_path: Path) -> None:
     again = ranks(1, video, str(tmp_path / "out"), options)
     assert again.wait() == [7]
     assert f"CheckpointError: checkpoint {broken} cannot be read" in again.output(0)
-    (tmp_path / "run" / "run.json").write_text("{")
+    identity = tmp_path / "run" / "run.json"
+    identity.rename(tmp_path / "away")
+    lost = ranks(1, video, str(tmp_path / "out"), options)
+    assert lost.wait() == [7]
+    assert "has steps but no run.json, which says what they are" in lost.output(0)
+    identity.write_text("{")
     worse = ranks(1, video, str(tmp_path / "out"), options)
     assert worse.wait() == [7]
     assert "run.json cannot be read" in worse.output(0)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from fractions import Fraction
@@ -27,6 +28,7 @@ from hasten._errors import ConfigError, HastenError
 from hasten.pipelines.adapters import find
 from hasten.pipelines.adapters._decoders import FrameDecoder, TiledDecoder
 from hasten.pipelines.adapters.ltx import LTXDecoder
+from hasten.plugins.video_infinity import encode
 from hasten.plugins.video_infinity.checkpoint import write_whole
 from hasten.plugins.video_infinity.decode import as_pixels
 from hasten.plugins.video_infinity.encode import Film, PictureFolder, check_output, join_segments
@@ -44,18 +46,22 @@ def ramp(first: int, count: int) -> torch.Tensor:
     return levels[:, None, None, None].expand(-1, 32, 48, 3)
 
 
-def test_segments_join_without_encoding_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_segments_join_without_encoding_again(tmp_path: Path, suffix: str) -> None:
     parts = []
     for first, count in ((0, 20), (20, 7), (27, 13)):
-        parts.append(tmp_path / f"{first}.mp4")
+        parts.append(tmp_path / f"{first}{suffix}")
         with Film(parts[-1], Fraction(24000, 1001)) as film:
             film.write(ramp(first, count))
-    assert join_segments(parts, tmp_path / "all.mp4") == 40
-    whole = frames_of(tmp_path / "all.mp4")
+    with pytest.raises(HastenError, match="they have 40 frames instead of 41"):
+        join_segments(parts, tmp_path / f"all{suffix}", 41)
+    assert not (tmp_path / f"all{suffix}").exists()
+    join_segments(parts, tmp_path / f"all{suffix}", 40)
+    whole = frames_of(tmp_path / f"all{suffix}")
     apart = np.concatenate([frames_of(part) for part in parts])
     assert np.array_equal(whole, apart)
     assert [round(float(frame.mean()) / 5) for frame in whole] == list(range(40))
-    with av.open(str(tmp_path / "all.mp4")) as container:
+    with av.open(str(tmp_path / f"all{suffix}")) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == Fraction(24000, 1001)
         times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
@@ -90,12 +96,18 @@ def test_an_error_leaves_no_film(tmp_path: Path) -> None:
     ):
         film.write(ramp(0, 3))
     with pytest.raises(HastenError, match="could not be joined"):
-        join_segments([tmp_path / "missing.mp4"], tmp_path / "c.mp4")
+        join_segments([tmp_path / "missing.mp4"], tmp_path / "c.mp4", 3)
 
 
 def test_outputs_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="codec 'libx265x' is unknown here; did you mean 'libx265'"):
         check_output(tmp_path / "a.mp4", "libx265x")
+    with pytest.raises(ConfigError, match=r"codec 'aac' cannot write \.mp4 files here .* Try libx264"):
+        check_output(tmp_path / "a.mp4", "aac")
+    with pytest.raises(ConfigError, match=r"codec 'wmv2' cannot write \.mp4 files here"):
+        check_output(tmp_path / "a.mp4", "wmv2")
+    for suffix in (".mp4", ".mov", ".mkv"):
+        check_output(tmp_path / f"a{suffix}", "libx264")
     with pytest.raises(ConfigError, match=r"ends in '\.gif'"):
         check_output(tmp_path / "a.gif", "libx264")
     (tmp_path / "file").write_text("")
@@ -182,9 +194,14 @@ def test_pixels_of_a_divided_run_are_those_of_the_pipeline() -> None:
 
 
 def film(family: str, out: str, options: dict[str, Any]) -> None:
-    """One rank of the test below."""
-    filmed = write_video(build(family), out, {**seeded(family), **call(family, 7)}, options, fps=8)
+    """One rank of the test below; the second video of a process counts its frames anew."""
+    told: list[str] = []
+    first = {**seeded(family), **call(family, 4)}
+    assert write_video(build(family), f"{out}.first.mkv", first, {**options, "clips": 2}).frames < 15
+    given = {**seeded(family), **call(family, 7)}
+    filmed = write_video(build(family), out, given, options, fps=8, tell=told.append)
     if filmed.rank == 0:
+        assert f"{filmed.frames} frames written" in told
         Path(f"{out}.json").write_text(json.dumps([filmed.frames, filmed.world, sorted(filmed.traffic)]))
 
 
@@ -221,6 +238,31 @@ def test_a_full_disk_is_named_while_encoding(tmp_path: Path) -> None:
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_an_encoder_that_fails_behind_a_full_queue_ends_the_film(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(encode, "_WAITING", 2)
+    went_on = threading.Event()
+
+    def fail(self: Film, av: Any) -> None:
+        went_on.wait(20)
+        raise OSError("no space")
+
+    monkeypatch.setattr(Film, "_encode_all", fail)
+    film = Film(tmp_path / "a.mp4", Fraction(8))
+    film.write(ramp(0, 2))  # the queue is full
+    threading.Timer(0.3, went_on.set).start()
+    with pytest.raises(HastenError, match="no space"):
+        film.close()
+
+
+def test_pictures_of_a_longer_video_do_not_stay(tmp_path: Path) -> None:
+    for frames in (8, 5):
+        given = {**seeded("text-to-video"), **call("text-to-video", frames)}
+        write_video(
+            build("text-to-video"), tmp_path / "p", given, {"halo": 1, "global_frames": 2, "clips": 2}
+        )
+    assert sorted(file.name for file in (tmp_path / "p").iterdir()) == [f"{n:06d}.png" for n in range(5)]
+
+
 def test_files_are_renamed_within_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rename is whole or absent on one file system only, and temporary folders are often on another."""
     renames: list[tuple[Path, Path]] = []
@@ -233,7 +275,7 @@ def test_files_are_renamed_within_their_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "replace", replace)
     with Film(tmp_path / "a.mp4", Fraction(8)) as film:
         film.write(ramp(0, 9))
-    join_segments([tmp_path / "a.mp4"], tmp_path / "b.mp4")
+    join_segments([tmp_path / "a.mp4"], tmp_path / "b.mp4", 9)
     PictureFolder(tmp_path / "p").write(ramp(0, 1))
     write_whole(tmp_path / "run" / "clip", b"content")
     assert [target.name for _, target in renames] == ["a.mp4", "b.mp4", "000000.png", "clip"]
@@ -276,10 +318,10 @@ def test_frames_in_order_reach_the_disk_while_others_are_decoded(tmp_path: Path)
 def elsewhere(folder: str) -> None:
     """One rank of the test below: every rank has a disk of its own."""
     path = Path(folder) / f"disk-{os.environ['RANK']}" / "a.mp4"
+    pipe = build("text-to-video")
+    pipe.unet.register_forward_pre_hook(lambda *_: sys.exit(3))  # nothing is denoised in vain
     try:
-        write_video(
-            build("text-to-video"), path, {**seeded("text-to-video"), **call("text-to-video", 6)}, SMALL
-        )
+        write_video(pipe, path, {**seeded("text-to-video"), **call("text-to-video", 6)}, SMALL)
     except ConfigError as error:
         sys.stdout.write(str(error))
         sys.exit(7)

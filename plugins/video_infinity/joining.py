@@ -1,0 +1,150 @@
+"""Joining the processes that ``torchrun`` started, and leaving them. It starts and restarts them; nothing here does."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hasten._errors import ConfigError, RankError
+from hasten.plugins.video_infinity.config import VideoInfinityConfig
+from hasten.plugins.video_infinity.processes import Processes
+from hasten.plugins.video_infinity.pulse import Pulse
+
+__all__ = ["join"]
+
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_joined: dict[int, Processes] = {}
+"""Layouts of the one group there is, by number of branches."""
+
+
+def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
+    """The processes that ``torchrun`` started together with this one, or this one alone.
+
+    Args:
+        config: time limits, back end and layout.
+        device: where the pipeline computes.
+
+    Raises:
+        ConfigError: the environment is incomplete or does not fit.
+        RankError: the others cannot be reached.
+    """
+    if config.cfg_ranks not in _joined:
+        processes = _join(config, device)
+        if processes.world == 1:
+            return processes
+        _joined[config.cfg_ranks] = processes
+    return _joined[config.cfg_ranks]
+
+
+def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
+    cfg_ranks = config.cfg_ranks
+    if not dist.is_initialized():
+        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+            if cfg_ranks > 1:
+                raise ConfigError(
+                    f"cfg_ranks={cfg_ranks} needs processes: start with torchrun --nproc-per-node 2"
+                )
+            return Processes()
+        missing = [name for name in _NEEDED if name not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
+                "script with torchrun"
+            )
+        if int(os.environ["WORLD_SIZE"]) == 1 and cfg_ranks == 1:
+            return Processes()
+        _initialise(config, device)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    if world % cfg_ranks:
+        raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
+    store = dist.distributed_c10d._get_default_store()
+    processes = Processes(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
+    if cfg_ranks > 1:
+        mesh = dist.init_device_mesh(
+            device.type, (cfg_ranks, world // cfg_ranks), mesh_dim_names=("cfg", "clip")
+        )
+        processes.clip_group, processes.cfg_group = mesh.get_group("clip"), mesh.get_group("cfg")
+    # NCCL makes its communicator in a collective of all ranks, never in a neighbour exchange.
+    processes.gather(None)
+    processes.pulse = next((other.pulse for other in _joined.values()), None)
+    if processes.pulse is None:
+        processes.pulse = Pulse(store, rank, world)
+        atexit.register(processes.pulse.stop)
+    return processes
+
+
+def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
+    backend = config.backend or ("nccl" if device.type == "cuda" else "gloo")
+    patience = timedelta(seconds=config.join_timeout_s)
+    store: Any = None
+    try:
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=patience)))
+        # Where torchrun's agents keep the store, addresses of processes that have ended stay in it over restarts. Every
+        # machine counts its own restarts, so that several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and no count.
+        kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if kept else "0"
+        store = dist.PrefixStore(f"hasten/{attempt}", store)
+        # Some load their model faster than others; the group's own limit is for messages.
+        layout = f"backend {backend} with cfg_ranks={config.cfg_ranks}"
+        store.set(f"here/{rank}", layout)
+        names = [f"here/{other}" for other in range(world)]
+        store.wait(names, patience)
+        layouts = [store.get(name).decode() for name in names]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _unreachable(backend, error) from error
+    _require_equal(layouts, store, rank)
+    try:
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _unreachable(backend, error) from error
+    # A back end's threads that outlive the interpreter end the process with SIGABRT, after all work is done.
+    atexit.register(_leave)
+
+
+def _require_equal(layouts: list[str], store: dist.Store, rank: int) -> None:
+    """Groups are made by all processes alike, or by none."""
+    other = next((other for other, layout in enumerate(layouts) if layout != layouts[0]), None)
+    if other is None:
+        return
+    with suppress(RuntimeError):  # stay until all have seen it: the store ends with the process that keeps it
+        store.set(f"differs/{rank}", "1")
+        store.wait([f"differs/{one}" for one in range(len(layouts))], timedelta(seconds=10))
+    raise RankError(
+        f"the processes do not agree on how to work together: rank 0 wants {layouts[0]}, rank {other} "
+        f"{layouts[other]}. Start all of them with the same command, code and files."
+    )
+
+
+def _unreachable(backend: str, error: BaseException) -> RankError:
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    reason = str(error).strip().splitlines()[0]
+    return RankError(
+        f"rank {os.environ['RANK']} could not join the other {os.environ['WORLD_SIZE']} processes at "
+        f"{address} with {backend}: {reason}. Is the port free, do all nodes name the same address, and "
+        "does the network interface exist (set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to choose one)? "
+        "A slow model needs a longer join_timeout_s"
+    )
+
+
+def _leave() -> None:
+    """Leave the group for good: its threads end once nothing refers to it any more."""
+    for processes in _joined.values():
+        processes.clip_group = processes.cfg_group = None
+    _joined.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()  # what a run leaves behind refers to itself
