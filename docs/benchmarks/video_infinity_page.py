@@ -78,8 +78,18 @@ process.
 |---|---|---|---|
 {predicted}
 
-The paper's overhead on eight GPUs is 28.6 % (an efficiency of 77.7 %). GPUs compute faster and their links are
-faster, too, so these figures do not carry over; nothing was measured on a GPU or on several machines.
+GPUs compute faster and their links are faster, too, so these figures do not carry over. For them, from operations and
+bytes counted on published models without weights (`docs/benchmarks/video_infinity_prediction.py`), one clip per GPU,
+nothing overlapped, mode `dual` with inputs exchanged, and assumed hardware: {operations:.0f} Tflop/s per GPU,
+{inside} inside of a machine, {between} between machines.
+
+| model | frames per clip | seconds of computation | GB a step, 8 GPUs | efficiency | GB, 2 x 8 | efficiency |
+|---|---|---|---|---|---|---|
+{gpus}
+
+The busiest rank counts, at the edge of a machine. The U-Net computes little for each byte of its halos, so that a slow
+link at that edge shows; overlap with computation would hide a part. The paper's overhead on eight GPUs is 28.6 % (an
+efficiency of 77.7 %). Nothing was measured on a GPU or on several machines.
 """
 
 TRAINED = """## Trained miniatures
@@ -109,14 +119,19 @@ def main() -> None:
     document = json.loads((folder / "video_infinity.json").read_text("utf-8"))
     memory = json.loads((folder / "video_infinity_memory.json").read_text("utf-8"))
     found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("video_infinity_t2v-*.json"))]
-    text = page(document["machine"], document["results"], memory, found)
+    foretold = json.loads((folder / "video_infinity_prediction.json").read_text("utf-8"))
+    text = page(document["machine"], document["results"], memory, found, foretold)
     (folder / "video_infinity.md").write_text(text, "utf-8")
     if found:
         draw(found)
 
 
 def page(
-    machine: dict[str, Any], results: dict[str, Any], memory: dict[str, Any], found: list[dict[str, Any]]
+    machine: dict[str, Any],
+    results: dict[str, Any],
+    memory: dict[str, Any],
+    found: list[dict[str, Any]],
+    foretold: dict[str, Any],
 ) -> str:
     """The page's Markdown."""
     kinds = ("transformer", "unet")
@@ -140,7 +155,24 @@ def page(
         theirs=peers["diffusers"],
         latency=prediction["link"]["latency"] * 1e3,
         predicted="\n".join(row(k, prediction["efficiency"][k].values(), "{:.1%}") for k in kinds),
+        operations=foretold["assumed"]["operations per second"] / 1e12,
+        inside=link(foretold["assumed"]["inside a machine"]),
+        between=link(foretold["assumed"]["between machines"]),
+        gpus="\n".join(gpus(name, entry) for name, entry in foretold["models"].items()),
     )
+
+
+def link(assumed: dict[str, float]) -> str:
+    """A connection in words."""
+    return f"{assumed['rate'] / 1e9:.0f} GB/s and {assumed['latency'] * 1e6:.0f} us per exchange"
+
+
+def gpus(name: str, entry: dict[str, Any]) -> str:
+    """A line of the table of predictions."""
+    cells = [name, str(entry["clip"]), f"{entry['compute_seconds']:.2f}"]
+    for size in ("1 x 8", "2 x 8"):
+        cells += [f"{entry[size]['received_gigabytes']:.1f}", f"{entry[size]['efficiency']:.1%}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def strong(kind: str, measured: dict[str, Any]) -> str:

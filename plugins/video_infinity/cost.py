@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Link", "Run", "attention_bytes", "fit", "norm_bytes", "predict"]
+__all__ = ["Link", "Part", "Run", "attention_bytes", "efficiency", "fit", "norm_bytes", "predict"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,26 @@ class Link:
 
     latency: float
     rate: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Messages that a rank receives over one kind of connection.
+
+    Args:
+        rounds: exchanges.
+        received: bytes.
+        link: the connection.
+    """
+
+    rounds: int
+    received: float
+    link: Link
+
+    @property
+    def seconds(self) -> float:
+        """What they take, if nothing else happens meanwhile."""
+        return self.rounds * self.link.latency + self.received / self.link.rate
 
 
 @dataclass(frozen=True)
@@ -71,13 +91,18 @@ def fit(runs: Sequence[Run]) -> Link:
     return Link(float(latency), 1.0 / float(inverse) if inverse > 0 else float("inf"))
 
 
+def efficiency(compute_seconds: float, parts: Sequence[Part]) -> float:
+    """Computation over total time of a rank with these messages."""
+    return compute_seconds / (compute_seconds + sum(part.seconds for part in parts))
+
+
 def predict(run: Run, ranks: int, link: Link) -> float:
     """Predicted efficiency of ``ranks`` processes with as many frames each as in ``run``: compute over total time.
 
     An inner rank receives from two neighbours, so that from three ranks on the bytes of ``run`` with two may double.
     """
     received = run.received * (2 if ranks > 2 and run.ranks == 2 else 1)
-    return run.compute_seconds / (run.compute_seconds + run.rounds * link.latency + received / link.rate)
+    return efficiency(run.compute_seconds, [Part(run.rounds, received, link)])
 
 
 def attention_bytes(

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from hasten.plugins.video_infinity.cost import Link, Run, attention_bytes, fit, norm_bytes, predict
+from hasten.plugins.video_infinity.cost import (
+    Link,
+    Part,
+    Run,
+    attention_bytes,
+    efficiency,
+    fit,
+    norm_bytes,
+    predict,
+)
 
 LINK = Link(2e-3, 5e8)
 
@@ -31,6 +40,13 @@ def test_one_run_is_explained_by_both_in_equal_parts() -> None:
     assert predict(run, 8, link) == predict(run, 64, link)
     with pytest.raises(ValueError, match="without messages"):
         fit([Run(1, 1.0, 1.0, 0, 0)])
+
+
+def test_two_kinds_of_links_add_up() -> None:
+    fast, slow = Link(1e-5, 1e11), Link(1e-4, 1e10)
+    parts = [Part(1000, 1e9, fast), Part(1000, 1e9, slow)]
+    assert [part.seconds for part in parts] == pytest.approx([0.02, 0.2])
+    assert efficiency(0.78, parts) == pytest.approx(0.78)
 
 
 def test_volumes_of_videocrafter2() -> None:
