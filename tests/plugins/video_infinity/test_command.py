@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import av
+import psutil
 import pytest
 import torch
 from clip_cases import build
@@ -127,6 +128,9 @@ def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
         "first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
         "fault = {'rank': 1, 'step': 9, 'kind': 'kill'} if first else None\n"
         "video(sys.argv[1], json.loads(sys.argv[2]), None, fault)\n"
+        "from hasten.plugins.video_infinity.config import VideoInfinityConfig\n"
+        "from hasten.plugins.video_infinity.joining import join\n"
+        "layouts = [join(VideoInfinityConfig(cfg_ranks=n), torch.device('cpu')) for n in (1, 2)]\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     launcher += ["--master-port", str(free_port())]
@@ -144,6 +148,36 @@ def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
         )
         # One that outlived the group could end the process with SIGABRT while the interpreter shuts down.
         assert "gloo" not in Path(f"{out}.{rank}.threads").read_text()
+
+
+def test_two_machines_start_again_after_one_lost_its_process(model: Path, tmp_path: Path) -> None:
+    """The script for several machines, twice on this one; each agent counts its own restarts."""
+    out, checkpoint = tmp_path / "a.mp4", tmp_path / "run"
+    command = [str(HERE.parents[2] / "examples" / "long_video_nodes.sh"), str(model), "--prompt", "a"]
+    command += ["--frames", "8", "--steps", "24", "--height", "32", "--width", "48", "--out", str(out)]
+    command += ["--checkpoint", str(checkpoint), "-s", "video_infinity.checkpoint_every=1"]
+    command += ["-s", "video_infinity.halo=1", "-s", "video_infinity.global_frames=2"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HEAD": "localhost", "NODES": "2", "GPUS": "1"}
+    variables |= {"PORT": str(free_port()), "RESTARTS": "2"}
+    variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
+    log = (tmp_path / "log").open("w")
+    machines = [subprocess.Popen(command, env=variables, stdout=log, stderr=log) for _ in range(2)]
+    try:
+        while not list(checkpoint.glob("step-*/clip-0001.safetensors")):
+            assert machines[1].poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        worker = next(
+            p for p in psutil.Process(machines[1].pid).children(recursive=True) if "video" in p.cmdline()
+        )
+        worker.kill()
+        assert [machine.wait(timeout=300) for machine in machines] == [0, 0], (tmp_path / "log").read_text()[
+            -3000:
+        ]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert "exitcode: -9" in (tmp_path / "log").read_text()  # a process was lost
+    assert frames_in(out) == 8
 
 
 def test_an_interrupt_keeps_checkpoints_and_the_same_command_goes_on(model: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from clip_cases import build, call, run
+from clip_cases import build, call, run, spoken
 from families import FAMILIES, baseline, seeded
 from torch import nn
 
@@ -56,6 +56,26 @@ def test_full_mode_has_the_stock_limits() -> None:
     with pytest.raises(UnsupportedError, match="16 latent frames are more than the 12 positions"):
         accelerated("animatediff", {"mode": "full"}, 16)
     assert accelerated("animatediff", {"halo": 2, "global_frames": 3}, 16).shape[2] == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"halo": 6, "clips": 2}, r"halo=6 reaches beyond the 12 positions .* use 5 or less"),
+        (
+            {"halo": 2, "token_scale": True, "trained_frames": 4},
+            r"token_scale has no effect on more frames \(16\)",
+        ),
+    ],
+)
+def test_what_positions_anchored_anew_cannot_do_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        accelerated("animatediff", options, 16)
+
+
+def test_a_given_picture_is_refused_where_its_tokens_are_stepped_apart() -> None:
+    with pytest.raises(UnsupportedError, match="the tokens of the given picture are stepped apart"):
+        accelerated("ltx-i2v", {"clips": 2})
 
 
 def test_unknown_modules_are_refused() -> None:
@@ -121,30 +141,17 @@ def test_techniques_that_cannot_share() -> None:
         hasten.plan(build("wan"), {"bottleneck": {"mode": "restart", "stages": stages}, "video_infinity": {}})
 
 
-class _Words:
-    """Stands in for tokenizer and text encoder: embeddings that depend on the text."""
-
-    def __call__(self, prompt: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        text = prompt if isinstance(prompt, str) else prompt[0]
-        numbers = [torch.Generator().manual_seed(sum(map(ord, word))) for word in (text, "nothing")]
-        one, other = (torch.randn(1, 7, 24, generator=number) for number in numbers)
-        return one, other
-
-
-def test_prompts_along_the_time_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = build("wan")
-
-    def encode(self: Any, prompt: Any, **kwargs: Any) -> Any:
-        return _Words()(prompt)
-
-    monkeypatch.setattr(type(pipe), "encode_prompt", encode)
-    arguments = {**seeded("wan"), **call("wan", 8), "return_dict": False}
+@pytest.mark.parametrize("family", ["wan", "animatediff"])
+def test_prompts_along_the_time_line(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = build(family)
+    monkeypatch.setattr(type(pipe), "encode_prompt", spoken)
+    arguments = {**seeded(family), **call(family, 8), "return_dict": False}
     for name in ("prompt_embeds", "negative_prompt_embeds"):
         arguments.pop(name)
 
     def video(prompt: str, **options: Any) -> torch.Tensor:
         given = {**arguments, "prompt": prompt, "generator": torch.Generator().manual_seed(0)}
-        base = {"clips": 4, "halo": 0, "global_frames": 0}
+        base = {"clips": 4, "halo": 0, "global_frames": 0, "norm_sync": False, "conv_sync": False}
         with hasten.accelerate(pipe, {"video_infinity": {**base, **options}}):
             result: torch.Tensor = pipe(**given)[0]
         return result
@@ -155,6 +162,8 @@ def test_prompts_along_the_time_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(both[:, :, :4], day[:, :, :4])
     assert torch.equal(both[:, :, 4:], night[:, :, 4:])
     assert not torch.equal(day, night)
+    with pytest.raises(ConfigError, match=r"5 prompts share 4 clips, .* set clips=5 or more"):
+        video("ignored", prompts=list("abcde"))
 
 
 def test_positions_are_squeezed_where_the_video_is_longer_than_training() -> None:

@@ -53,6 +53,10 @@ def two() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     for family in ("wan", "text-to-video", "cogvideox-rope", "animatediff"):
         branches = case(family, 5, {"mode": "full", "cfg_ranks": 2}, call={"guidance_scale": 4.0})
         listed.append((f"branches {family}", branches, {**branches, "options": None}))
+    words = {**SCOPE, "clips": 2, "prompts": ["day", "night"]}
+    for family in ("wan", "animatediff"):
+        told = case(family, 6, {**words, "cfg_ranks": 2}, call={"guidance_scale": 4.0, "prompt": "ignored"})
+        listed.append((f"prompts and branches {family}", told, {**told, "options": words}))
     return listed
 
 
