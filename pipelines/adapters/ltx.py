@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten._errors import UnsupportedError
+from hasten._subclass import stock_class
 from hasten.pipelines.adapters._base import Adapter
 from hasten.pipelines.adapters._decoders import TiledDecoder
 from hasten.pipelines.adapters._frames import (
@@ -63,8 +64,8 @@ class LTXFrames(FrameMixing):
     @override
     def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
         """Rescaled guidance needs the whole sample, and a given picture is the tokens of the first frame."""
-        if arguments.get("image") is not None:
-            return "the tokens of the given picture are stepped apart from those of the other frames"
+        if stock_class(pipe).__name__ == "LTXImageToVideoPipeline":
+            return "the tokens of its given picture are stepped apart from those of the other frames"
         if arguments.get("guidance_rescale"):
             return "guidance_rescale needs statistics of the whole video; call with guidance_rescale=0"
         return None

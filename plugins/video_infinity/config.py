@@ -44,11 +44,12 @@ class VideoInfinityConfig(TechniqueConfig):
             repeated projection). ``"auto"`` is ``"kv"`` in mode ``"full"`` and on CPUs, ``"input"`` otherwise.
         norm_sync: group-norm statistics over all clips. Off only to see what it does.
         conv_sync: temporal convolutions see their neighbours. Off only to see what it does.
-        prompts: prompts along the time line instead of the call's, in equal parts of the clips.
+        prompts: prompts along the time line instead of the call's, in equal parts of the clips; at most as many.
         cfg_ranks: 2 computes the branches of guidance on two ranks for each run of clips.
         checkpoint: folder for resuming.
         checkpoint_every: steps between two checkpoints.
-        timeout_s: seconds after which a silent process counts as lost; longer than the longest step.
+        timeout_s: seconds after which a silent process counts as lost; longer than the longest step, and than decoding
+            the largest piece.
         join_timeout_s: seconds to wait for the other processes to load their model and join.
         backend: ``"gloo"`` or ``"nccl"``; ``None`` goes by the device.
     """

@@ -47,7 +47,8 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         from hasten.plugins.video_infinity.scan import unknown_modules
         from hasten.plugins.video_infinity.scheduler import scheduler_refusal
 
-        if reason := scheduler_refusal(target.pipe.scheduler):
+        mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+        if reason := scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, {}):
             yield Finding("error", reason)
         for name in unknown_modules(target):
             yield Finding(

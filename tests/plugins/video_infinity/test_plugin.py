@@ -74,7 +74,7 @@ def test_what_positions_anchored_anew_cannot_do_is_refused(options: dict[str, An
 
 
 def test_a_given_picture_is_refused_where_its_tokens_are_stepped_apart() -> None:
-    with pytest.raises(UnsupportedError, match="the tokens of the given picture are stepped apart"):
+    with pytest.raises(UnsupportedError, match="the tokens of its given picture are stepped apart"):
         accelerated("ltx-i2v", {"clips": 2})
 
 
