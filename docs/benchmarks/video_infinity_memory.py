@@ -2,7 +2,7 @@
 
     for n in 1 2 4; do torchrun --nproc-per-node $n docs/benchmarks/video_infinity_memory.py; done
 
-Every process has eight latent frames. The peak is the resident memory beyond what the process had before the call, of
+Every process has eight latent frames; one process also makes longer videos alone, in clips of eight. The peak is the resident memory beyond what the process had before the call, of
 the process that needed most; Linux only. Adds to ``video_infinity_memory.json`` beside this file.
 """
 
@@ -30,6 +30,8 @@ from video_infinity import OPTIONS, arguments, make_pipe, timed  # isort: skip
 
 EACH = 8
 """Latent frames of a process."""
+CLIPS = (1, 2, 4, 8)
+"""Clips of a video that one process makes alone."""
 DECODED = (8, 16, 32)
 """Latent frames that are decoded and encoded to a file."""
 
@@ -54,13 +56,14 @@ class Peak:
         self.megabytes = resident("VmHWM") - self._before
 
 
-def denoising(kind: str, everyone: Any) -> float:
+def denoising(kind: str, everyone: Any, clips: int = 1) -> float:
     """Peak of one call, of the process that needs most."""
     pipe = make_pipe(kind)
-    call = arguments(kind, EACH * everyone.world)
-    timed(pipe, call, OPTIONS)
+    call = arguments(kind, EACH * clips * everyone.world)
+    options = {**OPTIONS, "clips": clips * everyone.world}
+    timed(pipe, call, options)
     with Peak() as peak:
-        timed(pipe, call, OPTIONS)
+        timed(pipe, call, options)
     return max(everyone.gather(peak.megabytes))
 
 
@@ -88,6 +91,9 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for kind in ("transformer", "unet"):
         results.setdefault(kind, {})[str(everyone.world)] = denoising(kind, everyone)
+        if everyone.world == 1:
+            grown = {str(clips): denoising(kind, everyone, clips) for clips in CLIPS}
+            results.setdefault("alone", {})[kind] = grown
     if everyone.world == 1:
         results["decoding"] = decoding()
     everyone.gather("end")

@@ -54,6 +54,16 @@ Eight latent frames in every process: most memory that a process needed beyond w
 |---|---|---|---|
 {memory}
 
+One process that makes the whole video alone, in clips of eight latent frames:
+
+| model | {alone_clips} clips |
+|---|{alone_rule}
+{alone}
+
+Constant, then, where processes are added with frames. Where clips are added to a process, it keeps for each of them what a
+layer holds while the clip waits: states, queries, keys and values (about 5 MB a frame here, with 2 layers as with 8), as
+any exact computation over all frames has to. Only the latents are kept from step to step.
+
 Decoding and encoding to a file on one process, 128 x 128 pixels:
 
 | latent frames | {decoded_frames} |
@@ -146,6 +156,9 @@ def page(
         repetitions="Repetitions: " + ", ".join(f"{kind} {results[kind]['repetitions']}" for kind in kinds),
         weak="\n".join(row(kind, added(results["weak"][kind]), "{:.2f}") for kind in kinds),
         memory="\n".join(row(kind, [memory[kind][n] for n in ("1", "2", "4")], "{:.0f}") for kind in kinds),
+        alone_clips=" | ".join(memory["alone"]["unet"]),
+        alone_rule="---|" * len(memory["alone"]["unet"]),
+        alone="\n".join(row(kind, memory["alone"][kind].values(), "{:.0f}") for kind in kinds),
         decoded_frames=" | ".join(str(entry["latent_frames"]) for entry in decoding),
         rule="---|" * len(decoding),
         decoded=" | ".join(f"{entry['megabytes']:.0f}" for entry in decoding),
