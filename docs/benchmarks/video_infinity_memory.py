@@ -2,8 +2,9 @@
 
     for n in 1 2 4; do torchrun --nproc-per-node $n docs/benchmarks/video_infinity_memory.py; done
 
-Every process has eight latent frames; one process also makes longer videos alone, in clips of eight. The peak is the resident memory beyond what the process had before the call, of
-the process that needed most; Linux only. Adds to ``video_infinity_memory.json`` beside this file.
+Every process has eight latent frames; one process also makes longer videos alone, in clips of eight. The peak is the
+resident memory beyond what the process had before the call, of the process that needed most; Linux only. Adds to
+``video_infinity_memory.json`` beside this file.
 """
 
 from __future__ import annotations
