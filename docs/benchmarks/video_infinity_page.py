@@ -61,8 +61,8 @@ One process that makes the whole video alone, in clips of eight latent frames:
 {alone}
 
 Constant, then, where processes are added with frames. Where clips are added to a process, it keeps for each what a
-layer holds while the clip waits: states, queries, keys and values (about 5 MB a frame here, with 2 layers as with 8), as
-any exact computation over all frames has to. Only the latents are kept from step to step.
+layer holds while the clip waits: states, queries, keys and values (about 5 MB a frame here, with 2 layers as with 8),
+as any exact computation over all frames has to. Only the latents are kept from step to step.
 
 Decoding and encoding to a file on one process, 128 x 128 pixels:
 
