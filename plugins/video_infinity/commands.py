@@ -32,7 +32,10 @@ with fewer processes. Several prompts take equal parts of the time line.
 
 
 _Out = Annotated[
-    Path, typer.Option(help="A file ending in .mp4, .mov or .mkv; without an ending, a folder of PNGs.")
+    Path | None,
+    typer.Option(
+        help="A file ending in .mp4, .mov or .mkv (default video.mp4); without an ending, a folder of PNGs."
+    ),
 ]
 _Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.")]
 _Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.")]
@@ -55,7 +58,7 @@ def _video(
     model: options.ModelName = None,
     prompt: options.Prompt = None,
     frames: options.Frames = None,
-    out: _Out = Path("video.mp4"),
+    out: _Out = None,
     seed: options.Seed = None,
     steps: options.Steps = None,
     height: _Height = None,
@@ -75,9 +78,11 @@ def _video(
 
     settings = options.configuration(config, ["video_infinity"], sets)
     name = options.choose_model(model, settings)
+    out = out or Path(settings.out or "video.mp4")
     check_output(out, codec)
     seed = seed if seed is not None else settings.seed or 0
-    texts = options.choose_prompts(name, settings, prompt, None, None if prompt else 1, seed)
+    limit = None if prompt or settings.prompts else 1  # one of a miniature's own
+    texts = options.choose_prompts(name, settings, prompt, None, limit, seed)
     given = {
         "num_inference_steps": steps,
         "height": height,

@@ -111,6 +111,27 @@ def test_video_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "b.mp4").exists()
 
 
+def test_a_file_says_the_same_as_the_command_line(model: Path, tmp_path: Path) -> None:
+    from hasten._cli import build_app
+
+    (tmp_path / "run.yaml").write_text(
+        f"schema: 1\nmodel: {model}\nsteps: 2\nframes: 9\nseed: 3\nprompts: [a cat, a dog]\n"
+        f"out: {tmp_path / 'file'}\nheight: 32\nwidth: 48\n"
+        "techniques:\n  - {name: video_infinity, halo: 2, global_frames: 3, clips: 2}\n"
+    )
+    spelled = [str(model), "-p", "a cat", "-p", "a dog", "--frames", "9", "--steps", "2", "--seed", "3"]
+    for option in ("halo=2", "global_frames=3", "clips=2"):
+        spelled += ["-s", f"video_infinity.{option}"]
+    spelled += ["--height", "32", "--width", "48", "--out", str(tmp_path / "line")]
+    for given in (["--config", str(tmp_path / "run.yaml")], spelled):
+        with pytest.raises(SystemExit) as end:
+            build_app()(["video", *given])
+        assert end.value.code == 0
+    pictures = [sorted((tmp_path / name).glob("*.png")) for name in ("file", "line")]
+    assert len(pictures[0]) == 9
+    assert [file.read_bytes() for file in pictures[0]] == [file.read_bytes() for file in pictures[1]]
+
+
 def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
     """The first attempt loses a rank in step 5, the second goes on at step 4, makes the same video and ends cleanly."""
     options = {"halo": 1, "global_frames": 2, "clips": 3, "checkpoint_every": 2, "timeout_s": 60.0}
