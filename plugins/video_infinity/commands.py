@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,8 @@ import typer
 from hasten._cli import _options as options
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hasten.plugins.video_infinity.film import Filmed
 
 __all__ = ["add_commands"]
@@ -30,6 +34,9 @@ with fewer processes. Several prompts take equal parts of the time line.
   torchrun --nproc-per-node 8 --no-python hasten video ./my-wan -p "a lighthouse" --frames 2305 --out storm.mp4
 """
 
+
+_LOGGED = 10.0
+"""Seconds between two lines of progress in a log."""
 
 _Out = Annotated[
     Path | None,
@@ -118,16 +125,28 @@ def _film(
     console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
     pipe.set_progress_bar_config(disable=console.quiet)
     call["generator"] = torch.Generator().manual_seed(seed)
-    return write_video(
-        pipe,
-        out,
-        call,
-        own,
-        techniques=techniques,
-        fps=rate,
-        codec=codec,
-        tell=lambda text: console.print(text, style="dim"),
-    )
+    with _telling(console) as tell:
+        return write_video(pipe, out, call, own, techniques=techniques, fps=rate, codec=codec, tell=tell)
+
+
+@contextmanager
+def _telling(console: Console) -> Iterator[Callable[[str], None]]:
+    """Shows what it is told in one line that changes; in a log, a line every ten seconds."""
+    status, shown = console.status(""), 0.0
+
+    def tell(text: str) -> None:
+        nonlocal shown
+        if console.is_terminal:
+            status.update(text)
+            status.start()
+        elif time.monotonic() - shown > _LOGGED:
+            console.print(text, style="dim")
+            shown = time.monotonic()
+
+    try:
+        yield tell
+    finally:
+        status.stop()
 
 
 def _show(filmed: Filmed, as_json: bool) -> None:
