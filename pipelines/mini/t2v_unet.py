@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "build_unet",
     "inflate",
     "make_recipe",
+    "own_levels",
 ]
 
 FRAMES = 16
@@ -193,8 +195,9 @@ class TextToVideoUNet(Recipe):
     at zero, so that the first step sees each frame as a picture. The text encoder, which begins as the tower of the
     still pictures, learns together with the denoiser, because it never met the words of motions.
 
-    In every second step the first frame is clear and not in the loss: where the object is in the others follows from it
-    and the word for the direction (see :class:`hasten.pipelines.mini.t2v_dit.TextToVideo`).
+    In every second step frames have noise levels of their own: by turns all of them, or the first one is clear and not
+    in the loss. Where the object is in the others follows from it and the word for the direction (see
+    :class:`hasten.pipelines.mini.t2v_dit.TextToVideo`).
 
     Args:
         vae: the trained autoencoder.
@@ -241,15 +244,21 @@ class TextToVideoUNet(Recipe):
         device = next(model.parameters()).device
         frames = self._length(step, generator)
         clean, ids = self._batch(frames, generator)
-        time = torch.randint(self.scheduler.config.num_train_timesteps, (len(clean),), generator=generator)
+        times, known = self._times(len(clean), frames, step, generator)
         noise = torch.randn(clean.shape, generator=generator)
-        mixed = self.scheduler.add_noise(clean, noise, time)
-        target = self.scheduler.get_velocity(clean, noise, time)
-        known = step % 2 if frames > 1 else 0
+        mixed, target = (
+            _by_frame(function, clean, noise, times)
+            for function in (self.scheduler.add_noise, self.scheduler.get_velocity)
+        )
         mixed[:, :, :known] = clean[:, :, :known]
-        with torch.autocast(device.type, torch.bfloat16), matmul_attention():
+        unet: Any = model["unet"]  # type: ignore[index]
+        with (
+            torch.autocast(device.type, torch.bfloat16),
+            matmul_attention(),
+            own_levels(unet, times.to(device)),
+        ):
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
-            velocity = model["unet"](mixed.to(device), time.to(device), states, return_dict=False)[0]  # type: ignore[index]
+            velocity = unet(mixed.to(device), times[:, -1].to(device), states, return_dict=False)[0]
         loss = (velocity.float() - target.to(device))[:, :, known:].square().mean()
         return loss, {"frames": float(frames)}
 
@@ -259,14 +268,24 @@ class TextToVideoUNet(Recipe):
         pipe = assemble(self.vae, model["text_encoder"], model["unet"])  # type: ignore[index]
         return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
 
+    def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> tuple[Tensor, int]:
+        """Timesteps (B, F), and how many leading frames are clear."""
+        end = self.scheduler.config.num_train_timesteps
+        if frames > 1 and step % 4 == 0:
+            return torch.randint(end, (count, frames), generator=generator), 0
+        times = torch.randint(end, (count, 1), generator=generator).repeat(1, frames)
+        known = int(frames > 1 and step % 4 == 2)
+        times[:, :known] = 0
+        return times, known
+
     def _length(self, step: int, generator: torch.Generator) -> int:
-        draw = int(torch.randint(2, (1,), generator=generator))
+        draw = int(torch.randint(4, (1,), generator=generator))
         progress = step / self.schedule.steps
         if progress < self.singles:
             return 1
         if progress < self.short:
             return 4
-        return (4, 8)[draw] if progress < self.middle else (8, 16)[draw]
+        return (4, 8, 4, 8)[draw] if progress < self.middle else (4, 8, 8, 16)[draw]
 
     def _batch(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random windows, float32, and their token ids; one caption in ten becomes the empty one, for guidance."""
@@ -277,6 +296,29 @@ class TextToVideoUNet(Recipe):
         dropped = torch.rand((len(rows), 1), generator=generator) < 0.1
         window = self._pool.latents[rows, :, first : first + frames].float()
         return window, torch.where(dropped, self.empty, self._pool.ids[rows])
+
+
+@contextmanager
+def own_levels(unet: Any, times: Tensor) -> Iterator[None]:
+    """``unet`` with timesteps (B, F) for every frame of a sample, where its class repeats one for all of them."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    embedded = unet.time_embedding(unet.time_proj(times.flatten()))
+    blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args: (args[0], embedded, *args[2:])) for block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _by_frame(function: Callable[..., Tensor], clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """A function of the scheduler, frame by frame: (B, C, F, H, W) with timesteps (B, F)."""
+    flat = (x.transpose(1, 2).flatten(0, 1) for x in (clean, noise))
+    return function(*flat, times.flatten()).unflatten(0, times.shape).transpose(1, 2).contiguous()
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideoUNet:  # noqa: ARG001

@@ -9,7 +9,14 @@ from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.runs import load_text_tower
 from hasten.pipelines.mini.t2i_unet import build_unet as build_picture_unet
 from hasten.pipelines.mini.t2v_dit import video_tokenizer
-from hasten.pipelines.mini.t2v_unet import CALL, assemble, build_text_encoder, inflate, make_recipe
+from hasten.pipelines.mini.t2v_unet import (
+    CALL,
+    assemble,
+    build_text_encoder,
+    inflate,
+    make_recipe,
+    own_levels,
+)
 from hasten.pipelines.mini.text import build_tokenizer
 from hasten.pipelines.mini.training import step_generator
 
@@ -85,7 +92,7 @@ def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
     assert figures == {"frames": 1.0}
     assert torch.isfinite(loss)
     steps = recipe.schedule.steps
-    for share, expected in ((0.5, {4}), (0.7, {4, 8}), (0.9, {8, 16})):
+    for share, expected in ((0.5, {4}), (0.7, {4, 8}), (0.9, {4, 8, 16})):
         step = int(share * steps)
         assert {recipe._length(step, step_generator(0, seed)) for seed in range(40)} == expected
 
@@ -93,30 +100,49 @@ def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
 def test_a_refinement_goes_on_from_a_run_of_its_own_with_long_clips_alone(model):
     refined = make_recipe(NOWHERE, device="cpu", compiled=False)
     refined.refine()
-    assert {refined._length(0, step_generator(0, seed)) for seed in range(40)} == {8, 16}
+    assert {refined._length(0, step_generator(0, seed)) for seed in range(40)} == {4, 8, 16}
     fresh = refined.build()
     refined.inherit(fresh, model.state_dict())
     assert all(torch.equal(new, old) for new, old in zip(fresh.parameters(), model.parameters()))
 
 
-def test_the_first_frame_is_clear_in_every_second_step(recipe, model, monkeypatch):
+def test_frames_have_levels_of_their_own_in_every_second_step(recipe, model, monkeypatch):
     monkeypatch.setattr(recipe, "singles", 0.0)
-    seen = []
-    hook = model["unet"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    for step in (0, 1):
+    clean, _ = recipe._batch(4, _after_length(step_generator(0, 7)))
+    seen = {}
+    hook = model["unet"].register_forward_pre_hook(lambda _, args: seen.update({step: args}))
+    for step in range(4):
         with torch.no_grad():
             recipe.loss(model, step, step_generator(0, 7))
     hook.remove()
-    clean, _ = recipe._batch(4, _after_length(step_generator(0, 7)))
-    noisy, told = seen
-    torch.testing.assert_close(told[:, :, :1], clean[:, :, :1])
-    torch.testing.assert_close(told[:, :, 1:], noisy[:, :, 1:])
-    assert not torch.allclose(noisy[:, :, :1], clean[:, :, :1])
+    own, shared, told, again = (recipe._times(8, 4, step, step_generator(0, 7)) for step in range(4))
+    assert len(set(own[0][0].tolist())) > 1
+    assert (shared[0] == shared[0][:, :1]).all()
+    assert torch.equal(shared[0], again[0])
+    assert (told[0][:, 0] == 0).all()
+    assert [known for _, known in (own, shared, told, again)] == [0, 0, 1, 0]
+    torch.testing.assert_close(seen[2][0][:, :, :1], clean[:, :, :1])
+    assert not torch.allclose(seen[1][0][:, :, :1], clean[:, :, :1])
+    assert recipe._times(8, 1, 2, step_generator(0, 7))[1] == 0, "a single frame has nothing beside it"
+
+
+@torch.no_grad()
+def test_own_levels_are_those_of_frames_by_themselves(model):
+    """Without motion every frame is computed alone, so that its level may be compared."""
+    noise = torch.randn(2, 4, 3, 16, 16, generator=step_generator(0, 0))
+    words = torch.randn(2, 16, WIDTH, generator=step_generator(0, 1))
+    times = torch.tensor([[10, 500, 900], [999, 0, 300]])
+    with own_levels(model["unet"], times):
+        video = model["unet"](noise, times[:, 0], words).sample
+    for frame in range(3):
+        alone = model["unet"](noise[:, :, frame : frame + 1], times[:, frame], words).sample
+        torch.testing.assert_close(video[:, :, frame : frame + 1], alone, atol=1e-5, rtol=1e-4)
+    assert not any(module._forward_pre_hooks for module in model["unet"].modules())
 
 
 def _after_length(generator):
     """``generator`` after the draw that chooses a length."""
-    torch.randint(2, (1,), generator=generator)
+    torch.randint(4, (1,), generator=generator)
     return generator
 
 
