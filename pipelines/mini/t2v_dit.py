@@ -37,7 +37,7 @@ __all__ = [
 
 CALL: dict[str, Any] = {
     "num_inference_steps": 20,
-    "guidance_scale": 4.0,
+    "guidance_scale": 7.0,
     "max_sequence_length": 16,
     "height": SIDE,
     "width": SIDE,

@@ -16,10 +16,11 @@ from hasten.pipelines.mini.motion import Frames, VideoClassifier, VideoParser
 from hasten.pipelines.mini.scenes import Split
 from hasten.pipelines.mini.scoring import AttributeScores
 
-__all__ = ["BAR", "evaluate_videos", "generate_videos", "video_sheet"]
+__all__ = ["BARS", "evaluate_videos", "generate_videos", "video_sheet"]
 
-BAR = 0.8
-"""Least share of videos that move as asked, and of attributes that are right."""
+BARS = {"motion": 0.8, "classifier": 0.8, "parser": 0.7}
+"""Judge -> least share of videos that move as asked, and of other attributes that are right. The parser, which compares
+outlines, does not know all shapes again in what the autoencoder makes of real videos either."""
 _MODEL = "mini/t2v-dit"
 
 
@@ -96,4 +97,4 @@ def _row(split: str, pixels: int, judge: str, scores: AttributeScores) -> Row:
     share = ratio_of_sums(scores.right, scores.asked)
     count = len(scores.asked)
     kinds = scores.by_attribute()
-    return Row(split, pixels, judge, share.value, share.low, share.high, count, BAR, kinds)
+    return Row(split, pixels, judge, share.value, share.low, share.high, count, BARS[judge], kinds)

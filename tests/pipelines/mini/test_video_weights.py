@@ -92,9 +92,6 @@ def test_a_run_can_go_on_from_it(pipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="what is shipped has not been trained long enough to move as it is told", strict=True
-)
 def test_the_bars_are_met(pipe):
     from hasten.pipelines.mini.video_evaluate import evaluate_videos
 
