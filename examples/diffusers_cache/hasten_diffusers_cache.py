@@ -27,6 +27,12 @@ HOOKED = ("forward", "_diffusers_hook")
 """Attributes of a module that diffusers' hooks set."""
 
 
+def hooked(module: Any) -> bool:
+    """Whether a module has hooks of diffusers. A registry without any does nothing."""
+    registry = vars(module).get(HOOKED[1])
+    return registry is not None and bool(registry.hooks)
+
+
 class DiffusersCacheConfig(hasten.TechniqueConfig):
     """Which cache, and the arguments of its configuration class in diffusers."""
 
@@ -77,7 +83,7 @@ class DiffusersCache(hasten.Technique[DiffusersCacheConfig]):
         ][:1]
 
     def _obstacle(self, module: Any) -> str | None:
-        if HOOKED[1] in vars(module):
+        if hooked(module):
             return "has hooks of diffusers already (a cache, offloading); remove them first"
         if self.config.kind == "first_block" and getattr(module, "context_pre_only", False):
             return "returns no text states, which the first-block cache needs; take pyramid or taylorseer"
@@ -110,9 +116,11 @@ class DiffusersCache(hasten.Technique[DiffusersCacheConfig]):
         """
         apply = CACHES[self.config.kind][1]
         before = {module: {key: vars(module).get(key) for key in HOOKED} for module in model.modules()}
+        for module in before:  # an empty registry, which pipelines leave that name their branches
+            vars(module).pop(HOOKED[1], None)
         try:
             apply(model, self.config.build(lambda: self._timestep))
-            if all(vars(module).get(HOOKED[1]) == old[HOOKED[1]] for module, old in before.items()):
+            if not any(hooked(module) for module in before):
                 raise hasten.UnsupportedError(
                     f"diffusers' {self.config.kind} cache finds no layer it knows in {type(model).__name__}; "
                     "name them in diffusers_cache.options (identifiers), or take another kind"

@@ -104,6 +104,14 @@ def test_a_first_block_cache_on_a_model_that_drops_its_text_is_refused() -> None
         hasten.accelerate(FAMILIES["sd3"](), {"diffusers_cache": {"kind": "first_block"}})
 
 
+def test_a_registry_without_hooks_is_no_obstacle(run: Any) -> None:
+    """A call of Wan leaves one, because its pipeline names the branches itself."""
+    pipe, control = FAMILIES["wan"](), FAMILIES["wan"]()
+    run(pipe, "wan")
+    fresh = cached(control, run, "wan", "pyramid", REUSED["pyramid"])
+    assert torch.equal(cached(pipe, run, "wan", "pyramid", REUSED["pyramid"]), fresh)
+
+
 def test_hooks_that_are_there_already_are_refused() -> None:
     from diffusers.hooks import FirstBlockCacheConfig
 
