@@ -120,9 +120,9 @@ clips. Good windows have four fifths of their attributes right. By
 ![Similarity with the first frame at growing distance](../images/video_infinity_drift.png)
 
 Divided videos are one scene: at the seams between clips nothing changes more than inside of them, where clips that are
-made independently jump. Nothing drifts with the length in any of the ways. But at this length the transformer keeps fewer
-attributes than in its own clips (it is trained on 9 latent frames, and full attention over 72 costs it as little): a
-window and a few global frames are not what it has seen. Four fifths of the windows being good is not reached yet.
+made independently jump. Nothing drifts with the length in any of the ways. But a window and a few global frames keep
+fewer attributes than attention over all frames, which this transformer bears at eight times its trained length, and
+than clips of their own. Four fifths of the windows being good is not reached by any of the ways.
 
 """
 TITLES = "model | frames | prompts | way | attributes right | good windows | similarity {} | seam change | seam step"
