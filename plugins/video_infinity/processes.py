@@ -121,11 +121,13 @@ class Processes:
             while True:
                 quiet = [r for r in range(self.world) if not self.store.check([f"noticed/{r}"])]
                 ended = [rank for rank in quiet if rank in self.ended()]
-                if ended or not quiet or time.monotonic() > end:
+                if ended == quiet or time.monotonic() > end:  # the living may need this process's store
                     return ended or quiet
                 time.sleep(0.1)
-        except RuntimeError:  # the store went down with the process that kept it
-            return []
+        except (
+            RuntimeError
+        ):  # the store went down with the process that kept it, and what was seen before is left
+            return sorted(self.ended())
 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
