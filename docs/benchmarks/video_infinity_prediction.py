@@ -35,6 +35,7 @@ GPUS = 8
 HALF = 2
 """Bytes of a number."""
 GROUPS = 32
+_EXCHANGING = (LayerKind.NORM, LayerKind.TEMPORAL, LayerKind.ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,6 @@ def counted(model: Model) -> tuple[float, float, list[tuple[LayerKind, torch.Siz
         4.0 * shape[0] * shape[1] ** 2 * shape[2] for kind, shape, _ in seen if kind is LayerKind.ATTENTION
     )
     return counter.get_total_flops(), attention, seen
-
-
-_EXCHANGING = (LayerKind.NORM, LayerKind.TEMPORAL, LayerKind.ATTENTION)
 
 
 def frame_bytes(model: Model, shape: torch.Size) -> int:

@@ -193,7 +193,7 @@ def _errors(
     if lse is None:
         raise RuntimeError(f"kernel {kernel.name!r} returned no log-sum-exp")
     worst = [0.0, 0.0]
-    order = torch.arange(grid.tokens, device=q.device) if layout.order is None else layout.order
+    order = layout.tokens
     for group in layout.groups:
         near = layout.exact(group)
         for tile in range(0, group.tiles, max(1, group.tiles * group.size // _CHECKED)):

@@ -125,8 +125,8 @@ def figures_table(rows: Sequence[Row]) -> list[str]:
     for split, pixels in dict.fromkeys((row.split, row.pixels) for row in rows):
         cells = [row for row in rows if (row.split, row.pixels) == (split, pixels)]
         shares = " | ".join(f"{row.right:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in cells)
-        bars = dict.fromkeys("none" if row.bar is None else f"{row.bar:.2f}" for row in cells)
-        bar = " / ".join(f"{row.bar:.2f}" for row in cells) if len(bars) > 1 else next(iter(bars))
+        bars = ["none" if row.bar is None else f"{row.bar:.2f}" for row in cells]
+        bar = " / ".join(bars) if len(set(bars)) > 1 else bars[0]
         kind = "trained combinations" if split == "train" else "held-out combinations"
         lines.append(f"| {kind} | {pixels} | {bar} | {shares} |")
     return lines

@@ -111,9 +111,8 @@ class SparseAttention:
         """Compute one attention call."""
         state = self._state(call.run)
         forward = self._enter(state, call)
-        if (
-            call.key.shape[2] != call.query.shape[2]
-        ):  # an IP-Adapter's cross-attention inside of the same layer
+        if call.key.shape[2] != call.query.shape[2]:
+            # An IP-Adapter's cross-attention inside of the same layer.
             forward.notes["cross_attention"] = forward.notes.get("cross_attention", 0) + 1
             return proceed(call)
         denoiser, _, inner = call.layer.partition(".")

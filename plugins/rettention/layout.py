@@ -112,10 +112,14 @@ class SparseLayout:
         if self.shape.half is None:
             return None
         if group.first not in self._near:
-            tokens = torch.arange(self.grid.tokens, device=self.device) if self.order is None else self.order
-            queries = tokens[group.queries].view(group.tiles, group.size)
+            queries = self.tokens[group.queries].view(group.tiles, group.size)
             self._near[group.first] = _near(self.shape, queries, group.keys)
         return self._near[group.first]
+
+    @property
+    def tokens(self) -> Tensor:
+        """(grid tokens,) token at each place of tile order."""
+        return torch.arange(self.grid.tokens, device=self.device) if self.order is None else self.order
 
     @property
     def density(self) -> float:

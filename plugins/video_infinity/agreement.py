@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,12 @@ class Resumed:
     seed: int | None = None
 
 
-def run_facts(target: Target, name: str, config: VideoInfinityConfig, call: RunCall) -> dict[str, Any]:
+def run_facts(target: Target, technique: str, config: VideoInfinityConfig, call: RunCall) -> dict[str, Any]:
     """Everything the video depends on, as short JSON values.
 
     Args:
         target: the pipeline.
-        name: the technique's.
+        technique: this technique's name.
         config: its options.
         call: the call, before anything is filled in.
     """
@@ -66,7 +67,9 @@ def run_facts(target: Target, name: str, config: VideoInfinityConfig, call: RunC
         "version of diffusers": diffusers.__version__,
         "pipeline": target.name,
         "options": options,
-        "other techniques": {other: dict(given) for other, given in call.options.items() if other != name},
+        "other techniques": {
+            other: dict(given) for other, given in call.options.items() if other != technique
+        },
         "arguments": arguments,
         "scheduler": [type(scheduler).__name__, _digest(repr(sorted(settings.items())).encode())],
         "weights": {
@@ -171,6 +174,7 @@ def _weights(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
 def _code() -> str:
     """Digest of all source files: a version number does not change with every edit."""
     import hasten

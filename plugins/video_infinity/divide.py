@@ -201,11 +201,13 @@ class Division:
         config, mixing = self._config, self._target.capability(FrameMixing)  # type: ignore[type-abstract]
         processes = join(config, torch.device(call.pipe._execution_device))
         processes.where = "at the start"
-        facts = run_facts(self._target, self._name, config, call)
+        folder = None if config.checkpoint is None else Path(config.checkpoint)
+        # A process alone has nobody to compare with, and digests of code and weights take their time.
+        compared = processes.world > 1 or folder is not None
+        facts = run_facts(self._target, self._name, config, call) if compared else {}
         agree(facts, config, processes)
         self._check(call, mixing)
         frames = video_frames(self._target, mixing, call)
-        folder = None if config.checkpoint is None else Path(config.checkpoint)
         before = resume(folder, facts, processes)
         call, seed = _with_generator(call, processes, before.seed)
         places = places_for(config, frames, processes, before.clips)

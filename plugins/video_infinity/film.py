@@ -142,12 +142,18 @@ class _Job:
         """Frames in order on rank 0, for autoencoders that look back."""
         if self.session.processes.rank == 0:
             self._film(as_pixels(decoder.frames(self.pipe, latents)), self.path)
-            self._forget_pictures()
+            if self.pictures:
+                self._forget_pictures()
         self.progress.finish()
         return self.progress.wait([0])
 
+    @property
+    def pictures(self) -> bool:
+        """Whether the video becomes a folder of pictures."""
+        return self.path.suffix == ""
+
     def _film(self, pieces: Iterable[Tensor], path: Path, first: int = 0) -> None:
-        if path.suffix == "":
+        if self.pictures:
             folder = PictureFolder(path, first)
             for piece in pieces:
                 folder.write(piece)
@@ -162,18 +168,14 @@ class _Job:
         """Every rank its clips, a segment each; rank 0 joins them."""
         processes, places = self.session.processes, self.session.places
         parts = _shared_folder(self.path)
-        if self.path.suffix != "":
-            parts.mkdir(parents=True, exist_ok=True)
+        parts.mkdir(parents=True, exist_ok=True)
         segments = [parts / f"clip-{clip:04d}{self.path.suffix}" for clip in range(len(places.clips))]
         for clip in places.here if processes.branch == 0 else ():
             frames = places.clips[clip]
             start = (frames.start - self.session.held.start) * patch
             part = latents[:, :, start : start + len(frames) * patch]
             pieces = as_pixels(decoder.frames(self.pipe, part))
-            if self.path.suffix == "":
-                self._film(pieces, self.path, frames.start * patch)
-            else:
-                self._film(pieces, segments[clip])
+            self._film(pieces, self.path if self.pictures else segments[clip], frames.start * patch)
         if processes.rank == 0:
             self._put_together(segments, self.session.frames * patch)
         self.progress.finish()
@@ -182,7 +184,7 @@ class _Job:
     def _put_together(self, segments: list[Path], frames: int) -> None:
         """Once all other ranks are done."""
         self.progress.wait(range(1, self.session.processes.world))
-        if self.path.suffix == "":
+        if self.pictures:
             self._forget_pictures()
             return
         self.tell(f"joining {len(segments)} segments")
@@ -191,11 +193,10 @@ class _Job:
 
     def _forget_pictures(self) -> None:
         """Remove pictures behind the last one, of a longer video that was in the folder before."""
-        if self.path.suffix == "":
-            count = self.progress.frames
-            for file in self.path.glob("*.png"):
-                if re.fullmatch(r"\d{6}", file.stem) and int(file.stem) >= count:
-                    file.unlink()
+        count = self.progress.frames
+        for file in self.path.glob("*.png"):
+            if re.fullmatch(r"\d{6}", file.stem) and int(file.stem) >= count:
+                file.unlink()
 
 
 def _shared_folder(path: Path) -> Path:

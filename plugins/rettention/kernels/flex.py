@@ -38,8 +38,9 @@ class FlexKernel(SparseKernel):
         self._compiled = compiled
         function: Any = flex.flex_attention
         # Past its limit of recompilations torch would compute all pairs, silently, if it were not for fullgraph.
-        whole = torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
-        self._call: Callable[..., Any] = whole
+        if compiled:
+            function = torch.compile(function, dynamic=False, fullgraph=True)
+        self._call: Callable[..., Any] = function
 
     @override
     def refusal(self, device: torch.device, dtype: torch.dtype, dim: int, layout: SparseLayout) -> str | None:
@@ -109,7 +110,7 @@ def _mask_mod(layout: SparseLayout, visible: Tensor | None) -> Callable[..., Ten
     """Whether a pair of places counts, from the corner of the query's window and the place of the key on the axes."""
     shape, count = layout.shape, layout.grid.tokens
     device = layout.device
-    order = torch.arange(count, device=device) if layout.order is None else layout.order
+    order = layout.tokens
     _, rows, columns = shape.axes
     axes = torch.stack([order // (rows * columns), order // columns % rows, order % columns])
     sizes = torch.cat([torch.full((g.tiles,), g.size) for g in layout.groups])

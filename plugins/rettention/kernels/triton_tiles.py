@@ -148,9 +148,7 @@ def _tables(layout: SparseLayout) -> dict[str, Any]:
         grid = layout.grid
         others = layout.context_tokens
         tables = {
-            "queries": torch.arange(grid.tokens, device=layout.device)
-            if layout.order is None
-            else layout.order,
+            "queries": layout.tokens,
             "keys": [
                 torch.cat([g.keys + grid.before, others.expand(g.tiles, -1)], 1).int().contiguous()
                 for g in layout.groups

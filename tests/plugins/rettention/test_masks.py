@@ -24,7 +24,7 @@ GRIDS = [
 def laid_out(layout: SparseLayout) -> torch.Tensor:
     """The (N, N) mask that the tables of a layout describe."""
     grid = layout.grid
-    order = torch.arange(grid.tokens) if layout.order is None else layout.order
+    order = layout.tokens
     mask = torch.zeros(grid.tokens, grid.tokens, dtype=torch.bool)
     for group in layout.groups:
         queries = order[group.queries].view(group.tiles, group.size)
