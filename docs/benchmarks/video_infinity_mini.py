@@ -1,13 +1,14 @@
 """Long videos of a trained miniature: attributes along the video, drift, and seams, against two simpler ways.
 
-    python docs/benchmarks/video_infinity_mini.py mini/t2v-dit [--times 8] [--prompts 6] [--steps 20]
+    python docs/benchmarks/video_infinity_mini.py mini/t2v-dit [--times 8] [--prompts 6] [--guidance-scale 4]
 
-Ways: ``divided`` (clips, window and global frames), ``independent`` (the same noise, every clip a video of its own) and
-``extended`` (the stock pipeline, asked for that many frames). Attributes are read by the pixel parser in windows of 16
-frames that follow one another. Drift is the cosine similarity of frames with the first one, in features of the
-bundled contrastive model, the object rolled into the middle. A seam is the step of the object, and the difference of
-pictures, from the last frame of a clip to the first of the next, over the median inside clips. Writes
-``video_infinity_NAME.json`` and a strip of frames for each prompt and way below ``--out``.
+Ways: ``windowed`` (clips, every frame sees as many neighbours as in training), ``dual`` (a shorter window, and frames
+of the whole video), ``independent`` (the same noise, every clip a video of its own) and ``extended`` (the stock
+pipeline, asked for that many frames). Attributes are read in windows of 16 frames that follow one another: motion from
+the object's places, the others by the attribute classifier, and by the pixel parser. Drift is the cosine similarity of
+frames with the first one, in features of the bundled contrastive model, the object rolled into the middle. A seam is
+the step of the object, and the difference of pictures, from the last frame of a clip to the first of the next, over the
+median inside clips. Writes ``video_infinity_NAME.json`` and a strip of frames for each prompt and way below ``--out``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ import hasten
 from hasten._machine import describe_machine
 from hasten.pipelines import mini
 from hasten.pipelines.mini._models import product_name
-from hasten.pipelines.mini.motion import Frames, VideoParser, centred, read_video
+from hasten.pipelines.mini.motion import Frames, VideoClassifier, VideoParser, centred, read_video
+from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
 from hasten.schedules.clips import partition
 
 WINDOW = 16
@@ -41,15 +43,18 @@ class Ways:
         model: name of the miniature.
         times: how many trained lengths.
         steps: denoising steps.
+        guidance: guidance scale; the recommended one unless given.
     """
 
-    def __init__(self, model: str, times: int, steps: int) -> None:
+    def __init__(self, model: str, times: int, steps: int, guidance: float | None = None) -> None:
         self.pipe: Any = hasten.load(model)
         self.pipe.set_progress_bar_config(disable=True)
         self.call = mini.recommended_call(model) | {"num_inference_steps": steps}
+        if guidance is not None:
+            self.call["guidance_scale"] = guidance
         self.factor = getattr(self.pipe, "vae_scale_factor_temporal", 1)
-        trained = self.latent_frames(self.call["num_frames"])
-        self.latents = times * trained
+        self.trained = self.latent_frames(self.call["num_frames"])
+        self.latents = times * self.trained
         self.clips = partition(self.latents, times)
 
     def latent_frames(self, frames: int) -> int:
@@ -73,9 +78,18 @@ class Ways:
         call = {**self.call, "num_frames": count, "latents": latents, "output_type": "np"}
         return np.asarray(self.pipe(prompt, generator=torch.Generator().manual_seed(0), **call).frames[0])
 
-    def divided(self, prompt: str, noise: torch.Tensor) -> Frames:
-        """Clips that see a window and global frames."""
-        with hasten.accelerate(self.pipe, {"video_infinity": {"clips": len(self.clips)}}):
+    def windowed(self, prompt: str, noise: torch.Tensor) -> Frames:
+        """Clips whose frames see a window of the trained length."""
+        return self.divided(prompt, noise, halo=self.trained // 2, global_frames=0)
+
+    def dual(self, prompt: str, noise: torch.Tensor) -> Frames:
+        """Clips whose frames see half that window, and global frames."""
+        halo = self.trained // 4
+        return self.divided(prompt, noise, halo=halo, global_frames=self.trained - 2 * halo - 1)
+
+    def divided(self, prompt: str, noise: torch.Tensor, **options: int) -> Frames:
+        """A video in clips."""
+        with hasten.accelerate(self.pipe, {"video_infinity": {"clips": len(self.clips), **options}}):
             return self.make(prompt, noise)
 
     def extended(self, prompt: str, noise: torch.Tensor) -> Frames:
@@ -112,10 +126,35 @@ def features() -> Callable[[Frames], torch.Tensor]:
     return compute
 
 
-def measured(video: Frames, prompt: str, seams: list[int], embed: Callable[[Frames], torch.Tensor]) -> Any:
+def coded_shapes(vae: Any, side: int, count: int = 24) -> float:
+    """Share of the shapes of real moving scenes that the parser knows again after the autoencoder coded them."""
+    scenes = [scene for scene in (sample_moving_scene(991, i) for i in range(2 * count)) if scene.moves][
+        :count
+    ]
+    videos = render_videos(scenes, 991, 0, side, WINDOW + 1)
+    if "scale_factor_temporal" not in vae.config:  # pictures, one by one
+        pictures = vae(videos.transpose(1, 2).flatten(0, 1)).sample
+        coded = pictures.unflatten(0, (count, WINDOW + 1)).transpose(1, 2)
+    else:
+        coded = vae(videos).sample
+    frames = ((coded.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 4, 1).double().numpy()
+    captions = [scene.caption() for scene in scenes]
+    return VideoParser().score(list(frames[:, :WINDOW]), captions).by_attribute()["shape"]
+
+
+def measured(
+    video: Frames,
+    prompt: str,
+    seams: list[int],
+    classifier: VideoClassifier,
+    embed: Callable[[Frames], torch.Tensor],
+) -> Any:
     """Figures of one video."""
     windows = [video[first : first + WINDOW] for first in range(0, len(video) - WINDOW + 1, WINDOW)]
-    scores = VideoParser().score(windows, [prompt] * len(windows))
+    prompts = [prompt] * len(windows)
+    parsed = VideoParser().score(windows, prompts).verdicts
+    motion = [{"motion 1": verdict["motion 1"]} for verdict in parsed]
+    classified = classifier.score(windows, prompts).verdicts
     unit = embed(video)
     seen = read_video(video)
     path = np.stack([seen.x, seen.y])
@@ -124,12 +163,18 @@ def measured(video: Frames, prompt: str, seams: list[int], embed: Callable[[Fram
     inside = np.ones(len(changes), bool)
     inside[[seam - 1 for seam in seams]] = False
     return {
-        "windows": [right / asked for right, asked in zip(scores.right, scores.asked)],
-        "kinds": scores.by_attribute(),
+        "motion": shares(motion),
+        "classifier": shares({**moved, **others} for moved, others in zip(motion, classified)),
+        "parser": shares(parsed),
         "similarity": [float(value) for value in unit @ unit[0]],
         "seam_change": float(np.median(changes[~inside]) / np.median(changes[inside])),
         "seam_step": float(np.nanmedian(steps[~inside]) / max(float(np.nanmedian(steps[inside])), 1e-3)),
     }
+
+
+def shares(verdicts: Iterable[Mapping[str, bool]]) -> list[float]:
+    """Share of right attributes of each window."""
+    return [sum(verdict.values()) / len(verdict) for verdict in verdicts]
 
 
 def strip(video: Frames, path: Path, columns: int = 18) -> None:
@@ -143,12 +188,16 @@ def strip(video: Frames, path: Path, columns: int = 18) -> None:
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over prompts."""
     along = np.array([row["similarity"] for row in rows]).mean(0)
-    windows = np.array([row["windows"] for row in rows])
     distances = [1, *range(8, len(along), 8)]
-    return {
-        "attributes": float(windows.mean()),
-        "good_windows": float((windows >= 0.8).mean()),
-        "by_window": windows.mean(0).round(3).tolist(),
+    figures: dict[str, Any] = {"motion": float(np.mean([row["motion"] for row in rows]))}
+    for judge in ("classifier", "parser"):
+        windows = np.array([row[judge] for row in rows])
+        figures[judge] = {
+            "attributes": float(windows.mean()),
+            "good_windows": float((windows >= 0.8).mean()),
+            "by_window": windows.mean(0).round(3).tolist(),
+        }
+    return figures | {
         "similarity": {str(d): round(float(along[d]), 3) for d in distances},
         "seam_change": statistics.median(row["seam_change"] for row in rows),
         "seam_step": statistics.median(row["seam_step"] for row in rows),
@@ -163,23 +212,28 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--out", type=Path, default=Path("long-videos"))
     given = parser.parse_args()
-    ways, embed, found = Ways(given.model, given.times, given.steps), features(), {}
+    ways = Ways(given.model, given.times, given.steps, given.guidance_scale)
+    coded = coded_shapes(ways.pipe.vae, ways.call["height"])
+    classifier, embed, found = VideoClassifier(), features(), {}
     name = product_name(given.model)
     asked = [text for text in mini.prompts(4 * given.prompts, 7, model=name) if "moving" in text]
-    for way in ("divided", "independent", "extended"):
+    for way in ("windowed", "dual", "independent", "extended"):
         rows = []
         for index, prompt in enumerate(asked[: given.prompts]):
             video = getattr(ways, way)(prompt, ways.noise(index))
             strip(video, given.out / f"{index}-{way}.png")
-            rows.append(measured(video, prompt, ways.seams(way), embed))
+            rows.append(measured(video, prompt, ways.seams(way), classifier, embed))
         found[way] = summary(rows)
         document = {
             "model": f"mini/{name}",
             "times": given.times,
             "prompts": given.prompts,
             "steps": given.steps,
+            "guidance_scale": ways.call["guidance_scale"],
+            "coded_shapes": coded,
         }
         document |= {"frames": len(video), "machine": describe_machine(), "ways": found}
         (HERE / f"video_infinity_{name}.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")

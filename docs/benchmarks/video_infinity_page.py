@@ -104,28 +104,29 @@ efficiency of 77.7 %). Nothing was measured on a GPU or on several machines.
 
 TRAINED = """## Trained miniatures
 
-Videos of many times the trained length, moving objects, in three ways: `divided` is this technique (clips that see a
-window and global frames), `independent` cuts the same noise into videos of their own, `extended` asks the stock
-pipeline for all frames. Attributes are read by the pixel parser in windows of 16 frames. Similarity: of the object with
-that in the first frame so many frames before, in features of the bundled contrastive model. At a seam: the change of
-the picture, and the step of the object, from the last frame of a clip to the first of the next, over those inside
-clips. Good windows have four fifths of their attributes right. By
+Videos of many times the trained length, moving objects. With this technique: `windowed`, every frame sees as many
+neighbours as in training (`halo` is half the trained length, `global_frames` is 0), and `dual`, half that window and
+frames of the whole video. Beside them: `independent` cuts the same noise into videos of their own, `extended` asks the
+stock pipeline for all frames. Read in windows of 16 frames: motion from the places of the object; the other attributes
+by the classifier and by the pixel parser, which knows {coded} of the shapes of real videos again after
+the autoencoder coded them. Good windows have four fifths of their attributes right, motion and those of the judge.
+Similarity: of the object with that in the first frame so many frames before, in features of the bundled contrastive
+model. At a seam: the change of the picture, and the step of the object, from the last frame of a clip to the first of
+the next, over those inside clips. By
 
 {commands}
 
 | {titles} |
-|---|---|---|---|---|---|---|---|---|
+|{rule}
 {rows}
 
 ![Similarity with the first frame at growing distance](../images/video_infinity_drift.png)
 
-Divided videos are one scene: at the seams between clips nothing changes more than inside of them, where clips that are
-made independently jump. Nothing drifts with the length in any of the ways. But a window and a few global frames keep
-fewer attributes than attention over all frames, which this transformer bears at eight times its trained length, and
-than clips of their own. Four fifths of the windows being good is not reached by any of the ways.
-
 """
-TITLES = "model | frames | prompts | way | attributes right | good windows | similarity {} | seam change | seam step"
+TITLES = (
+    "model | frames | prompts | way | motion right | all attributes: classifier, parser "
+    "| good windows: classifier, parser | similarity {} | seam change | seam step"
+)
 
 
 def main() -> None:
@@ -208,23 +209,32 @@ def trained(found: list[dict[str, Any]]) -> str:
     if not found:
         return ""
     distances = [
-        d for d in ("1", "16", "64", "128") if all(d in f["ways"]["divided"]["similarity"] for f in found)
+        d for d in ("1", "16", "64", "128") if all(d in f["ways"]["windowed"]["similarity"] for f in found)
     ]
     rows = []
     for entry in found:
         for way, figures in entry["ways"].items():
             along = ", ".join(f"{figures['similarity'][d]:.2f}" for d in distances)
             name = f"| `{entry['model']}` | {entry['frames']} | {entry['prompts']} | {way}"
-            shares = f"{figures['attributes']:.1%} | {figures['good_windows']:.0%}"
+            judged = [
+                ", ".join(f"{figures[judge][kind]:.0%}" for judge in ("classifier", "parser"))
+                for kind in ("attributes", "good_windows")
+            ]
+            shares = f"{figures['motion']:.0%} | {' | '.join(judged)}"
             seams = f"{figures['seam_change']:.2f} | {figures['seam_step']:.2f}"
             rows.append(f"{name} | {shares} | {along} | {seams} |")
     scripts = (
         f"    python docs/benchmarks/video_infinity_mini.py {entry['model']} --times {entry['times']} "
-        f"--prompts {entry['prompts']} --steps {entry['steps']}"
+        f"--prompts {entry['prompts']} --steps {entry['steps']} --guidance-scale {entry['guidance_scale']:g}"
         for entry in found
     )
+    titles = TITLES.format(", ".join(distances))
     return TRAINED.format(
-        commands="\n".join(scripts), titles=TITLES.format(", ".join(distances)), rows="\n".join(rows)
+        commands="\n".join(scripts),
+        coded=", ".join(f"{entry['coded_shapes']:.0%}" for entry in found),
+        titles=titles,
+        rule="---|" * len(titles.split(" | ")),
+        rows="\n".join(rows),
     )
 
 
@@ -232,7 +242,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     """Draw similarity with the first frame against distance, a panel for each model."""
     figure = Figure(figsize=(4.2 * len(found), 2.8), layout="constrained")
     for axes, entry in zip(figure.subplots(1, len(found), squeeze=False)[0], found):
-        for (way, figures), line in zip(entry["ways"].items(), ("-", "--", ":")):
+        for (way, figures), line in zip(entry["ways"].items(), ("-", "-.", "--", ":")):
             along = figures["similarity"]
             axes.plot([int(d) for d in along], list(along.values()), line, label=way)
         axes.set_title(entry["model"])

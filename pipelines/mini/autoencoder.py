@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hasten.pipelines.mini.batches import scene_batch
 from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.training import Recipe, step_generator
 
@@ -71,7 +72,7 @@ class Autoencoder(Recipe):
         """Reconstruction loss of one batch and its PSNR in dB."""
         device = next(model.parameters()).device
         images = _crops(self.batch, step, generator).to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             posterior = model.encode(images).latent_dist  # type: ignore[operator]
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hasten.pipelines.mini.batches import scene_batch
 from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer, vocabulary
 from hasten.pipelines.mini.training import Recipe, step_generator
@@ -87,7 +88,7 @@ class Contrastive(Recipe):
             max_length=MAX_TOKENS,
             return_tensors="pt",
         )
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             out = model(
                 input_ids=tokens.input_ids.to(device),
                 pixel_values=preprocess(_disturbed(images, generator)).to(device),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.mini.batches import scene_batch
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.scale_tokens import (
     PIXELS,
     SCHEDULE,
@@ -88,7 +89,7 @@ class InfinityTokenizer(Recipe):
         assert isinstance(model, BSQAutoencoder)
         device = next(model.parameters()).device
         images = scene_batch(self.batch, PIXELS, generator)[1].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             latent = model.encode(images)
         coded = self._quantise(model, latent.detach(), generator)
         error, figures = decoding_error(model, latent + (coded - latent).detach(), images)

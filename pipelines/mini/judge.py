@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hasten._errors import CheckpointError
 from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import (
     BACKGROUNDS,
@@ -129,7 +130,7 @@ class JudgeRecipe(Recipe):
     @torch.no_grad()
     def _disturbed(self, images: Tensor, generator: torch.Generator) -> Tensor:
         device = next(self.vae.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             posterior = self.vae.encode(images[: self.round_trips].to(device)).latent_dist.mode()
             decoded = self.vae.decode(posterior).sample.float().cpu()
         soft = F.avg_pool2d(F.pad(images[self.round_trips :], (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.pools import stored_pool
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scale_tokens import PIXELS, SCHEDULE
 from hasten.pipelines.mini.scenes import sample_scene
@@ -60,7 +61,7 @@ class LatentPool:
         for first in track(range(0, count, chunk), "encode scenes", console=Console(stderr=True)):
             scenes = [sample_scene(seed, i) for i in range(first, min(first + chunk, count))]
             images = render_scenes(scenes, seed, first, pixels).to(device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(), mixed_precision(device):
                 latents = vae.encode(images).half().cpu()
             text, mask = encode_captions(tower, tokenizer, [scene.caption() for scene in scenes])
             parts.append((latents, text.half(), mask))
@@ -175,7 +176,7 @@ class NextScaleTraining(Recipe):
         if self._forward is None:
             forced: Any = model.teacher_forced
             self._forward = torch.compile(forced) if self.compiled else forced
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             logits = self._forward(inputs.to(device), known)
         tokens = inputs.shape[1]
         loss = self._cross_entropy(logits, targets.to(device), self._weights[:tokens].to(device))

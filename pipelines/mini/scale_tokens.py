@@ -12,6 +12,7 @@ from torch import Tensor
 from hasten.pipelines.mini.autoencoder import LATENT_CHANNELS, picture_error, psnr
 from hasten.pipelines.mini.batches import scene_batch
 from hasten.pipelines.mini.grids import save_grid
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.scoring import PixelParser
 from hasten.pipelines.mini.training import step_generator
 from hasten.pipelines.var.tokenizer import ScaleTokenizer
@@ -51,7 +52,7 @@ def _our_names(key: str, levels: int) -> list[str]:
 
 def decoding_error(vae: ScaleTokenizer, latent: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Error of the pictures (B, 3, H, W) decoded from a latent, and their PSNR in dB."""
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with mixed_precision(images.device):
         decoded = vae.decode_latent(latent).float()
     return picture_error(decoded, images), {"psnr": float(psnr(decoded.detach(), images).mean())}
 

@@ -15,6 +15,7 @@ from hasten.pipelines.mini.autoencoder import encode, latent_spectrum
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.evaluate import BARS, Row
 from hasten.pipelines.mini.pools import stored_pool
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import Split, sample_scene
@@ -118,7 +119,7 @@ class Pool:
         parts, chunk = [], 32
         for first in track(range(0, count, chunk), f"encode {pixels} px", console=Console(stderr=True)):
             scenes = [sample_scene(pixels, i) for i in range(first, first + chunk)]
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed_precision(device):
                 latents = encode(vae, render_scenes(scenes, pixels, first, pixels).to(device))
             parts.append((latents, *embed([scene.caption() for scene in scenes])))
         return cls(*(torch.cat(column).to("cpu", torch.float16) for column in zip(*parts)))
@@ -201,7 +202,7 @@ class TextToImage(Recipe):
         mixed = torch.lerp(clean, noise, time.view(-1, 1, 1, 1))
         device = next(model.parameters()).device
         forward = model if padded else self._compiled(model)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             velocity = forward(
                 hidden_states=mixed.to(device),
                 encoder_hidden_states=tokens.to(device),

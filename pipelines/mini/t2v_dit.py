@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from hasten.pipelines.mini.moving import MOTIONS, MovingScene, render_videos, sample_moving_scene
 from hasten.pipelines.mini.pools import stored_pool
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.text import build_tokenizer, number_words, vocabulary
@@ -110,7 +111,7 @@ class Pool:
         latents, ids, chunk = [], [], 16
         for first in track(range(0, count, chunk), f"encode {frames} frames", console=Console(stderr=True)):
             scenes = [_training_scene(frames, i) for i in range(first, first + chunk)]
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed_precision(device):
                 latents.append(encode(vae, render_videos(scenes, frames, first, SIDE, frames).to(device)))
             ids.append(caption_ids(tokenizer, [scene.caption() for scene in scenes]))
         return cls(torch.cat(latents).to("cpu", torch.float16), torch.cat(ids))
@@ -186,7 +187,7 @@ class TextToVideo(Recipe):
         mixed = torch.lerp(clean, noise, time[:, None, :, None, None])
         patches = clean[0, 0, 0].numel() // 4
         told = time.repeat_interleave(patches, 1) if _own_levels(step, frames) else time[:, 0]
-        with torch.autocast(device.type, torch.bfloat16), matmul_attention():
+        with mixed_precision(device), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
             padding = self._padding(step, generator)
             transformer: Any = model["transformer"]  # type: ignore[index]

@@ -17,6 +17,7 @@ from hasten.pipelines.mini.autoencoder import encode
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
 from hasten.pipelines.mini.pools import stored_pool
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.t2i_unet import SIDE, build_scheduler
@@ -172,7 +173,7 @@ class Pool:
         for first in track(range(0, count, chunk), "encode clips", console=Console(stderr=True)):
             scenes = [sample_moving_scene(FRAMES, i) for i in range(first, first + chunk)]
             pictures = render_videos(scenes, FRAMES, first, SIDE, FRAMES).transpose(1, 2).flatten(0, 1)
-            with torch.autocast(vae.device.type, torch.bfloat16):
+            with mixed_precision(vae.device):
                 clean = encode(vae, pictures.to(vae.device))
             # TextToVideoSDPipeline knows a scale of latents but no shift, so that the encoder's is taken back.
             frames = clean.float().cpu().unflatten(0, (chunk, FRAMES)) + shift
@@ -253,7 +254,7 @@ class TextToVideoUNet(Recipe):
         mixed[:, :, :known] = clean[:, :, :known]
         unet: Any = model["unet"]  # type: ignore[index]
         with (
-            torch.autocast(device.type, torch.bfloat16),
+            mixed_precision(device),
             matmul_attention(),
             own_levels(unet, times.to(device)),
         ):

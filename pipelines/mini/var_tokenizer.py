@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hasten.pipelines.mini.autoencoder import LATENT_CHANNELS
 from hasten.pipelines.mini.batches import scene_batch
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.scale_tokens import (
     PIXELS,
     SCHEDULE,
@@ -120,7 +121,7 @@ class VarTokenizer(Recipe):
         assert isinstance(model, TokenizerTraining)
         vae, device = model.vae, next(model.parameters()).device
         images = scene_batch(self.batch, PIXELS, generator)[1].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             with torch.no_grad():
                 latent = vae.encode(images)
             coded, distance, rests = self._quantise(model, latent)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hasten.pipelines.mini.autoencoder import psnr
 from hasten.pipelines.mini.grids import save_grid
 from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.training import Recipe, step_generator
 
@@ -92,7 +93,7 @@ class VideoAutoencoder(Recipe):
         """Reconstruction loss of one batch and its PSNR in dB."""
         device = next(model.parameters()).device
         videos = self._clips(step, generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             with torch.set_grad_enabled(not self.decoder_alone):
                 posterior = model.encode(videos).latent_dist  # type: ignore[operator]
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
