@@ -65,6 +65,8 @@ class Config(BaseModel):
     """Pixels."""
     frames: PositiveInt | None = None
     """Frames of a video."""
+    guidance_scale: float | None = None
+    """Of classifier-free guidance."""
     out: str | None = None
     """Folder for results."""
 

@@ -5,6 +5,7 @@ Everything here works in memory; :mod:`hasten.eval.compare.run` adds the folder.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,7 @@ __all__ = [
     "FEWER_STEPS",
     "OTHER_SEED",
     "REPEAT",
+    "ROUNDS",
     "Arm",
     "Turn",
     "control_arms",
@@ -37,6 +39,8 @@ __all__ = [
     "warm_up",
 ]
 
+ROUNDS = 5
+"""Of a warm-up: two that something disturbed must not decide the steps of the equal-time control."""
 BASELINE = "baseline"
 REPEAT = "repeat"
 OTHER_SEED = "other seed"
@@ -184,18 +188,30 @@ def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
     )
 
 
-def warm_up(pipe: Any, arms: Sequence[Arm], job: Job, rounds: int = 5) -> Timings:
+def warm_up(
+    pipe: Any,
+    arms: Sequence[Arm],
+    job: Job,
+    rounds: int = ROUNDS,
+    tell: Callable[[int, int], None] = lambda *_: None,
+) -> Timings:
     """Time every arm in turns, after one round that pays for allocation and compilation.
 
     On the first batch, or on prompts from all of the list where an arm's time depends on them. What attaching takes is
-    left out, as in the comparison itself. Five rounds, so that two that something disturbed do not decide the steps of
-    the equal-time control.
+    left out, as in the comparison itself. ``tell`` is called with the number of calls done, and of all of them.
     """
     from hasten.eval.efficiency.timing import interleave
 
     varies = any(arm.varies_by_prompt for arm in arms)
     typical = replace(job, prompts=_spread(job.prompts) if varies else job.prompts[: job.batch_size])
-    tasks = {arm.name: partial(_turn, pipe, arm, typical, 0, 0) for arm in arms}
+    done = itertools.count(1)
+
+    def timed(arm: Arm) -> Turn:
+        turn = _turn(pipe, arm, typical, 0, 0)
+        tell(next(done), (1 + rounds) * len(arms))
+        return turn
+
+    tasks = {arm.name: partial(timed, arm) for arm in arms}
     device = getattr(pipe, "device", None)
     return interleave(tasks, rounds, device=device, seconds_of=attrgetter("seconds"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hasten.eval.compare.engine import (
     FEWER_STEPS,
     OTHER_SEED,
     REPEAT,
+    ROUNDS,
     Arm,
     Turn,
     control_arms,
@@ -28,8 +30,12 @@ from hasten.eval.compare.engine import (
 )
 from hasten.eval.compare.store import Record, RunStore, slug
 
-__all__ = ["Request", "arms_of_run", "run_comparison"]
+__all__ = ["GENERATING", "Progress", "Request", "arms_of_run", "run_comparison"]
 
+Progress = Callable[[str, int, int], None]
+GENERATING = "generating"
+"""The stage in which the pictures of a comparison are made."""
+_WARMING_UP = "warming up"
 _ALONE = Processes()
 
 
@@ -105,7 +111,7 @@ def run_comparison(
     *,
     processes: Processes = _ALONE,
     about: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda *_: None,
     patience: float = PATIENCE,
 ) -> RunStore:
     """Make every picture that is not there yet.
@@ -116,7 +122,8 @@ def run_comparison(
         folder: of the run; an unfinished run of an equal request is continued.
         processes: this process among several; process 0 returns when the pictures of all are there.
         about: kept in ``run.json``: versions, machine, command.
-        progress: called with the number of pictures of this process that are done, and of all it has to make.
+        progress: called with what is being done (``"warming up"``, ``"measuring"``, :data:`GENERATING`), how much of
+            it this process has done, and all it has to do: calls of the pipeline, and then pictures.
         patience: seconds to wait for other processes without any progress of theirs.
 
     Raises:
@@ -124,7 +131,7 @@ def run_comparison(
         HastenError: from a configuration, the run, or the disk.
     """
     store = RunStore(folder, processes.rank)
-    fresh = _open(store, pipe, request, processes, about or {}, patience)
+    fresh = _open(store, pipe, request, processes, about or {}, progress, patience)
     run = store.read_run()
     assert run is not None
     arms = arms_of_run(run)
@@ -142,6 +149,7 @@ def _open(
     request: Request,
     processes: Processes,
     about: Mapping[str, Any],
+    progress: Progress,
     patience: float,
 ) -> bool:
     """Begin the run, or check that it is the one asked for; whether it was begun now."""
@@ -150,28 +158,35 @@ def _open(
     if store.read_run() is not None:
         return False
     if processes.rank == 0:
-        store.begin(_opening(pipe, request, about))
+        store.begin(_opening(pipe, request, about, progress))
     else:
         wait_for(lambda: store.run_file.exists(), 1, "run.json", patience=patience)
         store.check_request(request.to_dict())
     return True
 
 
-def _opening(pipe: Any, request: Request, about: Mapping[str, Any]) -> dict[str, Any]:
+def _opening(pipe: Any, request: Request, about: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Content of ``run.json``: warms up, which decides the equal-time control, and counts FLOPs."""
     measured = request.measured_arms()
-    pace = warm_up(pipe, measured, request.job)
+    rounds = 1 if set(request.candidates) <= set(request.fewer_steps) else ROUNDS
+    pace = warm_up(pipe, measured, request.job, rounds, partial(progress, _WARMING_UP))
     fewer = {**equal_time_steps(request.steps, pace), **request.fewer_steps}
     controls = [name for name in request.controls if name != FEWER_STEPS or _steps_are_free(pipe)]
     arms = [*measured, *control_arms(request.steps, fewer, controls)]
     own_work = [arm for arm in arms if arm.name not in (REPEAT, OTHER_SEED)]
+    looks = iter(range(len(arms) + len(own_work)))
+
+    def look(function: Callable[[Any, Arm, Job], Any], arm: Arm) -> Any:
+        progress("measuring", next(looks), len(arms) + len(own_work))
+        return function(pipe, arm, request.job)
+
     return {
         "schema": 1,
         "request": request.to_dict(),
         "arms": [_arm_to_dict(arm) for arm in arms],
-        "flops": {arm.name: flops_of(pipe, arm, request.job) for arm in arms},
+        "flops": {arm.name: look(flops_of, arm) for arm in arms},
         "warm_up": pace.as_dict(),
-        "profiles": {arm.name: profile(pipe, arm, request.job) for arm in own_work},
+        "profiles": {arm.name: look(profile, arm) for arm in own_work},
         "about": dict(about),
     }
 
@@ -216,7 +231,7 @@ def _make(
     arms: Sequence[Arm],
     request: Request,
     processes: Processes,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
     *,
     warm: bool,
 ) -> None:
@@ -224,8 +239,7 @@ def _make(
     own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
     total = len(own) * len(arms)
     finished = sum((arm.name, i) in done for arm in arms for i in own)
-    tell = progress or (lambda *_: None)
-    tell(finished, total)
+    tell = partial(progress, GENERATING)
 
     def missing(arm: Arm, batch: int) -> bool:
         first = batch * job.batch_size
@@ -234,7 +248,8 @@ def _make(
 
     if finished < total and not warm:
         # A process that comes later, or again, must not time its own start-up.
-        warm_up(pipe, request.measured_arms(), job, rounds=1)
+        warm_up(pipe, request.measured_arms(), job, 1, partial(progress, _WARMING_UP))
+    tell(finished, total)
     for turn in turns(pipe, arms, job, missing):
         finished += _keep(store, turn, done)
         tell(finished, total)

@@ -130,6 +130,7 @@ def call_arguments(model: str, config: Config, given: Mapping[str, Any]) -> dict
             "height": config.height,
             "width": config.width,
             "num_frames": config.frames,
+            "guidance_scale": config.guidance_scale,
         }
     )
     layers.append(given)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_SHARED = ("model", "prompts", "num_prompts", "seed", "steps", "height", "width", "frames", "guidance_scale")
+"""What configurations have to agree in to be compared."""
 _HELP = """Compare configurations with the plain pipeline: speed, quality, intervals, verdicts, and a report to look at.
 
 Same prompts and seeds for every row, batches interleaved. Three controls are always added: the baseline repeated, the
@@ -144,8 +146,7 @@ def _configurations(
         found[file.stem] = common.configuration(file, enable, sets)
     first = next(iter(found.values()))
     for name, other in found.items():
-        shared = ("model", "prompts", "num_prompts", "seed", "steps", "height", "width", "frames")
-        for key in shared:
+        for key in _SHARED:
             if getattr(other, key) != getattr(first, key):
                 raise ConfigError(
                     f"{name} and {next(iter(found))} differ in {key!r}; a comparison needs the same in all"

@@ -76,7 +76,7 @@ def _run(
 ) -> RunStore:
     from hasten import __version__
     from hasten._machine import describe_machine
-    from hasten.eval.compare.run import run_comparison
+    from hasten.eval.compare.run import GENERATING, run_comparison
 
     pipe = load_quietly(request.model, processes.device(device), dtype, request.job.call)
     about = {
@@ -94,15 +94,15 @@ def _run(
     with Progress(*columns, console=console, disable=quiet or processes.rank > 0) as progress:
         task = progress.add_task("warming up", total=None)
 
-        def advance(done: int, total: int) -> None:
-            if done == total and not progress.tasks[task].completed:
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage == GENERATING and done == total and not progress.tasks[task].completed:
                 console.print(
                     f"nothing left to generate: pictures and times in {folder} are those of an earlier run; "
                     "remove it or choose another --out to measure again",
                     markup=False,
                     highlight=False,
                 )
-            progress.update(task, description="generating", completed=done, total=total)
+            progress.update(task, description=stage, completed=done, total=total)
 
         return run_comparison(pipe, request, folder, processes=processes, about=about, progress=advance)
 

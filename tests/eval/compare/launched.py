@@ -27,7 +27,7 @@ def main() -> None:
         make_request(),
         Path(out),
         processes=Processes.from_environment(),
-        progress=lambda done, total: time.sleep(float(pause)),
+        progress=lambda stage, done, total: time.sleep(float(pause)),
         patience=120,
     )
 

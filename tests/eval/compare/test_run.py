@@ -67,6 +67,31 @@ def test_the_run_file_says_what_ran_and_what_it_cost(finished: RunStore) -> None
     assert {tuple(step["resolution"]) for step in report["steps"]} == {(8, 8), (4, 4)}
 
 
+def test_what_is_being_done_is_told_from_the_first_call_on(
+    pipe: Any, request_of: Requests, tmp_path: Path
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    run_comparison(pipe, request_of(2), tmp_path, progress=lambda *now: told.append(now))
+    warming, measuring, generating = (
+        [(done, total) for stage, done, total in told if stage == name]
+        for name in ("warming up", "measuring", "generating")
+    )
+    assert warming == [(i, 4) for i in range(1, 5)]
+    assert measuring == [(i, 8) for i in range(8)]
+    assert (generating[0], generating[-1]) == ((0, 10), (10, 10))
+    order = [stage for stage, *_ in told]
+    assert list(dict.fromkeys(order)) == ["warming up", "measuring", "generating"]
+
+
+@pytest.mark.parametrize(("given", "rounds"), [({"low resolution": 2}, 1), ({}, engine.ROUNDS)])
+def test_the_warm_up_is_short_where_the_steps_of_equal_time_are_given(
+    pipe: Any, request_of: Requests, tmp_path: Path, given: dict[str, int], rounds: int
+) -> None:
+    run = run_comparison(pipe, replace(request_of(2), fewer_steps=given), tmp_path).read_run()
+    assert run is not None
+    assert {len(pace["rounds_s"]) for pace in run["warm_up"].values()} == {rounds}
+
+
 def test_records_are_merged_in_one_order(finished: RunStore) -> None:
     lines = [json.loads(line) for line in (finished.folder / "records.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == sorted(line["index"] for line in lines)

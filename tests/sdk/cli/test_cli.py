@@ -112,10 +112,16 @@ def test_the_command_line_wins_over_the_file(hasten: Run, folder: Path, tmp_path
     assert json.loads(result.output)["runs"]["baseline"]["samples"][0]["seed"] == 5
 
 
-def test_frames_come_from_the_file_unless_the_command_line_has_some() -> None:
-    config = Config(frames=9)
-    assert call_arguments("folder", config, {"num_frames": None}) == {"num_frames": 9}
-    assert call_arguments("folder", config, {"num_frames": 17}) == {"num_frames": 17}
+@pytest.mark.parametrize(
+    ("option", "argument", "values"),
+    [("frames", "num_frames", (9, 17)), ("guidance_scale", "guidance_scale", (4.0, 1.0))],
+)
+def test_a_call_is_as_the_file_says_unless_the_command_line_says_otherwise(
+    option: str, argument: str, values: tuple[float, float]
+) -> None:
+    config = Config.of({"schema": 1, option: values[0]})
+    assert call_arguments("folder", config, {argument: None}) == {argument: values[0]}
+    assert call_arguments("folder", config, {argument: values[1]}) == {argument: values[1]}
     assert Config.of(config.to_dict()) == config
 
 
