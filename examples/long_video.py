@@ -34,9 +34,8 @@ def main(model: str, out: str, frames: str, steps: str = "20") -> None:
         "guidance_scale": 4.0,
         "generator": torch.Generator().manual_seed(0),
     }
-    # Where things move matters here: every frame sees its neighbours alone, as many as the miniature was trained with.
     # With a checkpoint folder the same command resumes, also with fewer processes.
-    options = {"clip_frames": 9, "halo": 4, "global_frames": 0, "checkpoint": f"{out}.checkpoint"}
+    options = {"clip_frames": 9, "checkpoint": f"{out}.checkpoint"}
     filmed = write_video(pipe, out, call, options, fps=8)
     if first:
         print(

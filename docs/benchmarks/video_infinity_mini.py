@@ -2,10 +2,10 @@
 
     python docs/benchmarks/video_infinity_mini.py mini/t2v-dit [--times 8] [--prompts 6] [--guidance-scale 4]
 
-Ways: ``windowed`` (clips, every frame sees as many neighbours as in training), ``weighted`` (that window, and frames of
-the whole video, of which every one weighs little), ``dual`` (half that window, and frames of the whole video, which
-rule the early steps), ``independent`` (the same noise, every clip a video of its own) and ``extended`` (the stock
-pipeline, asked for that many frames). Only those after ``--ways`` are made; others keep the figures that they have.
+Ways: ``divided`` (clips, with the technique's defaults), ``windowed`` (the same without frames of the whole video),
+``early_global`` (half the window, and frames of the whole video, which rule the first fifth of the steps),
+``independent`` (the same noise, every clip a video of its own) and ``extended`` (the stock pipeline, asked for that
+many frames). Only those after ``--ways`` are made; others keep the figures that they have.
 Attributes are read in windows of 16 frames that follow one another: motion from the object's places, the others by the
 attribute classifier, and by the pixel parser. Drift is the cosine similarity of frames with the first one, in features
 of the bundled contrastive model, the object rolled into the middle. A seam is the step of the object, and the
@@ -35,7 +35,7 @@ from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
 from hasten.schedules.clips import partition
 
 WINDOW = 16
-WAYS = ("windowed", "weighted", "dual", "independent", "extended")
+WAYS = ("divided", "windowed", "early_global", "independent", "extended")
 HERE = Path(__file__).parent
 
 
@@ -81,21 +81,21 @@ class Ways:
         call = {**self.call, "num_frames": count, "latents": latents, "output_type": "np"}
         return np.asarray(self.pipe(prompt, generator=torch.Generator().manual_seed(0), **call).frames[0])
 
+    def divided(self, prompt: str, noise: torch.Tensor) -> Frames:
+        """Clips, with the technique's defaults."""
+        return self.in_clips(prompt, noise)
+
     def windowed(self, prompt: str, noise: torch.Tensor) -> Frames:
-        """Clips whose frames see a window of the trained length."""
-        return self.divided(prompt, noise, halo=self.trained // 2, global_frames=0)
+        """The same without frames of the whole video."""
+        return self.in_clips(prompt, noise, global_frames=0)
 
-    def weighted(self, prompt: str, noise: torch.Tensor) -> Frames:
-        """The same and global frames, which count for a twentieth (``exp(-3)``) of a neighbour in all steps."""
-        half = self.trained // 2
-        return self.divided(prompt, noise, halo=half, global_frames=half, bias=3.0, switch=1.0)
-
-    def dual(self, prompt: str, noise: torch.Tensor) -> Frames:
-        """Clips whose frames see half that window, and global frames."""
+    def early_global(self, prompt: str, noise: torch.Tensor) -> Frames:
+        """Frames of the whole video rule the first fifth of the steps, and the window is half as long."""
         halo = self.trained // 4
-        return self.divided(prompt, noise, halo=halo, global_frames=self.trained - 2 * halo - 1)
+        own = {"halo": halo, "global_frames": self.trained - 2 * halo - 1}
+        return self.in_clips(prompt, noise, **own, bias=10.0, switch=0.93)
 
-    def divided(self, prompt: str, noise: torch.Tensor, **options: float) -> Frames:
+    def in_clips(self, prompt: str, noise: torch.Tensor, **options: float) -> Frames:
         """A video in clips."""
         with hasten.accelerate(self.pipe, {"video_infinity": {"clips": len(self.clips), **options}}):
             return self.make(prompt, noise)

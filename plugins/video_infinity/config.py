@@ -31,9 +31,10 @@ class VideoInfinityConfig(TechniqueConfig):
         halo: frames of context on either side; ``None`` is what suits the model.
         global_frames: how many frames of the whole video every frame attends to; ``None`` is what suits the model.
         global_sampling: how those are chosen: ``"linspace"``, ``"stride"``, ``"sink"`` or a list of frames.
-        bias: added to the scores of the favoured scope: the global one early in the run, the local one later.
+        bias: added to the scores of the favoured scope: the global one early in the run, the local one later. ``None``
+            is 10 for diffusion models, as in the paper, and 3 for flow models.
         switch: the global scope is favoured from this noise level (flow time) upwards. ``"auto"`` is 0.836 for
-            diffusion models (timestep 800 of 1,000), and the first fifth of the steps for flow models.
+            diffusion models (timestep 800 of 1,000); of flow models the local scope is favoured in all steps.
         token_scale: scale scores by the logarithm of the number of frames seen.
         trained_frames: frames the model was trained with; ``None`` is what is known of its family.
         rope: rotary positions of the global scope: true ones (``"absolute"``), or squeezed into the trained length
@@ -60,7 +61,7 @@ class VideoInfinityConfig(TechniqueConfig):
     halo: Frames | None = None
     global_frames: Frames | None = None
     global_sampling: Literal["linspace", "stride", "sink"] | tuple[Frames, ...] = "linspace"
-    bias: Annotated[float, Field(ge=0.0, strict=True)] = 10.0
+    bias: Annotated[float, Field(ge=0.0, strict=True)] | None = None
     switch: Literal["auto"] | Level = "auto"
     token_scale: Flag = False
     trained_frames: Annotated[int, Field(ge=2, strict=True)] | None = None

@@ -168,7 +168,7 @@ class Division:
         return ClipForward(
             index=index,
             scope=session.scopes[index],
-            biases=session.biases(call.step.noise.time, call.step.index),
+            biases=session.biases(call.step.noise.time),
             trained=session.trained,
             exchange=session.exchange,
             mixing=mixing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -33,10 +34,11 @@ __all__ = [
     "video_frames",
 ]
 
-_UNET_SWITCH = 0.836
+_DIFFUSION_BIAS = 10.0
+_DIFFUSION_SWITCH = 0.836
 """Flow time of equal signal-to-noise ratio to timestep 800 of VideoCrafter2's schedule."""
-_FLOW_SHARE = 0.2
-"""Share of the steps of a flow model that favour the global scope."""
+_FLOW_BIAS = 3.0
+"""A frame of the whole video weighs a twentieth of a neighbour."""
 
 
 @dataclass
@@ -92,18 +94,16 @@ class Session:
         """Whether the step in progress is already known from a checkpoint."""
         return self.done < self.resume_at
 
-    def biases(self, level: float, index: int) -> tuple[float, float]:
-        """``(beta_loc, beta_glob)`` of a step at flow time ``level``, the ``index``-th of the run."""
+    def biases(self, level: float) -> tuple[float, float]:
+        """``(beta_loc, beta_glob)`` of a step at flow time ``level``."""
+        predicted = self.target.layout.prediction(self.target.pipe)
+        flow = predicted not in (Prediction.EPSILON, Prediction.VP_VELOCITY)
         bias, switch = self.config.bias, self.config.switch
+        if bias is None:
+            bias = _FLOW_BIAS if flow else _DIFFUSION_BIAS
         if switch == "auto":
-            predicted = self.target.layout.prediction(self.target.pipe)
-            if predicted in (Prediction.EPSILON, Prediction.VP_VELOCITY):
-                early = level >= _UNET_SWITCH
-            else:
-                early = index < _FLOW_SHARE * self.steps
-        else:
-            early = level >= switch
-        return (0.0, bias) if early else (bias, 0.0)
+            switch = math.inf if flow else _DIFFUSION_SWITCH
+        return (0.0, bias) if level >= switch else (bias, 0.0)
 
 
 current_session: ContextVar[Session | None] = ContextVar("hasten_session", default=None)
@@ -229,7 +229,7 @@ def make_scopes(
     Raises:
         ConfigError: a halo is longer than a clip, or a chosen frame does not exist.
     """
-    halo, count = mixing.scope if trained is None else (trained // 4, trained - 2 * (trained // 4) - 1)
+    halo, count = mixing.scope if trained is None else (trained // 2, trained // 2)
     halo = halo if config.halo is None else config.halo
     count = count if config.global_frames is None else config.global_frames
     if config.mode == "full":
