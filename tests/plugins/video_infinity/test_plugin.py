@@ -52,6 +52,30 @@ def test_calls_that_are_refused(options: dict[str, Any], arguments: dict[str, An
         accelerated("wan", options, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("family", "own", "other"),
+    [
+        ("wan", {"bias": 3.0, "switch": 1.0}, {"bias": 10.0, "switch": 0.836}),
+        ("text-to-video", {"bias": 10.0, "switch": 0.836}, {"bias": 3.0, "switch": 1.0}),
+    ],
+)
+def test_the_favoured_scope_goes_by_the_kind_of_model(
+    family: str, own: dict[str, float], other: dict[str, float]
+) -> None:
+    options = {"halo": 1, "global_frames": 3, "clips": 2}
+    chosen = accelerated(family, options)
+    torch.testing.assert_close(chosen, accelerated(family, {**options, **own}), rtol=0, atol=0)
+    assert not torch.allclose(chosen, accelerated(family, {**options, **other}), atol=1e-4)
+
+
+def test_a_window_is_as_long_as_this_very_model_was_trained_with() -> None:
+    short = accelerated("wan", {"trained_frames": 4, "clips": 2})
+    told = accelerated("wan", {"trained_frames": 4, "clips": 2, "halo": 2, "global_frames": 2})
+    torch.testing.assert_close(short, told, rtol=0, atol=0)
+    other = accelerated("wan", {"trained_frames": 4, "clips": 2, "halo": 1, "global_frames": 2})
+    assert not torch.allclose(short, other, atol=1e-4)
+
+
 def test_full_mode_has_the_stock_limits() -> None:
     with pytest.raises(UnsupportedError, match="16 latent frames are more than the 12 positions"):
         accelerated("animatediff", {"mode": "full"}, 16)
