@@ -15,7 +15,7 @@ from hasten.pipelines.adapters._base import LatentSize
 from hasten.plugins.rettention.budget import affordable, require_room, residual_dtype, sparse_layers
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.handler import planned_schedule
-from hasten.plugins.rettention.layout import SparseLayout
+from hasten.plugins.rettention.masks import mask_shape
 from hasten.schedules.sparse_steps import Phase
 
 if TYPE_CHECKING:
@@ -82,14 +82,16 @@ class _Sparse:
         require_room(self._memory, len(allowed), config, torch.device(target.pipe._execution_device))
         self._config, self._all = config, len(own)
         self._layers = [layer for layer in layers if layer.name in allowed]
-        layouts = {layer.grid: SparseLayout.of(config, layer.grid) for layer in self._layers}
+        masks = [
+            mask_shape(config.mask, config.keep_ratio, config.tile, layer.grid) for layer in self._layers
+        ]
         self.attention = cost.samples * sum(layer.flops for layer in self._layers)
         """Operations of dense attention in these layers."""
         self.saved = cost.samples * sum(
-            layer.flops * (1.0 - layouts[layer.grid].computed) for layer in self._layers
+            layer.flops * (1.0 - mask.computed(layer.grid)) for layer, mask in zip(self._layers, masks)
         )
         """How many of them a sparse step leaves out."""
-        kept = sum(layer.flops * layouts[layer.grid].density for layer in self._layers)
+        kept = sum(layer.flops * mask.density(layer.grid) for layer, mask in zip(self._layers, masks))
         self._density = kept * cost.samples / self.attention if self._layers else 1.0
 
     def facts(self, full: float) -> dict[str, Any]:

@@ -127,13 +127,6 @@ class SparseLayout:
         return self.shape.density(self.grid)
 
     @property
-    def computed(self) -> float:
-        """Share of the score matrix that a tile kernel computes: more than is kept where the mask is token-exact."""
-        grid = self.grid
-        pairs = sum(g.tiles * g.size * self.window for g in self.groups)
-        return (pairs + grid.total**2 - grid.tokens**2) / grid.total**2
-
-    @property
     def span(self) -> slice:
         """Where the grid is in the sequence."""
         return slice(self.grid.before, self.grid.before + self.grid.tokens)

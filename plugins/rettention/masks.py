@@ -7,6 +7,7 @@ paper views the grid as (frames, 1, positions), so that a window is a run of pos
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,8 +58,16 @@ class MaskShape:
 
     def density(self, grid: TokenGrid) -> float:
         """Share of the whole score matrix that is kept; rows and columns of other tokens are kept entirely."""
-        others = grid.total**2 - grid.tokens**2
-        return (self.kept + others) / grid.total**2
+        return _share(self.kept, grid)
+
+    def computed(self, grid: TokenGrid) -> float:
+        """Share of it that a tile kernel computes: more than is kept where the mask is token-exact."""
+        return _share(grid.tokens * math.prod(self.window), grid)
+
+
+def _share(pairs: int, grid: TokenGrid) -> float:
+    """Share of the whole score matrix that pairs of grid tokens are, with all pairs of other tokens."""
+    return (pairs + grid.total**2 - grid.tokens**2) / grid.total**2
 
 
 def mask_shape(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> MaskShape:

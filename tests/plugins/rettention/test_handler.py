@@ -304,6 +304,19 @@ def test_too_little_memory_is_told_before_anything_is_cached(monkeypatch):
     assert "float8" not in str(caught.value)
 
 
+def test_a_plan_makes_no_tables(monkeypatch):
+    def refuse(self, *arguments):
+        raise AssertionError("a table of every tile's keys, for a plan")
+
+    monkeypatch.setattr("hasten.plugins.rettention.layout.SparseLayout.__init__", refuse)
+    facts = (
+        hasten.plan(FAMILIES["wan"](), {"rettention": OPTIONS}, **call_kwargs("wan"))
+        .techniques[0]
+        .forecast.facts
+    )
+    assert 0 < facts["true_density"] < 1
+
+
 def test_too_little_memory_is_told_in_the_plan(monkeypatch):
     monkeypatch.setattr("hasten.plugins.rettention.budget._free_bytes", lambda device: 1000)
     plan = hasten.plan(FAMILIES["pixart-sigma"](), {"rettention": OPTIONS}, **call_kwargs("pixart-sigma"))

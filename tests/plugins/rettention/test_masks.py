@@ -49,6 +49,10 @@ def test_reference_mode_is_the_papers_mask(grid, keep_ratio, tile):
     expected = band_mask(grid, keep_ratio)
     assert torch.equal(laid_out(layout), expected)
     assert layout.density == pytest.approx(expected.double().mean().item(), abs=1e-12)
+    # A tile kernel computes what any of a tile's queries sees.
+    windows = sum(group.tiles * group.size * group.keys.shape[1] for group in layout.groups)
+    others = grid.total**2 - grid.tokens**2
+    assert layout.shape.computed(grid) == pytest.approx((windows + others) / grid.total**2, abs=1e-12)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -60,7 +64,7 @@ def test_tiles_share_a_window_of_constant_size(grid, mode, tile):
     mask = laid_out(layout)
     assert torch.equal(mask, box_mask(grid, shape.axes, shape.tile, shape.window))
     assert layout.density == pytest.approx(mask.double().mean().item(), abs=1e-12)
-    assert layout.computed == pytest.approx(layout.density)
+    assert shape.computed(grid) == pytest.approx(layout.density)
     if mode == "block":
         assert bool((mask | ~band_mask(grid, 0.5)).all()), "keeps at least what the paper keeps"
 
