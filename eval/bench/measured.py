@@ -150,7 +150,7 @@ def measure(problem: Problem, rounds: int) -> Measured:
         why,
         fastest,
         layout.density,
-        layout.computed,
+        layout.shape.computed(layout.grid),
         1e3 * times.median(fastest),
         1e3 * times.median("sparse"),
         times.ratio(fastest, "sparse"),
