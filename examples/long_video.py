@@ -27,11 +27,10 @@ def main(model: str, out: str, frames: str, steps: str = "20") -> None:
     first = os.environ.get("RANK", "0") == "0"
     pipe.set_progress_bar_config(disable=not first)
     call = {
-        **(mini.recommended_call(model) if model.startswith("mini/") else {}),
+        **(mini.recommended_call(model) | {"guidance_scale": 4.0} if model.startswith("mini/") else {}),
         "prompt": PROMPT,
         "num_frames": int(frames),
         "num_inference_steps": int(steps),
-        "guidance_scale": 4.0,
         "generator": torch.Generator().manual_seed(0),
     }
     # With a checkpoint folder the same command resumes, also with fewer processes.
