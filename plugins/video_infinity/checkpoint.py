@@ -65,7 +65,11 @@ class Checkpoints:
         """
         from safetensors.torch import save
 
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
+        # Copies, because the format refuses memory that is shared: solvers keep views of their own timesteps.
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in saved.tensors.items()
+        }
         path = self._path(step, clip)
         write_whole(path, save(tensors, {"facts": json.dumps(dict(saved.facts)), "run": self._run}))
 
