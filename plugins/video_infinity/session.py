@@ -224,7 +224,8 @@ def make_scopes(
         mixing: the family.
         frames: frames of the whole video.
         places: where clips are.
-        trained: frames this very model was trained with; by default a frame then sees about as many.
+        trained: frames this very model was trained with; by default a window is then about as long, beside half as
+            many global frames.
 
     Raises:
         ConfigError: a halo is longer than a clip, or a chosen frame does not exist.
