@@ -110,7 +110,7 @@ class Pool:
         device, tokenizer = next(vae.parameters()).device, video_tokenizer()
         latents, ids, chunk = [], [], 16
         for first in track(range(0, count, chunk), f"encode {frames} frames", console=Console(stderr=True)):
-            scenes = [_training_scene(frames, i) for i in range(first, first + chunk)]
+            scenes = [training_scene(frames, i) for i in range(first, first + chunk)]
             with mixed_precision(device):
                 latents.append(encode(vae, render_videos(scenes, frames, first, SIDE, frames).to(device)))
             ids.append(caption_ids(tokenizer, [scene.caption() for scene in scenes]))
@@ -255,7 +255,7 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
     return TextToVideo(vae, cache=root / TextToVideo.name, compiled=compiled)
 
 
-def _training_scene(frames: int, index: int) -> MovingScene:
+def training_scene(frames: int, index: int) -> MovingScene:
     """Scene ``index`` of a pool. Of single frames at least half stand still: their captions say where the object is."""
     scene = sample_moving_scene(frames, index)
     while frames == 1 and index % 2 and scene.moves:

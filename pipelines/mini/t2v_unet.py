@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from hasten.pipelines.mini.autoencoder import encode
 from hasten.pipelines.mini.contrastive import WIDTH
-from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini.moving import render_videos
 from hasten.pipelines.mini.pools import stored_pool
 from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.t2i_unet import SIDE, build_scheduler
-from hasten.pipelines.mini.t2v_dit import MAX_TOKENS, caption_ids, matmul_attention, video_tokenizer
+from hasten.pipelines.mini.t2v_dit import (
+    MAX_TOKENS,
+    caption_ids,
+    matmul_attention,
+    training_scene,
+    video_tokenizer,
+)
 from hasten.pipelines.mini.text import vocabulary
 from hasten.pipelines.mini.training import Recipe
 from hasten.pipelines.mini.video_evaluate import evaluate_videos, video_sheet
@@ -37,6 +43,7 @@ __all__ = [
     "inflate",
     "make_recipe",
     "own_levels",
+    "pictures_of",
 ]
 
 FRAMES = 16
@@ -49,22 +56,33 @@ CALL: dict[str, Any] = {
     "num_frames": FRAMES,
 }
 """The call the miniature is meant for."""
-TEXT_LAYERS = 2
+TEXT_LAYERS = 1
 """Layers kept of the contrastive model's text tower."""
+_SHARED = (
+    "sample_size",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "attention_head_dim",
+    "norm_num_groups",
+    "cross_attention_dim",
+)
+"""Settings of the video model that its picture model has, too."""
 _RENAMED = {"up_blocks.1.": "up_blocks.0.", "up_blocks.2.": "up_blocks.1."}
 """Up blocks of the three-level picture model -> those of the two-level video model."""
 
 
 def build_unet() -> Any:
-    """An untrained UNet3DConditionModel of about 1.4 M parameters: two levels, attention at the inner one."""
+    """An untrained UNet3DConditionModel of about 1.6 M parameters: two levels, attention after the inner one."""
     from diffusers import UNet3DConditionModel
 
     return UNet3DConditionModel(
         sample_size=SIDE // 4,
         block_out_channels=(32, 64),
         layers_per_block=1,
-        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("UpBlock3D", "UpBlock3D"),
+        down_block_types=("DownBlock3D", "DownBlock3D"),
+        up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
         attention_head_dim=8,
         norm_num_groups=8,
         cross_attention_dim=WIDTH,
@@ -88,6 +106,27 @@ def still(unet: Any) -> Any:
     return unet
 
 
+def pictures_of(unet: Any) -> Any:
+    """A UNet2DConditionModel that shares the spatial weights of ``unet``: :func:`still` without its temporal layers.
+
+    On single frames it takes a quarter of the time.
+    """
+    from diffusers import UNet2DConditionModel
+
+    config = {name: getattr(unet.config, name) for name in _SHARED}
+    types = {
+        name: [kind.replace("3D", "2D") for kind in config[name]]
+        for name in _SHARED
+        if name.endswith("types")
+    }
+    pictures: Any = UNet2DConditionModel(**config | types, use_linear_projection=True)
+    own = dict(unet.named_parameters())
+    for name in [name for name, _ in pictures.named_parameters()]:
+        layer, _, kind = name.rpartition(".")
+        setattr(pictures.get_submodule(layer), kind, own[name])
+    return pictures
+
+
 def inflate(unet: nn.Module, pictures: Mapping[str, Tensor]) -> list[str]:
     """Copy what a picture U-Net of three levels knows into ``unet``, all but its innermost level.
 
@@ -99,7 +138,7 @@ def inflate(unet: nn.Module, pictures: Mapping[str, Tensor]) -> list[str]:
         Names of the weights of ``unet`` that were set.
     """
     own = unet.state_dict()
-    dropped = ("down_blocks.1.downsamplers.", "down_blocks.2.", "up_blocks.0.", "up_blocks.1.attentions.")
+    dropped = ("down_blocks.1.downsamplers.", "down_blocks.1.attentions.", "down_blocks.2.", "up_blocks.0.")
     found = {}
     for name, value in pictures.items():
         if name.startswith(dropped):
@@ -151,10 +190,10 @@ def encode_text(encoder: Any, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pool:
-    """Training clips, encoded once.
+    """Training clips of one length, encoded once.
 
     Args:
-        latents: latents (N, 4, 16, 16, 16) as the denoiser sees them, in half precision.
+        latents: latents (N, 4, F, 16, 16) as the denoiser sees them, in half precision.
         ids: token ids (N, 16) of the captions.
     """
 
@@ -162,63 +201,68 @@ class Pool:
     ids: Tensor
 
     @classmethod
-    def make(cls, vae: Any, count: int) -> Pool:
-        """Render and encode ``count`` clips of :data:`FRAMES` frames."""
+    def make(cls, vae: Any, count: int, frames: int) -> Pool:
+        """Render and encode ``count`` clips of ``frames`` frames; every length has scenes of its own."""
         from rich.console import Console
         from rich.progress import track
 
         tokenizer, chunk = video_tokenizer(), 16
         shift = vae.config.shift_factor * vae.config.scaling_factor
         latents, captions = [], []
-        for first in track(range(0, count, chunk), "encode clips", console=Console(stderr=True)):
-            scenes = [sample_moving_scene(FRAMES, i) for i in range(first, first + chunk)]
-            pictures = render_videos(scenes, FRAMES, first, SIDE, FRAMES).transpose(1, 2).flatten(0, 1)
+        for first in track(range(0, count, chunk), f"encode {frames} frames", console=Console(stderr=True)):
+            scenes = [training_scene(frames, i) for i in range(first, first + chunk)]
+            pictures = render_videos(scenes, frames, first, SIDE, frames).transpose(1, 2).flatten(0, 1)
             with mixed_precision(vae.device):
                 clean = encode(vae, pictures.to(vae.device))
             # TextToVideoSDPipeline knows a scale of latents but no shift, so that the encoder's is taken back.
-            frames = clean.float().cpu().unflatten(0, (chunk, FRAMES)) + shift
-            latents.append(frames.transpose(1, 2).half())
+            clips = clean.float().cpu().unflatten(0, (chunk, frames)) + shift
+            latents.append(clips.transpose(1, 2).half())
             captions += [scene.caption() for scene in scenes]
         return cls(torch.cat(latents), caption_ids(tokenizer, captions))
 
-    @classmethod
-    def stored(cls, cache: Path | None, vae: Any, count: int) -> Pool:
-        """The pool in the folder ``cache``, made and kept there if there is none."""
-        path = None if cache is None else cache / f"pool-{FRAMES}-{count}.pt"
-        return stored_pool(cls, path, partial(cls.make, vae, count))
-
 
 class TextToVideoUNet(Recipe):
-    """Mean squared error of the velocity: single frames first, then short windows of clips, then whole clips as well.
+    """Mean squared error of the velocity: single frames first, then pairs of frames, then longer and longer windows.
 
-    A step on single frames shows eight times as many captions as one on windows of four: what they mean for a picture
-    is learned there. Begins with ``mini/t2i-unet``: its spatial layers are copied by name, the temporal branches start
-    at zero, so that the first step sees each frame as a picture. The text encoder, which begins as the tower of the
-    still pictures, learns together with the denoiser, because it never met the words of motions.
+    What captions mean for a picture is learned from single frames, without the temporal layers, where a step takes a
+    third of the time. Begins with ``mini/t2i-unet``: its spatial layers are copied by name, the temporal branches start
+    at zero. The text encoder, which begins as the tower of the still pictures, learns together with the denoiser,
+    because it never met the words of motions.
 
-    In every second step frames have noise levels of their own: by turns all of them, or the first one is clear and not
-    in the loss. Where the object is in the others follows from it and the word for the direction (see
-    :class:`hasten.pipelines.mini.t2v_dit.TextToVideo`).
+    A direction is learned from pairs: the first frame is clear and not in the loss, so that the other one is it, moved
+    by the same small step that the word for the direction tells. In longer windows that step has to be made many times
+    over and the word alone explains little, so that they come after, and only some of their steps have a clear frame;
+    in some, frames have noise levels of their own, in the others one for all, as in a call of the pipeline.
 
     Args:
         vae: the trained autoencoder.
         tower: the text tower of the contrastive model.
         cache: folder that keeps the encoded pool for a resumed run.
-        clips: in the pool.
+        clips: in the pool of single frames and in that of whole clips, by their frames.
     """
 
     name = "t2v-unet"
-    schedule = Schedule(steps=12_000, learning_rate=1e-3, warmup=100, decay_from=0.6, average=0.995)
-    batches: Mapping[int, int] = MappingProxyType({1: 32, 4: 8, 8: 4, 16: 2})
+    schedule = Schedule(steps=15_000, learning_rate=1e-3, warmup=100, decay_from=0.6, average=0.995)
+    batches: Mapping[int, int] = MappingProxyType({1: 32, 2: 16, 4: 8, 8: 4, 16: 2})
     """Frames -> clips in a batch, 32 frames in all."""
-    singles, short, middle = 0.4, 0.6, 0.8
-    """Up to these shares of the run, single frames, four frames, and at most eight."""
+    phases: tuple[tuple[float, tuple[int, ...]], ...] = (
+        (0.4, (1,)),
+        (0.47, (2,)),
+        (0.6, (2, 4)),
+        (0.7, (2, 4, 8)),
+        (1.0, (4, 8, 16, 16)),
+    )
+    """Share of the run at which a phase ends -> frames of its windows, drawn evenly."""
 
-    def __init__(self, vae: Any, tower: Any, *, cache: Path | None = None, clips: int = 3200) -> None:
-        self.vae, self.tower, self.cache, self.clips = vae, tower, cache, clips
+    def __init__(
+        self, vae: Any, tower: Any, *, cache: Path | None = None, clips: dict[int, int] | None = None
+    ) -> None:
+        self.vae, self.tower, self.cache = vae, tower, cache
+        self.clips = clips or {1: 16_000, FRAMES: 3200}
         self.empty = caption_ids(video_tokenizer(), [""])
         self.scheduler = build_scheduler()
-        self._pool: Pool | None = None
+        self._pools: dict[int, Pool] = {}
+        self._pictures: Any = None
 
     def build(self) -> nn.Module:
         """The denoiser without motion and the text encoder."""
@@ -234,9 +278,9 @@ class TextToVideoUNet(Recipe):
             inflate(model["unet"], weights)  # type: ignore[index]
 
     def refine(self) -> None:
-        """As for every recipe, and without the steps that are all on single frames or short windows."""
+        """As for every recipe, and with the windows of the last phase alone."""
         super().refine()
-        self.singles = self.short = self.middle = 0.0
+        self.phases = self.phases[-1:]
 
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
@@ -252,14 +296,9 @@ class TextToVideoUNet(Recipe):
             for function in (self.scheduler.add_noise, self.scheduler.get_velocity)
         )
         mixed[:, :, :known] = clean[:, :, :known]
-        unet: Any = model["unet"]  # type: ignore[index]
-        with (
-            mixed_precision(device),
-            matmul_attention(),
-            own_levels(unet, times.to(device)),
-        ):
+        with mixed_precision(device), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
-            velocity = unet(mixed.to(device), times[:, -1].to(device), states, return_dict=False)[0]
+            velocity = self._velocity(model["unet"], mixed.to(device), times.to(device), states)  # type: ignore[index]
         loss = (velocity.float() - target.to(device))[:, :, known:].square().mean()
         return loss, {"frames": float(frames)}
 
@@ -269,34 +308,46 @@ class TextToVideoUNet(Recipe):
         pipe = assemble(self.vae, model["text_encoder"], model["unet"])  # type: ignore[index]
         return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
 
+    def _velocity(self, unet: Any, mixed: Tensor, times: Tensor, states: Tensor) -> Tensor:
+        if mixed.shape[2] > 1:
+            with own_levels(unet, times):
+                return unet(mixed, times[:, -1], states, return_dict=False)[0]
+        if self._pictures is None:
+            self._pictures = pictures_of(unet)
+        return self._pictures(mixed[:, :, 0], times[:, 0], states, return_dict=False)[0].unsqueeze(2)
+
     def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """Timesteps (B, F), and how many leading frames are clear."""
         end = self.scheduler.config.num_train_timesteps
-        if frames > 1 and step % 4 == 0:
+        if frames > 2 and step % 4 == 0:
             return torch.randint(end, (count, frames), generator=generator), 0
-        times = torch.randint(end, (count, 1), generator=generator).repeat(1, frames)
-        known = int(frames > 1 and step % 4 == 2)
+        known = int(frames == 2 or (frames > 1 and step % 4 == 2))
+        least = end // 2 if known else 0
+        times = torch.randint(least, end, (count, 1), generator=generator).repeat(1, frames)
         times[:, :known] = 0
         return times, known
 
     def _length(self, step: int, generator: torch.Generator) -> int:
-        draw = int(torch.randint(4, (1,), generator=generator))
         progress = step / self.schedule.steps
-        if progress < self.singles:
-            return 1
-        if progress < self.short:
-            return 4
-        return (4, 8, 4, 8)[draw] if progress < self.middle else (4, 8, 8, 16)[draw]
+        lengths = next(lengths for end, lengths in self.phases if progress < end)
+        return lengths[int(torch.randint(len(lengths), (1,), generator=generator))]
 
     def _batch(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random windows, float32, and their token ids; one caption in ten becomes the empty one, for guidance."""
-        if self._pool is None:
-            self._pool = Pool.stored(self.cache, self.vae, self.clips)
-        rows = torch.randint(len(self._pool.latents), (self.batches[frames],), generator=generator)
-        first = int(torch.randint(FRAMES - frames + 1, (1,), generator=generator))
-        dropped = torch.rand((len(rows), 1), generator=generator) < 0.1
-        window = self._pool.latents[rows, :, first : first + frames].float()
-        return window, torch.where(dropped, self.empty, self._pool.ids[rows])
+        pool = self._pool(1 if frames == 1 else FRAMES)
+        count, length = self.batches[frames], pool.latents.shape[2]
+        rows = torch.randint(len(pool.latents), (count, 1), generator=generator)
+        first = torch.randint(length - frames + 1, (count, 1), generator=generator)
+        window = pool.latents[rows, :, first + torch.arange(frames)].transpose(1, 2).float()
+        dropped = torch.rand((count, 1), generator=generator) < 0.1
+        return window, torch.where(dropped, self.empty, pool.ids[rows[:, 0]])
+
+    def _pool(self, frames: int) -> Pool:
+        if frames not in self._pools:
+            count = self.clips[frames]
+            path = None if self.cache is None else self.cache / f"pool-{frames}-{count}.pt"
+            self._pools[frames] = stored_pool(Pool, path, partial(Pool.make, self.vae, count, frames))
+        return self._pools[frames]
 
 
 @contextmanager

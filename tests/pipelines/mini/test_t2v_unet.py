@@ -11,11 +11,13 @@ from hasten.pipelines.mini.t2i_unet import build_unet as build_picture_unet
 from hasten.pipelines.mini.t2v_dit import video_tokenizer
 from hasten.pipelines.mini.t2v_unet import (
     CALL,
+    FRAMES,
     assemble,
     build_text_encoder,
     inflate,
     make_recipe,
     own_levels,
+    pictures_of,
 )
 from hasten.pipelines.mini.text import build_tokenizer
 from hasten.pipelines.mini.training import step_generator
@@ -26,7 +28,7 @@ NOWHERE = Path("/nonexistent")
 @pytest.fixture(scope="module")
 def recipe():
     made = make_recipe(NOWHERE, device="cpu", compiled=False)
-    made.clips, made.cache = 16, None
+    made.clips, made.cache = {1: 32, FRAMES: 16}, None
     return made
 
 
@@ -40,7 +42,7 @@ def model(recipe):
 
 def test_it_fits_into_its_folder(recipe, model):
     parts = (*model.values(), recipe.vae)
-    assert sum(2 * p.numel() for part in parts for p in part.parameters()) <= 4.9e6
+    assert sum(2 * p.numel() for part in parts for p in part.parameters()) <= 4.95e6
 
 
 def test_everything_that_is_not_temporal_comes_from_the_pictures():
@@ -52,26 +54,18 @@ def test_everything_that_is_not_temporal_comes_from_the_pictures():
 
 @torch.no_grad()
 def test_without_motion_every_frame_is_a_picture_of_its_own(model):
-    from diffusers import UNet2DConditionModel
-
-    pictures = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        attention_head_dim=(4, 8),
-        norm_num_groups=8,
-        cross_attention_dim=WIDTH,
-        use_linear_projection=True,
-    ).eval()
-    spatial = set(pictures.state_dict())
-    pictures.load_state_dict({n: v for n, v in model["unet"].state_dict().items() if n in spatial})
+    pictures = pictures_of(model["unet"]).eval()
     noise = torch.randn(1, 4, 3, 16, 16, generator=step_generator(0, 0))
     words = torch.randn(1, 16, WIDTH, generator=step_generator(0, 1))
     video = model["unet"](noise, 500, words).sample
     for frame in range(3):
         expected = pictures(noise[:, :, frame], 500, words).sample
         torch.testing.assert_close(video[:, :, frame], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_model_of_pictures_has_no_weights_of_its_own(model):
+    own = {id(parameter) for parameter in model["unet"].parameters()}
+    assert {id(parameter) for parameter in pictures_of(model["unet"]).parameters()} < own
 
 
 def test_words_of_still_scenes_are_those_of_the_tower():
@@ -91,10 +85,12 @@ def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
     loss, figures = recipe.loss(fresh, 0, step_generator(0, 0))
     assert figures == {"frames": 1.0}
     assert torch.isfinite(loss)
-    steps = recipe.schedule.steps
-    for share, expected in ((0.5, {4}), (0.7, {4, 8}), (0.9, {4, 8, 16})):
-        step = int(share * steps)
-        assert {recipe._length(step, step_generator(0, seed)) for seed in range(40)} == expected
+    begin = 0.0
+    for end, lengths in recipe.phases:
+        step = int((begin + end) / 2 * recipe.schedule.steps)
+        assert {recipe._length(step, step_generator(0, seed)) for seed in range(60)} == set(lengths)
+        begin = end
+    assert [max(lengths) for _, lengths in recipe.phases] == [1, 2, 4, 8, 16]
 
 
 def test_a_refinement_goes_on_from_a_run_of_its_own_with_long_clips_alone(model):
@@ -106,8 +102,9 @@ def test_a_refinement_goes_on_from_a_run_of_its_own_with_long_clips_alone(model)
     assert all(torch.equal(new, old) for new, old in zip(fresh.parameters(), model.parameters()))
 
 
-def test_frames_have_levels_of_their_own_in_every_second_step(recipe, model, monkeypatch):
-    monkeypatch.setattr(recipe, "singles", 0.0)
+def test_levels_of_frames(recipe, model, monkeypatch):
+    """In windows longer than two every fourth step has a level for each frame, every fourth a clear first frame."""
+    monkeypatch.setattr(recipe, "phases", ((1.0, (4,)),))
     clean, _ = recipe._batch(4, _after_length(step_generator(0, 7)))
     seen = {}
     hook = model["unet"].register_forward_pre_hook(lambda _, args: seen.update({step: args}))
@@ -120,10 +117,19 @@ def test_frames_have_levels_of_their_own_in_every_second_step(recipe, model, mon
     assert (shared[0] == shared[0][:, :1]).all()
     assert torch.equal(shared[0], again[0])
     assert (told[0][:, 0] == 0).all()
+    assert (told[0][:, 1:] >= 500).all()
     assert [known for _, known in (own, shared, told, again)] == [0, 0, 1, 0]
     torch.testing.assert_close(seen[2][0][:, :, :1], clean[:, :, :1])
     assert not torch.allclose(seen[1][0][:, :, :1], clean[:, :, :1])
     assert recipe._times(8, 1, 2, step_generator(0, 7))[1] == 0, "a single frame has nothing beside it"
+
+
+def test_pairs_always_have_a_clear_frame_and_a_noisy_one(recipe):
+    for step in range(4):
+        times, known = recipe._times(8, 2, step, step_generator(0, step))
+        assert known == 1
+        assert (times[:, 0] == 0).all()
+        assert (times[:, 1] >= 500).all()
 
 
 @torch.no_grad()

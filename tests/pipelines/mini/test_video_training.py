@@ -12,10 +12,10 @@ from hasten.pipelines.mini.t2v_dit import (
     CALL,
     MAX_TOKENS,
     TextToVideo,
-    _training_scene,
     assemble,
     encode_text,
     matmul_attention,
+    training_scene,
     video_tokenizer,
 )
 from hasten.pipelines.mini.training import step_generator, train
@@ -159,10 +159,10 @@ def test_the_same_level_told_frame_by_frame_is_the_same_to_the_denoiser(vae):
 
 
 def test_half_of_the_single_frames_stand_still_and_clips_are_as_the_data_set_has_them():
-    still = [not _training_scene(1, index).moves for index in range(200)]
+    still = [not training_scene(1, index).moves for index in range(200)]
     assert all(still[1::2])
     assert sum(still[::2]) < 40
-    assert all(_training_scene(5, index) == sample_moving_scene(5, index) for index in range(20))
+    assert all(training_scene(5, index) == sample_moving_scene(5, index) for index in range(20))
 
 
 def test_every_caption_fits_and_every_word_is_known():
