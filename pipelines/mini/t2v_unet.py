@@ -232,7 +232,9 @@ class TextToVideoUNet(Recipe):
     A direction is learned from pairs: the first frame is clear and not in the loss, so that the other one is it, moved
     by the same small step that the word for the direction tells. In longer windows that step has to be made many times
     over and the word alone explains little, so that they come after, and only some of their steps have a clear frame;
-    in some, frames have noise levels of their own, in the others one for all, as in a call of the pipeline.
+    in some, frames have noise levels of their own, in the others one for all, as in a call of the pipeline. Whole clips
+    share a high one, and in the last phase a very high one: there it is decided that all of their frames show the same
+    object on its way, for which ordinary draws of a level leave one step in thirteen.
 
     Args:
         vae: the trained autoencoder.
@@ -250,9 +252,12 @@ class TextToVideoUNet(Recipe):
         (0.47, (2,)),
         (0.6, (2, 4)),
         (0.7, (2, 4, 8)),
-        (1.0, (4, 8, 16, 16)),
+        (5 / 6, (4, 8, 16, 16)),
+        (1.0, (4, 16, 16, 16)),
     )
     """Share of the run at which a phase ends -> frames of its windows, drawn evenly."""
+    decisive = 5 / 6
+    """From this share of the run on, whole clips have only levels at which noise becomes a trajectory."""
 
     def __init__(
         self, vae: Any, tower: Any, *, cache: Path | None = None, clips: dict[int, int] | None = None
@@ -280,7 +285,7 @@ class TextToVideoUNet(Recipe):
     def refine(self) -> None:
         """As for every recipe, and with the windows of the last phase alone."""
         super().refine()
-        self.phases = self.phases[-1:]
+        self.phases, self.decisive = self.phases[-1:], 0.0
 
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
@@ -319,10 +324,12 @@ class TextToVideoUNet(Recipe):
     def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """Timesteps (B, F), and how many leading frames are clear."""
         end = self.scheduler.config.num_train_timesteps
+        if frames == FRAMES and step >= self.decisive * self.schedule.steps:
+            return torch.randint(int(0.7 * end), end, (count, 1), generator=generator).repeat(1, frames), 0
         if frames > 2 and step % 4 == 0:
             return torch.randint(end, (count, frames), generator=generator), 0
         known = int(frames == 2 or (frames > 1 and step % 4 == 2))
-        least = end // 2 if known else 0
+        least = end // 2 if known or frames == FRAMES else 0
         times = torch.randint(least, end, (count, 1), generator=generator).repeat(1, frames)
         times[:, :known] = 0
         return times, known

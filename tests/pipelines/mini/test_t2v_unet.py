@@ -90,13 +90,13 @@ def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):
         step = int((begin + end) / 2 * recipe.schedule.steps)
         assert {recipe._length(step, step_generator(0, seed)) for seed in range(60)} == set(lengths)
         begin = end
-    assert [max(lengths) for _, lengths in recipe.phases] == [1, 2, 4, 8, 16]
+    assert [max(lengths) for _, lengths in recipe.phases] == [1, 2, 4, 8, 16, 16]
 
 
 def test_a_refinement_goes_on_from_a_run_of_its_own_with_long_clips_alone(model):
     refined = make_recipe(NOWHERE, device="cpu", compiled=False)
     refined.refine()
-    assert {refined._length(0, step_generator(0, seed)) for seed in range(40)} == {4, 8, 16}
+    assert {refined._length(0, step_generator(0, seed)) for seed in range(40)} == {4, 16}
     fresh = refined.build()
     refined.inherit(fresh, model.state_dict())
     assert all(torch.equal(new, old) for new, old in zip(fresh.parameters(), model.parameters()))
@@ -122,6 +122,18 @@ def test_levels_of_frames(recipe, model, monkeypatch):
     torch.testing.assert_close(seen[2][0][:, :, :1], clean[:, :, :1])
     assert not torch.allclose(seen[1][0][:, :, :1], clean[:, :, :1])
     assert recipe._times(8, 1, 2, step_generator(0, 7))[1] == 0, "a single frame has nothing beside it"
+
+
+def test_whole_clips_end_at_the_levels_where_motion_is_decided(recipe):
+    before = int(recipe.decisive * recipe.schedule.steps) - 3
+    for step in range(before, before + 12):
+        times, known = recipe._times(8, FRAMES, step, step_generator(0, step))
+        if step >= before + 3:
+            assert known == 0
+            assert (times == times[:, :1]).all()
+            assert (times >= 700).all()
+    assert {recipe._times(8, FRAMES, before + i, step_generator(0, 0))[1] for i in range(3)} == {0, 1}
+    assert (recipe._times(64, 4, before + 12, step_generator(0, 0))[0] < 700).any()
 
 
 def test_pairs_always_have_a_clear_frame_and_a_noisy_one(recipe):
