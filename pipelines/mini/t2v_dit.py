@@ -299,7 +299,8 @@ class _MatmulAttention(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or kwargs.get("attn_mask") is not None:
+        masked = kwargs.get("attn_mask") is not None or kwargs.get("is_causal")
+        if func is not F.scaled_dot_product_attention or masked:
             return func(*args, **kwargs)
         query, key, value = args[:3] if args else (kwargs["query"], kwargs["key"], kwargs["value"])
         if query.device.type != "cpu":

@@ -249,7 +249,7 @@ class TextToVideoUNet(Recipe):
     """Frames -> clips in a batch, 32 frames in all."""
     phases: tuple[tuple[float, tuple[int, ...]], ...] = (
         (0.4, (1,)),
-        (0.47, (2,)),
+        (0.4693, (2,)),
         (0.6, (2, 4)),
         (0.7, (2, 4, 8)),
         (5 / 6, (4, 8, 16, 16)),

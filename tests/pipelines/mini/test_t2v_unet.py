@@ -8,12 +8,13 @@ import torch
 from hasten.pipelines.mini.contrastive import WIDTH
 from hasten.pipelines.mini.runs import load_text_tower
 from hasten.pipelines.mini.t2i_unet import build_unet as build_picture_unet
-from hasten.pipelines.mini.t2v_dit import video_tokenizer
+from hasten.pipelines.mini.t2v_dit import caption_ids, matmul_attention, video_tokenizer
 from hasten.pipelines.mini.t2v_unet import (
     CALL,
     FRAMES,
     assemble,
     build_text_encoder,
+    encode_text,
     inflate,
     make_recipe,
     own_levels,
@@ -77,6 +78,14 @@ def test_words_of_still_scenes_are_those_of_the_tower():
         assert torch.equal(here[new[word]], there[old[word]])
     assert "moving" not in old
     assert encoder.config.eos_token_id == new["<end>"]
+
+
+@torch.no_grad()
+def test_training_reads_a_text_as_a_call_does(model):
+    ids = caption_ids(video_tokenizer(), ["a large red circle moving up on a white background"])
+    with matmul_attention():
+        learned = encode_text(model["text_encoder"], ids)
+    assert torch.equal(learned, model["text_encoder"](ids)[0])
 
 
 def test_an_untrained_denoiser_sees_windows_of_growing_length(recipe):

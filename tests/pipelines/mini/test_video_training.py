@@ -180,7 +180,10 @@ def test_attention_as_two_products_is_attention():
         torch.testing.assert_close(F.scaled_dot_product_attention(query, key, value), expected)
         mask = torch.ones(9, 9, dtype=torch.bool).tril()
         masked = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    torch.testing.assert_close(masked, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+        causal = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(masked, expected)
+    torch.testing.assert_close(causal, expected)
 
 
 def test_the_pipeline_makes_videos_of_any_length(vae):

@@ -1,4 +1,4 @@
-"""The shipped video miniature: that it loads, makes videos of any length, and moves things where it is told to."""
+"""The shipped video miniatures: that they load, make videos of any length, and move things where they are told to."""
 
 import numpy as np
 import pytest
@@ -11,16 +11,31 @@ from hasten.pipelines.mini.motion import VideoClassifier, VideoParser
 from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
 from hasten.pipelines.mini.provenance import read_chain, write_record
 from hasten.pipelines.mini.t2v_dit import TextToVideo, build_model
+from hasten.pipelines.mini.t2v_unet import make_recipe
 from hasten.pipelines.mini.video_autoencoder import encode, video_psnr
 from hasten.pipelines.mini.video_evaluate import generate_videos
 
-NAME = "mini/t2v-dit"
-pytestmark = pytest.mark.skipif(NAME not in mini.names(), reason="these weights are not installed")
+NAMES = ("mini/t2v-dit", "mini/t2v-unet")
+LATENTS = {"mini/t2v-dit": (1, 8, 9, 16, 16), "mini/t2v-unet": (1, 4, 16, 16, 16)}
+MISSED = {"mini/t2v-dit": set(), "mini/t2v-unet": {"parser"}}
+"""Bars that the shipped weights miss: see their README."""
+PROMPT = "a large red circle moving left on a white background"
+pytestmark = pytest.mark.skipif(not set(NAMES) <= set(mini.names()), reason="these weights are not installed")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return hasten.load(NAME)
+def pipe(name):
+    return hasten.load(name)
+
+
+@pytest.fixture(scope="module")
+def wan():
+    return hasten.load("mini/t2v-dit")
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +44,16 @@ def truth():
     return [scene.caption() for scene in scenes], render_videos(scenes, 33, 0, 64, 9)
 
 
-def test_the_trained_length_is_nine_latent_frames(pipe):
-    call = mini.recommended_call(NAME) | {"num_inference_steps": 1, "output_type": "latent"}
-    latents = pipe("a large red circle moving left on a white background", **call).frames
-    assert latents.shape == (1, 8, 9, 16, 16)
+def test_the_recommended_call_has_the_trained_length(pipe, name):
+    call = mini.recommended_call(name) | {"num_inference_steps": 1, "output_type": "latent"}
+    assert pipe(PROMPT, **call).frames.shape == LATENTS[name]
 
 
-def test_the_autoencoder_keeps_what_matters(pipe, truth):
+def test_the_autoencoder_keeps_what_matters(wan, truth):
     captions, videos = truth
     with torch.no_grad():
-        latents = pipe.vae.encode(videos).latent_dist.mode()
-        decoded = pipe.vae.decode(latents).sample
+        latents = wan.vae.encode(videos).latent_dist.mode()
+        decoded = wan.vae.decode(latents).sample
     assert float(video_psnr(decoded, videos).mean()) > 28
     shown = list((decoded.permute(0, 2, 3, 4, 1).numpy() + 1) / 2)
     assert VideoParser().score(shown, captions).by_attribute()["motion"] == 1
@@ -47,42 +61,44 @@ def test_the_autoencoder_keeps_what_matters(pipe, truth):
     assert VideoClassifier().score(shown, captions).mean >= 0.9
 
 
-def test_latents_are_normalised(pipe, truth):
-    latents = encode(pipe.vae, truth[1])
+def test_latents_are_normalised(wan, truth):
+    latents = encode(wan.vae, truth[1])
     assert float(latents.std()) == pytest.approx(1, abs=0.25)
     assert float(latents.mean()) == pytest.approx(0, abs=0.25)
 
 
-def test_longer_and_larger_videos_than_it_was_trained_on_can_be_made(pipe):
-    call = mini.recommended_call(NAME) | {
+def test_longer_and_larger_videos_than_it_was_trained_on_can_be_made(pipe, name):
+    call = mini.recommended_call(name) | {
         "num_inference_steps": 1,
         "num_frames": 33,
         "height": 96,
         "width": 64,
     }
-    video = pipe("a large red circle moving left on a white background", **call).frames
+    video = pipe(PROMPT, **call).frames
     assert video.shape == (1, 33, 96, 64, 3)
     assert np.isfinite(video).all()
 
 
-def test_a_plain_call_with_its_zero_text_tokens_works(pipe):
+def test_a_plain_call_with_its_zero_text_tokens_works(wan):
     call = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 2}
-    assert pipe("a large red circle moving left on a white background", **call).frames.shape[1] == 5
+    assert wan(PROMPT, **call).frames.shape[1] == 5
 
 
-def test_a_small_sample_moves_as_it_is_asked_to(pipe):
-    captions = [caption for caption in mini.prompts(12, 3, model=NAME) if "moving" in caption][:4]
-    call = mini.recommended_call(NAME) | {"num_inference_steps": 10}
-    scores = VideoParser().score(generate_videos(pipe, captions, call), captions).by_attribute()
-    assert scores["motion"] >= 0.5
+def test_a_small_sample_shows_what_it_is_asked_for(pipe, name):
+    captions = [caption for caption in mini.prompts(12, 3, model=name) if "moving" in caption][:4]
+    call = mini.recommended_call(name) | {"num_inference_steps": 10}
+    videos = generate_videos(pipe, captions, call)
+    scores = VideoParser().score(videos, captions).by_attribute()
     assert scores["background"] >= 0.75
+    if "motion" not in MISSED[name]:
+        assert scores["motion"] >= 0.5
 
 
-def test_a_run_can_go_on_from_it(pipe, tmp_path):
-    begun = beginning(NAME)
+def test_a_run_can_go_on_from_it(wan, tmp_path):
+    begun = beginning("mini/t2v-dit")
     model = build_model()
-    TextToVideo(pipe.vae).inherit(model, begun.weights)
-    given = pipe.transformer.state_dict()
+    TextToVideo(wan.vae).inherit(model, begun.weights)
+    given = wan.transformer.state_dict()
     assert torch.equal(model["transformer"].state_dict()["proj_out.weight"], given["proj_out.weight"].float())
     write_record(tmp_path, {"recipe": "t2v-dit", "command": "hasten mini train", "begun_with": begun.record})
     first, *_, last = read_chain(tmp_path)
@@ -91,9 +107,18 @@ def test_a_run_can_go_on_from_it(pipe, tmp_path):
     assert last["command"] == "hasten mini train"
 
 
+def test_a_run_can_go_on_from_the_unet(tmp_path):
+    begun = beginning("mini/t2v-unet")
+    recipe = make_recipe(tmp_path, device="cpu", compiled=False)
+    model = recipe.build()
+    recipe.inherit(model, begun.weights)
+    given = hasten.load("mini/t2v-unet").unet.state_dict()
+    assert torch.equal(model["unet"].state_dict()["conv_out.weight"], given["conv_out.weight"].float())
+
+
 @pytest.mark.slow
-def test_the_bars_are_met(pipe):
+def test_the_bars_are_met(pipe, name):
     from hasten.pipelines.mini.video_evaluate import evaluate_videos
 
-    rows = evaluate_videos(pipe, mini.recommended_call(NAME), 24, 1, lambda _: None)
-    assert not [row for row in rows if row.missed]
+    rows = evaluate_videos(pipe, mini.recommended_call(name), 24, 1, lambda _: None)
+    assert {row.judge for row in rows if row.missed} == MISSED[name]
