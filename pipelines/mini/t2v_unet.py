@@ -109,7 +109,7 @@ def still(unet: Any) -> Any:
 def pictures_of(unet: Any) -> Any:
     """A UNet2DConditionModel that shares the spatial weights of ``unet``: :func:`still` without its temporal layers.
 
-    On single frames it takes a quarter of the time.
+    On single frames it takes a third of the time.
     """
     from diffusers import UNet2DConditionModel
 

@@ -84,14 +84,12 @@ def test_a_plain_call_with_its_zero_text_tokens_works(wan):
     assert wan(PROMPT, **call).frames.shape[1] == 5
 
 
-def test_a_small_sample_shows_what_it_is_asked_for(pipe, name):
+def test_a_small_sample_moves_as_it_is_asked_to(pipe, name):
     captions = [caption for caption in mini.prompts(12, 3, model=name) if "moving" in caption][:4]
     call = mini.recommended_call(name) | {"num_inference_steps": 10}
-    videos = generate_videos(pipe, captions, call)
-    scores = VideoParser().score(videos, captions).by_attribute()
+    scores = VideoParser().score(generate_videos(pipe, captions, call), captions).by_attribute()
+    assert scores["motion"] >= 0.5
     assert scores["background"] >= 0.75
-    if "motion" not in MISSED[name]:
-        assert scores["motion"] >= 0.5
 
 
 def test_a_run_can_go_on_from_it(wan, tmp_path):
