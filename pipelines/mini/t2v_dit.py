@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from hasten.pipelines.mini.moving import MOTIONS, MovingScene, render_videos, sample_moving_scene
-from hasten.pipelines.mini.pools import stored_pool
+from hasten.pipelines.mini.moving_pools import MAX_TOKENS, SIDE, ClipPools, caption_ids, video_tokenizer
 from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
-from hasten.pipelines.mini.text import build_tokenizer, number_words, vocabulary
 from hasten.pipelines.mini.training import Recipe
-from hasten.pipelines.mini.video_autoencoder import LATENT_CHANNELS, SIDE, encode
+from hasten.pipelines.mini.training_attention import matmul_attention
+from hasten.pipelines.mini.video_autoencoder import LATENT_CHANNELS, encode
 from hasten.pipelines.mini.video_evaluate import evaluate_videos, video_sheet
 
 __all__ = [
@@ -31,9 +26,7 @@ __all__ = [
     "TextToVideo",
     "assemble",
     "build_model",
-    "caption_ids",
     "make_recipe",
-    "video_tokenizer",
 ]
 
 CALL: dict[str, Any] = {
@@ -45,16 +38,9 @@ CALL: dict[str, Any] = {
     "num_frames": 17,
 }
 """The call the miniature is meant for."""
-MAX_TOKENS = 16
-"""Longest caption (14 tokens with its two ends) and some room."""
 TEXT_WIDTH = 96
 SHIFT = 3.0
 """Static timestep shift of the scheduler for nine latent frames."""
-
-
-def video_tokenizer() -> Any:
-    """The word tokenizer with the words of motions."""
-    return build_tokenizer(number_words([*vocabulary(), *MOTIONS]), MAX_TOKENS)
 
 
 def build_model() -> nn.ModuleDict:
@@ -89,34 +75,6 @@ def build_model() -> nn.ModuleDict:
     return nn.ModuleDict({"transformer": transformer, "text_encoder": UMT5EncoderModel(config)})
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Training videos of one length, encoded once.
-
-    Args:
-        latents: normalised latents (N, 8, T, 16, 16) in half precision.
-        ids: token ids (N, 16) of the captions.
-    """
-
-    latents: Tensor
-    ids: Tensor
-
-    @classmethod
-    def make(cls, vae: Any, count: int, frames: int) -> Pool:
-        """Render and encode ``count`` videos of ``frames`` frames; every length has scenes of its own."""
-        from rich.console import Console
-        from rich.progress import track
-
-        device, tokenizer = next(vae.parameters()).device, video_tokenizer()
-        latents, ids, chunk = [], [], 16
-        for first in track(range(0, count, chunk), f"encode {frames} frames", console=Console(stderr=True)):
-            scenes = [training_scene(frames, i) for i in range(first, first + chunk)]
-            with mixed_precision(device):
-                latents.append(encode(vae, render_videos(scenes, frames, first, SIDE, frames).to(device)))
-            ids.append(caption_ids(tokenizer, [scene.caption() for scene in scenes]))
-        return cls(torch.cat(latents).to("cpu", torch.float16), torch.cat(ids))
-
-
 class TextToVideo(Recipe):
     """Rectified flow on video latents: single frames first, then short clips, then whole ones, some twice as long.
 
@@ -132,7 +90,7 @@ class TextToVideo(Recipe):
     Args:
         vae: the trained video autoencoder, its mean and deviation set.
         cache: folder that keeps the encoded pools for a resumed run.
-        videos: in the pool of each length, by latent frames.
+        videos: in the pool of each length, by frames.
         compiled: run the denoiser through ``torch.compile`` (a seventh faster on a CPU, needs a C++ compiler).
     """
 
@@ -153,10 +111,10 @@ class TextToVideo(Recipe):
         videos: dict[int, int] | None = None,
         compiled: bool = False,
     ) -> None:
-        self.vae, self.cache, self.compiled = vae, cache, compiled
-        self.videos = videos or {1: 12_000, 3: 4000, 5: 2000, 9: 2000, 17: 160}
+        self.vae, self.compiled = vae, compiled
+        counts = videos or {1: 12_000, 5: 4000, 9: 2000, 17: 2000, 33: 160}
+        self.pools = ClipPools(self._encode, counts, cache)
         self.empty = caption_ids(video_tokenizer(), [""])
-        self._pools: dict[int, Pool] = {}
         self._forward: Callable[..., Any] | None = None
 
     def refine(self) -> None:
@@ -234,17 +192,15 @@ class TextToVideo(Recipe):
 
     def _batch(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random latents, float32, and their token ids; one caption in ten becomes the empty one, for guidance."""
-        if frames not in self._pools:
-            self._pools[frames] = self._stored_pool(frames)
-        pool = self._pools[frames]
+        pool = self.pools[2 * frames - 1]
         rows = torch.randint(len(pool.latents), (self.batches[frames],), generator=generator)
         dropped = torch.rand((len(rows), 1), generator=generator) < 0.1
         return pool.latents[rows].float(), torch.where(dropped, self.empty, pool.ids[rows])
 
-    def _stored_pool(self, frames: int) -> Pool:
-        count = self.videos[frames]
-        path = None if self.cache is None else self.cache / f"pool-{frames}-{count}.pt"
-        return stored_pool(Pool, path, partial(Pool.make, self.vae, count, 2 * frames - 1))
+    def _encode(self, videos: Tensor) -> Tensor:
+        device = next(self.vae.parameters()).device
+        with mixed_precision(device):
+            return encode(self.vae, videos.to(device))
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
@@ -253,15 +209,6 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
 
     vae = load_video_autoencoder(root).to(device)
     return TextToVideo(vae, cache=root / TextToVideo.name, compiled=compiled)
-
-
-def training_scene(frames: int, index: int) -> MovingScene:
-    """Scene ``index`` of a pool. Of single frames at least half stand still: their captions say where the object is."""
-    scene = sample_moving_scene(frames, index)
-    while frames == 1 and index % 2 and scene.moves:
-        index += 1_000_000
-        scene = sample_moving_scene(frames, index)
-    return scene
 
 
 def _own_levels(step: int, frames: int) -> bool:
@@ -287,28 +234,6 @@ def start_at_identity(model: Any) -> None:
         nn.init.zeros_(owner.scale_shift_table)
 
 
-@contextmanager
-def matmul_attention() -> Iterator[None]:
-    """Attention as two matrix products while training: on a CPU twice as fast as the fused kernel's backward pass."""
-    with _MatmulAttention():
-        yield
-
-
-class _MatmulAttention(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        masked = kwargs.get("attn_mask") is not None or kwargs.get("is_causal")
-        if func is not F.scaled_dot_product_attention or masked:
-            return func(*args, **kwargs)
-        query, key, value = args[:3] if args else (kwargs["query"], kwargs["key"], kwargs["value"])
-        if query.device.type != "cpu":
-            return func(*args, **kwargs)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        return scores.softmax(-1) @ value
-
-
 def assemble(vae: Any, text_encoder: Any, transformer: Any) -> Any:
     """The stock WanPipeline around the trained parts."""
     from diffusers import UniPCMultistepScheduler, WanPipeline
@@ -323,14 +248,6 @@ def assemble(vae: Any, text_encoder: Any, transformer: Any) -> Any:
         vae=vae,
         scheduler=scheduler,
     )
-
-
-def caption_ids(tokenizer: Any, captions: list[str]) -> Tensor:
-    """Token ids (B, 16) of captions, padded."""
-    ids: Tensor = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
-    return ids
 
 
 def _assemble_trained(root: Path) -> Any:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,22 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from hasten.pipelines.mini.autoencoder import encode
-from hasten.pipelines.mini.contrastive import WIDTH
-from hasten.pipelines.mini.moving import render_videos
-from hasten.pipelines.mini.pools import stored_pool
+from hasten.pipelines.mini.moving_pools import MAX_TOKENS, ClipPools, caption_ids, video_tokenizer
 from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.t2i_unet import SIDE, build_scheduler
-from hasten.pipelines.mini.t2v_dit import (
-    MAX_TOKENS,
-    caption_ids,
-    matmul_attention,
-    training_scene,
-    video_tokenizer,
-)
 from hasten.pipelines.mini.text import vocabulary
 from hasten.pipelines.mini.training import Recipe
+from hasten.pipelines.mini.training_attention import matmul_attention
+from hasten.pipelines.mini.unet3d import build_unet, inflate, own_levels, pictures_of, still, without_dropout
 from hasten.pipelines.mini.video_evaluate import evaluate_videos, video_sheet
 
 __all__ = [
@@ -39,11 +29,7 @@ __all__ = [
     "TextToVideoUNet",
     "assemble",
     "build_text_encoder",
-    "build_unet",
-    "inflate",
     "make_recipe",
-    "own_levels",
-    "pictures_of",
 ]
 
 FRAMES = 16
@@ -58,95 +44,6 @@ CALL: dict[str, Any] = {
 """The call the miniature is meant for."""
 TEXT_LAYERS = 1
 """Layers kept of the contrastive model's text tower."""
-_SHARED = (
-    "sample_size",
-    "block_out_channels",
-    "layers_per_block",
-    "down_block_types",
-    "up_block_types",
-    "attention_head_dim",
-    "norm_num_groups",
-    "cross_attention_dim",
-)
-"""Settings of the video model that its picture model has, too."""
-_RENAMED = {"up_blocks.1.": "up_blocks.0.", "up_blocks.2.": "up_blocks.1."}
-"""Up blocks of the three-level picture model -> those of the two-level video model."""
-
-
-def build_unet() -> Any:
-    """An untrained UNet3DConditionModel of about 1.6 M parameters: two levels, attention after the inner one."""
-    from diffusers import UNet3DConditionModel
-
-    return UNet3DConditionModel(
-        sample_size=SIDE // 4,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock3D", "DownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
-        attention_head_dim=8,
-        norm_num_groups=8,
-        cross_attention_dim=WIDTH,
-    )
-
-
-def still(unet: Any) -> Any:
-    """``unet`` with every temporal branch switched off: each frame is treated as a picture of its own."""
-    from diffusers.models.resnet import TemporalConvLayer
-    from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-
-    for module in unet.modules():
-        last: Any = None
-        if isinstance(module, TemporalConvLayer):
-            last = module.conv4[-1]
-        elif isinstance(module, TransformerTemporalModel):
-            last = module.proj_out
-        if last is not None:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-    return unet
-
-
-def pictures_of(unet: Any) -> Any:
-    """A UNet2DConditionModel that shares the spatial weights of ``unet``: :func:`still` without its temporal layers.
-
-    On single frames it takes a third of the time.
-    """
-    from diffusers import UNet2DConditionModel
-
-    config = {name: getattr(unet.config, name) for name in _SHARED}
-    types = {
-        name: [kind.replace("3D", "2D") for kind in config[name]]
-        for name in _SHARED
-        if name.endswith("types")
-    }
-    pictures: Any = UNet2DConditionModel(**config | types, use_linear_projection=True)
-    own = dict(unet.named_parameters())
-    for name in [name for name, _ in pictures.named_parameters()]:
-        layer, _, kind = name.rpartition(".")
-        setattr(pictures.get_submodule(layer), kind, own[name])
-    return pictures
-
-
-def inflate(unet: nn.Module, pictures: Mapping[str, Tensor]) -> list[str]:
-    """Copy what a picture U-Net of three levels knows into ``unet``, all but its innermost level.
-
-    Args:
-        unet: of :func:`build_unet`.
-        pictures: state dict of ``hasten.pipelines.mini.t2i_unet.build_unet``.
-
-    Returns:
-        Names of the weights of ``unet`` that were set.
-    """
-    own = unet.state_dict()
-    dropped = ("down_blocks.1.downsamplers.", "down_blocks.1.attentions.", "down_blocks.2.", "up_blocks.0.")
-    found = {}
-    for name, value in pictures.items():
-        if name.startswith(dropped):
-            continue
-        head = next((old for old in _RENAMED if name.startswith(old)), "")
-        found[_RENAMED.get(head, "") + name.removeprefix(head)] = value
-    unet.load_state_dict(own | found)
-    return list(found)
 
 
 @torch.no_grad()
@@ -157,8 +54,8 @@ def build_text_encoder(tower: Any) -> Any:
         tower: its ``CLIPTextModelWithProjection``.
 
     Returns:
-        A ``CLIPTextModel`` for :func:`hasten.pipelines.mini.t2v_dit.video_tokenizer`; words that the tower does not
-        know keep the random embedding that they get here.
+        A ``CLIPTextModel`` for :func:`hasten.pipelines.mini.moving_pools.video_tokenizer`; words that the tower does
+        not know keep the random embedding that they get here.
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -188,39 +85,6 @@ def encode_text(encoder: Any, ids: Tensor) -> Tensor:
     return states
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Training clips of one length, encoded once.
-
-    Args:
-        latents: latents (N, 4, F, 16, 16) as the denoiser sees them, in half precision.
-        ids: token ids (N, 16) of the captions.
-    """
-
-    latents: Tensor
-    ids: Tensor
-
-    @classmethod
-    def make(cls, vae: Any, count: int, frames: int) -> Pool:
-        """Render and encode ``count`` clips of ``frames`` frames; every length has scenes of its own."""
-        from rich.console import Console
-        from rich.progress import track
-
-        tokenizer, chunk = video_tokenizer(), 16
-        shift = vae.config.shift_factor * vae.config.scaling_factor
-        latents, captions = [], []
-        for first in track(range(0, count, chunk), f"encode {frames} frames", console=Console(stderr=True)):
-            scenes = [training_scene(frames, i) for i in range(first, first + chunk)]
-            pictures = render_videos(scenes, frames, first, SIDE, frames).transpose(1, 2).flatten(0, 1)
-            with mixed_precision(vae.device):
-                clean = encode(vae, pictures.to(vae.device))
-            # TextToVideoSDPipeline knows a scale of latents but no shift, so that the encoder's is taken back.
-            clips = clean.float().cpu().unflatten(0, (chunk, frames)) + shift
-            latents.append(clips.transpose(1, 2).half())
-            captions += [scene.caption() for scene in scenes]
-        return cls(torch.cat(latents), caption_ids(tokenizer, captions))
-
-
 class TextToVideoUNet(Recipe):
     """Mean squared error of the velocity: single frames first, then pairs of frames, then longer and longer windows.
 
@@ -233,8 +97,8 @@ class TextToVideoUNet(Recipe):
     by the same small step that the word for the direction tells. In longer windows that step has to be made many times
     over and the word alone explains little, so that they come after, and only some of their steps have a clear frame;
     in some, frames have noise levels of their own, in the others one for all, as in a call of the pipeline. Whole clips
-    share a high one, and in the last phase a very high one: there it is decided that all of their frames show the same
-    object on its way, for which ordinary draws of a level leave one step in thirteen.
+    share a high one, and in every other step of the last phase a very high one: there it is decided that all of their
+    frames show the same object on its way, for which ordinary draws of a level leave one step in thirteen.
 
     Args:
         vae: the trained autoencoder.
@@ -257,22 +121,21 @@ class TextToVideoUNet(Recipe):
     )
     """Share of the run at which a phase ends -> frames of its windows, drawn evenly."""
     decisive = 5 / 6
-    """From this share of the run on, whole clips have only levels at which noise becomes a trajectory."""
+    """From this share of the run on, whole clips have the levels at which noise becomes a trajectory."""
 
     def __init__(
         self, vae: Any, tower: Any, *, cache: Path | None = None, clips: dict[int, int] | None = None
     ) -> None:
-        self.vae, self.tower, self.cache = vae, tower, cache
-        self.clips = clips or {1: 16_000, FRAMES: 3200}
+        self.vae, self.tower = vae, tower
+        self.pools = ClipPools(self._encode, clips or {1: 16_000, FRAMES: 3200}, cache)
         self.empty = caption_ids(video_tokenizer(), [""])
         self.scheduler = build_scheduler()
-        self._pools: dict[int, Pool] = {}
         self._pictures: Any = None
 
     def build(self) -> nn.Module:
         """The denoiser without motion and the text encoder."""
         return nn.ModuleDict(
-            {"unet": _without_dropout(still(build_unet())), "text_encoder": build_text_encoder(self.tower)}
+            {"unet": without_dropout(still(build_unet())), "text_encoder": build_text_encoder(self.tower)}
         )
 
     def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -325,7 +188,8 @@ class TextToVideoUNet(Recipe):
         """Timesteps (B, F), and how many leading frames are clear."""
         end = self.scheduler.config.num_train_timesteps
         if frames == FRAMES and step >= self.decisive * self.schedule.steps:
-            return torch.randint(int(0.7 * end), end, (count, 1), generator=generator).repeat(1, frames), 0
+            least = int((0.4, 0.7)[step % 2] * end)
+            return torch.randint(least, end, (count, 1), generator=generator).repeat(1, frames), 0
         if frames > 2 and step % 4 == 0:
             return torch.randint(end, (count, frames), generator=generator), 0
         known = int(frames == 2 or (frames > 1 and step % 4 == 2))
@@ -341,7 +205,7 @@ class TextToVideoUNet(Recipe):
 
     def _batch(self, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random windows, float32, and their token ids; one caption in ten becomes the empty one, for guidance."""
-        pool = self._pool(1 if frames == 1 else FRAMES)
+        pool = self.pools[1 if frames == 1 else FRAMES]
         count, length = self.batches[frames], pool.latents.shape[2]
         rows = torch.randint(len(pool.latents), (count, 1), generator=generator)
         first = torch.randint(length - frames + 1, (count, 1), generator=generator)
@@ -349,29 +213,16 @@ class TextToVideoUNet(Recipe):
         dropped = torch.rand((count, 1), generator=generator) < 0.1
         return window, torch.where(dropped, self.empty, pool.ids[rows[:, 0]])
 
-    def _pool(self, frames: int) -> Pool:
-        if frames not in self._pools:
-            count = self.clips[frames]
-            path = None if self.cache is None else self.cache / f"pool-{frames}-{count}.pt"
-            self._pools[frames] = stored_pool(Pool, path, partial(Pool.make, self.vae, count, frames))
-        return self._pools[frames]
+    def _encode(self, videos: Tensor) -> Tensor:
+        """Latents (B, 4, F, 16, 16), frame by frame.
 
-
-@contextmanager
-def own_levels(unet: Any, times: Tensor) -> Iterator[None]:
-    """``unet`` with timesteps (B, F) for every frame of a sample, where its class repeats one for all of them."""
-    from diffusers.models.resnet import ResnetBlock2D
-
-    embedded = unet.time_embedding(unet.time_proj(times.flatten()))
-    blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
-    hooks = [
-        block.register_forward_pre_hook(lambda _, args: (args[0], embedded, *args[2:])) for block in blocks
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        TextToVideoSDPipeline knows a scale of latents but no shift, so that the encoder's is taken back.
+        """
+        pictures = videos.transpose(1, 2).flatten(0, 1).to(self.vae.device)
+        with mixed_precision(self.vae.device):
+            latents = encode(self.vae, pictures).float()
+        shift = self.vae.config.shift_factor * self.vae.config.scaling_factor
+        return (latents + shift).unflatten(0, (len(videos), -1)).transpose(1, 2)
 
 
 def _by_frame(function: Callable[..., Tensor], clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
@@ -400,14 +251,6 @@ def assemble(vae: Any, text_encoder: Any, unet: Any) -> Any:
         unet=unet,
         scheduler=build_scheduler(),
     )
-
-
-def _without_dropout(unet: Any) -> Any:
-    """The class puts dropout into its temporal convolutions; a model this small needs none."""
-    for module in unet.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return unet
 
 
 def _assemble_trained(root: Path) -> Any:

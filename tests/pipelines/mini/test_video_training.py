@@ -7,18 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini.moving_pools import MAX_TOKENS, training_scene, video_tokenizer
 from hasten.pipelines.mini.schedule import Schedule
-from hasten.pipelines.mini.t2v_dit import (
-    CALL,
-    MAX_TOKENS,
-    TextToVideo,
-    assemble,
-    encode_text,
-    matmul_attention,
-    training_scene,
-    video_tokenizer,
-)
+from hasten.pipelines.mini.t2v_dit import CALL, TextToVideo, assemble, encode_text
 from hasten.pipelines.mini.training import step_generator, train
+from hasten.pipelines.mini.training_attention import matmul_attention
 from hasten.pipelines.mini.video_autoencoder import (
     VideoAutoencoder,
     _decode_unclamped,
@@ -110,7 +103,7 @@ def test_refining_the_autoencoder_leaves_its_latents_alone():
 
 def test_the_video_recipe_resumes_to_the_bit_and_grows(tmp_path, vae):
     def recipe():
-        return TinyVideo(vae, videos={1: 16, 3: 16, 5: 16, 9: 16, 17: 16}, cache=tmp_path / "cache")
+        return TinyVideo(vae, videos=dict.fromkeys((1, 5, 9, 17, 33), 16), cache=tmp_path / "cache")
 
     whole = train(recipe(), tmp_path / "whole")
     train(recipe(), tmp_path / "parts", stop_after=2)
@@ -180,10 +173,13 @@ def test_attention_as_two_products_is_attention():
         torch.testing.assert_close(F.scaled_dot_product_attention(query, key, value), expected)
         mask = torch.ones(9, 9, dtype=torch.bool).tril()
         masked = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        by_position = F.scaled_dot_product_attention(query, key, value, mask)
         causal = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        scaled = F.scaled_dot_product_attention(query, key, value, scale=0.5)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    torch.testing.assert_close(masked, expected)
-    torch.testing.assert_close(causal, expected)
+    for found in (masked, by_position, causal):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(scaled, F.scaled_dot_product_attention(query, key, value, scale=0.5))
 
 
 def test_the_pipeline_makes_videos_of_any_length(vae):
