@@ -117,7 +117,7 @@ class Progress:
 
     def _tell_all(self) -> None:
         if self._processes.rank == 0:
-            self._tell(f"{self.frames} frames written")
+            self._tell(f"{self.frames} frame{'' if self.frames == 1 else 's'} written")
 
     def _write(self, note: _Note) -> None:
         self._mine = note

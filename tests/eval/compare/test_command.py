@@ -89,6 +89,29 @@ def test_several_configurations_are_rows_named_after_their_files(compare: Compar
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "model: mini/t2i-unet",
+        "prompts: [one, two]",
+        "num_prompts: 3",
+        "seed: 5",
+        "steps: 7",
+        "height: 64",
+        "width: 64",
+        "frames: 9",
+        "guidance_scale: 2.5",
+    ],
+)
+def test_files_that_ask_for_different_runs_are_refused(compare: Compare, tmp_path: Path, line: str) -> None:
+    (tmp_path / "one.yaml").write_text("schema: 1\ntechniques: [bottleneck]\n")
+    (tmp_path / "other.yaml").write_text(f"schema: 1\ntechniques: [bottleneck]\n{line}\n")
+    result = compare("-c", tmp_path / "one.yaml", "-c", tmp_path / "other.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert f"other and one differ in '{line.split(':')[0]}'" in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "--enable NAME or --config FILE"),
