@@ -5,7 +5,8 @@
 Ways: ``divided`` (clips, with the technique's defaults), ``windowed`` (the same without frames of the whole video),
 ``early_global`` (half the window, and frames of the whole video, which rule the first fifth of the steps),
 ``independent`` (the same noise, every clip a video of its own) and ``extended`` (the stock pipeline, asked for that
-many frames). Only those after ``--ways`` are made; others keep the figures that they have.
+many frames). Only those after ``--ways`` are made; others keep the figures that they have, so that several runs can
+share the work.
 Attributes are read in windows of 16 frames that follow one another: motion from the object's places, the others by the
 attribute classifier, and by the pixel parser. Drift is the cosine similarity of frames with the first one, in features
 of the bundled contrastive model, the object rolled into the middle. A seam is the step of the object, and the
@@ -40,7 +41,7 @@ HERE = Path(__file__).parent
 
 
 class Ways:
-    """The three ways to make a long video with one pipeline.
+    """The ways to make a long video with one pipeline.
 
     Args:
         model: name of the miniature.
@@ -226,19 +227,20 @@ def main() -> None:
     given = parser.parse_args()
     ways = Ways(given.model, given.times, given.steps, given.guidance_scale)
     coded = coded_shapes(ways.pipe.vae, ways.call["height"])
-    classifier, embed, found = VideoClassifier(), features(), {}
+    classifier, embed = VideoClassifier(), features()
     name = product_name(given.model)
     asked = [text for text in mini.prompts(4 * given.prompts, 7, model=name) if "moving" in text]
     target = HERE / f"video_infinity_{name}.json"
-    if set(given.ways) != set(WAYS):
-        found = json.loads(target.read_text("utf-8"))["ways"]
+    if set(given.ways) == set(WAYS):
+        target.unlink(missing_ok=True)
     for way in given.ways:
         rows = []
         for index, prompt in enumerate(asked[: given.prompts]):
             video = getattr(ways, way)(prompt, ways.noise(index))
             strip(video, given.out / f"{index}-{way}.png")
             rows.append(measured(video, prompt, ways.seams(way), classifier, embed))
-        found[way] = summary(rows)
+        before = json.loads(target.read_text("utf-8"))["ways"] if target.exists() else {}
+        found = before | {way: summary(rows)}
         document = {
             "model": f"mini/{name}",
             "times": given.times,
