@@ -104,17 +104,17 @@ efficiency of 77.7 %). Nothing was measured on a GPU or on several machines.
 
 TRAINED = """## Trained miniatures
 
-Videos of eight times the trained length, moving objects. With this technique: `divided` by its defaults (a window of the
-trained length, and half as many frames of the whole video; in the flow model, `mini/t2v-dit`, each of these weighs a
-twentieth of a neighbour, in the diffusion model, `mini/t2v-unet`, they rule the early steps, as in the paper),
-`windowed` without frames of the whole video, `early_global` with half the window and frames of the whole video that rule
-the early steps in both. Beside them: `independent` cuts the same noise into videos of their own, `extended` asks the
-stock pipeline for all frames. Read in windows of 16 frames: motion from the places of the object; the other attributes by the
-classifier and by the pixel parser, which knows {coded} of the shapes of real videos again after the autoencoder coded
-them. Good windows have four fifths of their attributes right, motion and those of the judge. Similarity: of the object
-with that in the first frame so many frames before, in features of the bundled contrastive model. At a seam: the change
-of the picture, and the step of the object, from the last frame of a clip to the first of the next, over those inside
-clips. By
+Videos of eight times the trained length, moving objects. With this technique: `divided` by its defaults (a window of
+the trained length, and half as many frames of the whole video; in the flow model, `mini/t2v-dit`, each of these weighs
+a twentieth of a neighbour, in the diffusion model, `mini/t2v-unet`, they rule the early steps, as in the paper),
+`windowed` without frames of the whole video, `early_global` with half the window and frames of the whole video that
+rule the early steps in both. Beside them: `independent` cuts the same noise into videos of their own, `extended` asks
+the stock pipeline for all frames. Read in windows of 16 frames: motion from the places of the object; the other
+attributes by the classifier and by the pixel parser, which knows {coded} of the shapes of real videos again after the
+autoencoder coded them. Good windows have four fifths of their attributes right, motion and those of the judge.
+Similarity: of the object with that in the first frame so many frames before, in features of the bundled contrastive
+model. At a seam: the change of the picture, and the step of the object, from the last frame of a clip to the first of
+the next, over those inside clips. By
 
 {commands}
 
@@ -124,12 +124,13 @@ clips. By
 
 ![Similarity with the first frame at growing distance](../images/video_infinity_drift.png)
 
-Clips of their own jump where they meet, divided videos hardly do, and nothing drifts with the length in any of the ways.
-With `mini/t2v-dit`, divided videos keep four fifths of the windows good, as many as clips of their own and as the stock
-pipeline, which computes attention over all frames. Frames of the whole video that rule the early steps steady what an
-object looks like there and blur which way it moves: that is decided in those steps, and far frames say nothing of it.
-`mini/t2v-unet` moves as told under every rule, and frames of the whole video make its windows better rather than worse. What the pixel parser marks down in it are objects that are there
-twice, or beside a speck, for some frames; videos of the trained length have them, too (`independent`).
+Clips of their own jump where they meet, divided videos hardly do, and nothing drifts with the length in any of the
+ways. With `mini/t2v-dit`, divided videos keep four fifths of the windows good, as many as clips of their own and as
+the stock pipeline, which computes attention over all frames. Frames of the whole video that rule the early steps
+steady what an object looks like there and blur which way it moves: that is decided in those steps, and far frames say
+nothing of it. `mini/t2v-unet` moves as told under every rule, and frames of the whole video make its windows better
+rather than worse. What the pixel parser marks down in it are objects that are there twice, or beside a speck, for some
+frames; videos of the trained length have them, too (`independent`).
 
 """
 TITLES = (
