@@ -231,8 +231,6 @@ def main() -> None:
     name = product_name(given.model)
     asked = [text for text in mini.prompts(4 * given.prompts, 7, model=name) if "moving" in text]
     target = HERE / f"video_infinity_{name}.json"
-    if set(given.ways) == set(WAYS):
-        target.unlink(missing_ok=True)
     for way in given.ways:
         rows = []
         for index, prompt in enumerate(asked[: given.prompts]):

@@ -14,13 +14,12 @@ from torch import Tensor
 from hasten.pipelines.mini.moving import MOTIONS, MovingScene, render_videos, sample_moving_scene
 from hasten.pipelines.mini.pools import stored_pool
 from hasten.pipelines.mini.text import build_tokenizer, number_words, vocabulary
+from hasten.pipelines.mini.video_autoencoder import SIDE
 
-__all__ = ["MAX_TOKENS", "SIDE", "ClipPool", "ClipPools", "caption_ids", "training_scene", "video_tokenizer"]
+__all__ = ["MAX_TOKENS", "ClipPool", "ClipPools", "caption_ids", "training_scene", "video_tokenizer"]
 
 MAX_TOKENS = 16
 """Longest caption (14 tokens with its two ends) and some room."""
-SIDE = 64
-"""Side of the frames in pixels."""
 
 
 def video_tokenizer() -> Any:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten.pipelines.mini.moving_pools import MAX_TOKENS, SIDE, ClipPools, caption_ids, video_tokenizer
+from hasten.pipelines.mini.moving_pools import MAX_TOKENS, ClipPools, caption_ids, video_tokenizer
 from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.training import Recipe
 from hasten.pipelines.mini.training_attention import matmul_attention
-from hasten.pipelines.mini.video_autoencoder import LATENT_CHANNELS, encode
+from hasten.pipelines.mini.video_autoencoder import LATENT_CHANNELS, SIDE, encode
 from hasten.pipelines.mini.video_evaluate import evaluate_videos, video_sheet
 
 __all__ = [
