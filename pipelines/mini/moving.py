@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "ACROSS",
     "HELD_OUT_MOTIONS",
     "MOTIONS",
     "SPEEDS",
@@ -54,6 +55,8 @@ MOTIONS = {
 """Phrase -> direction (x, y), y downwards."""
 SPEEDS = (0.03, 0.045)
 """Range of the speed in shares of the side a frame."""
+ACROSS = (0.25, 0.75)
+"""Range of the coordinate that a motion leaves as it is, in shares of the side."""
 HELD_OUT_MOTIONS: frozenset[tuple[str, str]] = frozenset({("star", "moving left"), ("square", "moving up")})
 """(shape, motion) combinations that training never shows."""
 STILL = 0.2
@@ -112,7 +115,7 @@ def trajectory(
         return [start] * frames, background
     rng = np.random.default_rng((seed, index, 3))
     speed = rng.uniform(*SPEEDS)
-    along, across = rng.uniform(0, 1), rng.uniform(0.25, 0.75)
+    along, across = rng.uniform(0, 1), rng.uniform(*ACROSS)
     dx, dy = MOTIONS[scene.path]
     x, y = (along, across) if dx else (across, along)
     steps = (frame * speed for frame in range(frames))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from hasten.pipelines.mini.autoencoder import encode
 from hasten.pipelines.mini.moving_pools import MAX_TOKENS, ClipPools, caption_ids, video_tokenizer
+from hasten.pipelines.mini.own_ways import own_way_loss
 from hasten.pipelines.mini.precision import mixed_precision
 from hasten.pipelines.mini.product import Product
+from hasten.pipelines.mini.references import References
 from hasten.pipelines.mini.schedule import Schedule
 from hasten.pipelines.mini.t2i_unet import SIDE, build_scheduler
 from hasten.pipelines.mini.text import vocabulary
@@ -98,7 +101,8 @@ class TextToVideoUNet(Recipe):
     over and the word alone explains little, so that they come after, and only some of their steps have a clear frame;
     in some, frames have noise levels of their own, in the others one for all, as in a call of the pipeline. Whole clips
     share a high one, and in every other step of the last phase a very high one: there it is decided that all of their
-    frames show the same object on its way, for which ordinary draws of a level leave one step in thirteen.
+    frames show the same object on its way, for which ordinary draws of a level leave one step in thirteen. In a
+    refinement that step is one on ways of the denoiser's own (:mod:`hasten.pipelines.mini.own_ways`).
 
     Args:
         vae: the trained autoencoder.
@@ -130,6 +134,8 @@ class TextToVideoUNet(Recipe):
         self.pools = ClipPools(self._encode, clips or {1: 16_000, FRAMES: 3200}, cache)
         self.empty = caption_ids(video_tokenizer(), [""])
         self.scheduler = build_scheduler()
+        self.on_own_ways = False
+        self._references: References | None = None
         self._pictures: Any = None
 
     def build(self) -> nn.Module:
@@ -146,15 +152,16 @@ class TextToVideoUNet(Recipe):
             inflate(model["unet"], weights)  # type: ignore[index]
 
     def refine(self) -> None:
-        """As for every recipe, and with the windows of the last phase alone."""
+        """As for every recipe, with the windows of the last phase alone, and every other step on own ways."""
         super().refine()
-        self.phases, self.decisive = self.phases[-1:], 0.0
+        self.phases, self.decisive, self.on_own_ways = self.phases[-1:], 0.0, True
 
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch."""
-        device = next(model.parameters()).device
+        if self.on_own_ways and step % 2:
+            return self._own_loss(model, generator), {"frames": float(FRAMES)}
         frames = self._length(step, generator)
         clean, ids = self._batch(frames, generator)
         times, known = self._times(len(clean), frames, step, generator)
@@ -164,11 +171,22 @@ class TextToVideoUNet(Recipe):
             for function in (self.scheduler.add_noise, self.scheduler.get_velocity)
         )
         mixed[:, :, :known] = clean[:, :, :known]
-        with mixed_precision(device), matmul_attention():
-            states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
-            velocity = self._velocity(model["unet"], mixed.to(device), times.to(device), states)  # type: ignore[index]
-        loss = (velocity.float() - target.to(device))[:, :, known:].square().mean()
-        return loss, {"frames": float(frames)}
+        error = self._velocity(model, mixed, times, ids) - target
+        return error[:, :, known:].square().mean(), {"frames": float(frames)}
+
+    def _own_loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+        """Loss along two ways from noise that the recommended call would take."""
+        if self._references is None:
+            self._references = References.stored(self._encode, FRAMES, 16, self.pools.cache)
+        return own_way_loss(
+            partial(self._velocity, model),
+            self._references,
+            self.scheduler,
+            self.empty,
+            count=2,
+            guidance=CALL["guidance_scale"],
+            generator=generator,
+        )
 
     @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
@@ -176,13 +194,22 @@ class TextToVideoUNet(Recipe):
         pipe = assemble(self.vae, model["text_encoder"], model["unet"])  # type: ignore[index]
         return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
 
-    def _velocity(self, unet: Any, mixed: Tensor, times: Tensor, states: Tensor) -> Tensor:
-        if mixed.shape[2] > 1:
-            with own_levels(unet, times):
-                return unet(mixed, times[:, -1], states, return_dict=False)[0]
-        if self._pictures is None:
-            self._pictures = pictures_of(unet)
-        return self._pictures(mixed[:, :, 0], times[:, 0], states, return_dict=False)[0].unsqueeze(2)
+    def _velocity(self, model: Any, mixed: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+        """Velocity (B, C, F, H, W) at timesteps (B, F), float32, on the CPU as the pools are."""
+        unet, device = model["unet"], next(model.parameters()).device
+        mixed, times = mixed.to(device), times.to(device)
+        with mixed_precision(device), matmul_attention():
+            states = encode_text(model["text_encoder"], ids.to(device))
+            if mixed.shape[2] > 1:
+                with own_levels(unet, times):
+                    velocity = unet(mixed, times[:, -1], states, return_dict=False)[0]
+            else:
+                if self._pictures is None:
+                    self._pictures = pictures_of(unet)
+                velocity = self._pictures(mixed[:, :, 0], times[:, 0], states, return_dict=False)[
+                    0
+                ].unsqueeze(2)
+        return velocity.float().cpu()
 
     def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """Timesteps (B, F), and how many leading frames are clear."""

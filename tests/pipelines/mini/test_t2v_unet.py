@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hasten.pipelines.mini import references
 from hasten.pipelines.mini.contrastive import WIDTH
+from hasten.pipelines.mini.moving import parse_moving_caption
 from hasten.pipelines.mini.moving_pools import ClipPools, caption_ids, video_tokenizer
 from hasten.pipelines.mini.runs import load_text_tower
 from hasten.pipelines.mini.t2i_unet import build_unet as build_picture_unet
@@ -108,6 +110,27 @@ def test_a_refinement_goes_on_from_a_run_of_its_own_with_long_clips_alone(model)
     fresh = refined.build()
     refined.inherit(fresh, model.state_dict())
     assert all(torch.equal(new, old) for new, old in zip(fresh.parameters(), model.parameters()))
+
+
+def test_every_other_step_of_a_refinement_is_on_ways_of_its_own(recipe, model, monkeypatch):
+    caption = "a large red circle moving up on a white background"
+    monkeypatch.setattr(references, "_moving_scenes", lambda: [parse_moving_caption(caption)])
+    refined = make_recipe(NOWHERE, device="cpu", compiled=False)
+    refined.pools = recipe.pools
+    refined.refine()
+    seen = []
+    hook = model["unet"].register_forward_pre_hook(lambda _, args: seen.append(args))
+    for step in range(2):
+        with torch.no_grad():
+            loss, figures = refined.loss(model, step, step_generator(0, step))
+        assert torch.isfinite(loss)
+        assert figures["frames"] in (4, FRAMES)
+    hook.remove()
+    own = seen[1:]
+    assert len(own) >= 8, "several states, with and without the caption"
+    assert {args[0].shape for args in own} == {(2, 4, FRAMES, 16, 16)}
+    assert [int(args[1][0]) for args in own[:2]] == [999, 999]
+    torch.testing.assert_close(own[0][0], own[1][0], msg="guidance looks at the same state")
 
 
 def test_levels_of_frames(recipe, model, monkeypatch):
