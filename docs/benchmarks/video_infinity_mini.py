@@ -36,7 +36,7 @@ from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
 from hasten.schedules.clips import partition
 
 WINDOW = 16
-WAYS = ("divided", "windowed", "early_global", "independent", "extended")
+WAYS = ("divided", "windowed", "early_global", "unbiased", "independent", "extended")
 HERE = Path(__file__).parent
 
 
@@ -95,6 +95,10 @@ class Ways:
         halo = self.trained // 4
         own = {"halo": halo, "global_frames": self.trained - 2 * halo - 1}
         return self.in_clips(prompt, noise, **own, bias=10.0, switch=0.93)
+
+    def unbiased(self, prompt: str, noise: torch.Tensor) -> Frames:
+        """Twice the trained length of frames of the whole video, no scope favoured in any step."""
+        return self.in_clips(prompt, noise, global_frames=2 * self.trained, bias=0.0)
 
     def in_clips(self, prompt: str, noise: torch.Tensor, **options: float) -> Frames:
         """A video in clips."""

@@ -17,8 +17,6 @@ from hasten.pipelines.mini.video_evaluate import generate_videos
 
 NAMES = ("mini/t2v-dit", "mini/t2v-unet")
 LATENTS = {"mini/t2v-dit": (1, 8, 9, 16, 16), "mini/t2v-unet": (1, 4, 16, 16, 16)}
-MISSED = {"mini/t2v-dit": set(), "mini/t2v-unet": {"parser"}}
-"""Bars that the shipped weights miss: see their README."""
 PROMPT = "a large red circle moving left on a white background"
 pytestmark = pytest.mark.skipif(not set(NAMES) <= set(mini.names()), reason="these weights are not installed")
 
@@ -119,4 +117,4 @@ def test_the_bars_are_met(pipe, name):
     from hasten.pipelines.mini.video_evaluate import evaluate_videos
 
     rows = evaluate_videos(pipe, mini.recommended_call(name), 24, 1, lambda _: None)
-    assert {row.judge for row in rows if row.missed} == MISSED[name]
+    assert not [row for row in rows if row.missed]
