@@ -27,6 +27,9 @@ _STREAM = 7
 class References:
     """For every moving caption of the training split some clips, which stand for all of theirs by being shifted.
 
+    Shifted latents are not quite those of the shifted clip: what differs is 3 to 7 % of the object's energy, on grey
+    backgrounds 40 to 48 % (ten clips). That is enough at noise levels where only the place is decided.
+
     Args:
         clips: latents (M, K, C, F, H, W) of K clips for each of M captions, in half precision.
         empty: latents (M, K, C, H, W) of their backgrounds without an object.
