@@ -141,9 +141,9 @@ steady what an object looks like there and blur which way it moves: that is deci
 nothing of it. `mini/t2v-unet` moves as told under every rule and keeps nine tenths of the windows good by the
 classifier. The pixel parser marks down objects that are there twice, or beside a speck, for some frames. It finds four
 fifths of the windows good where many frames see the same ones: in clips of their own, in the stock pipeline's videos
-(`mode="full"` computes the same in clips) and, within one window of 48, in `unbiased` ones; two thirds where a sliding
-window, or eight frames of the whole video, decide. Its temporal attention has no positions: every frame it sees is one
-more witness of what is shown, and none of them blurs where it is.
+(`mode="full"` computes the same in clips) and, within one window of 48, in `unbiased` ones; two thirds or fewer where
+a sliding window, or eight frames of the whole video, decide. Its temporal attention has no positions: every frame it
+sees is one more witness of what is shown, and none of them blurs where it is.
 
 """
 TITLES = (

@@ -55,12 +55,13 @@ def own_way_loss(
     steps = int(torch.randint(*_STEPS, (1,), generator=generator))
     state = torch.randn((count, *references.clips.shape[2:]), generator=generator)
     ids = references.ids[captions]
+    posteriors = [references.posterior(caption) for caption in captions.tolist()]
     ways: Any = DDIMScheduler.from_config(scheduler.config)
     ways.set_timesteps(steps)
     losses = []
     for time in ways.timesteps[ways.timesteps >= _LEAST]:
         times, alpha = time.expand(count, state.shape[2]), float(ways.alphas_cumprod[time])
-        mean = torch.stack([references.mean(int(i), x, alpha) for i, x in zip(captions, state, strict=True)])
+        mean = torch.stack([known.mean(x, alpha) for known, x in zip(posteriors, state, strict=True)])
         velocity = denoise(state, times, ids)
         losses.append((velocity - (alpha**0.5 * state - mean) / (1 - alpha) ** 0.5).square().mean())
         with torch.no_grad():

@@ -17,7 +17,7 @@ from hasten.pipelines.mini.render import render
 from hasten.pipelines.mini.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Placed
 from hasten.pipelines.mini.video_autoencoder import SIDE
 
-__all__ = ["References", "posterior_mean"]
+__all__ = ["Posterior", "References"]
 
 _STREAM = 7
 """Seed of the references' jitter."""
@@ -75,47 +75,56 @@ class References:
         ids = caption_ids(video_tokenizer(), [scene.caption() for scene in scenes])
         return cls(torch.stack(clips), torch.stack(empty), torch.stack(allowed), ids)
 
-    def mean(self, caption: int, noisy: Tensor, alpha: float) -> Tensor:
-        """:func:`posterior_mean` over the clips of one caption."""
-        clips, empty = self.clips[caption].float(), self.empty[caption].float()
-        return posterior_mean(noisy, alpha, clips, empty, self.allowed[caption])
+    def posterior(self, caption: int) -> Posterior:
+        """The clips of one caption as a distribution."""
+        return Posterior(self.clips[caption].float(), self.empty[caption].float(), self.allowed[caption])
 
 
-def posterior_mean(noisy: Tensor, alpha: float, clips: Tensor, empty: Tensor, allowed: Tensor) -> Tensor:
-    """E[x0 | x_t] where x0 is any of ``clips``, shifted as ``allowed``, all equally likely.
+class Posterior:
+    """x0 is any of some clips, shifted as is allowed, all equally likely: what is known of it from x_t.
 
     With x_t = sqrt(a) x0 + sqrt(1 - a) e and e of unit variance, clip x has the weight
     exp((sqrt(a) <x_t, x> - a |x|^2 / 2) / (1 - a)). A shift moves the object over its background: its inner products
     with x_t at all shifts are one correlation, the mean over them one convolution.
 
     Args:
-        noisy: x_t (C, F, H, W).
-        alpha: cumulative alpha a of the noise level, in [0, 1).
         clips: (K, C, F, H, W).
         empty: (K, C, H, W), their backgrounds without an object.
         allowed: (K, H, W), booleans, by rows down and columns right.
-
-    Returns:
-        (C, F, H, W).
     """
-    size = noisy.shape[-2:]
-    ground = empty.unsqueeze(2).expand_as(clips)
-    objects = clips - ground
-    spectra = torch.fft.rfft2(objects)
 
-    def correlated(other: Tensor) -> Tensor:
-        products: Tensor = spectra.conj() * torch.fft.rfft2(other)
-        return torch.fft.irfft2(products.sum((1, 2)), s=size)
+    def __init__(self, clips: Tensor, empty: Tensor, allowed: Tensor) -> None:
+        self.ground, self.allowed = empty.unsqueeze(2).expand_as(clips), allowed
+        objects = clips - self.ground
+        self.spectra = torch.fft.rfft2(objects)
+        alone = _total(objects.square()) + _total(self.ground.square())
+        self.squared = 2 * self._correlated(self.ground) + alone
 
-    def total(values: Tensor) -> Tensor:
-        return values.flatten(1).sum(1).view(-1, 1, 1)
+    def mean(self, noisy: Tensor, alpha: float) -> Tensor:
+        """E[x0 | x_t].
 
-    inner = correlated(noisy) + total(noisy * ground)
-    squared = 2 * correlated(ground) + total(objects.square()) + total(ground.square())
-    logits = (alpha**0.5 * inner - alpha * squared / 2) / (1 - alpha)
-    weights = logits.masked_fill(~allowed, -torch.inf).flatten().softmax(0).view_as(logits)
-    moved = torch.fft.rfft2(weights)[:, None, None] * spectra
-    return torch.fft.irfft2(moved.sum(0), s=size) + torch.einsum("k,kcfhw->cfhw", weights.sum((1, 2)), ground)
+        Args:
+            noisy: x_t (C, F, H, W).
+            alpha: cumulative alpha a of the noise level, in [0, 1).
+
+        Returns:
+            (C, F, H, W).
+        """
+        inner = self._correlated(noisy) + _total(noisy * self.ground)
+        logits = (alpha**0.5 * inner - alpha * self.squared / 2) / (1 - alpha)
+        weights = logits.masked_fill(~self.allowed, -torch.inf).flatten().softmax(0).view_as(logits)
+        moved = torch.fft.rfft2(weights)[:, None, None] * self.spectra
+        objects = torch.fft.irfft2(moved.sum(0), s=noisy.shape[-2:])
+        return objects + torch.einsum("k,kcfhw->cfhw", weights.sum((1, 2)), self.ground)
+
+    def _correlated(self, other: Tensor) -> Tensor:
+        """Inner products (K, H, W) of every object with ``other``, by shift."""
+        products: Tensor = self.spectra.conj() * torch.fft.rfft2(other)
+        return torch.fft.irfft2(products.sum((1, 2)), s=other.shape[-2:])
+
+
+def _total(values: Tensor) -> Tensor:
+    return values.flatten(1).sum(1).view(-1, 1, 1)
 
 
 def _moving_scenes() -> list[MovingScene]:

@@ -196,20 +196,19 @@ class TextToVideoUNet(Recipe):
 
     def _velocity(self, model: Any, mixed: Tensor, times: Tensor, ids: Tensor) -> Tensor:
         """Velocity (B, C, F, H, W) at timesteps (B, F), float32, on the CPU as the pools are."""
-        unet, device = model["unet"], next(model.parameters()).device
-        mixed, times = mixed.to(device), times.to(device)
+        device = next(model.parameters()).device
         with mixed_precision(device), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))
-            if mixed.shape[2] > 1:
-                with own_levels(unet, times):
-                    velocity = unet(mixed, times[:, -1], states, return_dict=False)[0]
-            else:
-                if self._pictures is None:
-                    self._pictures = pictures_of(unet)
-                velocity = self._pictures(mixed[:, :, 0], times[:, 0], states, return_dict=False)[
-                    0
-                ].unsqueeze(2)
+            velocity = self._predicted(model["unet"], mixed.to(device), times.to(device), states)
         return velocity.float().cpu()
+
+    def _predicted(self, unet: Any, mixed: Tensor, times: Tensor, states: Tensor) -> Tensor:
+        if mixed.shape[2] > 1:
+            with own_levels(unet, times):
+                return unet(mixed, times[:, -1], states, return_dict=False)[0]
+        if self._pictures is None:
+            self._pictures = pictures_of(unet)
+        return self._pictures(mixed[:, :, 0], times[:, 0], states, return_dict=False)[0].unsqueeze(2)
 
     def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """Timesteps (B, F), and how many leading frames are clear."""
