@@ -759,6 +759,16 @@ def _cogvideox_rope() -> Any:
     )
 
 
+@_family("cogvideox-1.5", _cogvideox_call)
+def _cogvideox_15() -> Any:
+    return _cogvideox(
+        diffusers.CogVideoXDPMScheduler(**_COGVIDEOX_NOISE, snr_shift_scale=1.0),
+        use_rotary_positional_embeddings=True,
+        patch_size_t=2,
+        patch_bias=False,
+    )
+
+
 def _qwen_image_call() -> dict[str, Any]:
     call = _sized(8, **_prompt(24), true_cfg_scale=2.0)
     for prefix in ("", "negative_"):

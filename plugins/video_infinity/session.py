@@ -155,7 +155,10 @@ def places_for(
     if clips is None:
         clips = config.clips or (clips_for(frames, config.clip_frames) if config.clip_frames else ranks)
     if clips > frames:
-        raise ConfigError(f"clips={clips} is more than the video's {frames} latent frames")
+        raise ConfigError(
+            f"clips={clips} is more than the video's {frames} latent frames; use at most {frames} clips, or ask for "
+            "more frames"
+        )
     if clips < ranks:
         raise ConfigError(
             f"{clips} clips cannot occupy {ranks} processes; start at most {clips * processes.cfg_ranks}, or "

@@ -42,7 +42,7 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({"clips": 9}, {}, "clips=9 is more than the video's 7 latent frames"),
+        ({"clips": 9}, {}, "clips=9 is more than the video's 7 latent frames; use at most 7 clips"),
         ({"clips": 3, "halo": 3}, {}, "halo=3 is longer than the shortest of 3 clips, 2 frames"),
         ({"halo": 1, "global_sampling": [1, 9]}, {}, "global frame 9 does not exist among 7"),
         ({}, {"num_frames": 24}, "num_frames=24 cannot be made.*use 21 or 25"),
