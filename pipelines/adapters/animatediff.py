@@ -19,6 +19,8 @@ from hasten.pipelines.adapters.text_to_video import TextToVideoLayout, temporal_
 class AnimateDiffFrames(FrameMixing):
     """Temporal transformers with a table of sine positions, 32 entries long in the released motion modules."""
 
+    shares = (0.5, 1.0)
+
     @override
     def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
         """Norm, positions and both self-attentions of every motion module."""

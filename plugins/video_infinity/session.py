@@ -227,13 +227,13 @@ def make_scopes(
         mixing: the family.
         frames: frames of the whole video.
         places: where clips are.
-        trained: frames this very model was trained with; by default a window is then about as long, beside half as
-            many global frames.
+        trained: frames this very model was trained with; by default a window is then about as long, beside as many
+            global frames in U-Nets, as in the paper, and half as many in transformers.
 
     Raises:
         ConfigError: a halo is longer than a clip, or a chosen frame does not exist.
     """
-    halo, count = mixing.scope if trained is None else (trained // 2, trained // 2)
+    halo, count = mixing.scope if trained is None else (int(share * trained) for share in mixing.shares)
     halo = halo if config.halo is None else config.halo
     count = count if config.global_frames is None else config.global_frames
     if config.mode == "full":

@@ -70,12 +70,14 @@ def test_the_favoured_scope_goes_by_the_kind_of_model(
     assert not torch.allclose(chosen, accelerated(family, {**options, **other}), atol=1e-4)
 
 
-def test_a_window_is_as_long_as_this_very_model_was_trained_with() -> None:
-    short = accelerated("wan", {"trained_frames": 4, "clips": 2})
-    told = accelerated("wan", {"trained_frames": 4, "clips": 2, "halo": 2, "global_frames": 2})
+@pytest.mark.parametrize(("family", "count"), [("wan", 2), ("text-to-video", 4), ("animatediff", 4)])
+def test_a_window_is_as_long_as_this_very_model_was_trained_with(family: str, count: int) -> None:
+    options = {"trained_frames": 4, "clips": 2}
+    short = accelerated(family, options)
+    told = accelerated(family, {**options, "halo": 2, "global_frames": count})
     torch.testing.assert_close(short, told, rtol=0, atol=0)
-    other = accelerated("wan", {"trained_frames": 4, "clips": 2, "halo": 1, "global_frames": 2})
-    assert not torch.allclose(short, other, atol=1e-4)
+    for other in ({"halo": 1, "global_frames": count}, {"halo": 2, "global_frames": count - 1}):
+        assert not torch.equal(short, accelerated(family, {**options, **other}))
 
 
 def test_full_mode_has_the_stock_limits() -> None:
