@@ -27,7 +27,6 @@ def own_way_loss(
     empty: Tensor,
     *,
     count: int,
-    frames: int,
     guidance: float,
     generator: torch.Generator,
 ) -> Tensor:
@@ -44,7 +43,6 @@ def own_way_loss(
         scheduler: a DDIMScheduler of a model that predicts velocities.
         empty: token ids (1, L) of the empty caption.
         count: ways.
-        frames: of their clips, at most those of the references.
         guidance: scale of the guidance that the ways are made with.
         generator: of captions, noise and the number of steps.
 
@@ -55,15 +53,14 @@ def own_way_loss(
 
     captions = torch.randint(len(references.ids), (count,), generator=generator)
     steps = int(torch.randint(*_STEPS, (1,), generator=generator))
-    channels, rows, columns = (references.clips.shape[axis] for axis in (2, 4, 5))
-    state = torch.randn((count, channels, frames, rows, columns), generator=generator)
+    state = torch.randn((count, *references.clips.shape[2:]), generator=generator)
     ids = references.ids[captions]
-    posteriors = [references.posterior(caption, frames) for caption in captions.tolist()]
+    posteriors = [references.posterior(caption) for caption in captions.tolist()]
     ways: Any = DDIMScheduler.from_config(scheduler.config)
     ways.set_timesteps(steps)
     losses = []
     for time in ways.timesteps[ways.timesteps >= _LEAST]:
-        times, alpha = time.expand(count, frames), float(ways.alphas_cumprod[time])
+        times, alpha = time.expand(count, state.shape[2]), float(ways.alphas_cumprod[time])
         mean = torch.stack([known.mean(x, alpha) for known, x in zip(posteriors, state, strict=True)])
         velocity = denoise(state, times, ids)
         losses.append((velocity - (alpha**0.5 * state - mean) / (1 - alpha) ** 0.5).square().mean())

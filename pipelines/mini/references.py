@@ -75,10 +75,9 @@ class References:
         ids = caption_ids(video_tokenizer(), [scene.caption() for scene in scenes])
         return cls(torch.stack(clips), torch.stack(empty), torch.stack(allowed), ids)
 
-    def posterior(self, caption: int, frames: int) -> Posterior:
-        """The first ``frames`` frames of the clips of one caption as a distribution."""
-        clips = self.clips[caption, :, :, :frames].float()
-        return Posterior(clips, self.empty[caption].float(), self.allowed[caption])
+    def posterior(self, caption: int) -> Posterior:
+        """The clips of one caption as a distribution."""
+        return Posterior(self.clips[caption].float(), self.empty[caption].float(), self.allowed[caption])
 
 
 class Posterior:

@@ -37,8 +37,6 @@ __all__ = [
 
 FRAMES = 16
 """Frames of a training clip."""
-LONG = 2 * FRAMES
-"""Frames of the longer ones of a denoiser's own ways."""
 CALL: dict[str, Any] = {
     "num_inference_steps": 20,
     "guidance_scale": 3.0,
@@ -104,8 +102,7 @@ class TextToVideoUNet(Recipe):
     in some, frames have noise levels of their own, in the others one for all, as in a call of the pipeline. Whole clips
     share a high one, and in every other step of the last phase a very high one: there it is decided that all of their
     frames show the same object on its way, for which ordinary draws of a level leave one step in thirteen. In a
-    refinement that step is one on ways of the denoiser's own (:mod:`hasten.pipelines.mini.own_ways`), at every other
-    time twice as long, because in a long video most frames have frames on either side.
+    refinement that step is one on ways of the denoiser's own (:mod:`hasten.pipelines.mini.own_ways`).
 
     Args:
         vae: the trained autoencoder.
@@ -164,8 +161,7 @@ class TextToVideoUNet(Recipe):
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch."""
         if self.on_own_ways and step % 2:
-            frames = (FRAMES, LONG)[step // 2 % 2]
-            return self._own_loss(model, frames, generator), {"frames": float(frames)}
+            return self._own_loss(model, generator), {"frames": float(FRAMES)}
         frames = self._length(step, generator)
         clean, ids = self._batch(frames, generator)
         times, known = self._times(len(clean), frames, step, generator)
@@ -178,17 +174,16 @@ class TextToVideoUNet(Recipe):
         error = self._velocity(model, mixed, times, ids) - target
         return error[:, :, known:].square().mean(), {"frames": float(frames)}
 
-    def _own_loss(self, model: nn.Module, frames: int, generator: torch.Generator) -> Tensor:
-        """Loss along ways from noise that the recommended call would take, 32 frames in all."""
+    def _own_loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+        """Loss along two ways from noise that the recommended call would take."""
         if self._references is None:
-            self._references = References.stored(self._encode, LONG, 8, self.pools.cache)
+            self._references = References.stored(self._encode, FRAMES, 16, self.pools.cache)
         return own_way_loss(
             partial(self._velocity, model),
             self._references,
             self.scheduler,
             self.empty,
-            count=LONG // frames,
-            frames=frames,
+            count=2,
             guidance=CALL["guidance_scale"],
             generator=generator,
         )
