@@ -11,13 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-FACTOR = {"wan": 4, "ltx": 8, "cogvideox-sincos": 4, "cogvideox-rope": 4, "cogvideox-1.5": 4, "hunyuan-video": 4}
+FACTOR = {
+    "wan": 4,
+    "ltx": 8,
+    "cogvideox-sincos": 4,
+    "cogvideox-rope": 4,
+    "cogvideox-1.5": 4,
+    "hunyuan-video": 4,
+}
 """Frames per latent frame."""
 PATCH = {"cogvideox-1.5": 2}
 """Latent frames per temporal patch."""
 FAMILIES = ("text-to-video", "animatediff", *FACTOR)
 TEMPORAL = ("text-to-video", "animatediff")
-JOINT = {"cogvideox-sincos": "first", "cogvideox-rope": "first", "cogvideox-1.5": "first", "hunyuan-video": "last"}
+JOINT = {
+    "cogvideox-sincos": "first",
+    "cogvideox-rope": "first",
+    "cogvideox-1.5": "first",
+    "hunyuan-video": "last",
+}
 
 
 def pixel_frames(family: str, patches: int) -> int:
