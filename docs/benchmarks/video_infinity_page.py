@@ -114,8 +114,8 @@ efficiency of 77.7 %). Nothing was measured on a GPU or on several machines.
 TRAINED = """## Trained miniatures
 
 Videos of eight times the trained length, moving objects. With this technique: `divided` by its defaults (a window of
-the trained length, and frames of the whole video: in the flow model, `mini/t2v-dit`, half as many, each of which weighs
-a twentieth of a neighbour; in the diffusion model, `mini/t2v-unet`, as many, which rule the early steps, as in the paper),
+the trained length, and frames of the whole video: in the flow model, `mini/t2v-dit`, half as many, each of which
+weighs a twentieth of a neighbour; in the diffusion model, `mini/t2v-unet`, as many, which rule the early steps),
 `windowed` without frames of the whole video, `early_global` with half the window and frames of the whole video that
 rule the early steps in both, `unbiased` with twice the trained length of frames of the whole video, none of them
 favoured (U-Net only). Beside them: `independent` cuts the same noise into videos of their own, `extended` asks
@@ -139,11 +139,12 @@ ways. With `mini/t2v-dit`, divided videos keep four fifths of the windows good, 
 the stock pipeline, which computes attention over all frames. Frames of the whole video that rule the early steps
 steady what an object looks like there and blur which way it moves: that is decided in those steps, and far frames say
 nothing of it. `mini/t2v-unet` moves as told under every rule and keeps nine tenths of the windows good by the
-classifier. The pixel parser marks down objects that are there twice for some frames, mostly where one leaves the picture
-while the next is already coming in. It finds four fifths of the windows good where many frames see the same ones: in
-clips of their own, in the stock pipeline's videos (`mode="full"` computes the same in clips) and, within one window of
-48, in `unbiased` ones; three quarters by default; two thirds or fewer where a sliding window decides. Its temporal
-attention has no positions: every frame it sees is one more witness of what is shown, and none of them blurs where it is.
+classifier. The pixel parser marks down objects that are there twice for some frames, mostly where one leaves the
+picture while the next is already coming in. It finds four fifths of the windows good where many frames see the same
+ones: in clips of their own, in the stock pipeline's videos (`mode="full"` computes the same in clips) and, within one
+window of 48, in `unbiased` ones; three quarters by default; two thirds or fewer where a sliding window decides. Its
+temporal attention has no positions: every frame it sees is one more witness of what is shown, and none of them blurs
+where it is.
 
 """
 TITLES = (
