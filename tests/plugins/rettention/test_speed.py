@@ -29,18 +29,18 @@ def problem(name: str, dtype: torch.dtype, device: str, **options: Any) -> Probl
 
 
 @pytest.fixture
-def threads() -> Any:
+def one_thread() -> Any:
+    """Two threads wait for each other where other tests keep the cores busy, which a short call feels most."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("one_thread")
 def test_a_sparse_call_is_much_faster_than_a_dense_one() -> None:
-    """Ten times on an idle machine; of a busy one the interval's end is asked, which other work disturbs least."""
     found = measure(problem("n4096", torch.float32, "cpu", keep_ratio=0.03125), rounds=5)
-    assert found.ratio.high >= 4, found
+    assert found.ratio.value >= 4, found
 
 
 @pytest.mark.gpu
