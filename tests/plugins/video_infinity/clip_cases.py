@@ -24,7 +24,7 @@ def build(family: str, scheduler: str | None = None) -> Any:
 
 
 def call(family: str, frames: int, **more: Any) -> dict[str, Any]:
-    """Arguments of a cheap call that makes ``frames`` latent frames."""
+    """Arguments of a cheap call that makes ``frames`` temporal patches, nearly always latent frames."""
     return {"num_frames": pixel_frames(family, frames), "num_inference_steps": 2, **more}
 
 
