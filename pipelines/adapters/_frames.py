@@ -133,8 +133,8 @@ class FrameMixing(ABC):
     """Where text tokens are in the sequence of self-attention, if they are there."""
     scope: ClassVar[tuple[int, int]] = (8, 16)
     """Frames of local context per side and global frames, so that a query sees about as many as in training."""
-    shares: ClassVar[tuple[float, float]] = (0.5, 0.5)
-    """The same as shares of the trained length, where that is known of the very model."""
+    global_share: ClassVar[float] = 0.5
+    """Global frames as a share of the trained length, where that is known of the very model."""
     rotary_argument: ClassVar[str | None] = None
     """Argument of an attention module with the rotary embeddings."""
 

@@ -19,7 +19,7 @@ from hasten.pipelines.adapters.text_to_video import TextToVideoLayout, temporal_
 class AnimateDiffFrames(FrameMixing):
     """Temporal transformers with a table of sine positions, 32 entries long in the released motion modules."""
 
-    shares = (0.5, 1.0)
+    global_share = 1.0
 
     @override
     def layers(self, root: nn.Module) -> Iterator[FrameLayer]:

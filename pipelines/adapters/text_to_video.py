@@ -53,7 +53,7 @@ class UNet3DFrames(FrameMixing):
     """
 
     sample = FrameAxis(0, merged=True)
-    shares = (0.5, 1.0)
+    global_share = 1.0
 
     @override
     def layers(self, root: nn.Module) -> Iterator[FrameLayer]:

@@ -233,7 +233,7 @@ def make_scopes(
     Raises:
         ConfigError: a halo is longer than a clip, or a chosen frame does not exist.
     """
-    halo, count = mixing.scope if trained is None else (int(share * trained) for share in mixing.shares)
+    halo, count = mixing.scope if trained is None else (trained // 2, int(mixing.global_share * trained))
     halo = halo if config.halo is None else config.halo
     count = count if config.global_frames is None else config.global_frames
     if config.mode == "full":
