@@ -184,6 +184,10 @@ class TextToImage(Recipe):
         model: nn.Module = start_at_identity(build_transformer())
         return model
 
+    def times(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` times in (0, 1) before the shift, logit-normal as in Esser et al. (2024)."""
+        return torch.sigmoid(torch.randn(count, generator=generator))
+
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -195,7 +199,7 @@ class TextToImage(Recipe):
         tokens, pooled = self._without_some(tokens, pooled, generator)
         padded = 0 if low else self._padding(step, generator)
         tokens = torch.cat([tokens, tokens.new_zeros(count, padded, _JOINT)], 1)
-        time = torch.sigmoid(torch.randn(count, generator=generator))
+        time = self.times(count, generator)
         shift = shift_of(pixels)
         time = shift * time / (1 + (shift - 1) * time)
         noise = torch.randn(clean.shape, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,20 @@ class TextToImage1024(TextToImage):
     low_every = 6
     low_batch, full_batch = 32, 8
 
+    def refine(self) -> None:
+        """As for every recipe, with a long plateau: most of what is learned at this size is learned here."""
+        super().refine()
+        self.schedule = replace(self.schedule, decay_from=0.5, average=0.998)
+
+    def times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Half uniform, half logit-normal.
+
+        The colour of a plain background is settled where nearly everything is noise: after the shift of 256 px one
+        logit-normal time in 160 lies above 0.98, one uniform time in 13.
+        """
+        uniform = torch.rand(count, generator=generator)
+        return torch.where(torch.arange(count) % 2 == 0, uniform, super().times(count, generator))
+
     def build(self) -> nn.Module:
         """The denoiser with its table of positions; its weights are those it begins with."""
         model: nn.Module = build_transformer()
@@ -66,7 +81,7 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToImage1024:
     from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower
 
     vae, tower = load_autoencoder(root).to(device), load_text_tower(root).to(device)
-    return TextToImage1024(vae, tower, images=640, compiled=compiled, cache=root / TextToImage1024.name)
+    return TextToImage1024(vae, tower, images=8_000, compiled=compiled, cache=root / TextToImage1024.name)
 
 
 def _assemble_trained(root: Path) -> Any:
