@@ -31,6 +31,8 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
         token_patch: latent positions of one side of a token: 2 packs four positions into a token of four times as
             many bits.
         norm_groups: of group normalisation.
+        unit_latent: bring every position of an encoded latent to unit length before it is quantised. The published
+            tokenizers do not: there the residual of each scale starts from the latent as the encoder gives it.
     """
 
     _supports_gradient_checkpointing = False
@@ -44,19 +46,20 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
         bits: int = 32,
         token_patch: int = 1,
         norm_groups: int = 32,
+        unit_latent: bool = False,
     ) -> None:
         super().__init__()
         shape = (block_out_channels, layers_per_block, bits, norm_groups, False)
         self.encoder = Encoder(*shape)
         self.decoder = Decoder(*shape)
-        self.token_patch = token_patch
+        self.token_patch, self.unit_latent = token_patch, unit_latent
         self.choices = bits * token_patch**2
         self.patch = token_patch * 2 ** (len(block_out_channels) - 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """See :meth:`ScaleTokenizer.encode`; every position lies on the unit sphere."""
-        latent: Tensor = self.encoder(images.to(self.encoder.conv_in.weight.dtype))
-        return F.normalize(latent.float(), dim=1)
+        """See :meth:`ScaleTokenizer.encode`; every position has length 1 with ``unit_latent``, any length without."""
+        latent: Tensor = self.encoder(images.to(self.encoder.conv_in.weight.dtype)).float()
+        return F.normalize(latent, dim=1) if self.unit_latent else latent
 
     def empty_latent(self, batch: int, schedule: Schedule) -> Tensor:
         """See :meth:`ScaleTokenizer.empty_latent`."""

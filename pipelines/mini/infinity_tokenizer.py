@@ -27,9 +27,17 @@ _BITS = 8
 
 
 def build_bitwise_tokenizer() -> BSQAutoencoder:
-    """An untrained tokenizer in the shape of the miniature autoencoder; 2 x 2 positions of 8 bits make a token."""
+    """An untrained tokenizer in the shape of the miniature autoencoder; 2 x 2 positions of 8 bits make a token.
+
+    Its latent has unit length, unlike that of the published tokenizers: the loss below asks bits to be near it.
+    """
     return BSQAutoencoder(
-        block_out_channels=(24, 48, 64), layers_per_block=1, bits=_BITS, token_patch=2, norm_groups=8
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        bits=_BITS,
+        token_patch=2,
+        norm_groups=8,
+        unit_latent=True,
     )
 
 

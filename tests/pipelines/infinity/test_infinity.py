@@ -8,10 +8,12 @@ from next_scale import INFINITY_GRIDS, InfinityReference, infinity_shapes, rando
 from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
+import hasten
 from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.infinity.original import load_tokenizer, load_transformer, map_tokenizer
 from hasten.pipelines.infinity.pipeline import InfinityPipeline, choose_schedule
+from hasten.pipelines.mini.infinity_tokenizer import build_bitwise_tokenizer
 from hasten.pipelines.mini.text import build_tokenizer
 from hasten.pipelines.var.cache import DenseKVCache
 from hasten.pipelines.var.layers import rotary_phases
@@ -132,6 +134,49 @@ def test_every_ratio_is_the_transposed_list_of_its_inverse():
         other = min(INFINITY_RATIOS, key=lambda r: abs(r - 1 / ratio))
         assert schedule == tuple((c, r) for r, c in INFINITY_RATIOS[other])
     assert token_ends(infinity_schedule(1.0))[-1] == 10521
+
+
+def residual_bits(latent, schedule, patch):
+    """The published quantiser, scale by scale: what is left of the latent *as it is*, averaged, and its sign."""
+    rest, found = latent.clone(), []
+    for grid in schedule:
+        side = [patch * n for n in grid]
+        small = torch.nn.functional.interpolate(rest, size=side, mode="area")
+        signs = torch.where(small > 0, 1.0, -1.0) / latent.shape[1] ** 0.5
+        found.append(torch.nn.functional.pixel_unshuffle(signs, patch).permute(0, 2, 3, 1).flatten(1) > 0)
+        last = grid == schedule[-1]
+        rest -= (
+            signs if last else torch.nn.functional.interpolate(signs, size=latent.shape[-2:], mode="bilinear")
+        )
+    return found, latent - rest
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_bits_of_published_tokenizers_come_from_the_latent_as_it_is(patch):
+    vae = small(patch).vae
+    images = torch.rand(3, 3, 8 * patch, 8 * patch, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    with torch.no_grad():
+        latent = vae.encoder(images)
+        bits, total = residual_bits(latent, SQUARE, patch)
+        found = vae.tokenize(images, SQUARE)
+        pictures = vae(images, SQUARE)
+        assert torch.allclose(pictures, vae.decode(total), atol=1e-5)
+    assert all(torch.equal(a.bool(), b) for a, b in zip(found, bits))
+    unit = residual_bits(torch.nn.functional.normalize(latent, dim=1), SQUARE, patch)[0]
+    assert any(
+        not torch.equal(a, b) for a, b in zip(unit, bits)
+    )  # the latents are not of unit length by chance
+
+
+def test_the_bundled_miniature_quantises_latents_of_unit_length_as_it_was_trained():
+    vae = hasten.load("mini/infinity").vae
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    schedule = tuple((side, side) for side in range(1, 9))
+    with torch.no_grad():
+        latent = torch.nn.functional.normalize(vae.encoder(images), dim=1)
+        bits = vae.quantise(latent, schedule)[1]
+        assert all(torch.equal(a, b) for a, b in zip(vae.tokenize(images, schedule), bits))
+    assert build_bitwise_tokenizer().config["unit_latent"]
 
 
 @pytest.mark.parametrize("patch", [1, 2])
