@@ -26,7 +26,10 @@ from hasten._errors import ConfigError, PluginError, suggestion
 from hasten._plugins import host
 from hasten._technique import TechniqueConfig
 
-__all__ = ["Config", "ConfigLike", "TechniqueEntry", "apply_overrides", "load_config"]
+__all__ = ["Config", "ConfigLike", "Precision", "TechniqueEntry", "apply_overrides", "load_config"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Number formats a pipeline can be loaded in."""
 
 
 class TechniqueEntry(BaseModel):
@@ -47,28 +50,31 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
-    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
-    techniques: tuple[TechniqueEntry, ...] = ()
-    """What to enable, outermost first."""
-    model: str | None = None
-    """A bundled miniature (``mini/...``), a local folder or a hub id."""
-    prompts: str | tuple[str, ...] | None = None
-    """Prompts, or the name of a text file with one on each line."""
-    num_prompts: PositiveInt | None = None
-    """How many of the prompts to use."""
-    seed: int | None = None
-    steps: PositiveInt | None = None
-    """Denoising steps."""
-    height: PositiveInt | None = None
-    """Pixels."""
-    width: PositiveInt | None = None
-    """Pixels."""
-    frames: PositiveInt | None = None
-    """Frames of a video."""
-    guidance_scale: float | None = None
-    """Of classifier-free guidance."""
-    out: str | None = None
-    """Folder for results."""
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = Field(
+        1, description="Version of this format."
+    )
+    techniques: tuple[TechniqueEntry, ...] = Field((), description="What to enable, outermost first.")
+    model: str | None = Field(
+        None, description="A bundled miniature (`mini/...`), a local folder or a hub id."
+    )
+    prompts: str | tuple[str, ...] | None = Field(
+        None, description="Prompts, or the name of a file with one on each line."
+    )
+    num_prompts: PositiveInt | None = Field(None, description="How many of the prompts to use.")
+    seed: int | None = Field(None, description="Seed of the first prompt; prompt i uses seed + i.")
+    steps: PositiveInt | None = Field(None, description="Denoising steps.")
+    height: PositiveInt | None = Field(None, description="Height in pixels.")
+    width: PositiveInt | None = Field(None, description="Width in pixels.")
+    frames: PositiveInt | None = Field(None, description="Frames of a video.")
+    guidance_scale: float | None = Field(None, description="Scale of classifier-free guidance.")
+    device: str | None = Field(
+        None, description="Torch device of the command line; the GPU where there is one unless given."
+    )
+    dtype: Precision | None = Field(
+        None,
+        description="Number format of the weights; half precision on a GPU and float32 elsewhere unless given.",
+    )
+    out: str | None = Field(None, description="Folder for results.")
 
     @classmethod
     def of(cls, value: ConfigLike) -> Config:

@@ -13,40 +13,65 @@ __all__ = ["AptpConfig"]
 
 
 class AptpConfig(TechniqueConfig):
-    """Options of the technique ``aptp``.
+    """Options of the technique ``aptp``."""
 
-    Args:
-        bundle: folder made by ``hasten aptp export``; ``None`` takes the bundle that comes with a miniature.
-        route: ``"learned"`` asks the router; ``"random"`` (drawn from a hash of the prompt, with the router's shares of
-            traffic) and ``"static"`` (always ``expert``) are controls.
-        expert: for ``route="static"``: number of the expert.
-        policy: ``"exact"`` gives every prompt its own expert; ``"coalesce"`` moves small groups up to a costlier expert
-            that runs anyway; ``"single"`` runs the whole batch on the costliest expert that one of its prompts needs.
-        min_group: for ``"coalesce"``: groups below this many pictures may move.
-        max_extra_cost: for ``"coalesce"``: at most this much more cost, as a share of the whole model's.
-        fallback: use the whole base for prompts the router has not learned: unfamiliar, empty or over-long ones.
-        min_confidence: use the base, too, where the router's probability of its choice is lower.
-        residency: ``"all"`` keeps every expert, ``"lru"`` the last ``resident`` ones, ``"slice_on_demand"`` none.
-        resident: for ``"lru"``: how many experts are kept.
-        base_check: ``"weights"`` compares the base with the one the bundle was made for; ``"config"`` compares the
-            architecture alone, for a base with a fused LoRA.
-        compile: compile every expert with ``torch.compile``.
-        ranks: ``"together"`` where processes compute one call together and have to agree on the expert.
-    """
-
-    bundle: str | None = None
-    route: Literal["learned", "random", "static"] = "learned"
-    expert: Annotated[int, Field(ge=0, strict=True)] | None = None
-    policy: Literal["exact", "coalesce", "single"] = "exact"
-    min_group: Annotated[int, Field(ge=1, strict=True)] = 2
-    max_extra_cost: Annotated[float, Field(ge=0, le=1)] = 0.25
-    fallback: bool = True
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
-    residency: Literal["all", "lru", "slice_on_demand"] = "all"
-    resident: Annotated[int, Field(ge=1, strict=True)] = 2
-    base_check: Literal["weights", "config"] = "weights"
-    compile: bool = False
-    ranks: Literal["independent", "together"] = "independent"
+    bundle: str | None = Field(
+        None,
+        description=(
+            "Folder made by `hasten aptp export`; `null` takes the bundle that comes with a miniature."
+        ),
+    )
+    route: Literal["learned", "random", "static"] = Field(
+        "learned",
+        description=(
+            '"learned" asks the router; "random" (drawn from a hash of the prompt, with the router\'s '
+            'shares of traffic) and "static" (always `expert`) are controls.'
+        ),
+    )
+    expert: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+        None, description='For `route="static"`: number of the expert.'
+    )
+    policy: Literal["exact", "coalesce", "single"] = Field(
+        "exact",
+        description=(
+            '"exact" gives every prompt its own expert; "coalesce" moves small groups up to a '
+            'costlier expert that runs anyway; "single" runs the whole batch on the costliest expert '
+            "that one of its prompts needs."
+        ),
+    )
+    min_group: Annotated[int, Field(ge=1, strict=True)] = Field(
+        2, description='For "coalesce": groups below this many pictures may move.'
+    )
+    max_extra_cost: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.25, description='For "coalesce": at most this much more cost, as a share of the whole model\'s.'
+    )
+    fallback: bool = Field(
+        True,
+        description=(
+            "Use the whole base for prompts the router has not learned: unfamiliar, empty or over-long ones."
+        ),
+    )
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Use the base, too, where the router's probability of its choice is lower."
+    )
+    residency: Literal["all", "lru", "slice_on_demand"] = Field(
+        "all", description='"all" keeps every expert, "lru" the last `resident` ones, "slice_on_demand" none.'
+    )
+    resident: Annotated[int, Field(ge=1, strict=True)] = Field(
+        2, description='For "lru": how many experts are kept.'
+    )
+    base_check: Literal["weights", "config"] = Field(
+        "weights",
+        description=(
+            '"weights" compares the base with the one the bundle was made for; "config" compares the '
+            "architecture alone, for a base with a fused LoRA."
+        ),
+    )
+    compile: bool = Field(False, description="Compile every expert with `torch.compile`.")
+    ranks: Literal["independent", "together"] = Field(
+        "independent",
+        description='"together" where processes compute one call together and have to agree on the expert.',
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

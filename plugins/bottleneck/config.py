@@ -32,20 +32,20 @@ _ONLY_CONTINUOUS = (
 
 
 class Stage(TechniqueConfig):
-    """One stage of ``mode="restart"``.
+    """One stage of ``mode="restart"``."""
 
-    Args:
-        steps: length of the stage's grid before ``strength`` cuts it.
-        scale: resolution, ``1`` for full.
-        strength: share of the steps that run, counted from the end of the grid.
-        shift: timestep shift ``s``; ``None`` keeps the signal-to-noise ratio of the pipeline's own schedule at full
-            resolution (its own shift divided by the amplitude ratio).
-    """
-
-    steps: Annotated[int, Field(ge=1, le=1000, strict=True)]
-    scale: Literal[1] | Scale = 1
-    strength: Level = 1.0
-    shift: Positive | None = None
+    steps: Annotated[int, Field(ge=1, le=1000, strict=True)] = Field(
+        description="Length of the stage's grid before `strength` cuts it."
+    )
+    scale: Literal[1] | Scale = Field(1, description="Resolution, `1` for full.")
+    strength: Level = Field(1.0, description="Share of the steps that run, counted from the end of the grid.")
+    shift: Positive | None = Field(
+        None,
+        description=(
+            "Timestep shift `s`; `null` keeps the signal-to-noise ratio of the pipeline's own "
+            "schedule at full resolution (its own shift divided by the amplitude ratio)."
+        ),
+    )
 
     @field_validator("scale", mode="before")
     @classmethod
@@ -67,48 +67,84 @@ class BottleneckConfig(TechniqueConfig):
 
     Noise levels are flow times of the full-resolution latents in [0, 1]: 1 is pure noise. Models with another
     schedule are measured on the same axis, by equal signal-to-noise ratio.
-
-    Args:
-        mode: ``"continuous"`` computes some steps at low resolution without leaving the trajectory;
-            ``"restart"`` is the paper's chain of high, low, high stages.
-        scale: low resolution as a share of both sides or as (height, width) in pixels; a list of them, smallest
-            first, switches several times.
-        high_first: steps above this level stay at full resolution.
-        low_until: steps below this level do so too, ``"auto"`` computes it from ``delta`` and the spectrum of the
-            model's latents; a list gives one level for each entry of ``scale``.
-        delta: relative error tolerated at the edge of the low band, for ``low_until="auto"``.
-        spectrum: ``(A, beta)`` of the latents' power ``A w^-beta`` instead of the known one.
-        taper: cosine coefficients per axis that fade out at the edge of the low band, against ringing.
-        respect_expert_boundary: on models with two denoisers, never evaluate one below the level it was trained to.
-        min_pixels: smallest low resolution in image pixels (height x width); ``None`` is a quarter of the model's
-            native area.
-        stages: stages of the restart, first and last at full resolution.
-        preset: the paper's stages, instead of ``stages``; ``None`` picks those of the pipeline's model.
-        resize: how clean latents are resized between stages.
-        mix: weight of the re-introduced noise: the level the stage starts at, or its raw ``strength`` (for
-            comparison only; the state then has less noise than the model is told).
-        switch: a stage runs to the end (``"clean"``), or stops where the next one starts and hands over its
-            estimate of the clean latents (``"x0"``).
-        noise: re-introduce independent noise at each switch, or one field shared by all of them.
-        seed: seed of the re-introduced noise; ``None`` draws from the pipeline call's generator.
     """
 
-    mode: Literal["continuous", "restart"] = "continuous"
-    scale: Scale | tuple[Scale, ...] = 0.5
-    high_first: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] = 0.98
-    low_until: Literal["auto"] | Level | tuple[Level, ...] = "auto"
-    delta: Fraction = 0.05
-    spectrum: tuple[Positive, Annotated[float, Field(ge=0.0, strict=True)]] | None = None
-    taper: Annotated[int, Field(ge=0, strict=True)] = 0
-    respect_expert_boundary: Annotated[bool, Field(strict=True)] = True
-    min_pixels: Annotated[int, Field(ge=1, strict=True)] | None = None
-    stages: tuple[Stage, ...] | None = None
-    preset: Literal["flux", "hunyuan-video"] | None = None
-    resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "lanczos"
-    mix: Literal["sigma", "strength"] = "sigma"
-    switch: Literal["clean", "x0"] = "clean"
-    noise: Literal["shared", "fresh"] = "fresh"
-    seed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    mode: Literal["continuous", "restart"] = Field(
+        "continuous",
+        description=(
+            '"continuous" computes some steps at low resolution without leaving the trajectory; '
+            '"restart" is the paper\'s chain of high, low, high stages.'
+        ),
+    )
+    scale: Scale | tuple[Scale, ...] = Field(
+        0.5,
+        description=(
+            "Low resolution as a share of both sides or as (height, width) in pixels; a list of them, "
+            "smallest first, switches several times."
+        ),
+    )
+    high_first: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] = Field(
+        0.98, description="Steps above this noise level stay at full resolution."
+    )
+    low_until: Literal["auto"] | Level | tuple[Level, ...] = Field(
+        "auto",
+        description=(
+            'Steps below this noise level stay at full resolution; "auto" computes it from `delta` and the spectrum of '
+            "the model's latents; a list gives one level for each entry of `scale`."
+        ),
+    )
+    delta: Fraction = Field(
+        0.05, description='Relative error tolerated at the edge of the low band, for `low_until="auto"`.'
+    )
+    spectrum: tuple[Positive, Annotated[float, Field(ge=0.0, strict=True)]] | None = Field(
+        None, description="`(A, beta)` of the latents' power `A w^-beta` instead of the known one."
+    )
+    taper: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0,
+        description="Cosine coefficients per axis that fade out at the edge of the low band, against ringing.",
+    )
+    respect_expert_boundary: Annotated[bool, Field(strict=True)] = Field(
+        True,
+        description="On models with two denoisers, never run one below the noise level it was trained down to.",
+    )
+    min_pixels: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        None,
+        description=(
+            "Smallest low resolution in image pixels (height x width); `null` is a quarter of the "
+            "model's native area."
+        ),
+    )
+    stages: tuple[Stage, ...] | None = Field(
+        None, description="Stages of the restart, first and last at full resolution."
+    )
+    preset: Literal["flux", "hunyuan-video"] | None = Field(
+        None,
+        description="The paper's stages, instead of `stages`; `null` picks those of the pipeline's model.",
+    )
+    resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
+        "lanczos", description="How clean latents are resized between stages."
+    )
+    mix: Literal["sigma", "strength"] = Field(
+        "sigma",
+        description=(
+            "Weight of the re-introduced noise: the level the stage starts at, or its raw `strength` "
+            "(for comparison only; the state then has less noise than the model is told)."
+        ),
+    )
+    switch: Literal["clean", "x0"] = Field(
+        "clean",
+        description=(
+            'A stage runs to the end ("clean"), or stops where the next one starts and hands over its '
+            'estimate of the clean latents ("x0").'
+        ),
+    )
+    noise: Literal["shared", "fresh"] = Field(
+        "fresh",
+        description="Re-introduce independent noise at each switch, or one field shared by all of them.",
+    )
+    seed: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+        None, description="Seed of the re-introduced noise; `null` draws from the pipeline call's generator."
+    )
 
     @property
     def scales(self) -> tuple[Scale, ...]:

@@ -18,47 +18,74 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class HackConfig(TechniqueConfig):
-    """Options of the technique ``hack``.
+    """Options of the technique ``hack``."""
 
-    Args:
-        ratio: share ``rho`` of all ``T_K`` tokens (the last scale included) that is removed, on average over
-            heads; 0 changes nothing at all.
-        budget_tokens: mean tokens a head keeps, instead of ``ratio``.
-        policy: what is kept: ``hack``, ``hack_plus`` (separate budgets for attention and cache), ``scale_static``
-            (whole scales per head, decided by the calibration; the budget is the cache's), ``local_scales`` (the
-            first scales and, of the latest, those that fit), or a baseline: ``streaming``, ``snapkv``, ``h2o``.
-        budgets: ``asymmetric`` gives structural heads more than contextual ones, ``uniform`` all the same.
-        alpha: share of the heads that are contextual; ``"auto"``: those whose queries look at the same few keys.
-        contextual_share: upper bound of a contextual budget, as a share of ``T_K``.
-        initial_scales: first scales that structural heads always keep.
-        queries: queries of a scale that score the keys, evenly spaced.
-        merge: ``"last"``: at the last scale, contextual heads merge what they drop into what they keep.
-        cache_ratio: of ``hack_plus``: share of ``T_K`` that is not kept for later scales; ``ratio`` then is that of the
-            attention alone.
-        local_window: of ``local_scales``: at most so many of the latest scales are kept.
-        calibration: file written by ``hasten calibrate``; without one, the first call is preceded by a calibrating one.
-        grouping: ``index`` picks heads at run time, ``permute`` reorders the weights of the attention once.
-        kv_bits: 8 keeps keys and values in one byte each.
-        unguided_last_scales: so many scales at the end run without guidance and without the unconditional half.
-        deterministic: break ties between equal scores by position on every device.
-    """
-
-    ratio: Share = 0.7
-    budget_tokens: Annotated[int, Field(ge=MINIMUM, strict=True)] | None = None
-    policy: Policy = "hack"
-    budgets: Literal["asymmetric", "uniform"] = "asymmetric"
-    alpha: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = "auto"
-    contextual_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.10
-    initial_scales: Count = 2
-    queries: Count = 32
-    merge: Literal["off", "last"] = "off"
-    cache_ratio: Share | None = None
-    local_window: Count | None = None
-    calibration: str | None = None
-    grouping: Literal["index", "permute"] = "index"
-    kv_bits: Literal[8, 16] = 16
-    unguided_last_scales: Annotated[int, Field(ge=0, strict=True)] = 0
-    deterministic: Annotated[bool, Field(strict=True)] = False
+    ratio: Share = Field(
+        0.7,
+        description=(
+            "Share `rho` of all `T_K` tokens (the last scale included) that is removed, on average "
+            "over heads; 0 changes nothing at all."
+        ),
+    )
+    budget_tokens: Annotated[int, Field(ge=MINIMUM, strict=True)] | None = Field(
+        None, description="Mean tokens a head keeps, instead of `ratio`."
+    )
+    policy: Policy = Field(
+        "hack",
+        description=(
+            "What is kept: `hack`, `hack_plus` (separate budgets for attention and cache), "
+            "`scale_static` (whole scales per head, decided by the calibration; the budget is the "
+            "cache's), `local_scales` (the first scales and, of the latest, those that fit), or a "
+            "baseline: `streaming`, `snapkv`, `h2o`."
+        ),
+    )
+    budgets: Literal["asymmetric", "uniform"] = Field(
+        "asymmetric",
+        description="`asymmetric` gives structural heads more than contextual ones, `uniform` all the same.",
+    )
+    alpha: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        "auto",
+        description=(
+            'Share of the heads that are contextual; "auto": those whose queries look at the same few keys.'
+        ),
+    )
+    contextual_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.10, description="Upper bound of a contextual budget, as a share of `T_K`."
+    )
+    initial_scales: Count = Field(2, description="First scales that structural heads always keep.")
+    queries: Count = Field(32, description="Queries of a scale that score the keys, evenly spaced.")
+    merge: Literal["off", "last"] = Field(
+        "off",
+        description='"last": at the last scale, contextual heads merge what they drop into what they keep.',
+    )
+    cache_ratio: Share | None = Field(
+        None,
+        description=(
+            "Of `hack_plus`: share of `T_K` that is not kept for later scales; `ratio` then is that "
+            "of the attention alone."
+        ),
+    )
+    local_window: Count | None = Field(
+        None, description="Of `local_scales`: at most so many of the latest scales are kept."
+    )
+    calibration: str | None = Field(
+        None,
+        description=(
+            "File written by `hasten calibrate`; without one, the first call is preceded by a "
+            "calibrating one."
+        ),
+    )
+    grouping: Literal["index", "permute"] = Field(
+        "index",
+        description="`index` picks heads at run time, `permute` reorders the weights of the attention once.",
+    )
+    kv_bits: Literal[8, 16] = Field(16, description="8 keeps keys and values in one byte each.")
+    unguided_last_scales: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="So many scales at the end run without guidance and without the unconditional half."
+    )
+    deterministic: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Break ties between equal scores by position on every device."
+    )
 
     @property
     def compresses(self) -> bool:

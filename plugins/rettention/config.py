@@ -21,59 +21,105 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 class RettentionConfig(TechniqueConfig):
-    """Options of the technique ``rettention``.
+    """Options of the technique ``rettention``."""
 
-    Args:
-        keep_ratio: nominal share of the picture's keys that a query keeps at a sparse step. The plan and the report
-            tell the true share of the score matrix, text included.
-        mask: ``"block"``: the queries of a tile share one window that holds the paper's band; ``"block_exact_budget"``
-            the same with a window of exactly ``keep_ratio``; ``"reference"`` the paper's band, token by token;
-            ``"tile2d"`` and ``"tile3d"`` square tiles with square windows in space, or in space and time.
-        tile: queries that share a window: positions for bands, sides for tiles, ``"auto"`` as many as keep at most 1.5
-            times the nominal share of the pairs of picture tokens.
-        warmup: leading dense steps, or their share of the run; ``None`` is the published share of the family
-            (PixArt 0.25, Hunyuan-DiT 0.2, CogVideoX 0.3), 0.3 for other videos and 0.25 for other pictures.
-        period: dense steps that renew the statistics come at multiples of this.
-        refresh: exactly these steps renew them, instead of ``period``.
-        ramp: added to ``rho`` after every sparse step since the last refresh; the paper has 0.04. ``"measured"``
-            rescales ``rho`` by what a sample of queries finds it to be.
-        clamp_rho: keep the ramped ``rho`` at or below 1.
-        correction: ``"full"`` is Re-ttention; ``"residual"`` leaves ``rho`` at 1 (as DiTFastAttn does), ``"none"`` is
-            windowed attention alone. Both are for comparison.
-        ramp_text: ramp the text's rows as well, which are exact, as the released code does.
-        layers: names of layers, or patterns with ``*``, that become sparse; ``None`` is every self-attention.
-        min_tokens: self-attention over fewer picture tokens stays dense.
-        drift: refresh a layer when the relative error of sampled queries exceeds this. ``period`` then is the longest
-            time without a refresh.
-        samples: queries per head that ``drift`` and ``ramp="measured"`` compute exactly; refused without them.
-        cache_dtype: type of the cached residuals; ``"auto"`` is that of the model.
-        cache_budget: most memory the statistics may take, in bytes or as ``"4GB"``; layers that don't fit stay dense.
-            ``None`` needs room for all. A pipeline that calls its denoiser for more branches than its guidance explains
-            is refused when it would exceed this.
-        offload: keep residuals in pinned host memory and fetch each one layer ahead.
-        kernel: which implementation computes sparse steps; ``"auto"`` is told in the plan and the report.
-    """
-
-    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.0625
-    mask: MaskMode = "block"
-    tile: Literal["auto"] | Count | tuple[Count, Count] | tuple[Count, Count, Count] = "auto"
+    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = Field(
+        0.0625,
+        description=(
+            "Nominal share of the picture's keys that a query keeps at a sparse step. The plan and "
+            "the report tell the true share of the score matrix, text included."
+        ),
+    )
+    mask: MaskMode = Field(
+        "block",
+        description=(
+            '"block": the queries of a tile share one window that holds the paper\'s band; '
+            '"block_exact_budget" the same with a window of exactly `keep_ratio`; "reference" the '
+            'paper\'s band, token by token; "tile2d" and "tile3d" square tiles with square windows in '
+            "space, or in space and time."
+        ),
+    )
+    tile: Literal["auto"] | Count | tuple[Count, Count] | tuple[Count, Count, Count] = Field(
+        "auto",
+        description=(
+            'Queries that share a window: positions for bands, sides for tiles, "auto" as many as '
+            "keep at most 1.5 times the nominal share of the pairs of picture tokens."
+        ),
+    )
     warmup: (
         Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None
-    ) = None
-    period: Count = 5
-    refresh: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
-    ramp: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | Literal["measured"] = 0.04
-    clamp_rho: Annotated[bool, Field(strict=True)] = False
-    correction: Literal["full", "residual", "none"] = "full"
-    ramp_text: Annotated[bool, Field(strict=True)] = False
-    layers: tuple[str, ...] | None = None
-    min_tokens: Annotated[int, Field(ge=1, strict=True)] = 256
-    drift: Annotated[float, Field(gt=0.0, strict=True)] | None = None
-    samples: Count = 32
-    cache_dtype: CacheType = "auto"
-    cache_budget: int | str | None = None
-    offload: Annotated[bool, Field(strict=True)] = False
-    kernel: KernelName | Literal["auto"] = "auto"
+    ) = Field(
+        None,
+        description=(
+            "Leading dense steps, or their share of the run; `null` is the published share of the "
+            "family (PixArt 0.25, Hunyuan-DiT 0.2, CogVideoX 0.3), 0.3 for other videos and 0.25 for "
+            "other pictures."
+        ),
+    )
+    period: Count = Field(5, description="Dense steps that renew the statistics come at multiples of this.")
+    refresh: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = Field(
+        None, description="Exactly these steps renew them, instead of `period`."
+    )
+    ramp: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | Literal["measured"] = Field(
+        0.04,
+        description=(
+            "Added to `rho` after every sparse step since the last refresh; the paper has 0.04. "
+            '"measured" rescales `rho` by what a sample of queries finds it to be.'
+        ),
+    )
+    clamp_rho: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Keep the ramped `rho` at or below 1."
+    )
+    correction: Literal["full", "residual", "none"] = Field(
+        "full",
+        description=(
+            '"full" is Re-ttention; "residual" leaves `rho` at 1 (as DiTFastAttn does), "none" is '
+            "windowed attention alone. Both are for comparison."
+        ),
+    )
+    ramp_text: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Ramp the text's rows as well, which are exact, as the released code does."
+    )
+    layers: tuple[str, ...] | None = Field(
+        None,
+        description=(
+            "Names of layers, or patterns with `*`, that become sparse; `null` is every self-attention."
+        ),
+    )
+    min_tokens: Annotated[int, Field(ge=1, strict=True)] = Field(
+        256, description="Self-attention over fewer picture tokens stays dense."
+    )
+    drift: Annotated[float, Field(gt=0.0, strict=True)] | None = Field(
+        None,
+        description=(
+            "Refresh a layer when the relative error of sampled queries exceeds this. `period` then "
+            "is the longest time without a refresh."
+        ),
+    )
+    samples: Count = Field(
+        32,
+        description=(
+            'Queries per head that `drift` and `ramp="measured"` compute exactly; refused without them.'
+        ),
+    )
+    cache_dtype: CacheType = Field(
+        "auto", description='Type of the cached residuals; "auto" is that of the model.'
+    )
+    cache_budget: int | str | None = Field(
+        None,
+        description=(
+            'Most memory the statistics may take, in bytes or as "4GB"; layers that don\'t fit stay '
+            "dense. `null` needs room for all. A pipeline that calls its denoiser for more branches "
+            "than its guidance explains is refused when it would exceed this."
+        ),
+    )
+    offload: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Keep residuals in pinned host memory and fetch each one layer ahead."
+    )
+    kernel: KernelName | Literal["auto"] = Field(
+        "auto",
+        description='Which implementation computes sparse steps; "auto" is told in the plan and the report.',
+    )
 
     @field_validator("cache_budget")
     @classmethod

@@ -21,62 +21,108 @@ class VideoInfinityConfig(TechniqueConfig):
     """Options of the technique ``video_infinity``.
 
     Frames are counted in latent frames (temporal patches of the transformer where it has them).
-
-    Args:
-        mode: ``"full"`` computes what the stock pipeline computes; ``"dual"`` lets every frame attend to a window
-            around it and to a few frames of the whole video; ``"dual_block"`` lets every frame of a clip attend to
-            the clip, its halos and those few frames, which is faster and depends on the clips.
-        clips: number of clips; ``None`` is one for each process, where that does not matter.
-        clip_frames: instead of ``clips``: as many clips as are needed to have no more frames in one.
-        halo: frames of context on either side; ``None`` is what suits the model.
-        global_frames: how many frames of the whole video every frame attends to; ``None`` is what suits the model.
-        global_sampling: how those are chosen: ``"linspace"``, ``"stride"``, ``"sink"`` or a list of frames.
-        bias: added to the scores of the favoured scope: the global one early in the run, the local one later. ``None``
-            is 10 for diffusion models, as in the paper, and 3 for flow models.
-        switch: the global scope is favoured from this noise level (flow time) upwards. ``"auto"`` is 0.836 for
-            diffusion models (timestep 800 of 1,000); of flow models the local scope is favoured in all steps.
-        token_scale: scale scores by the logarithm of the number of frames seen.
-        trained_frames: frames the model was trained with; ``None`` is what is known of its family.
-        rope: rotary positions of the global scope: true ones (``"absolute"``), or squeezed into the trained length
-            (``"dual"``). ``"auto"`` is ``"absolute"`` in mode ``"full"`` and ``"dual"`` otherwise.
-        text_scope: of models with text tokens among the video tokens: one text stream for the whole video
-            (``"global"``), or one per clip (``"clip"``), which depends on the clips.
-        exchange: send the inputs of attention layers (``"input"``) or keys and values (``"kv"``: twice the bytes, no
-            repeated projection). ``"auto"`` is ``"kv"`` in mode ``"full"`` and on CPUs, ``"input"`` otherwise.
-        norm_sync: group-norm statistics over all clips. Off only to see what it does.
-        conv_sync: temporal convolutions see their neighbours. Off only to see what it does.
-        prompts: prompts along the time line instead of the call's, in equal parts of the clips; at most as many.
-        cfg_ranks: 2 computes the branches of guidance on two ranks for each run of clips.
-        checkpoint: folder for resuming.
-        checkpoint_every: steps between two checkpoints.
-        timeout_s: seconds after which a silent process counts as lost; longer than the longest step, and than decoding
-            the largest piece.
-        join_timeout_s: seconds to wait for the other processes to load their model and join.
-        backend: ``"gloo"`` or ``"nccl"``; ``None`` goes by the device.
     """
 
-    mode: Literal["full", "dual", "dual_block"] = "dual"
-    clips: Count | None = None
-    clip_frames: Count | None = None
-    halo: Frames | None = None
-    global_frames: Frames | None = None
-    global_sampling: Literal["linspace", "stride", "sink"] | tuple[Frames, ...] = "linspace"
-    bias: Annotated[float, Field(ge=0.0, strict=True)] | None = None
-    switch: Literal["auto"] | Level = "auto"
-    token_scale: Flag = False
-    trained_frames: Annotated[int, Field(ge=2, strict=True)] | None = None
-    rope: Literal["auto", "absolute", "dual"] = "auto"
-    text_scope: Literal["global", "clip"] = "global"
-    exchange: Literal["auto", "input", "kv"] = "auto"
-    norm_sync: Flag = True
-    conv_sync: Flag = True
-    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    cfg_ranks: Literal[1, 2] = 1
-    checkpoint: str | None = None
-    checkpoint_every: Count = 5
-    timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
-    join_timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
-    backend: Literal["gloo", "nccl"] | None = None
+    mode: Literal["full", "dual", "dual_block"] = Field(
+        "dual",
+        description=(
+            '"full" computes what the stock pipeline computes; "dual" lets every frame attend to a '
+            'window around it and to a few frames of the whole video; "dual_block" lets every frame '
+            "of a clip attend to the clip, its halos and those few frames, which is faster and "
+            "depends on the clips."
+        ),
+    )
+    clips: Count | None = Field(
+        None, description="Number of clips; `null` is one for each process, where that does not matter."
+    )
+    clip_frames: Count | None = Field(
+        None, description="Instead of `clips`: as many clips as are needed to have no more frames in one."
+    )
+    halo: Frames | None = Field(
+        None, description="Frames of context on either side; `null` is what suits the model."
+    )
+    global_frames: Frames | None = Field(
+        None,
+        description=(
+            "How many frames of the whole video every frame attends to; `null` is what suits the model."
+        ),
+    )
+    global_sampling: Literal["linspace", "stride", "sink"] | tuple[Frames, ...] = Field(
+        "linspace",
+        description='How the global frames are chosen: "linspace", "stride", "sink" or a list of frames.',
+    )
+    bias: Annotated[float, Field(ge=0.0, strict=True)] | None = Field(
+        None,
+        description=(
+            "Added to the scores of the favoured scope: the global one early in the run, the local "
+            "one later. `null` is 10 for diffusion models, as in the paper, and 3 for flow models."
+        ),
+    )
+    switch: Literal["auto"] | Level = Field(
+        "auto",
+        description=(
+            'The global scope is favoured from this noise level (flow time) upwards. "auto" is 0.836 '
+            "for diffusion models (timestep 800 of 1,000); of flow models the local scope is favoured "
+            "in all steps."
+        ),
+    )
+    token_scale: Flag = Field(
+        False, description="Scale scores by the logarithm of the number of frames seen."
+    )
+    trained_frames: Annotated[int, Field(ge=2, strict=True)] | None = Field(
+        None, description="Frames the model was trained with; `null` is what is known of its family."
+    )
+    rope: Literal["auto", "absolute", "dual"] = Field(
+        "auto",
+        description=(
+            'Rotary positions of the global scope: true ones ("absolute"), or squeezed into the '
+            'trained length ("dual"). "auto" is "absolute" in mode "full" and "dual" otherwise.'
+        ),
+    )
+    text_scope: Literal["global", "clip"] = Field(
+        "global",
+        description=(
+            "Of models with text tokens among the video tokens: one text stream for the whole video "
+            '("global"), or one per clip ("clip"), which depends on the clips.'
+        ),
+    )
+    exchange: Literal["auto", "input", "kv"] = Field(
+        "auto",
+        description=(
+            'Send the inputs of attention layers ("input") or keys and values ("kv": twice the bytes, '
+            'no repeated projection). "auto" is "kv" in mode "full" and on CPUs, "input" otherwise.'
+        ),
+    )
+    norm_sync: Flag = Field(
+        True, description="Group-norm statistics over all clips. Off only to see what it does."
+    )
+    conv_sync: Flag = Field(
+        True, description="Temporal convolutions see their neighbours. Off only to see what it does."
+    )
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None,
+        description=(
+            "Prompts along the time line instead of the call's, in equal parts of the clips; at most as many."
+        ),
+    )
+    cfg_ranks: Literal[1, 2] = Field(
+        1, description="2 computes the branches of guidance on two ranks for each run of clips."
+    )
+    checkpoint: str | None = Field(None, description="Folder for resuming.")
+    checkpoint_every: Count = Field(5, description="Steps between two checkpoints.")
+    timeout_s: Annotated[float, Field(gt=0.0)] = Field(
+        120.0,
+        description=(
+            "Seconds after which a silent process counts as lost; longer than the longest step, and "
+            "than decoding the largest piece."
+        ),
+    )
+    join_timeout_s: Annotated[float, Field(gt=0.0)] = Field(
+        600.0, description="Seconds to wait for the other processes to load their model and join."
+    )
+    backend: Literal["gloo", "nccl"] | None = Field(
+        None, description='"gloo" or "nccl"; `null` goes by the device.'
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

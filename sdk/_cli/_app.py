@@ -48,7 +48,7 @@ def _print_version(wanted: bool) -> None:
 
 def build_app() -> typer.Typer:
     """The application with all commands, those of plugins included."""
-    from hasten._cli import _generate, _plan, _plugins
+    from hasten._cli import _generate, _plan, _plugins, _schema
     from hasten._plugins import host
     from hasten.pipelines.mini._cli import app as mini
 
@@ -62,7 +62,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
     )
     app.callback()(_root)
-    for module in (_generate, _plan, _plugins):
+    for module in (_generate, _plan, _plugins, _schema):
         module.register(app)
     app.add_typer(mini, name="mini")
     host().add_commands(app)

@@ -9,6 +9,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from hasten._cli._describe import describe_default, describe_values, flatten
 
 if TYPE_CHECKING:
     from hasten._plugins import PluginRecord
@@ -85,12 +88,9 @@ def _show_options(chosen: type[Technique[Any]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(schema, indent=2))
         return
-    rows = [
-        {
-            "option": option,
-            "default": json.dumps(field.get("default")),
-            "meaning": field.get("description", ""),
-        }
-        for option, field in schema.get("properties", {}).items()
-    ]
-    Console().print(_table(rows, f"{chosen.name}: {chosen.summary}"))
+    table = Table("option", "meaning", title=escape(f"{chosen.name}: {chosen.summary}"), title_justify="left")
+    for path, field in flatten(schema):
+        default = describe_default(field)
+        values = describe_values(field) + (f"; default {default}" if default else "")
+        table.add_row(escape(path), Text.assemble(field.get("description", ""), "\n", (values, "dim")))
+    Console().print(table)
