@@ -20,7 +20,7 @@ $(VENV)/.requirements: constraints.txt pyproject.toml
 
 # Strict editable mode is what type checkers and pkgutil can follow; it links files, so new ones need a reinstall.
 install: $(VENV)/.requirements
-	$(PIP) install --quiet --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
+	$(PIP) install --quiet --no-deps --no-build-isolation --config-settings editable_mode=strict -e . -e examples/miniatures
 
 demo: install
 	rm -rf out/demo
@@ -40,7 +40,7 @@ lint:
 	$(BIN)/ruff format --check .
 
 types:
-	$(BIN)/mypy -p hasten
+	$(BIN)/mypy -p hasten -p hasten_miniatures
 
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -52,4 +52,4 @@ build: install
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info examples/miniatures/build examples/miniatures/*.egg-info out .pytest_cache .mypy_cache .ruff_cache

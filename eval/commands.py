@@ -24,15 +24,6 @@ MINIATURE_METRICS = {
         "miniature.Parser",
         "miniature: share of the attributes asked for, by a parser that learned nothing",
     ),
-    "mini_motion": ("moving.Motion", "miniature: share of the videos that move as asked"),
-    "mini_video_parser": (
-        "moving.MovingParser",
-        "miniature: share of the attributes asked for, by a parser of the frames",
-    ),
-    "mini_video_classifier": (
-        "moving.MovingClassifier",
-        "miniature: share of the attributes asked for, by a classifier of the frames",
-    ),
     "mini_text_image": (
         "miniature.TextImage",
         "miniature: image-prompt cosine of the miniature contrastive model",

@@ -59,7 +59,7 @@ class Metric(ABC):
     """Base of all metrics. Figures are comparable only where :meth:`fingerprint` is equal.
 
     Class attributes: ``name`` (what a user types), ``needs``, ``higher_is_better``, ``unit`` (empty for
-    none).
+    none), ``published`` (whether its figures may be compared with published ones).
     """
 
     name: str
@@ -67,6 +67,7 @@ class Metric(ABC):
     needs: frozenset[Need]
     higher_is_better: bool
     unit: str = ""
+    published: ClassVar[bool] = True
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
@@ -107,6 +108,10 @@ class SampleMetric(Metric):
         """The scores as they enter means and paired differences: finite."""
         return scores
 
+    def counts(self, features: Features) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """Right answers and questions asked, float64 ``[N]`` each, where the figure is the ratio of their sums."""
+        return None
+
 
 @dataclass(frozen=True)
 class SetFigure:
@@ -123,6 +128,15 @@ class SetFigure:
 
 class SetMetric(Metric):
     """A metric of a set against a reference set. Clusters are prompts, in the order of the rows."""
+
+    def own_reference(self, prompts: Sequence[str], side: int) -> Tensor | None:  # noqa: ARG002
+        """Pictures that the metric compares with by itself: uint8 ``[M, 3, side, side]``; None where it has none.
+
+        Args:
+            prompts: of the pictures that are scored.
+            side: of these pictures, in pixels.
+        """
+        return None
 
     @abstractmethod
     def value(self, features: Features, reference: Any) -> float:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from hasten._hookspecs import hookimpl
     from hasten._load import load
+    from hasten._models import Captions, Model
     from hasten._plan import Plan
     from hasten._report import Report
     from hasten._technique import Finding, Forecast, StepForecast, Technique, TechniqueConfig
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Acceleration",
     "Access",
+    "Captions",
     "CheckpointError",
     "Claim",
     "Config",
@@ -47,6 +49,7 @@ __all__ = [
     "Finding",
     "Forecast",
     "HastenError",
+    "Model",
     "NumericalError",
     "Plan",
     "PluginError",
@@ -80,6 +83,7 @@ _HOMES = {
     ),
     "_hookspecs": ("hookimpl",),
     "_load": ("load",),
+    "_models": ("Captions", "Model"),
     "_plan": ("Plan",),
     "_report": ("Report",),
     "_technique": ("Finding", "Forecast", "StepForecast", "Technique", "TechniqueConfig"),

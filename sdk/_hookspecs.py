@@ -13,6 +13,7 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from hasten._models import Model
     from hasten._plan import Plan
     from hasten._report import Report
     from hasten._technique import Finding, Technique
@@ -44,6 +45,11 @@ def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], N
 
 
 @hookspec
+def hasten_register_models(register: Callable[[Model], None]) -> None:
+    """Offer pipelines that ``hasten.load`` knows by name: call ``register(model)`` once for each."""
+
+
+@hookspec
 def hasten_register_commands(app: typer.Typer) -> None:
     """Add commands to the command line ``app``."""
 
@@ -62,6 +68,7 @@ HOOKS = (
     hasten_register_techniques,
     hasten_register_adapters,
     hasten_register_metrics,
+    hasten_register_models,
     hasten_register_commands,
     hasten_plan,
     hasten_run_finished,

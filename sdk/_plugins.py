@@ -42,6 +42,7 @@ BUILT_IN = (
     "hasten.plugins.hack.plugin",
     "hasten.plugins.rettention.plugin",
     "hasten.plugins.video_infinity.plugin",
+    "hasten.pipelines.mini.plugin",
     "hasten.eval.builtin",
     "hasten.eval.commands",
     "hasten.eval.bench.commands",
@@ -227,6 +228,7 @@ class Host:
             ("hasten_register_techniques", registry.add_technique),
             ("hasten_register_adapters", registry.add_adapter),
             ("hasten_register_metrics", registry.add_metric),
+            ("hasten_register_models", registry.add_model),
         ):
             for impl in getattr(self._manager.hook, hook).get_hookimpls():
                 if impl.plugin is plugin:

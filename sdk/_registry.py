@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import PluginError, UnsupportedError
+from hasten._models import Model
 from hasten._technique import Technique, TechniqueConfig
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["RESERVED", "Metric", "Registry"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+_MODEL_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+\Z")
 RESERVED = frozenset({"name", "techniques", "schema"})
 """Words a configuration file uses itself, so that no technique and no option may be called that."""
 
@@ -30,13 +32,14 @@ class Metric:
 
 
 class Registry:
-    """Techniques, adapters and metrics, and which plugin owns each."""
+    """Techniques, adapters, metrics and named models, and which plugin owns each."""
 
     def __init__(self) -> None:
         self.techniques: dict[str, type[Technique[Any]]] = {}
         self.adapters: dict[str, Adapter] = {}
         """By pipeline class name; refused classes included."""
         self.metrics: dict[str, Metric] = {}
+        self.models: dict[str, Model] = {}
         self._owner: dict[tuple[str, str], str] = {}
 
     def add_technique(self, plugin: str, technique: type[Technique[Any]]) -> None:
@@ -79,6 +82,22 @@ class Registry:
         self._claim(plugin, "metric", name)
         self.metrics[name] = Metric(name, factory, summary)
 
+    def add_model(self, plugin: str, model: Model) -> None:
+        """Add a pipeline that :func:`hasten.load` knows by name.
+
+        Raises:
+            PluginError: it is no :class:`Model`, or its name is malformed or taken.
+        """
+        if not isinstance(model, Model):
+            raise PluginError(f"{model!r} is not a hasten.Model")
+        if not _MODEL_NAME.match(model.name):
+            raise PluginError(
+                f"model name {model.name!r} must be two words of lower-case letters, digits and hyphens with a slash "
+                "between them, as in mini/t2i-dit"
+            )
+        self._claim(plugin, "model", model.name)
+        self.models[model.name] = model
+
     def adapter(self, pipe: object) -> Adapter:
         """The adapter of the most specific class of ``pipe`` that is known.
 
@@ -114,6 +133,8 @@ class Registry:
                 del self.techniques[name]
             elif kind == "metric":
                 del self.metrics[name]
+            elif kind == "model":
+                del self.models[name]
             else:
                 self.adapters = {key: a for key, a in self.adapters.items() if a.family != name}
 

@@ -30,10 +30,10 @@ from PIL import Image
 import hasten
 from hasten._machine import describe_machine
 from hasten.pipelines import mini
-from hasten.pipelines.mini._models import product_name
-from hasten.pipelines.mini.motion import Frames, VideoClassifier, VideoParser, centred, read_video
-from hasten.pipelines.mini.moving import render_videos, sample_moving_scene
+from hasten.pipelines.mini import product_name
 from hasten.schedules.clips import partition
+from hasten_miniatures.motion import Frames, VideoClassifier, VideoParser, centred, read_video
+from hasten_miniatures.moving import render_videos, sample_moving_scene
 
 WINDOW = 16
 WAYS = ("divided", "windowed", "early_global", "unbiased", "independent", "extended")
@@ -125,7 +125,7 @@ def features() -> Callable[[Frames], torch.Tensor]:
     """Unit features (F, D) of frames, by the contrastive model's vision tower."""
     from transformers import CLIPModel
 
-    from hasten.pipelines.mini.contrastive import preprocess
+    from hasten_miniatures.contrastive import preprocess
 
     folder = mini.path("mini/t2i-dit").with_name("scorers") / "clip"
     model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()

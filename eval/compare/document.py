@@ -137,7 +137,7 @@ def _describe(metric: Metric) -> dict[str, Any]:
         "unit": metric.unit,
         "kind": "set" if isinstance(metric, SetMetric) else "picture",
         "against_baseline": "baseline" in metric.needs,
-        "miniature": metric.name.startswith("mini_"),
+        "miniature": not metric.published,
     }
 
 

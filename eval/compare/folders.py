@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hasten._errors import ConfigError
-from hasten.eval.compare.miniature import AttributeMetric
 from hasten.eval.compare.scores import few_samples, load_reference
 from hasten.eval.distributed import gather, own_part
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
@@ -172,10 +171,7 @@ def _check_needs(metrics: Sequence[Metric], pictures: Pictures, reference: Path 
     given = {"baseline": pictures.baseline, "prompt": pictures.prompts, "reference": reference}
     options = {"baseline": "--baseline", "prompt": "--prompts", "reference": "--reference"}
     for metric in metrics:
-        needs = set(metric.needs)
-        if metric.name.startswith("mini_"):  # true renders of the prompts are its reference
-            needs = (needs - {"reference"}) | {"prompt"}
-        lacking = [options[need] for need in sorted(needs) if need in given and given[need] is None]
+        lacking = [options[need] for need in sorted(metric.needs) if need in given and given[need] is None]
         if lacking:
             raise ConfigError(f"{metric.name} needs {' and '.join(lacking)}")
 
@@ -183,7 +179,8 @@ def _check_needs(metrics: Sequence[Metric], pictures: Pictures, reference: Path 
 def _mean(
     metric: SampleMetric, features: Features, prompts: Sequence[str] | None, level: float, seed: int
 ) -> Estimate:
-    if isinstance(metric, AttributeMetric):
-        return ratio_of_sums(features["right"], features["asked"], clusters=prompts, level=level)
+    counts = metric.counts(features)
+    if counts is not None:
+        return ratio_of_sums(*counts, clusters=prompts, level=level)
     scores = metric.averaged(metric.score(features)).to(torch.float64)
     return mean_estimate(scores.numpy(), clusters=prompts, level=level, seed=seed)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hasten._errors import CheckpointError
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.images import from_float
-from hasten.eval.metric import Batch, Features, Need, SampleMetric
+from hasten.eval.metric import Batch, Features, Need, SampleMetric, SetMetric
 from hasten.eval.metrics.alignment import ClipScore
 from hasten.eval.metrics.sets import Cmmd, Fid
 from hasten.eval.networks.clip import ClipNetwork
@@ -55,9 +56,9 @@ class MiniatureClip(ClipNetwork):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """uint8 ``[N, 3, H, W]`` to [-1, 1], area-averaged to the model's size."""
-        from hasten.pipelines.mini.contrastive import preprocess
-
-        return preprocess(images.to(torch.float32) / 127.5 - 1)
+        pixels = images.to(torch.float32) / 127.5 - 1
+        size = (self.image_size, self.image_size)
+        return pixels if pixels.shape[-2:] == size else F.interpolate(pixels, size=size, mode="area")
 
     @property
     def preprocessing(self) -> str:
@@ -92,6 +93,7 @@ class AttributeMetric(SampleMetric):
 
     needs: frozenset[Need] = frozenset({"image", "prompt"})
     higher_is_better = True
+    published = False
 
     def _scorer(self) -> Any:
         raise NotImplementedError
@@ -116,6 +118,10 @@ class AttributeMetric(SampleMetric):
     def score(self, features: Features) -> Tensor:
         """Share of right answers of each prompt."""
         return features["right"] / features["asked"]
+
+    def counts(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Right answers and questions asked, by prompt."""
+        return features["right"], features["asked"]
 
 
 class Classifier(AttributeMetric):
@@ -171,12 +177,25 @@ class TextImage(ClipScore):
         folder: of the model; the bundled one unless given.
     """
 
+    published = False
+
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__(_clip(folder), "cosine")
         self.name = "mini_text_image"
 
 
-class Frechet(Fid):
+class _TrueRenders(SetMetric):
+    """A metric whose reference set is drawn from the prompts."""
+
+    needs: frozenset[Need] = frozenset({"image", "prompt"})
+    published = False
+
+    def own_reference(self, prompts: Sequence[str], side: int) -> Tensor:
+        """What the prompts describe: uint8 ``[8 N, 3, side, side]``."""
+        return true_renders(prompts, side)
+
+
+class Frechet(_TrueRenders, Fid):
     """Frechet distance to true renders in the miniature's features.
 
     Args:
@@ -188,7 +207,7 @@ class Frechet(Fid):
         self.name = "mini_frechet"
 
 
-class Mmd(Cmmd):
+class Mmd(_TrueRenders, Cmmd):
     """Unbiased kernel distance to true renders in the miniature's features, at the bandwidth of the data.
 
     Args:

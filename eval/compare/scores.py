@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten._errors import ConfigError
+from hasten._plugins import host
 from hasten.eval.compare.engine import BASELINE
-from hasten.eval.compare.miniature import AttributeMetric, true_renders
 from hasten.eval.compare.store import RunStore
 from hasten.eval.distributed import gather, own_part
 from hasten.eval.features import load_statistics
@@ -24,8 +24,6 @@ from hasten.eval.metrics.sets import Fid
 from hasten.eval.sources import Loaded, batches, open_source
 
 __all__ = [
-    "MINIATURE_DEFAULTS",
-    "MOVING_DEFAULTS",
     "SampleScores",
     "SetScores",
     "default_metrics",
@@ -39,37 +37,16 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
-#: Metrics of a comparison of pictures whose prompts are captions of the miniature data set.
-MINIATURE_DEFAULTS = (
-    "mini_classifier",
-    "mini_parser",
-    "mini_text_image",
-    "mini_frechet",
-    "mini_mmd",
-    "psnr",
-    "ssim",
-)
-#: The same for videos whose prompts are captions of moving scenes.
-MOVING_DEFAULTS = (
-    "mini_motion",
-    "mini_video_classifier",
-    "mini_video_parser",
-    "frame_consistency",
-    "psnr",
-    "ssim",
-)
 _DEFAULTS = ("psnr", "ssim")
 _BATCH = 32
 
 
 def default_metrics(prompts: Sequence[str]) -> tuple[str, ...]:
     """What is measured unless the user says otherwise: whatever needs no download."""
-    from hasten.pipelines.mini.moving import is_moving_caption
-    from hasten.pipelines.mini.scenes import is_scene_caption
-
-    if all(map(is_scene_caption, prompts)):  # a caption of what stands belongs to both data sets
-        return MINIATURE_DEFAULTS
-    return MOVING_DEFAULTS if all(map(is_moving_caption, prompts)) else _DEFAULTS
+    for model in host().registry.models.values():
+        if all(map(model.captions.contains, prompts)):
+            return model.captions.metrics
+    return _DEFAULTS
 
 
 def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
@@ -78,8 +55,6 @@ def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
     Raises:
         ConfigError: if there is none, or an option is wrong.
     """
-    from hasten._plugins import host
-
     try:
         made = host().metric(name).factory(**options)
     except TypeError as error:
@@ -156,8 +131,9 @@ def sample_scores(
             raise ConfigError(
                 f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)"
             )
-        if isinstance(metric, AttributeMetric):
-            right, asked = (features[key].reshape(len(prompts), -1).sum(1) for key in ("right", "asked"))
+        answers = metric.counts(features)
+        if answers is not None:
+            right, asked = (column.reshape(len(prompts), -1).sum(1) for column in answers)
             counts[arm] = right.numpy(), asked.numpy()
     return SampleScores(metric, values, counts)
 
@@ -194,7 +170,7 @@ def is_statistics(path: Path) -> bool:
 
 
 def load_reference(metric: SetMetric, path: Path | None, prompts: Sequence[str], side: int) -> Any:
-    """What a set metric compares with: the user's pictures or statistics, or true renders for a miniature metric.
+    """What a set metric compares with: the user's pictures or statistics, else the metric's own reference.
 
     Args:
         metric: embeds the pictures.
@@ -206,9 +182,10 @@ def load_reference(metric: SetMetric, path: Path | None, prompts: Sequence[str],
         ConfigError: if there is no reference, or statistics were made differently than ``metric`` would.
     """
     if path is None:
-        if not metric.name.startswith("mini_"):
+        drawn = metric.own_reference(prompts, side)
+        if drawn is None:
             raise ConfigError(f"{metric.name} compares with a set of real pictures: give --reference")
-        return metric.embed(Batch(true_renders(prompts, side)))
+        return metric.embed(Batch(drawn))
     if is_statistics(path):
         if not isinstance(metric, Fid):
             raise ConfigError(f"{metric.name} needs the pictures of the reference; {path} holds statistics")

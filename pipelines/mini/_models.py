@@ -1,81 +1,83 @@
-"""The bundled miniatures: where they lie, how they are loaded and how they are meant to be called."""
+"""The miniatures that are installed: where they lie, how they are loaded and how they are meant to be called."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten._errors import CheckpointError, UnsupportedError
 from hasten._load import pipeline_class
-from hasten.pipelines.mini.moving import MovingScene, sample_moving_scene
-from hasten.pipelines.mini.scenes import Scene, Split, sample_scene
+from hasten._models import Captions, Model, Split, read_settings
+from hasten._plugins import host
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["load", "load_folder", "names", "path", "product_name", "prompts", "recommended_call"]
+__all__ = [
+    "captions",
+    "load",
+    "load_folder",
+    "names",
+    "path",
+    "product_name",
+    "prompts",
+    "recommended_call",
+]
 
 _PREFIX = "mini/"
-_MODELS: dict[str, Callable[[int, int, Split], Scene | MovingScene]] = {
-    "t2i-dit": sample_scene,
-    "t2i-dit-1024": sample_scene,
-    "t2i-unet": sample_scene,
-    "t2v-dit": sample_moving_scene,
-    "t2v-unet": sample_moving_scene,
-    "var": sample_scene,
-    "infinity": sample_scene,
-}
-"""Model -> the sampler of the data set it was trained on."""
-_WEIGHTS = Path(__file__).with_name("weights")
-_PROMPT_STREAM = 2**41
-"""Prompts come from streams of scenes that no training run draws from."""
+_ELSEWHERE = (
+    "mini/t2i-unet",
+    "mini/t2v-dit",
+    "mini/t2v-unet",
+    "mini/var",
+    "mini/infinity",
+)
+"""Those of the distribution ``hasten-miniatures``."""
 
 
 def names() -> list[str]:
-    """Names of the pipelines whose weights are bundled, as :func:`load` and ``hasten.load`` take them."""
-    return [_PREFIX + model for model in _MODELS if (_WEIGHTS / model / "model_index.json").is_file()]
+    """Names of the miniatures that are installed, as :func:`load` and ``hasten.load`` take them."""
+    return [name for name in host().registry.models if name.startswith(_PREFIX)]
 
 
 def path(name: str) -> Path:
-    """Folder of a bundled pipeline; ``name`` with or without its ``mini/``.
+    """Folder of an installed miniature; ``name`` with or without its ``mini/``.
 
     Raises:
-        UnsupportedError: for an unknown name.
-        CheckpointError: if the weights are not installed.
+        UnsupportedError: the name is unknown, or the miniature is not installed.
+        CheckpointError: the weights are missing.
     """
     model = _known(name)
-    folder = _WEIGHTS / model
-    if not (folder / "model_index.json").is_file():
+    if not (model.folder / "model_index.json").is_file():
+        short = model.name.removeprefix(_PREFIX)
         raise CheckpointError(
-            f"the weights of {name!r} are missing from {folder}; reinstall hasten, or make them with "
-            f"`hasten mini train {model}` and `hasten mini export {model} {folder}`"
+            f"the weights of {model.name!r} are missing from {model.folder}; install the distribution again, or make "
+            f"them with `hasten mini train {short}` and `hasten mini export {short} {model.folder}`"
         )
-    return folder
+    return model.folder
 
 
 def load(name: str, **options: Any) -> DiffusionPipeline:
-    """Load a bundled pipeline from its packaged folder; the network is never asked.
+    """Load a miniature from its installed folder, without the network.
 
     Args:
         name: one of :func:`names`.
         **options: passed on to ``from_pretrained``; ``dtype`` is float32 unless given.
 
     Raises:
-        UnsupportedError: for an unknown name.
-        CheckpointError: if the weights are not installed.
+        UnsupportedError: the name is unknown, or the miniature is not installed.
+        CheckpointError: the weights are missing.
     """
     return load_folder(path(name), **options)
 
 
 def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
-    """Load an exported pipeline, leaving out the components that its ``hasten.json`` says it has not."""
+    """Load an exported pipeline, without the components that its ``hasten.json`` lists as absent."""
     import torch
 
     if "torch_dtype" not in options:
         options.setdefault("dtype", torch.float32)
-    absent = dict.fromkeys(_settings(folder).get("absent", ()))
+    absent = dict.fromkeys(read_settings(folder).get("absent", ()))
     pipe: DiffusionPipeline = pipeline_class(folder).from_pretrained(
         folder, local_files_only=True, **absent | options
     )
@@ -86,44 +88,22 @@ def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
     """Arguments the pipeline of a name or folder is meant to be called with (steps, guidance, size).
 
     Raises:
-        UnsupportedError: for an unknown name.
-        CheckpointError: if the folder says nothing about it.
+        UnsupportedError: the name is unknown, or the miniature is not installed.
+        CheckpointError: the folder says nothing about it.
     """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        folder = path(str(name_or_path))
-    call: dict[str, Any] = _settings(folder)["call"]
+    call: dict[str, Any] = read_settings(_folder(name_or_path))["call"]
     return call
 
 
 def product_name(name_or_path: str | Path) -> str:
-    """Which miniature a name or an exported folder is: a key of ``export.PRODUCTS``.
+    """Which miniature a name or an exported folder is, without the ``mini/``.
 
     Raises:
-        UnsupportedError: for an unknown name.
-        CheckpointError: if the folder does not say.
+        UnsupportedError: the name is unknown, or the miniature is not installed.
+        CheckpointError: the folder does not say.
     """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        return _known(str(name_or_path))
-    product: str = _settings(folder)["product"]
+    product: str = read_settings(_folder(name_or_path))["product"]
     return product
-
-
-def _known(name: str) -> str:
-    model = name.removeprefix(_PREFIX)
-    if model not in _MODELS:
-        known = ", ".join(_PREFIX + model for model in _MODELS)
-        raise UnsupportedError(f"no bundled miniature is called {name!r}; there are {known}")
-    return model
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / "hasten.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder} has no hasten.json, which would hold the recommended call")
-    settings: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return settings
 
 
 def prompts(n: int, seed: int = 0, split: Split = "train", model: str = "mini/t2i-dit") -> list[str]:
@@ -136,15 +116,34 @@ def prompts(n: int, seed: int = 0, split: Split = "train", model: str = "mini/t2
         model: the miniature, a name of :func:`names` with or without its ``mini/``.
 
     Raises:
-        ConfigError: if the split has not so many captions.
-        UnsupportedError: for an unknown model.
+        ConfigError: the split has fewer captions.
+        UnsupportedError: the model is unknown or not installed.
     """
-    sample = _MODELS[_known(model)]
-    found: dict[str, None] = {}
-    for index in range(200 * n + 1000):
-        if len(found) == n:
-            break
-        found[sample(_PROMPT_STREAM + seed, index, split).caption()] = None
-    else:
-        raise ConfigError(f"the {split!r} split has no {n} different captions; ask for fewer")
-    return list(found)
+    return captions(model).prompts(n, seed, split)
+
+
+def captions(model: str) -> Captions:
+    """The data set of a miniature.
+
+    Raises:
+        UnsupportedError: the model is unknown or not installed.
+    """
+    return _known(model).captions
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    folder = Path(name_or_path)
+    return folder if folder.is_dir() else path(str(name_or_path))
+
+
+def _known(name: str) -> Model:
+    full = name if name.startswith(_PREFIX) else _PREFIX + name
+    found = host().registry.models.get(full)
+    if found is not None:
+        return found
+    if full in _ELSEWHERE:
+        raise UnsupportedError(
+            f"{full!r} is part of the distribution hasten-miniatures, which is not installed: run `pip install "
+            "./examples/miniatures` in a checkout of hasten"
+        )
+    raise UnsupportedError(f"no miniature is called {name!r}; there are {', '.join((*names(), *_ELSEWHERE))}")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hasten._errors import ConfigError
+from hasten._models import Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +38,6 @@ __all__ = [
     "place",
     "sample_scene",
 ]
-
-Split = Literal["train", "held_out"]
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 COLOURS = {

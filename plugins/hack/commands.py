@@ -43,14 +43,15 @@ def _calibrate(
     """Tell contextual from structural heads of a VAR or Infinity model, for `--set hack.calibration=FILE`."""
     from hasten._cli._loading import load_quietly
     from hasten._errors import ConfigError
-    from hasten.pipelines import mini
+    from hasten._plugins import host
     from hasten.plugins.hack.calibration import calibrate
     from hasten.plugins.hack.math import contextual_heads
 
     pipe = load_quietly(model, device, dtype)
-    call: dict[str, Any] = dict(mini.recommended_call(model)) if model.startswith("mini/") else {}
+    known = host().registry.models.get(model)
+    call: dict[str, Any] = known.call if known is not None else {}
     call |= {name: value for name, value in (("height", height), ("width", width)) if value is not None}
-    texts = prompt or (mini.prompts(num_prompts, seed) if model.startswith("mini/") and not label else None)
+    texts = prompt or (known.captions.prompts(num_prompts, seed) if known is not None and not label else None)
     if texts is None and not label:
         raise ConfigError("nothing to calibrate with: give --prompt TEXT, or --label NUMBER")
     what = {"prompt": texts} if texts else {"class_labels": label}

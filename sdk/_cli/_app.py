@@ -50,7 +50,6 @@ def build_app() -> typer.Typer:
     """The application with all commands, those of plugins included."""
     from hasten._cli import _generate, _plan, _plugins, _schema
     from hasten._plugins import host
-    from hasten.pipelines.mini._cli import app as mini
 
     app = typer.Typer(
         cls=_Group,
@@ -64,7 +63,6 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for module in (_generate, _plan, _plugins, _schema):
         module.register(app)
-    app.add_typer(mini, name="mini")
     host().add_commands(app)
     return app
 

@@ -10,6 +10,7 @@ import typer
 
 from hasten._errors import ConfigError
 from hasten._generation import read_prompts
+from hasten._plugins import host
 
 if TYPE_CHECKING:
     from hasten._config import Config
@@ -102,10 +103,9 @@ def choose_prompts(
         found += read_prompts(file)
     if not found:
         found = _configured_prompts(config)
-    if not found and model.startswith("mini/"):
-        from hasten.pipelines import mini
-
-        found = tuple(mini.prompts(limit or 4, seed=seed, model=model))
+    known = host().registry.models.get(model)
+    if not found and known is not None:
+        found = tuple(known.captions.prompts(limit or 4, seed))
     if not found:
         raise ConfigError("no prompt: give --prompt TEXT or --prompts FILE")
     return found[:limit]
@@ -120,10 +120,9 @@ def _configured_prompts(config: Config) -> tuple[str, ...]:
 def call_arguments(model: str, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the pipeline call: a miniature's recommended ones, then the file's, then the command line's."""
     layers: list[Mapping[str, Any]] = []
-    if model.startswith("mini/"):
-        from hasten.pipelines import mini
-
-        layers.append(mini.recommended_call(model))
+    known = host().registry.models.get(model)
+    if known is not None:
+        layers.append(known.call)
     layers.append(
         {
             "num_inference_steps": config.steps,

@@ -144,7 +144,7 @@ def require_references(metrics: Sequence[Metric]) -> None:
         ConfigError: names the first of them.
     """
     for metric in metrics:
-        if "reference" in metric.needs and not metric.name.startswith("mini_"):
+        if "reference" in metric.needs:
             raise ConfigError(f"{metric.name} compares with a set of real pictures: give --reference")
 
 

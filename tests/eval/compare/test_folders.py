@@ -129,7 +129,7 @@ def test_statistics_of_another_fingerprint_are_refused(evaluate: Evaluate, tmp_p
     from hasten.eval.features import Statistics, save_statistics
     from hasten.eval.fingerprint import Fingerprint
     from hasten.eval.functional.moments import Moments
-    from hasten.pipelines.mini.contrastive import build_clip, export_clip
+    from hasten_miniatures.contrastive import build_clip, export_clip
 
     export_clip(build_clip(), tmp_path / "clip")
     base = true_pictures(tmp_path / "base", 4)

@@ -19,14 +19,16 @@ from hasten.eval.compare.miniature import (
     TextImage,
     true_renders,
 )
-from hasten.eval.compare.scores import MINIATURE_DEFAULTS, default_metrics, make_metric
+from hasten.eval.compare.scores import default_metrics, make_metric
 from hasten.eval.functional.frechet import frechet_distance_of_features
 from hasten.eval.metric import Batch
 from hasten.pipelines import mini
-from hasten.pipelines.mini.contrastive import build_clip, export_clip
-from hasten.pipelines.mini.judge import Judge, export_judge, load_judge
+from hasten.pipelines.mini.judge import Judge, load_judge
+from hasten.pipelines.mini.plugin import SCENES
 from hasten.pipelines.mini.scoring import AttributeScorer
-from hasten.pipelines.mini.text import MAX_TOKENS, build_tokenizer
+from hasten_miniatures.contrastive import build_clip, export_clip
+from hasten_miniatures.judge import export_judge
+from hasten_miniatures.text import MAX_TOKENS, build_tokenizer
 
 PROMPTS = tuple(mini.prompts(5))
 
@@ -99,5 +101,5 @@ def test_missing_weights_are_an_error_and_never_another_metric(tmp_path: Path) -
 
 
 def test_the_default_follows_from_the_prompts() -> None:
-    assert default_metrics(PROMPTS) == MINIATURE_DEFAULTS
+    assert default_metrics(PROMPTS) == SCENES.metrics
     assert default_metrics((*PROMPTS, "a red fox")) == ("psnr", "ssim")

@@ -13,13 +13,12 @@ from hasten._errors import CheckpointError, ConfigError
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.infinity.original import load_tokenizer, load_transformer, map_tokenizer
 from hasten.pipelines.infinity.pipeline import InfinityPipeline, choose_schedule
-from hasten.pipelines.mini.infinity_tokenizer import build_bitwise_tokenizer
-from hasten.pipelines.mini.text import build_tokenizer
 from hasten.pipelines.var.cache import DenseKVCache
 from hasten.pipelines.var.layers import rotary_phases
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
 from hasten.schedules.scales import INFINITY_RATIOS, infinity_schedule, token_ends
+from hasten_miniatures.text import build_tokenizer
 
 SQUARE = ((1, 1), (2, 2), (4, 4))
 

@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from hasten._errors import CheckpointError, UnsupportedError
+from hasten._plugins import host
 from hasten.pipelines import mini
 
 
@@ -18,7 +20,8 @@ def test_names_work_with_and_without_their_prefix():
 
 
 def test_missing_weights_are_answered_with_the_command_that_makes_them(monkeypatch, tmp_path):
-    monkeypatch.setattr("hasten.pipelines.mini._models._WEIGHTS", tmp_path)
+    models = host().registry.models
+    monkeypatch.setitem(models, "mini/t2i-dit", replace(models["mini/t2i-dit"], folder=tmp_path))
     with pytest.raises(CheckpointError, match="hasten mini train t2i-dit"):
         mini.path("mini/t2i-dit")
 
@@ -34,3 +37,9 @@ def test_importing_the_package_stays_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_a_miniature_of_the_other_distribution_is_answered_with_its_name(monkeypatch):
+    monkeypatch.delitem(host().registry.models, "mini/t2v-dit")
+    with pytest.raises(UnsupportedError, match=r"hasten-miniatures.*pip install \./examples/miniatures"):
+        mini.load("mini/t2v-dit")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hasten.pipelines.mini.batches import scene_batch
 from hasten.pipelines.mini.render import render, render_scenes, signed_distance
 from hasten.pipelines.mini.scenes import SHAPES, Placed, sample_scene
-from hasten.pipelines.mini.training import step_generator
+from hasten_miniatures.batches import scene_batch
+from hasten_miniatures.training import step_generator
 
 
 def test_range_shape_and_determinism():

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from hasten.pipelines import mini
-from hasten.pipelines.mini.autoencoder import encode, psnr
-from hasten.pipelines.mini.batches import scene_batch
-from hasten.pipelines.mini.evaluate import evaluate, generate
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import sample_scene
 from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
-from hasten.pipelines.mini.training import step_generator
+from hasten_miniatures.autoencoder import encode, psnr
+from hasten_miniatures.batches import scene_batch
+from hasten_miniatures.evaluate import evaluate, generate
+from hasten_miniatures.training import step_generator
 
 FOLDER = mini.path("mini/t2i-dit")
 LIMITS = {

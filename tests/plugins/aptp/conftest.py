@@ -102,8 +102,8 @@ def scenes_pipe():
     """A StableDiffusionPipeline with the miniature's text encoder and an untrained denoiser of its shape."""
     from pathlib import Path
 
-    from hasten.pipelines.mini.runs import load_autoencoder, load_text_tower
-    from hasten.pipelines.mini.t2i_unet import assemble, build_text_encoder, build_unet
+    from hasten_miniatures.runs import load_autoencoder, load_text_tower
+    from hasten_miniatures.t2i_unet import assemble, build_text_encoder, build_unet
 
     nowhere = Path("/nonexistent")
     torch.manual_seed(0)

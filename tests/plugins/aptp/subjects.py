@@ -6,9 +6,9 @@ import diffusers
 import torch
 from families import _tiny, _unet, _vae
 
-from hasten.pipelines.mini.runs import load_text_tower
-from hasten.pipelines.mini.t2i_unet import build_scheduler, build_text_encoder
-from hasten.pipelines.mini.text import build_tokenizer
+from hasten_miniatures.runs import load_text_tower
+from hasten_miniatures.t2i_unet import build_scheduler, build_text_encoder
+from hasten_miniatures.text import build_tokenizer
 
 NOWHERE = Path("/nonexistent")
 

@@ -19,9 +19,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import SD3Transformer2DModel
     from transformers import CLIPTextModelWithProjection
 
-    from hasten.pipelines.mini.autoencoder import build_autoencoder
-    from hasten.pipelines.mini.contrastive import build_clip
-    from hasten.pipelines.mini.t2i_dit import assemble
+    from hasten_miniatures.autoencoder import build_autoencoder
+    from hasten_miniatures.contrastive import build_clip
+    from hasten_miniatures.t2i_dit import assemble
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,0 +1,132 @@
+"""What a run has to remember to go on as if it had never stopped, and where it is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten import CheckpointError
+from hasten_miniatures.schedule import Schedule
+
+__all__ = ["Average", "State", "read_average"]
+
+_FILE = "checkpoint.pt"
+
+
+class Average:
+    """Exponential moving average of a model's parameters and buffers, warmed up like ``(1 + n) / (10 + n)``."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model's present weights."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value.detach(), weight)
+            else:
+                self.state[name].copy_(value)
+
+
+@dataclass
+class State:
+    """Everything that changes while a run trains.
+
+    Args:
+        identity: recipe, seed and schedule; a checkpoint of another identity is refused.
+        model: being trained.
+        optimizer: of the model.
+        average: of the model's weights.
+        step: steps done.
+        seconds: time they took.
+    """
+
+    identity: Mapping[str, Any]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, folder: Path) -> None:
+        """Replace the folder's checkpoint; a kill at any moment leaves the old one or the new one."""
+        state = {
+            "identity": dict(self.identity),
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state,
+        }
+        partial = folder / f"{_FILE}.part"
+        torch.save(state, partial)
+        os.replace(partial, folder / _FILE)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the folder's checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: if it belongs to another run.
+        """
+        path = folder / _FILE
+        if not path.exists():
+            return
+        device = next(self.model.parameters()).device
+        state = torch.load(path, weights_only=True, map_location=device)
+        _check_identity(path, state["identity"], self.identity, state["step"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.state = state["average"]
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        _cut_curve(folder, self.step)
+
+
+def read_average(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights in a run's folder.
+
+    Raises:
+        CheckpointError: if there is no checkpoint yet.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}; run `hasten mini train {folder.name}` first")
+    average: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")["average"]
+    return average
+
+
+def _check_identity(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> None:
+    if stored == wanted:
+        return
+    schedules = [dict(identity["schedule"]) for identity in (stored, wanted)]
+    on_plateau = all(step <= Schedule(**schedule).plateau_ends for schedule in schedules)
+    for schedule in schedules:
+        del schedule["steps"]
+    others = [{**identity, "schedule": schedule} for identity, schedule in zip((stored, wanted), schedules)]
+    if others[0] != others[1]:
+        raise CheckpointError(
+            f"{path} belongs to another run ({dict(stored)}, wanted {dict(wanted)}); "
+            "choose another folder or delete it"
+        )
+    if not on_plateau:
+        raise CheckpointError(
+            f"{path}: at step {step} the learning rate has begun to fall in a run of {stored['schedule']['steps']} "
+            f"steps; its length cannot become {wanted['schedule']['steps']} any more"
+        )
+
+
+def _cut_curve(folder: Path, step: int) -> None:
+    # Steps after the checkpoint will be done again; without this they would stand in the curve twice.
+    curve = folder / "curve.jsonl"
+    if curve.exists():
+        kept = [line for line in curve.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
+        curve.write_text("".join(line + "\n" for line in kept), "utf-8")

@@ -1,0 +1,137 @@
+"""``hasten mini``: train, export and evaluate the miniatures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hasten_miniatures.evaluate import Row
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Train, export and evaluate the bundled miniature models.", no_args_is_help=True)
+
+_RUNS = (
+    "autoencoder, text-image, judge, t2i-dit, t2i-dit-1024, t2i-unet, video-autoencoder, t2v-dit, "
+    "t2v-unet, var-tokenizer, var, infinity-tokenizer, infinity"
+)
+_EXPORTS = "t2i-dit, t2i-dit-1024, t2i-unet, t2v-dit, t2v-unet, var, infinity or scorers"
+
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds one run per model.")]
+
+
+@app.callback()
+def _main() -> None:
+    """Train, export and evaluate the bundled miniature models."""
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help=f"A model or a part of one: {_RUNS}.")],
+    runs: RunsOption = Path("runs"),
+    steps: Annotated[int | None, typer.Option(help="Length of the run; default: the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and data.")] = 0,
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")
+    ] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    preview_every: Annotated[int, typer.Option(help="Steps between sheets of samples.")] = 1000,
+    begin_with: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with the weights of a finished run (its folder) or of a bundled mini/... model."
+        ),
+    ] = None,
+) -> None:
+    """Train a model, and first what it builds on. Going on after an interruption is the default."""
+    from hasten_miniatures.runs import run
+
+    run(
+        name,
+        runs,
+        steps=steps,
+        compiled=compiled,
+        seed=seed,
+        device=device,
+        save_every=save_every,
+        preview_every=preview_every,
+        begin_with=begin_with,
+    )
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help=f"{_EXPORTS}.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    runs: RunsOption = Path("runs"),
+    prompts: Annotated[
+        int, typer.Option(help="Prompts per split and size to measure it with; 0: none.")
+    ] = 200,
+) -> None:
+    """Write a trained model in half precision, with a README of how it was made and what it can do."""
+    from hasten_miniatures.export import PRODUCTS, product
+    from hasten_miniatures.export import export as write
+
+    with _pictures(product(name).samples * prompts if name in PRODUCTS else 0) as advance:
+        rows = write(name, runs, folder, prompts=prompts, progress=advance)
+    _print_rows(rows)
+
+
+@app.command("eval")
+def evaluate_model(
+    name: Annotated[str, typer.Argument(help="A bundled miniature or the folder of one.")] = "mini/t2i-dit",
+    prompts: Annotated[int, typer.Option(help="Prompts per split (and size).")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and noise.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure how much of what prompts ask for is in the pictures or videos. Exit code 3 if a bar is missed."""
+    from dataclasses import asdict
+
+    from hasten.pipelines.mini import load, load_folder, product_name, recommended_call
+    from hasten_miniatures.export import product
+
+    pipe = load_folder(Path(name)) if Path(name).is_dir() else load(name)
+    made = product(product_name(name))
+    with _pictures(made.samples * prompts) as advance:
+        rows = made.measure(pipe, recommended_call(name), prompts, seed, advance)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        _print_rows(rows)
+    if any(row.missed for row in rows):
+        raise typer.Exit(3)
+
+
+@contextmanager
+def _pictures(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not total) as progress:
+        task = progress.add_task("pictures", total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def _print_rows(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(
+        title=f"What is there of what was asked for, {rows[0].prompts} prompts a line (miniature figures)"
+    )
+    for column in ("prompts", "pixels", "judge", "right", "95 % interval", "bar"):
+        table.add_column(column)
+    for row in rows:
+        bar = "" if row.bar is None else f"{row.bar:.2f}" + (" missed" if row.missed else "")
+        interval = f"{row.low:.3f} to {row.high:.3f}"
+        table.add_row(row.split, str(row.pixels), row.judge, f"{row.right:.3f}", interval, bar)
+    Console().print(table)

@@ -1,0 +1,149 @@
+"""From runs to the folders that are shipped: half precision, stock layout, a README made of the runs' records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from hasten import ConfigError
+from hasten.pipelines.mini import load_folder
+from hasten_miniatures.evaluate import Row
+from hasten_miniatures.product import Product
+from hasten_miniatures.provenance import read_chain, readme, ship_chain
+from hasten_miniatures.runs import bundled_in, load_trained
+
+__all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table", "product"]
+
+PRODUCTS = {
+    "t2i-dit": "t2i_dit",
+    "t2i-dit-1024": "t2i_dit_1024",
+    "t2i-unet": "t2i_unet",
+    "t2v-dit": "t2v_dit",
+    "t2v-unet": "t2v_unet",
+    "var": "var_product",
+    "infinity": "infinity_product",
+}
+"""Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
+EXPORTS = (*PRODUCTS, "scorers")
+"""What can be exported."""
+
+_SCORERS_TEXT = """
+`clip` is a stock `CLIPModel` trained on captions and pictures of the scenes data set: text encoder of the miniature
+pipelines, and feature network for quality metrics on their pictures. `judge` is the attribute classifier of
+`hasten.pipelines.mini.scoring.AttributeScorer`.
+"""
+
+
+def export(
+    name: str,
+    root: Path,
+    folder: Path,
+    *,
+    prompts: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Row]:
+    """Write the shipped folder of ``name`` from the runs in ``root``.
+
+    Args:
+        name: a key of :data:`EXPORTS`.
+        root: folder of all runs.
+        folder: where to write; files of the same name are replaced.
+        prompts: prompts per split and size to measure the exported pipeline with; 0 for none.
+        progress: called with the number of pictures made.
+
+    Returns:
+        The measured rows, also in the README.
+
+    Raises:
+        ConfigError: for an unknown name.
+        CheckpointError: if a run is missing or not finished.
+    """
+    if name not in EXPORTS:
+        raise ConfigError(f"{name!r} cannot be exported; there are {', '.join(EXPORTS)}")
+    if name == "scorers":
+        _export_scorers(root, folder)
+        return []
+    made = product(name)
+    made.assemble(root).to(dtype=torch.float16).save_pretrained(folder)
+    _name_tokenizers(folder)
+    _forget_origins(folder)
+    settings = {"schema": 1, "product": name, "call": dict(made.call), **made.settings(root)}
+    (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    rows = made.measure(load_folder(folder), made.call, prompts, 0, progress) if prompts else []
+    _write_readme(folder, root, f"mini/{name}", made.text, made.runs, figures_table(rows))
+    ship_chain(read_chain(root / made.runs[-1]), folder)
+    return rows
+
+
+def product(name: str) -> Product:
+    """What is shipped as ``name``, a key of :data:`PRODUCTS`."""
+    shipped: Product = import_module(f"hasten_miniatures.{PRODUCTS[name]}").PRODUCT
+    return shipped
+
+
+def _forget_origins(folder: Path) -> None:
+    """Drop where parts were loaded from, which is a path of the machine that exports."""
+    for file in folder.rglob("config.json"):
+        config = json.loads(file.read_text("utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _name_tokenizers(folder: Path) -> None:
+    """Name the tokenizers' class as every supported transformers knows it; version 5 writes a name only it has."""
+    for file in (*folder.glob("model_index.json"), *folder.rglob("tokenizer_config.json")):
+        text = file.read_text("utf-8")
+        file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), "utf-8")
+
+
+def _export_scorers(root: Path, folder: Path) -> None:
+    from hasten.pipelines.mini.judge import Judge
+    from hasten_miniatures.contrastive import build_clip, export_clip
+    from hasten_miniatures.judge import export_judge
+
+    export_clip(load_trained("text-image", root, build_clip()), folder / "clip")
+    export_judge(load_trained("judge", root, Judge()), folder / "judge")
+    _name_tokenizers(folder / "clip")
+    _write_readme(folder, root, "mini/scorers", _SCORERS_TEXT, ("text-image", "judge"), [])
+
+
+def figures_table(rows: Sequence[Row]) -> list[str]:
+    """Measured rows as a Markdown table, one line per split and size."""
+    if not rows:
+        return []
+    judges = list(dict.fromkeys(row.judge for row in rows))
+    lines = [
+        f"Share of the attributes asked for that are in the picture, {rows[0].prompts} prompts a line, "
+        "95 % interval over prompts.",
+        "",
+        "| prompts | pixels | bar | " + " | ".join(judges) + " |",
+        "|---|---|---|" + "---|" * len(judges),
+    ]
+    for split, pixels in dict.fromkeys((row.split, row.pixels) for row in rows):
+        cells = [row for row in rows if (row.split, row.pixels) == (split, pixels)]
+        shares = " | ".join(f"{row.right:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in cells)
+        bars = ["none" if row.bar is None else f"{row.bar:.2f}" for row in cells]
+        bar = " / ".join(bars) if len(set(bars)) > 1 else bars[0]
+        kind = "trained combinations" if split == "train" else "held-out combinations"
+        lines.append(f"| {kind} | {pixels} | {bar} | {shares} |")
+    return lines
+
+
+def _write_readme(
+    folder: Path, root: Path, title: str, text: str, runs: Sequence[str], figures: Sequence[str]
+) -> None:
+    weights = list(folder.rglob("*.safetensors"))
+    for file in weights:
+        file.chmod(0o644)  # they come out readable by their owner alone
+    size = sum(file.stat().st_size for file in weights)
+    bundled = [run for run in runs[:-1] if not (root / run).is_dir()]
+    if bundled:
+        owners = " and ".join(f"`{owner}`" for owner in dict.fromkeys(bundled_in(run) for run in bundled))
+        text = f"{text.rstrip()}\n\nIts {' and '.join(bundled)} parts are copies of those of {owners}."
+    records = [r for run in runs if run not in bundled for r in read_chain(root / run)]
+    page = readme(title, text, records, figures, size)
+    (folder / "README.md").write_text(page, "utf-8")

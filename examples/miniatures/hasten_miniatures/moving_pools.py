@@ -1,0 +1,95 @@
+"""Captioned moving scenes as training data: their words, and clips that are encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten_miniatures.moving import MOTIONS, MovingScene, render_videos, sample_moving_scene
+from hasten_miniatures.pools import stored_pool
+from hasten_miniatures.text import build_tokenizer, number_words, vocabulary
+from hasten_miniatures.video_autoencoder import SIDE
+
+__all__ = ["MAX_TOKENS", "ClipPool", "ClipPools", "caption_ids", "training_scene", "video_tokenizer"]
+
+MAX_TOKENS = 16
+"""Longest caption (14 tokens with its two ends) and some room."""
+
+
+def video_tokenizer() -> Any:
+    """The word tokenizer with the words of motions."""
+    return build_tokenizer(number_words([*vocabulary(), *MOTIONS]), MAX_TOKENS)
+
+
+def caption_ids(tokenizer: Any, captions: list[str]) -> Tensor:
+    """Token ids (B, 16) of captions, padded."""
+    ids: Tensor = tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def training_scene(frames: int, index: int) -> MovingScene:
+    """Scene ``index`` of a pool. Of single frames at least half stand still: their captions say where the object is."""
+    scene = sample_moving_scene(frames, index)
+    while frames == 1 and index % 2 and scene.moves:
+        index += 1_000_000
+        scene = sample_moving_scene(frames, index)
+    return scene
+
+
+@dataclass(frozen=True)
+class ClipPool:
+    """Training clips of one length, encoded once.
+
+    Args:
+        latents: latents (N, C, T, 16, 16) as the denoiser sees them, in half precision.
+        ids: token ids (N, 16) of the captions.
+    """
+
+    latents: Tensor
+    ids: Tensor
+
+    @classmethod
+    def make(cls, encode: Callable[[Tensor], Tensor], count: int, frames: int) -> ClipPool:
+        """Render and encode ``count`` clips of ``frames`` frames; every length has scenes of its own."""
+        from rich.console import Console
+        from rich.progress import track
+
+        latents, captions, chunk = [], [], 16
+        for first in track(range(0, count, chunk), f"encode {frames} frames", console=Console(stderr=True)):
+            scenes = [training_scene(frames, i) for i in range(first, first + chunk)]
+            clips = encode(render_videos(scenes, frames, first, SIDE, frames))
+            latents.append(clips.to("cpu", torch.float16))
+            captions += [scene.caption() for scene in scenes]
+        return cls(torch.cat(latents), caption_ids(video_tokenizer(), captions))
+
+
+class ClipPools:
+    """Pools by their number of frames, each made when it is first needed.
+
+    Args:
+        encode: videos (B, 3, F, H, W) in [-1, 1] to the latents that the denoiser sees.
+        counts: clips of each pool, multiples of 16, by frames.
+        cache: folder that keeps the pools for a resumed run, or ``None``.
+    """
+
+    def __init__(
+        self, encode: Callable[[Tensor], Tensor], counts: Mapping[int, int], cache: Path | None
+    ) -> None:
+        self.encode, self.counts, self.cache = encode, counts, cache
+        self._made: dict[int, ClipPool] = {}
+
+    def __getitem__(self, frames: int) -> ClipPool:
+        if frames not in self._made:
+            count = self.counts[frames]
+            path = None if self.cache is None else self.cache / f"pool-{frames}-{count}.pt"
+            make = partial(ClipPool.make, self.encode, count, frames)
+            self._made[frames] = stored_pool(ClipPool, path, make)
+        return self._made[frames]

@@ -1,0 +1,136 @@
+"""Where a trained model comes from: the record a run leaves, and the README of a shipped folder made from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten import CheckpointError
+
+__all__ = [
+    "describe_hardware",
+    "has_record",
+    "read_chain",
+    "read_record",
+    "read_shipped_chain",
+    "readme",
+    "ship_chain",
+    "write_record",
+]
+
+_FILE = "run.json"
+_CHAIN = "runs.json"
+
+
+def describe_hardware(device: str) -> str:
+    """The processor, or the GPU, that ``device`` names."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    known = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in known.items()}
+    bfloat16 = " with AMX bf16" if "amx_bf16" in fields.get("flags", "") else ""
+    return fields.get("model name", platform.machine()) + bfloat16
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Keep what is known about a finished run in its folder."""
+    (folder / _FILE).write_text(json.dumps(dict(record), indent=2) + "\n", "utf-8")
+
+
+def has_record(folder: Path) -> bool:
+    """Whether the run of this folder is finished."""
+    return (folder / _FILE).is_file()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Raises:
+        CheckpointError: if the run is not finished.
+    """
+    file = folder / _FILE
+    if not has_record(folder):
+        raise CheckpointError(f"{folder} holds no finished run; go on with `hasten mini train {folder.name}`")
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return record
+
+
+def read_chain(folder: Path) -> list[dict[str, Any]]:
+    """The records of a finished run and of the runs it began with, oldest first.
+
+    Raises:
+        CheckpointError: if the run is not finished.
+    """
+    chain = [read_record(folder)]
+    while "begun_with" in chain[0]:
+        begun = chain[0]["begun_with"]
+        if "bundled" in begun:
+            own = begun["bundled"] == f"mini/{chain[0]['recipe']}"
+            return [*begun.get("chain", ()), *chain] if own else chain  # older records hold no chain
+        chain.insert(0, begun)
+    return chain
+
+
+def ship_chain(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Keep the records of the runs that made a shipped model's own parts in its folder, for runs that go on from it."""
+    plain = [{key: value for key, value in record.items() if key != "begun_with"} for record in records]
+    (folder / _CHAIN).write_text(json.dumps({"runs": plain}, indent=2) + "\n", "utf-8")
+
+
+def read_shipped_chain(folder: Path) -> list[dict[str, Any]]:
+    """What :func:`ship_chain` kept, oldest first; nothing for a model that was shipped without."""
+    file = folder / _CHAIN
+    chain: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["runs"] if file.is_file() else []
+    return chain
+
+
+def readme(
+    title: str, text: str, records: Sequence[Mapping[str, Any]], figures: Sequence[str], size: int
+) -> str:
+    """The README of a shipped folder.
+
+    Args:
+        title: name of the model.
+        text: what it is and how it is called.
+        records: of the runs that made its parts.
+        figures: lines of a Markdown table of measured figures.
+        size: bytes of the folder's weights.
+    """
+    parts = [f"# {title}", text.strip(), "## Training", _table(records)]
+    versions = sorted({f"torch {record['torch']}" for record in records})
+    hardware = sorted({record["hardware"] for record in records})
+    parts.append(
+        f"Hardware: {'; '.join(hardware)}. {', '.join(versions)}. Times are wall clock, as measured."
+    )
+    if figures:
+        parts += ["## Measured", "\n".join(figures)]
+    parts.append(f"Weights in half precision: {size / 1e6:.2f} MB. This page was written by the exporter.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| part | command | parameters | steps | seed | minutes | at the end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        final = ", ".join(f"{name} {value:.4g}" for name, value in record["final"].items())
+        lines.append(
+            f"| {record['recipe']} | `{record['command']}` | {record['parameters'] / 1e6:.2f} M | {record['steps']} | "
+            f"{record['seed']} | {record['seconds'] / 60:.0f} | {final} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,228 @@
+"""Runs by name: what to train first, where it lies, and how to read the result back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hasten import ConfigError
+from hasten.pipelines import mini
+from hasten_miniatures.checkpoints import read_average
+from hasten_miniatures.provenance import has_record
+from hasten_miniatures.training import Recipe, train
+from hasten_miniatures.warm_start import beginning
+
+__all__ = [
+    "RUNS",
+    "Entry",
+    "bundled_in",
+    "load_autoencoder",
+    "load_bundled",
+    "load_text_tower",
+    "load_trained",
+    "load_video_autoencoder",
+    "recipe",
+    "run",
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model that can be trained.
+
+    Args:
+        module: of this package; its ``make_recipe(root, *, device, compiled)`` gives the recipe.
+        requires: models that have to be trained before it, unless the bundled ones serve.
+        begins_with: the one of them whose weights it begins with.
+    """
+
+    module: str
+    requires: tuple[str, ...] = ()
+    begins_with: str | None = None
+
+
+RUNS: dict[str, Entry] = {
+    "autoencoder": Entry("autoencoder"),
+    "text-image": Entry("contrastive"),
+    "judge": Entry("judge", ("autoencoder",)),
+    "t2i-dit": Entry("t2i_dit", ("autoencoder", "text-image")),
+    "t2i-unet": Entry("t2i_unet", ("autoencoder", "text-image")),
+    "t2i-dit-1024": Entry("t2i_dit_1024", ("autoencoder", "text-image", "t2i-dit"), begins_with="t2i-dit"),
+    "video-autoencoder": Entry("video_autoencoder"),
+    "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),
+    "t2v-unet": Entry("t2v_unet", ("autoencoder", "text-image", "t2i-unet"), begins_with="t2i-unet"),
+    "var-tokenizer": Entry("var_tokenizer", ("autoencoder",)),
+    "var": Entry("var", ("text-image", "var-tokenizer")),
+    "infinity-tokenizer": Entry("infinity_tokenizer", ("autoencoder",)),
+    "infinity": Entry("infinity", ("text-image", "infinity-tokenizer")),
+}
+"""Every model by name."""
+
+_BUNDLED = {
+    "autoencoder": "t2i-dit/vae",
+    "text-image": "t2i-dit/text_encoder",
+    "t2i-dit": "t2i-dit/transformer",
+    "t2i-unet": "t2i-unet/unet",
+    "video-autoencoder": "t2v-dit/vae",
+    "var-tokenizer": "var/vae",
+    "infinity-tokenizer": "infinity/vae",
+}
+"""Part -> miniature and the folder of the part in it."""
+
+
+def run(
+    name: str,
+    root: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    compiled: bool = False,
+    begin_with: str | Path | None = None,
+    **options: Any,
+) -> None:
+    """Train ``name`` in ``root / name``.
+
+    What it builds on is taken from ``root`` where it was trained there, from the bundled models where not, and is
+    trained first where neither exists.
+
+    Args:
+        name: a key of :data:`RUNS`.
+        root: folder of all runs.
+        steps: length of the run, if not the recipe's own.
+        seed: of this run; parts that have to be trained first take their default.
+        device: torch device, also of the parts.
+        compiled: use ``torch.compile``.
+        begin_with: what to begin with, if not what the recipe says: the folder of a finished run or the name of a
+            bundled model (``"mini/..."``). One of ``name`` itself is refined.
+        **options: of :func:`hasten_miniatures.training.train`.
+
+    Raises:
+        ConfigError: for an unknown name, or a recipe that cannot be compiled.
+        CheckpointError: if ``begin_with`` holds no finished run.
+    """
+    if name not in RUNS:
+        raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(RUNS)}")
+    for part in RUNS[name].requires:
+        here = (root / part).is_dir()
+        if not has_record(root / part) and (here or _bundled(part) is None):
+            run(part, root, device=device)
+    flags = [f"--steps {steps}"] if steps is not None else []
+    flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])
+    flags += [f"--begin-with {begin_with}"] if begin_with is not None else []
+    source = begin_with if begin_with is not None else _natural_beginning(name, root)
+    begun = beginning(source) if source is not None else None
+    refine = begun is not None and begun.recipe == name
+    chosen = recipe(name, root, steps=steps, device=device, compiled=compiled, refine=refine)
+    command = " ".join(["hasten mini train", name, *flags])
+    train(chosen, root / name, seed=seed, device=device, command=command, begin_with=begun, **options)
+
+
+def _natural_beginning(name: str, root: Path) -> str | Path | None:
+    """The run in ``root`` that ``name`` goes on from, else the bundled model."""
+    first = RUNS[name].begins_with
+    if first is None:
+        return None
+    return root / first if (root / first).is_dir() else f"mini/{first}"
+
+
+def recipe(
+    name: str,
+    root: Path,
+    *,
+    steps: int | None = None,
+    device: str = "cpu",
+    compiled: bool = False,
+    refine: bool = False,
+) -> Recipe:
+    """The recipe of ``name`` over the trained parts in ``root``, or that of a second run on top of a first.
+
+    Raises:
+        ConfigError: for a recipe that cannot be compiled.
+    """
+    chosen: Recipe = import_module(f"hasten_miniatures.{RUNS[name].module}").make_recipe(
+        root, device=device, compiled=compiled
+    )
+    if compiled and not getattr(chosen, "compiled", False):
+        raise ConfigError(f"the recipe of {name!r} cannot be compiled; leave out --compile")
+    if refine:
+        chosen.refine()
+    if steps is not None:
+        chosen.schedule = replace(chosen.schedule, steps=steps)
+    return chosen
+
+
+def _bundled(part: str) -> Path | None:
+    """Where the packaged weights of a part lie, if there are any."""
+    model, _, folder = _BUNDLED.get(part, part).partition("/")
+    if f"mini/{model}" not in mini.names():
+        return None
+    found = mini.path(model) / folder
+    return found if found.is_dir() else None
+
+
+def bundled_in(part: str) -> str:
+    """The shipped model that a part is packaged with."""
+    return f"mini/{_BUNDLED[part].split('/')[0]}"
+
+
+def load_bundled(part: str, cls: Any) -> Any:
+    """The packaged part as ``cls``, in single precision, frozen."""
+    model = cls.from_pretrained(_bundled(part), torch_dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def load_trained(name: str, root: Path, model: Any) -> Any:
+    """``model`` with the averaged weights of the run ``name``, frozen.
+
+    Raises:
+        CheckpointError: if there is no such run yet.
+    """
+    model.load_state_dict(read_average(root / name))
+    return model.eval().requires_grad_(False)
+
+
+def load_autoencoder(root: Path) -> Any:
+    """The autoencoder trained in ``root``, else the bundled one, with its latent shift and scale set."""
+    if not (root / "autoencoder").is_dir():
+        from diffusers import AutoencoderKL
+
+        return load_bundled("autoencoder", AutoencoderKL)
+    from hasten_miniatures.autoencoder import build_autoencoder, calibrate
+
+    model = load_trained("autoencoder", root, build_autoencoder())
+    calibrate(model)
+    return model
+
+
+def load_video_autoencoder(root: Path) -> Any:
+    """The video autoencoder trained in ``root``, else the bundled one, with its latents' mean and deviation set."""
+    if not (root / "video-autoencoder").is_dir():
+        from diffusers import AutoencoderKLWan
+
+        return load_bundled("video-autoencoder", AutoencoderKLWan)
+    from hasten_miniatures.video_autoencoder import build_video_autoencoder, calibrate
+
+    model = load_trained("video-autoencoder", root, build_video_autoencoder())
+    calibrate(model)
+    return model
+
+
+def load_text_tower(root: Path) -> Any:
+    """The text tower of the text-image model trained in ``root``, else the bundled one."""
+    from transformers import CLIPTextModelWithProjection
+
+    if not (root / "text-image").is_dir():
+        bundled = CLIPTextModelWithProjection.from_pretrained(_bundled("text-image"), dtype=torch.float32)
+        return bundled.eval().requires_grad_(False)
+    from hasten_miniatures.contrastive import build_clip
+
+    clip = load_trained("text-image", root, build_clip())
+    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    text = {key: value for key, value in clip.state_dict().items() if key.startswith("text_")}
+    tower.load_state_dict(text)
+    return tower.eval().requires_grad_(False)

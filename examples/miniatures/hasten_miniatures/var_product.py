@@ -1,0 +1,60 @@
+"""What is shipped as ``mini/var``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hasten.pipelines.var.pipeline import VARPipeline
+from hasten.pipelines.var.scheduler import NextScaleScheduler
+from hasten_miniatures.next_scale_product import measure
+from hasten_miniatures.product import Product
+from hasten_miniatures.scale_tokens import SCHEDULE
+from hasten_miniatures.text import build_tokenizer
+from hasten_miniatures.var import TextToScales, build_model, load_tokenizer
+from hasten_miniatures.var_tokenizer import VarTokenizer
+
+__all__ = ["CALL", "PRODUCT", "assemble"]
+
+CALL = {"num_inference_steps": len(SCHEDULE), "guidance_scale": 2.0, "top_k": 0, "top_p": 0.9}
+"""The call the miniature is meant for."""
+
+
+def assemble(vae: Any, tower: Any, transformer: Any) -> VARPipeline:
+    """The pipeline around the trained parts."""
+    scheduler = NextScaleScheduler(guidance_scale=CALL["guidance_scale"], top_k=0, top_p=CALL["top_p"])
+    return VARPipeline(transformer, vae, scheduler, tower, build_tokenizer())
+
+
+def _assemble_trained(root: Path) -> VARPipeline:
+    from hasten_miniatures.runs import load_text_tower, load_trained
+
+    transformer = load_trained(TextToScales.name, root, build_model())
+    return assemble(load_tokenizer(root), load_text_tower(root), transformer)
+
+
+_TEXT = """
+A text-conditional `VARPipeline` for captioned scenes of one to three simple objects at 64 px, generated in eight scales
+of 1 to 64 tokens. The text tower is the one of the bundled contrastive model.
+
+```python
+pipe = hasten.load("mini/var")
+image = pipe(
+    "a large red circle on the left and a small blue star on the right on a white background",
+    **hasten.pipelines.mini.recommended_call("mini/var"),
+).images[0]
+```
+
+Figures of miniatures show trends and are not comparable with published ones.
+"""
+
+PRODUCT = Product(
+    text=_TEXT,
+    runs=("text-image", VarTokenizer.name, TextToScales.name),
+    call=CALL,
+    assemble=_assemble_trained,
+    settings=lambda root: {},  # noqa: ARG005
+    measure=partial(measure, bar=0.85),
+    samples=2,
+)
