@@ -18,6 +18,7 @@ from hasten.pipelines.var.layers import rotary_phases
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
 from hasten.schedules.scales import INFINITY_RATIOS, infinity_schedule, token_ends
+from hasten_miniatures.infinity_tokenizer import build_bitwise_tokenizer
 from hasten_miniatures.text import build_tokenizer
 
 SQUARE = ((1, 1), (2, 2), (4, 4))
