@@ -76,8 +76,7 @@ class Acceleration:
     def __init__(self, target: Target, made: Plan, techniques: tuple[Technique[Any], ...]) -> None:
         self._pipe = target.pipe
         self._stock = type(target.pipe)
-        options = {technique.name: technique.config.model_dump(mode="json") for technique in techniques}
-        self._attachment = Attachment(target, options)
+        self._attachment = Attachment(target, made.techniques)
         self._generated = make_subclass(self._stock, self._attachment, self._attachment.call)
         self._plan = made
         try:

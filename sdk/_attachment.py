@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten._attention import AttentionSeam
 from hasten._clock import Clock, expected_batch
@@ -19,9 +19,13 @@ from hasten._recorder import Recorder, Row
 from hasten._report import Report, StepRecord
 from hasten._run import Run, RunCall
 from hasten._seams import SeamTable, submodule
+from hasten._step_caches import refuse_step_caches
 from hasten._subclass import stock_class
 from hasten._target import Target
 from hasten.pipelines.adapters._base import Guidance, Moments
+
+if TYPE_CHECKING:
+    from hasten._plan import PlannedTechnique
 
 __all__ = ["Attachment"]
 
@@ -31,13 +35,13 @@ class Attachment:
 
     Args:
         target: the pipeline.
-        options: JSON values of every technique's options, by name, outermost first.
+        planned: every technique with its options and claims, outermost first.
     """
 
-    def __init__(self, target: Target, options: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, target: Target, planned: Sequence[PlannedTechnique]) -> None:
         self.target = target
-        self.names = names = tuple(options)
-        self._options = options
+        self.names = names = tuple(technique.name for technique in planned)
+        self._planned = {technique.name: technique for technique in planned}
         self.table = SeamTable(names)
         self.journal = Journal()
         self.paused = 0
@@ -55,6 +59,7 @@ class Attachment:
             return stock(pipe, *args, **kwargs)  # the pipeline has its own words for a wrong argument
         table = _snapshot(self.table)
         with self._session() as recorder:
+            self._check()
 
             def once(call: RunCall) -> Any:
                 call = _with_cache(table, self._rewrite_prompt(table, call))
@@ -64,7 +69,7 @@ class Attachment:
             proceed: Callable[[RunCall], Any] = once
             for _, handler in reversed(table.run.items):
                 proceed = _around(handler, proceed)
-            options = {name: self._options[name] for name in self.names}
+            options = {name: self._planned[name].options for name in self.names}
             return proceed(RunCall(pipe, self.target, arguments, options=options))
 
     @contextmanager
@@ -83,8 +88,17 @@ class Attachment:
             )
         call = RunCall(self.target.pipe, self.target, self.target.call_arguments(**arguments))
         call = _with_cache(table, call)
+        self._check()
         with self._session() as recorder, self._installed(table, call, recorder) as run:
             yield run
+
+    def _check(self) -> None:
+        """What the plan made sure of and the user may have changed since.
+
+        Raises:
+            ConflictError: a cache was enabled that a technique cannot work beside.
+        """
+        refuse_step_caches(self.target, {name: self._planned[name].claims for name in self.names})
 
     @contextmanager
     def _session(self) -> Iterator[Recorder]:

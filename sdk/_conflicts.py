@@ -8,7 +8,7 @@ from itertools import combinations
 from hasten._claims import SLOTS, Access, Claim
 from hasten._errors import ConflictError, PluginError, suggestion
 
-__all__ = ["TESTED", "check_claims", "untested_pairs"]
+__all__ = ["TESTED", "check_claims", "first_collision", "untested_pairs"]
 
 TESTED: dict[frozenset[str], str] = {
     frozenset({"aptp", "bottleneck"}): "tests/plugins/aptp/test_compose.py",
@@ -39,6 +39,12 @@ def check_claims(owned: Sequence[Owned]) -> None:
             for other in claims_2:
                 if reason := _collision(first, one, second, other):
                     raise ConflictError(reason)
+
+
+def first_collision(claims: Sequence[Claim], others: Sequence[Claim]) -> str | None:
+    """The slot in which two parties' claims collide, ``None`` if they can be met together."""
+    found = (one.slot for one in claims for other in others if _collision("", one, "", other) is not None)
+    return next(found, None)
 
 
 def untested_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:

@@ -43,7 +43,7 @@ class ConfigError(HastenError):
 
 
 class ConflictError(HastenError):
-    """Two techniques, or two accelerations, that want the same part of one pipeline."""
+    """Two that want the same part of one pipeline: techniques, accelerations, calls, or a technique and a cache."""
 
 
 class UnsupportedError(HastenError):

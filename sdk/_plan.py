@@ -11,6 +11,7 @@ from hasten._config import Config
 from hasten._conflicts import check_claims, untested_pairs
 from hasten._errors import UnsupportedError
 from hasten._plugins import host
+from hasten._step_caches import refuse_step_caches
 from hasten._target import Target
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def make_plan(
 
     Raises:
         UnsupportedError: a technique refuses the pipeline, or the family lacks a capability.
-        ConflictError: techniques collide.
+        ConflictError: techniques collide, with each other or with a cache that is enabled on the pipeline.
     """
     techniques = tuple(host().technique(e.name)(e.options) for e in config.techniques)
     findings: list[Finding] = []
@@ -101,6 +102,7 @@ def make_plan(
         findings.extend(replace(f, message=f"{technique.name}: {f.message}") for f in found)
     claims = {technique.name: tuple(technique.claims(target)) for technique in techniques}
     check_claims(list(claims.items()))
+    refuse_step_caches(target, claims)
     arguments = target.call_arguments(**call)
     planned = tuple(
         PlannedTechnique(
