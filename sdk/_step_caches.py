@@ -2,8 +2,8 @@
 
 Such a cache keeps what layers computed from one step to the next, and skips layers. Whoever changes the number of
 tokens, the batch, the frames, the weights or the noise levels under it gets an error from inside diffusers at best, and
-a picture made of two sizes at worst; whoever needs to see every attention layer sees only some. So a cache counts as one
-more party with claims.
+a picture made of two sizes at worst; whoever needs to see every attention layer sees only some. So a cache counts as
+one more party with claims.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hasten._errors import CheckpointError
 from hasten.pipelines.adapters._units import Structure
 from hasten.plugins.aptp.cost import CostModel
-from hasten.plugins.aptp.lora import merge_update
+from hasten.plugins.aptp.lora import DOWN, UP, merge_update
 from hasten.plugins.aptp.manifest import ExpertEntry, ExpertWeights, Manifest, config_digest, file_digest
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.router import PrototypeRouter, Router
@@ -91,7 +91,7 @@ class Bundle:
                 f"{type(denoiser).__name__} has another configuration; load that base"
             )
         if weights and len(self.probe):
-            found = probe_weights(denoiser)
+            found = probe_weights(denoiser.parameters())
             if found.shape != self.probe.shape or not torch.allclose(found, self.probe, rtol=0.02, atol=1e-3):
                 return (
                     f"the bundle {self.place} was made for the weights of {base.name!r}, and these differ; load that "
@@ -107,6 +107,14 @@ class Bundle:
         """
         for expert in self.experts:
             expert.plan.check(structure)
+
+    def own_parameters(self) -> frozenset[str] | None:
+        """Names of the base's parameters that experts replace with their own; ``None`` for all of them."""
+        if any(entry.weights == "full" for entry in self.manifest.experts):
+            return None
+        held = [self.shared or {}, *(expert.tensors or {} for expert in self.experts)]
+        names = {name for tensors in held for name in tensors}
+        return frozenset(name for name in names if name.rpartition(".")[2] not in (UP, DOWN))
 
     def source(self, denoiser: nn.Module, structure: Structure, number: int) -> nn.Module:
         """What expert ``number`` is cut from: the base, with the shared update and in nested order where it is so."""
@@ -142,10 +150,10 @@ class Bundle:
 
 
 @torch.no_grad()
-def probe_weights(denoiser: nn.Module) -> Tensor:
+def probe_weights(parameters: Iterable[Tensor]) -> Tensor:
     """A few values of every parameter, float32 (N,): enough to tell two trained models apart at any precision."""
-    picked = []
-    for parameter in denoiser.parameters():
+    picked = [torch.empty(0)]
+    for parameter in parameters:
         flat = parameter.detach().flatten()
         index = torch.linspace(0, len(flat) - 1, _PROBED, device=flat.device).long()
         picked.append(flat[index].float().cpu())
@@ -188,7 +196,7 @@ def save_bundle(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = {ROUTER: {**router.tensors(), PROBE: probe_weights(base)}}
+    written = {ROUTER: {**router.tensors(), PROBE: probe_weights(base.parameters())}}
     if shared is not None:
         written[SHARED] = _half(shared)
     for number, expert in enumerate(experts):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hasten.pipelines.adapters._units import Structure
+from hasten.plugins.aptp.base import Base
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.router import BASE
 from hasten.plugins.aptp.segments import segmented
@@ -22,7 +22,7 @@ class Experts:
 
     Args:
         bundle: their plans and tensors.
-        structure: units of the base.
+        base: what they are cut from.
         residency: how many are kept.
         resident: for ``"lru"``.
         time: flow time of a forward from its arguments, for bundles with timestep segments.
@@ -32,18 +32,17 @@ class Experts:
     def __init__(
         self,
         bundle: Bundle,
-        structure: Structure,
+        base: Base,
         residency: Literal["all", "lru", "slice_on_demand"],
         resident: int,
         time: Callable[[Mapping[str, Any]], float],
         *,
         compiled: bool = False,
     ) -> None:
-        self._bundle, self._structure, self._compiled, self._time = bundle, structure, compiled, time
+        self._bundle, self._base, self._compiled, self._time = bundle, base, compiled, time
         self._capacity = {"all": len(bundle.experts), "lru": resident, "slice_on_demand": 1}[residency]
         self._release = residency == "slice_on_demand"
         self._made: OrderedDict[int, Any] = OrderedDict()
-        self._source: Any = None
         self._sources: dict[str, Any] = {}
         self.built = 0
         """How many were built so far."""
@@ -54,22 +53,29 @@ class Experts:
         choices = enumerate(self._bundle.manifest.choices)
         return tuple(number for number, route in choices if self._made.keys() >= set(route.experts))
 
-    def get(self, choice: int, base: nn.Module) -> Any:
-        """The denoiser for a decision; ``base`` itself for :data:`BASE`."""
-        if choice == BASE:
-            return base
-        from hasten._denoiser import unwrapped
+    def follow(self, denoiser: nn.Module) -> None:
+        """Forget every expert if the base was changed since they were cut.
 
-        self._follow(unwrapped(base))
+        Raises:
+            UnsupportedError: experts cannot follow the change.
+        """
+        if self._base.follow(denoiser):
+            self._made.clear()
+            self._sources.clear()
+
+    def get(self, choice: int, denoiser: nn.Module) -> Any:
+        """The denoiser for a decision, cut from the base as last followed; ``denoiser`` itself for :data:`BASE`."""
+        if choice == BASE:
+            return denoiser
         manifest = self._bundle.manifest
-        experts = [self._expert(number, unwrapped(base)) for number in manifest.choices[choice].experts]
+        experts = [self._expert(number) for number in manifest.choices[choice].experts]
         return experts[0] if len(experts) == 1 else segmented(experts, manifest.segments, self._time)
 
-    def _expert(self, number: int, base: nn.Module) -> Any:
+    def _expert(self, number: int) -> Any:
         if number not in self._made:
             while len(self._made) >= self._capacity:
                 self._made.popitem(last=False)
-            self._made[number] = self._build(number, base)
+            self._made[number] = self._build(number)
         self._made.move_to_end(number)
         return self._made[number]
 
@@ -79,19 +85,11 @@ class Experts:
             self._made.clear()
             self._sources.clear()
 
-    def _build(self, number: int, base: nn.Module) -> Any:
+    def _build(self, number: int) -> Any:
         self.built += 1
+        plain, structure = self._base.plain, self._base.structure
         kind = self._bundle.manifest.experts[number].weights
         if kind not in self._sources:
-            self._sources[kind] = self._bundle.source(base, self._structure, number)
-        model = self._bundle.build(self._sources[kind], self._structure, number).train(base.training)
+            self._sources[kind] = self._bundle.source(plain, structure, number)
+        model = self._bundle.build(self._sources[kind], structure, number).train(plain.training)
         return torch.compile(model) if self._compiled else model
-
-    def _follow(self, base: nn.Module) -> None:
-        """Start anew where the base was moved, cast or replaced since."""
-        like = next(base.parameters())
-        source = (id(base), like.device, like.dtype, like.data_ptr())
-        if source != self._source:
-            self._made.clear()
-            self._sources.clear()
-            self._source = source

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from hasten._denoiser import unwrapped
-from hasten._errors import UnsupportedError
 from hasten._target import Target
 from hasten.eval.efficiency.timing import interleave
 from hasten.eval.statistics import Estimate
 from hasten.pipelines.adapters import LatentSize
 from hasten.pipelines.adapters._units import PrunableUnits
+from hasten.plugins.aptp.base import prepare
 from hasten.plugins.aptp.bundle import Bundle
 
 __all__ = ["Timed", "compare_forwards", "measure"]
@@ -52,13 +52,10 @@ def measure(
     """
     target, bundle = Target.of(pipe), Bundle.load(folder)
     base = unwrapped(next(iter(target.denoisers.values())))
-    reason = bundle.check_base(base, target.adapter.family)
-    if reason is not None:
-        raise UnsupportedError(reason)
+    plain, structure = prepare(target, bundle, base, weights=True)
     units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
-    structure = units.structure(base, bundle.manifest.grain.grain())
     numbers = range(len(bundle.experts))
-    models = {str(i): bundle.build(bundle.source(base, structure, i), structure, i) for i in numbers}
+    models = {str(i): bundle.build(bundle.source(plain, structure, i), structure, i) for i in numbers}
     shares = {str(i): expert.macs_share for i, expert in enumerate(bundle.manifest.experts)}
     size = LatentSize(bundle.manifest.size.height, bundle.manifest.size.width)
     inputs = units.inputs(base, size, bundle.manifest.size.text, batch)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._claims import Access, Claim
 from hasten._errors import HastenError, UnsupportedError
 from hasten._hookspecs import hookimpl
+from hasten._step_caches import step_caches
 from hasten._technique import Finding, Technique
 from hasten.pipelines.adapters._base import ScaleSchedule
-from hasten.pipelines.adapters._units import PrunableUnits
+from hasten.pipelines.adapters._units import PrunableUnits, Structure
 from hasten.plugins.aptp.config import AptpConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hasten._seams import Seams
     from hasten._target import Target
     from hasten.plugins.aptp.bundle import Bundle
@@ -55,8 +59,17 @@ class Aptp(Technique[AptpConfig]):
         if len(target.denoisers) != 1:
             yield Finding("error", f"it prunes pipelines with one denoiser, this has {len(target.denoisers)}")
             return
-        bundle = self._bundle(target)
-        yield from self._check_base(target, bundle)
+        if step_caches(target):
+            return  # the host refuses it, with the cache's name
+        from hasten.plugins.aptp.base import plain_base
+
+        try:
+            plain_base(_denoiser(target))
+            bundle = self._bundle(target)
+            self._prepare(target, bundle, _denoiser(target))
+        except UnsupportedError as error:
+            yield Finding("error", str(error))
+            return
         if bundle.manifest.segments and target.adapter.capability(ScaleSchedule) is not None:  # type: ignore[type-abstract]
             yield Finding(
                 "error", "timestep segments would change the heads that the cache of keys and values holds"
@@ -74,24 +87,22 @@ class Aptp(Technique[AptpConfig]):
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Around the pipeline call, and around forwards for the report."""
-        from hasten._denoiser import unwrapped
+        from hasten.plugins.aptp.base import Base
         from hasten.plugins.aptp.encoder import make_encoder
         from hasten.plugins.aptp.experts import Experts
         from hasten.plugins.aptp.routing import Routing
 
         bundle = self._bundle(target)
-        denoiser = unwrapped(next(iter(target.denoisers.values())))
-        structure = target.capability(PrunableUnits).structure(  # type: ignore[type-abstract]
-            denoiser, bundle.manifest.grain.grain()
-        )
-        bundle.check_experts(structure)
+        base = Base(bundle, lambda denoiser: self._prepare(target, bundle, denoiser))
         encoder = make_encoder(bundle.manifest.router.encoder, bundle.manifest.router.model, target.pipe)
         config = self.config
 
         def time(kwargs: Mapping[str, Any]) -> float:
             return target.moments.level(target.pipe, kwargs).time
 
-        experts = Experts(bundle, structure, config.residency, config.resident, time, compiled=config.compile)
+        experts = Experts(bundle, base, config.residency, config.resident, time, compiled=config.compile)
+        denoiser = _denoiser(target)
+        experts.follow(denoiser)
         if config.residency == "all":
             for number in range(len(bundle.manifest.choices)):
                 experts.get(number, denoiser)
@@ -106,21 +117,22 @@ class Aptp(Technique[AptpConfig]):
             return Bundle.load(self.config.bundle)
         for folder in sorted(BUNDLES.glob("*/aptp.json")):
             bundle = Bundle.load(folder.parent)
-            if not list(self._check_base(target, bundle)):
+            with suppress(UnsupportedError):
+                self._prepare(target, bundle, _denoiser(target))
                 return bundle
         raise UnsupportedError(
             f"aptp needs a bundle made for this {target.name}; set aptp.bundle=DIR. Make one with `hasten aptp "
             f"prepare`, `search`, `tune` and `export`"
         )
 
-    def _check_base(self, target: Target, bundle: Bundle) -> Iterable[Finding]:
-        from hasten._denoiser import unwrapped
+    def _prepare(self, target: Target, bundle: Bundle, denoiser: nn.Module) -> tuple[nn.Module, Structure]:
+        from hasten.plugins.aptp.base import prepare
 
-        denoiser = unwrapped(next(iter(target.denoisers.values())))
-        weights = self.config.base_check == "weights"
-        reason = bundle.check_base(denoiser, target.adapter.family, weights=weights)
-        if reason is not None:
-            yield Finding("error", reason)
+        return prepare(target, bundle, denoiser, weights=self.config.base_check == "weights")
+
+
+def _denoiser(target: Target) -> nn.Module:
+    return next(iter(target.denoisers.values()))
 
 
 @hookimpl

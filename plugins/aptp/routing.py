@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from hasten._denoiser import DenoiserCall
 from hasten._run import RunCall
@@ -32,6 +33,9 @@ __all__ = ["Routing", "decide"]
 class _Current:
     """The group that runs now."""
 
+    pipe: Any
+    base: nn.Module
+    """What the pipeline holds when no expert stands in its place."""
     expert: int
     samples: tuple[int, ...]
     decisions: tuple[Decision, ...]
@@ -90,6 +94,7 @@ class Routing:
 
     def run(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
         """Around the pipeline call."""
+        self._experts.follow(self._base())
         prompts = _prompts_of(call)
         if prompts is None:
             # Embeddings alone cannot be routed: the whole model is right for every prompt.
@@ -147,27 +152,33 @@ class Routing:
         samples: tuple[int, ...],
         decisions: tuple[Decision, ...],
     ) -> Any:
-        token = _current.set(_Current(expert, samples, decisions))
+        base = self._base()
+        token = _current.set(_Current(call.pipe, base, expert, samples, decisions))
         try:
-            with _swapped(call.pipe, self._target, self._experts, expert):
+            with _swapped(call.pipe, next(iter(self._target.denoisers)), self._experts.get(expert, base)):
                 return proceed(call)
         finally:
             _current.reset(token)
             self._experts.release()
 
+    def _base(self) -> nn.Module:
+        """The user's denoiser. In a call from a callback of a call the pipeline holds an expert."""
+        current = _current.get()
+        held = next(iter(self._target.denoisers.values()))
+        return held if current is None or current.pipe is not self._target.pipe else current.base
+
 
 @contextmanager
-def _swapped(pipe: Any, target: Target, experts: Experts, expert: int) -> Iterator[None]:
+def _swapped(pipe: Any, name: str, chosen: nn.Module) -> Iterator[None]:
     """The pipeline with an expert in the denoiser's place, written past ``__setattr__``, which edits the config."""
-    name, base = next(iter(target.denoisers.items()))
-    chosen = experts.get(expert, base)
     attributes = vars(pipe)
+    before = attributes[name]
     attributes[name] = chosen
     try:
         yield
     finally:
         if attributes.get(name) is chosen:
-            attributes[name] = base
+            attributes[name] = before
 
 
 def _prompts_of(call: RunCall) -> Sequence[str] | None:

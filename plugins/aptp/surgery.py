@@ -13,9 +13,20 @@ from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._units import Cut, Structure
 from hasten.plugins.aptp.plan import PruningPlan
 
-__all__ = ["channels", "clone_tree", "cut_tensor", "nested_order", "pruned", "reordered", "skeleton"]
+__all__ = [
+    "channels",
+    "clone_tree",
+    "cut_tensor",
+    "nested_order",
+    "pruned",
+    "refuse_hooks",
+    "reordered",
+    "skeleton",
+    "without_adapters",
+]
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
+_CASTING = "layerwise_casting"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -35,7 +46,7 @@ def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
         UnsupportedError: the plan is illegal, or the model carries hooks of an offloader.
     """
     plan.check(structure)
-    _refuse_hooks(model)
+    refuse_hooks(model)
     plan = plan.without_whole(structure)
     copied = clone_tree(model)
     for name in plan.dropped:
@@ -182,11 +193,64 @@ def _follow_packing(model: nn.Module, structure: Structure, name: str) -> None:
             layer._tp_packed_row_blocks = [layer.in_features - inner, inner]
 
 
-def _refuse_hooks(model: nn.Module) -> None:
+def refuse_hooks(model: nn.Module) -> None:
+    """Refuse a model whose hooks would go on working on the uncut weights.
+
+    Raises:
+        UnsupportedError: naming the module and what put the hook there.
+    """
     for path, module in model.named_modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        if hasattr(module, "_hf_hook") or getattr(registry, "hooks", None):
+        here = f"module {path or 'denoiser'!r}"
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        if _CASTING in hooks:
             raise UnsupportedError(
-                f"module {path or 'denoiser'!r} carries hooks of an offloader or a cache, which would run on the uncut "
-                f"weights; prune first, then enable offloading or caching"
+                f"{here} stores its weights in another type than it computes in (enable_layerwise_casting), which cut "
+                f"weights would not follow; load the denoiser without layerwise casting"
             )
+        if hasattr(module, "_hf_hook") or hooks:
+            kind = ", ".join(hooks) or type(module._hf_hook).__name__
+            raise UnsupportedError(
+                f"{here} carries hooks of an offloader or a cache ({kind}), which would run on the uncut weights; "
+                f"prune first, or take them off (pipe.remove_all_hooks(), disable_cache()) and move the pipeline with "
+                f"pipe.to(device)"
+            )
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of adapters (LoRA and its like) that are fused or switched off.
+
+    Returns:
+        The same function over the same tensors; ``model`` itself if it has no adapter.
+
+    Raises:
+        UnsupportedError: an adapter is active and not fused.
+    """
+    wrapped = [path for path, module in model.named_modules() if _is_adapted(module)]
+    if not wrapped:
+        return model
+    copied: nn.Module = clone_tree(model)
+    for path in reversed(wrapped):  # the inner of two wrappers first
+        layer: Any = model.get_submodule(path)
+        if not _computes_its_base(layer):
+            raise UnsupportedError(
+                f"layer {path!r} carries an adapter that is not fused ({type(layer).__name__}: "
+                f"{', '.join(layer.active_adapters)}); call pipe.fuse_lora() and pipe.unload_lora_weights(), and set "
+                f"aptp.base_check='config' to accept the changed weights; or give the LoRA to "
+                f"hasten.plugins.aptp.lora.slice_lora"
+            )
+        parent, _, child = path.rpartition(".")
+        holder = copied.get_submodule(parent)
+        holder._modules[child] = holder.get_submodule(child).base_layer
+    return copied
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether a layer is wrapped by an adapter of peft."""
+    return isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "merged")
+
+
+def _computes_its_base(layer: Any) -> bool:
+    if layer.merged:
+        return not layer.disable_adapters  # switched off, it would unfuse in its next forward
+    known = {name for names in layer.adapter_layer_names for name in getattr(layer, names, ())}
+    return layer.disable_adapters or not known & set(layer.active_adapters)

@@ -54,7 +54,7 @@ def test_the_plan_names_the_cache_and_the_way_out(wan: Any, cache: str, techniqu
     hasten.accelerate(wan, [technique]).restore()
 
 
-@pytest.mark.parametrize("cache", sorted(CACHES.keys() - {"FasterCache"}))  # needs a doubled batch, Wan has none
+@pytest.mark.parametrize("cache", sorted(CACHES.keys() - {"FasterCache"}))
 @pytest.mark.parametrize("technique", ["bottleneck", "rettention"])
 def test_enabled_later_it_is_refused_on_the_next_call(wan: Any, run: Any, cache: str, technique: str) -> None:
     control = FAMILIES["wan"]()
