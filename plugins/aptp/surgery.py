@@ -239,8 +239,7 @@ def without_adapters(model: nn.Module) -> nn.Module:
                 f"hasten.plugins.aptp.lora.slice_lora"
             )
         parent, _, child = path.rpartition(".")
-        holder = copied.get_submodule(parent)
-        holder._modules[child] = holder.get_submodule(child).base_layer
+        copied.get_submodule(parent)._modules[child] = copied.get_submodule(f"{path}.base_layer")
     return copied
 
 
