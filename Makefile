@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 # Every version is pinned here for development and CI; users are not bound by it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test browser lint types unit slow build clean
+.PHONY: help install demo test check docs browser lint types unit slow build clean
 
 help:
 	@echo "make demo   install into $(VENV) and run the main job on the bundled miniature"
 	@echo "make test   install into $(VENV), then lint, format check, type check and the whole test suite"
+	@echo "make check  lint, types and quick tests, for the inner loop"
+	@echo "make docs   the documentation site, in build/site"
 	@echo "make slow   the tests that take minutes"
 
 $(VENV)/.requirements: constraints.txt pyproject.toml
@@ -26,7 +28,14 @@ demo: install
 	rm -rf out/demo
 	$(BIN)/hasten demo --out out/demo
 
-test: install browser lint types unit
+test: install browser lint types docs unit
+
+# The inner loop: no browser, no miniature generates anything.
+check: lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/schedules tests/test_package.py
+
+docs:
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build
 
 # The HTML report is tested in a real browser; a page that was not looked at is not tested.
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
