@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from hasten._hookspecs import hookimpl
     from hasten._load import load
+    from hasten._lock import owned
     from hasten._models import Captions, Model
     from hasten._plan import Plan
     from hasten._report import Report
@@ -64,6 +65,7 @@ __all__ = [
     "apply_overrides",
     "hookimpl",
     "load",
+    "owned",
     "plan",
 ]
 
@@ -83,6 +85,7 @@ _HOMES = {
     ),
     "_hookspecs": ("hookimpl",),
     "_load": ("load",),
+    "_lock": ("owned",),
     "_models": ("Captions", "Model"),
     "_plan": ("Plan",),
     "_report": ("Report",),

@@ -141,7 +141,7 @@ class Attachment:
                 watch.settle()
                 self._check_used(table, seams)
             if attention is not None:
-                attention.check_complete([seam.name for seam in seams.values() if seam.forwards])
+                attention.check_complete([seam.name for seam in seams.values() if seam.computed])
 
     def _check_used(self, table: SeamTable, seams: Mapping[Any, DenoiserSeam]) -> None:
         if any(seam.forwards for seam in seams.values()):

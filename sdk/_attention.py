@@ -186,7 +186,7 @@ class AttentionSeam:
         self._require(computation.entered - computation.hit)
 
     def check_complete(self, denoisers: Sequence[str]) -> None:
-        """At the end of a run: every planned layer of a denoiser that ran must have been seen.
+        """At the end of a run: every planned layer of a denoiser that computed anything must have been seen.
 
         Raises:
             UnsupportedError: one was not.

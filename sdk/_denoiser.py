@@ -105,10 +105,13 @@ class DenoiserSeam:
         self._size: tuple[int, ...] = ()
         self.forwards = 0
         """Forwards that the pipeline asked for."""
+        self.computed = 0
+        """Times the denoiser itself ran; a technique may have answered all forwards in its place."""
 
     def forward(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One forward through the chain; ``inner`` computes the denoiser itself."""
         if self._inner is not None:
+            self.computed += 1
             return inner(*args, **kwargs)  # a handler that calls the module itself means the module itself
         if self._watch is not None:
             self._watch.settle()
@@ -153,6 +156,7 @@ class DenoiserSeam:
         inner, row = self._inner, self._row
         if inner is None or row is None:
             raise RuntimeError("proceed() was kept and called after its forward had ended")
+        self.computed += 1
         args, kwargs = self._unbind(call)
         same = call.kwargs is self._original
         row.resolution = self._size if same else _extent(self._layout.size(call.run.pipe, call.kwargs))

@@ -43,7 +43,7 @@ class ConfigError(HastenError):
 
 
 class ConflictError(HastenError):
-    """Two that want the same part of one pipeline: techniques, accelerations, calls, or a technique and a cache."""
+    """Two that want the same: techniques, accelerations, calls or caches one part of a pipeline, runs one output."""
 
 
 class UnsupportedError(HastenError):

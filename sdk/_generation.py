@@ -116,8 +116,12 @@ def _json_prompt(path: Path, number: int, line: str) -> str:
     return _text_prompt(path, number, str(prompt))
 
 
-def prepare_folder(path: str | Path) -> Path:
+def prepare_folder(path: str | Path, option: str = "--out") -> Path:
     """Create an output folder and prove that it can be written, before any work is spent.
+
+    Args:
+        path: the folder.
+        option: the command-line option that names it.
 
     Raises:
         ConfigError: naming the folder and the operating system's reason.
@@ -130,7 +134,7 @@ def prepare_folder(path: str | Path) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(
-            f"output folder {path} cannot be written ({reason}); choose another with --out"
+            f"output folder {path} cannot be written ({reason}); choose another with {option}"
         ) from error
     return path
 

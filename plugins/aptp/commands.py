@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hasten._cli._outputs import hold_folder
+
 if TYPE_CHECKING:
     from hasten.plugins.aptp.make.study import Study
 
@@ -31,6 +33,7 @@ def _main() -> None:
 
 @app.command()
 def prepare(
+    context: typer.Context,
     model: ModelArgument,
     work: WorkOption = Path("aptp"),
     data: Annotated[
@@ -57,6 +60,7 @@ def prepare(
     miniature = model.startswith("mini/") or (Path(model) / "hasten.json").is_file()
     if data is None and not miniature:
         raise ConfigError("--data: name a folder of pictures with captions; only miniatures bring their own")
+    hold_folder(context, work, "--work")
     pipe = load(model).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
     target = Target.of(pipe)
@@ -71,6 +75,7 @@ def prepare(
 
 @app.command("measure")
 def measure_latency(
+    context: typer.Context,
     model: ModelArgument,
     work: WorkOption = Path("aptp"),
     batch: Annotated[int, typer.Option(min=1, help="Samples in a forward.")] = 1,
@@ -81,7 +86,7 @@ def measure_latency(
     from hasten.pipelines.adapters._units import PrunableUnits
     from hasten.plugins.aptp.timetable import measure_table
 
-    with _study(model, work, ffn) as study:
+    with _study(context, model, work, ffn) as study:
         denoiser, text = study.denoiser, study.costs.text
         units = study.conditioner.target.capability(PrunableUnits)  # type: ignore[type-abstract]
         size = study.data.size
@@ -92,6 +97,7 @@ def measure_latency(
 
 @app.command()
 def search(
+    context: typer.Context,
     model: ModelArgument,
     work: WorkOption = Path("aptp"),
     preset: Annotated[Literal["improved", "paper"], typer.Option(help="Recipe.")] = "improved",
@@ -115,7 +121,7 @@ def search(
     from hasten.plugins.aptp.make.search import search as run
 
     options = SearchOptions(preset, _shares(budgets), steps, batch, learning_rate, seed, on, nested)
-    with _study(model, work, ffn, timed=on == "time") as study:
+    with _study(context, model, work, ffn, timed=on == "time") as study:
         found = run(study, options, work / "search")
     unit = {"macs": "multiply-accumulates", "time": "time"}[on]
     for plan, share in zip(found.plans, found.shares) if found else ():
@@ -125,6 +131,7 @@ def search(
 
 @app.command()
 def tune(
+    context: typer.Context,
     model: ModelArgument,
     work: WorkOption = Path("aptp"),
     weights: Annotated[
@@ -145,12 +152,13 @@ def tune(
 
     options = TuneOptions(weights, rank, steps, batch, learning_rate, seed=seed)
     searched = Searched.load(work / "search")
-    with _study(model, work, ffn) as study:
+    with _study(context, model, work, ffn) as study:
         run(study, searched, options, work / "tune")
 
 
 @app.command()
 def export(
+    context: typer.Context,
     model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
     work: WorkOption = Path("aptp"),
@@ -173,7 +181,8 @@ def export(
 
     searched, tuned = Searched.load(work / "search"), Tuned.load(work / "tune")
     options = ExportOptions(mean_cost, prompts, draws, segments, seed)
-    with _study(model, work, ffn) as study:
+    hold_folder(context, folder)
+    with _study(context, model, work, ffn) as study:
         manifest = write(
             study, searched, tuned, options, folder, {"command": f"hasten aptp export {model} {folder}"}
         )
@@ -182,6 +191,7 @@ def export(
 
 @app.command("cut")
 def cut(
+    context: typer.Context,
     model: ModelArgument,
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
     work: WorkOption = Path("aptp"),
@@ -195,12 +205,14 @@ def cut(
     from hasten.plugins.aptp.make.oneshot import OneShotOptions, cut_once
 
     options = OneShotOptions(_shares(budgets), prompts, clusters, seed=seed)
-    with _study(model, work, ffn) as study:
+    hold_folder(context, folder)
+    with _study(context, model, work, ffn) as study:
         _show(cut_once(study, options, folder, {"command": f"hasten aptp cut {model} {folder}"}))
 
 
 @app.command("import")
 def import_published(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="Folder with arch0, arch1, ..., hypernet and quantizer.")],
     base: Annotated[str, typer.Argument(help="The base: a folder or hub id of Stable Diffusion 2.1.")],
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
@@ -210,6 +222,7 @@ def import_published(
     from hasten._load import load
     from hasten.plugins.aptp.importer import import_checkpoints
 
+    hold_folder(context, folder)
     _show(import_checkpoints(source, load(base), base, folder, encoder))
 
 
@@ -266,6 +279,7 @@ def speed(
 
 @app.command("eval")
 def evaluate(
+    context: typer.Context,
     model: ModelArgument,
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("out/aptp"),
@@ -282,12 +296,15 @@ def evaluate(
     """Compare base, routed experts, one static expert of equal mean cost, random routing, fewer steps at equal time."""
     from hasten.plugins.aptp.make.evaluate import compare
 
+    hold_folder(context, out)
     rows = compare(model, bundle, out, prompts, num_prompts, batch_size, fewer_steps, seed)
     _show_traffic(rows)
 
 
 @contextmanager
-def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator[Study]:
+def _study(
+    context: typer.Context, model: str, work: Path, ffn: int, *, timed: bool = False
+) -> Iterator[Study]:
     """The model and its prepared data, on the device accelerate chooses, in the process group a launcher asks for."""
     from accelerate import PartialState
 
@@ -297,6 +314,7 @@ def _study(model: str, work: Path, ffn: int, *, timed: bool = False) -> Iterator
     from hasten.plugins.aptp.manifest import GrainEntry
 
     data = Prepared.load(work)
+    hold_folder(context, work, "--work")
     state = PartialState()
     try:
         pipe: Any = load(model).to(state.device)

@@ -17,6 +17,7 @@ def add_commands(app: Any) -> None:
 
 
 def _spectrum(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")],
     images: Annotated[Path, typer.Argument(help="Folder of photographs; about 100 are enough.")],
     side: Annotated[
@@ -30,6 +31,10 @@ def _spectrum(
     ] = None,
 ) -> None:
     """Fit the power spectrum of a model's latents, which tells `bottleneck` how long it may stay at low resolution."""
+    from hasten._cli._outputs import hold_file
+
+    if out is not None:
+        hold_file(context, out)
     fitted = fit_model(model, images, side, limit, device)
     if out is not None:
         _merge(out, fitted)

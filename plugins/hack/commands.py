@@ -23,6 +23,7 @@ def add_commands(app: Any) -> None:
 
 
 def _calibrate(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="mini/var, a local folder or a hub id of a VAR or Infinity pipeline.")
     ],
@@ -42,11 +43,13 @@ def _calibrate(
 ) -> None:
     """Tell contextual from structural heads of a VAR or Infinity model, for `--set hack.calibration=FILE`."""
     from hasten._cli._loading import load_quietly
+    from hasten._cli._outputs import hold_file
     from hasten._errors import ConfigError
     from hasten._plugins import host
     from hasten.plugins.hack.calibration import calibrate
     from hasten.plugins.hack.math import contextual_heads
 
+    hold_file(context, out)
     pipe = load_quietly(model, device, dtype)
     known = host().registry.models.get(model)
     call: dict[str, Any] = known.call if known is not None else {}

@@ -62,6 +62,7 @@ def add_commands(app: Any) -> None:
 
 
 def _video(
+    context: typer.Context,
     model: options.ModelName = None,
     prompt: options.Prompt = None,
     frames: options.Frames = None,
@@ -81,12 +82,14 @@ def _video(
     as_json: options.Json = False,
 ) -> None:
     from hasten._cli._loading import load_quietly
+    from hasten._cli._outputs import hold_file, hold_folder
     from hasten.plugins.video_infinity.encode import check_output
 
     settings = options.configuration(config, ["video_infinity"], sets)
     name = options.choose_model(model, settings)
     out = out or Path(settings.out or "video.mp4")
     check_output(out, codec)
+    hold_file(context, out)
     seed = seed if seed is not None else settings.seed or 0
     limit = None if prompt or settings.prompts else 1  # one of a miniature's own
     texts = options.choose_prompts(name, settings, prompt, None, limit, seed)
@@ -99,6 +102,8 @@ def _video(
     }
     call = options.call_arguments(name, settings, given)
     techniques, own = _techniques(settings, texts, checkpoint)
+    if own.get("checkpoint") is not None:
+        hold_folder(context, own["checkpoint"], "--checkpoint")
     pipe = load_quietly(name, device or _own_device(), dtype, call)
     filmed = _film(pipe, out, {**call, "prompt": texts[0]}, own, techniques, seed, _rate(fps), codec, as_json)
     if filmed.rank == 0:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hasten._denoiser import DenoiserCall
 from hasten._errors import ConfigError, UnsupportedError
+from hasten._generation import prepare_folder
 from hasten._ranks import Ranks
 from hasten._run import RunCall
 from hasten._target import Target
@@ -81,9 +82,16 @@ class Division:
 
     def run(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
         """Divide one pipeline call, and put the video together again."""
-        session, call = self._session(call)
+        processes = join(self._config, torch.device(call.pipe._execution_device))
+        processes.where = "at the start"
+        if self._config.checkpoint is None:
+            return self._run(call, proceed, processes)
+        with processes.hold(prepare_folder(self._config.checkpoint, "--checkpoint")):
+            return self._run(call, proceed, processes)
+
+    def _run(self, call: RunCall, proceed: Callable[[RunCall], Any], processes: Processes) -> Any:
+        session, call = self._session(call, processes)
         self.last = session
-        processes = session.processes
         places = session.places
         ranks = Ranks(
             processes.rank,
@@ -197,10 +205,8 @@ class Division:
 
     # --- the call
 
-    def _session(self, call: RunCall) -> tuple[Session, RunCall]:
+    def _session(self, call: RunCall, processes: Processes) -> tuple[Session, RunCall]:
         config, mixing = self._config, self._target.capability(FrameMixing)  # type: ignore[type-abstract]
-        processes = join(config, torch.device(call.pipe._execution_device))
-        processes.where = "at the start"
         folder = None if config.checkpoint is None else Path(config.checkpoint)
         # A process alone has nobody to compare with, and digests of code and weights take their time.
         compared = processes.world > 1 or folder is not None

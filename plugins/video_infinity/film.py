@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -82,6 +83,7 @@ def write_video(
     Raises:
         ConfigError: an argument cannot be used.
         RankError: another process failed.
+        ConflictError: another run writes there.
         HastenError: the output cannot be written.
     """
     import hasten
@@ -91,19 +93,22 @@ def write_video(
     configured = {**(techniques or {}), "video_infinity": dict(options or {})}
     decoder = Target.of(pipe).capability(FrameDecoder)  # type: ignore[type-abstract]
     began = time.perf_counter()
-    with hasten.accelerate(pipe, configured), keep_local() as sessions:
-        if decoder.independent:  # else rank 0 alone writes
+    with ExitStack() as held:
+        with hasten.accelerate(pipe, configured), keep_local() as sessions:
             config = VideoInfinityConfig(**configured["video_infinity"])
-            _require_one_disk(join(config, torch.device(pipe._execution_device)), _shared_folder(path))
-        output = pipe(**{**call, "return_dict": False})
-    session: Session = sessions[-1]
-    denoised = time.perf_counter()
-    rank, world = session.processes.rank, session.processes.world
-    session.processes.where = "while decoding"
-    with Progress(session.processes, tell) as progress:
-        rate = Fraction(fps).limit_denominator(1001)
-        frames = _Job(pipe, session, path, rate, codec, tell, progress).write(output[0], call)
-    session.processes.gather("written")
+            processes = join(config, torch.device(pipe._execution_device))
+            held.enter_context(processes.hold(path))
+            if decoder.independent:  # else rank 0 alone writes
+                _require_one_disk(processes, _shared_folder(path))
+            output = pipe(**{**call, "return_dict": False})
+        session: Session = sessions[-1]
+        denoised = time.perf_counter()
+        rank, world = session.processes.rank, session.processes.world
+        session.processes.where = "while decoding"
+        with Progress(session.processes, tell) as progress:
+            rate = Fraction(fps).limit_denominator(1001)
+            frames = _Job(pipe, session, path, rate, codec, tell, progress).write(output[0], call)
+        session.processes.gather("written")
     traffic = {
         kind: {"sent": t.sent, "received": t.received, "milliseconds": t.exposed_milliseconds}
         for kind, t in session.exchange.traffic.items()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from hasten._errors import RankError
+from hasten._errors import ConflictError, HastenError, RankError
+from hasten._lock import owned
 from hasten.plugins.video_infinity.pulse import PATIENCE, Pulse
 from hasten.plugins.video_infinity.transport import Alone, Distributed, Transport
 
@@ -90,6 +93,27 @@ class Processes:
                     f"the processes do not agree on {name}: rank 0 has {_shown(first)}, rank {rank} has "
                     f"{_shown(value)}. Start all of them with the same command, code and files."
                 )
+
+    @contextmanager
+    def hold(self, output: str | Path) -> Iterator[None]:
+        """Hold an output against other runs, on all processes or on none.
+
+        Args:
+            output: a folder that exists, or a file.
+
+        Raises:
+            ConflictError: another run holds it, on any process; the same message on all of them.
+        """
+        with ExitStack() as stack:
+            refused = None
+            try:
+                stack.enter_context(owned(output, self.rank))
+            except HastenError as error:
+                refused = str(error)
+            everyone = [reason for reason in self.gather(refused) if reason is not None]
+            if everyone:
+                raise ConflictError(everyone[0])
+            yield
 
     def explain(self, error: BaseException) -> RankError:
         """The error to raise where a message could not be sent or received, naming the ranks that are gone."""

@@ -14,6 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from hasten._cli import _options as options
 from hasten._cli._loading import load_quietly
+from hasten._cli._outputs import hold_folder
 from hasten._config import Config
 from hasten._generation import Job, generate, prepare_folder
 from hasten._output import OutputFolder, missing_batches
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _command(
+    context: typer.Context,
     model: options.ModelName = None,
     prompt: options.Prompt = None,
     prompts: options.PromptsFile = None,
@@ -67,7 +69,7 @@ def _command(
     model = options.choose_model(model, settings)
     seed = seed if seed is not None else settings.seed or 0
     texts = options.choose_prompts(model, settings, prompt, prompts, num_prompts, seed)
-    folder = prepare_folder(out if out is not None else settings.out or "out")
+    folder = hold_folder(context, out if out is not None else settings.out or "out")
     given = {
         "num_inference_steps": steps,
         "height": height,

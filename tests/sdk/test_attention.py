@@ -130,3 +130,44 @@ def test_users_backend_computes_the_dense_path(
     assert not before.diff(fingerprint(flux)) or globally
     kept = {getattr(processor, "_attention_backend", None) for processor in processors.values()}
     assert kept == ({None} if globally else {AttentionBackendName.FLEX})
+
+
+class Answers(hasten.Technique[Any]):
+    """Answers every forward without the denoiser."""
+
+    name = "answers"
+    summary = "for one test"
+    config_class = hasten.TechniqueConfig
+
+    def claims(self, target: Any) -> list[Any]:
+        return []
+
+    def attach(self, target: Any, seams: Any) -> None:
+        def handle(call: Any, proceed: Any) -> Any:
+            return (torch.zeros_like(call.kwargs["hidden_states"]),)
+
+        seams.denoiser(handle)
+
+
+def test_a_run_without_one_computed_forward_misses_no_attention(flux: Any, run: Any, register: Any) -> None:
+    register(Answers)
+    with hasten.accelerate(flux, ["answers", "seen"]) as accel:
+        run(flux, "flux")
+        assert [step.resolution for step in accel.report().steps] == [None, None]
+
+
+def test_a_handler_that_calls_the_module_past_the_attention_is_found_out(
+    flux: Any, run: Any, register: Any
+) -> None:
+    class Bypasses(Answers):
+        name = "bypasses"
+
+        def attach(self, target: Any, seams: Any) -> None:
+            seams.denoiser(lambda call, proceed: call.module(**call.kwargs))
+
+    register(Bypasses)
+    with (
+        hasten.accelerate(flux, ["bypasses", "seen"]),
+        pytest.raises(hasten.UnsupportedError, match="was not intercepted"),
+    ):
+        run(flux, "flux")

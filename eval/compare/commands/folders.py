@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from hasten._cli import _options as common
+from hasten._cli._outputs import hold_file
 from hasten._errors import ConfigError
-from hasten._generation import prepare_folder, read_prompts
+from hasten._generation import read_prompts
 from hasten.eval.compare.commands import options
 from hasten.eval.distributed import gather, gather_moments, launched, own_part
 
@@ -99,6 +100,7 @@ def _command(
 
 
 def _statistics(
+    context: typer.Context,
     images: Annotated[Path, typer.Argument(help="Folder, zip or npz of the reference pictures.")],
     out: Annotated[Path, typer.Option(help="File to write (npz).")],
     metric: Annotated[str, typer.Option("--metric", "-m", help="Frechet distance they are for.")] = "fid",
@@ -117,6 +119,7 @@ def _statistics(
     if not isinstance(made, Fid):
         raise ConfigError(f"{metric} has no statistics file, only Frechet distances such as fid have one")
     source = open_source(images)
+    hold_file(context, out)
     with launched() as processes:
         reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "skip_bad": skip_bad}
         moments, loaded = stream_moments(
@@ -124,7 +127,6 @@ def _statistics(
         )
         moments, bad = gather_moments(moments), sum(map(len, gather(loaded.bad)))
     if processes.rank == 0:
-        prepare_folder(out.parent)
         save_statistics(out, Statistics(moments, made.fingerprint(), source.name))
         left = f", {bad} left out" if bad else ""
         typer.echo(f"{out}: mean and covariance of {moments.n} pictures{left}")

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hasten._cli._loading import load_quietly
 from hasten._generation import prepare_folder
+from hasten._lock import owned
 from hasten._processes import Processes
 from hasten.eval.compare.engine import BASELINE
 
@@ -60,9 +61,10 @@ def perform(
 
         require_libraries()
     processes = Processes.from_environment()
-    store = _run(request, prepare_folder(out), processes, device, dtype, quiet=as_json)
-    if processes.rank == 0:
-        _finish(store, evaluation, html, as_json)
+    with owned(prepare_folder(out)):
+        store = _run(request, out, processes, device, dtype, quiet=as_json)
+        if processes.rank == 0:
+            _finish(store, evaluation, html, as_json)
 
 
 def _run(

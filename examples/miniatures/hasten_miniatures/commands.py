@@ -76,10 +76,12 @@ def export(
     ] = 200,
 ) -> None:
     """Write a trained model in half precision, with a README of how it was made and what it can do."""
+    from hasten import owned
     from hasten_miniatures.export import PRODUCTS, product
     from hasten_miniatures.export import export as write
 
-    with _pictures(product(name).samples * prompts if name in PRODUCTS else 0) as advance:
+    folder.mkdir(parents=True, exist_ok=True)
+    with owned(folder), _pictures(product(name).samples * prompts if name in PRODUCTS else 0) as advance:
         rows = write(name, runs, folder, prompts=prompts, progress=advance)
     _print_rows(rows)
 

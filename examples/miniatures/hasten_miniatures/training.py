@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten import owned
 from hasten_miniatures.checkpoints import Average, State
 from hasten_miniatures.provenance import describe_hardware, has_record, write_record
 from hasten_miniatures.schedule import Schedule
@@ -91,28 +92,30 @@ def train(
 
     Raises:
         CheckpointError: if the folder holds a checkpoint of another recipe, schedule, seed or beginning.
+        ConflictError: if another process trains in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state, earlier = _start(recipe, seed, device, begin_with)
-    state.resume(folder)
-    began = time.perf_counter() - state.seconds
-    total = recipe.schedule.steps
-    last = min(total, stop_after or total)
-    for step in _progress(recipe.name, state.step, last, total):
-        loss, figures = _advance(recipe, state.model, state.optimizer, step, seed)
-        state.average.update(state.model, step)
-        state.step, state.seconds = step + 1, time.perf_counter() - began
-        if state.step % 10 == 0:
-            _log(folder, state, {"loss": float(loss), **figures})
-        if state.step % save_every == 0 or state.step == last:
-            state.save(folder)
-        if state.step % preview_every == 0 and state.step < total:
-            _log(folder, state, recipe.preview(_averaged(recipe, state, device), folder, state.step))
-    result = _averaged(recipe, state, device)
-    if state.step == total and not has_record(folder):
-        _log(folder, state, recipe.preview(result, folder, state.step))
-        write_record(folder, _record(folder, state, device, command) | earlier)
-    return result
+    with owned(folder):
+        state, earlier = _start(recipe, seed, device, begin_with)
+        state.resume(folder)
+        began = time.perf_counter() - state.seconds
+        total = recipe.schedule.steps
+        last = min(total, stop_after or total)
+        for step in _progress(recipe.name, state.step, last, total):
+            loss, figures = _advance(recipe, state.model, state.optimizer, step, seed)
+            state.average.update(state.model, step)
+            state.step, state.seconds = step + 1, time.perf_counter() - began
+            if state.step % 10 == 0:
+                _log(folder, state, {"loss": float(loss), **figures})
+            if state.step % save_every == 0 or state.step == last:
+                state.save(folder)
+            if state.step % preview_every == 0 and state.step < total:
+                _log(folder, state, recipe.preview(_averaged(recipe, state, device), folder, state.step))
+        result = _averaged(recipe, state, device)
+        if state.step == total and not has_record(folder):
+            _log(folder, state, recipe.preview(result, folder, state.step))
+            write_record(folder, _record(folder, state, device, command) | earlier)
+        return result
 
 
 def _start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,8 @@ import pytest
 import torch
 from clip_faults import STEPS, disagree, filmed, limited, load, several_faults, video
 from clip_launch import Ranks
+
+from hasten._lock import owned
 
 TIMEOUT = 20.0
 """Generous, since a loaded machine may not run a process for seconds."""
@@ -74,8 +77,8 @@ def test_resuming_with_another_prompt_or_more_ranks_than_clips_is_refused(
     for latents in load(out, 2):
         assert float((latents - expected).abs().max()) < 1e-5 * float(expected.abs().max())
     other = ranks(2, video, out, options, {"guidance_scale": 7.0})
-    many = ranks(4, video, out, {k: v for k, v in options.items() if k != "clips"} | {"clips": 3})
     assert other.wait() == [7, 7]
+    many = ranks(4, video, out, {k: v for k, v in options.items() if k != "clips"} | {"clips": 3})
     for rank in range(2):
         assert "CheckpointError: checkpoint folder" in other.output(rank)
         assert "another arguments.guidance_scale (5.0 there, 7.0 now)" in other.output(rank)
@@ -183,6 +186,17 @@ def test_full_disk_keeps_what_was_written(ranks: Any, tmp_path: Path, expected: 
     again = ranks(2, video, out, options)
     assert again.wait() == [0, 0], again.output(0)
     assert float((load(out, 2)[1] - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+def test_a_folder_that_another_run_holds_is_refused_on_all_ranks(ranks: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with owned(tmp_path / "run"):
+        both = ranks(2, video, str(tmp_path / "out"), {**OPTIONS, "checkpoint": str(tmp_path / "run")})
+        assert both.wait() == [7, 7]
+    for rank in range(2):
+        assert f"ConflictError: {tmp_path / 'run'} is being written by process {os.getpid()}" in both.output(
+            rank
+        )
 
 
 def test_ranks_that_disagree_say_so_alike(ranks: Any, tmp_path: Path) -> None:
