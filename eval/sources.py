@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hasten._errors import ConfigError
+from hasten._text import read_lines
 from hasten.eval.images import to_rgb
 
 #: Files taken for images. A folder's other files are listed in ``ImageSource.ignored``.
@@ -106,19 +107,21 @@ def read_manifest(path: Path) -> dict[str, str]:
         ConfigError: names the line that can't be used.
     """
     entries: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path, "manifest"), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            key = str(record["key"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            key, file = record["key"], record.get("file", f"{record['key']}.png")
+            if isinstance(key, bool) or not isinstance(key, str | int) or not isinstance(file, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"not a JSON object with a key: {line[:60]!r}", source=str(path), line=number
             ) from error
-        if key in entries:
-            raise ConfigError(f"the key {key!r} appears twice", source=str(path), line=number)
-        entries[key] = str(record.get("file", f"{key}.png"))
+        if str(key) in entries:
+            raise ConfigError(f"the key {str(key)!r} appears twice", source=str(path), line=number)
+        entries[str(key)] = file
     return entries
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,10 +19,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
-from hasten._document import SUFFIXES, Document, read_document
+from hasten._document import SUFFIXES, Document, parse_yaml, read_document
 from hasten._errors import ConfigError, PluginError, suggestion
 from hasten._plugins import host
+from hasten._strict import StrictModel
 from hasten._technique import TechniqueConfig
 
 __all__ = ["Config", "ConfigLike", "Precision", "TechniqueEntry", "apply_overrides", "load_config"]
@@ -41,7 +42,7 @@ class TechniqueEntry(BaseModel):
     options: SerializeAsAny[TechniqueConfig]
 
 
-class Config(BaseModel):
+class Config(StrictModel):
     """A whole configuration. Immutable; equal to what its JSON form parses back to.
 
     Accepts for ``techniques`` a list of names, a list of ``{"name": ..., option: ...}``, or a mapping from names to
@@ -58,10 +59,12 @@ class Config(BaseModel):
         None, description="A bundled miniature (`mini/...`), a local folder or a hub id."
     )
     prompts: str | tuple[str, ...] | None = Field(
-        None, description="Prompts, or the name of a file with one on each line."
+        None, description="Prompts, or the name of a file with prompts."
     )
     num_prompts: PositiveInt | None = Field(None, description="How many of the prompts to use.")
-    seed: int | None = Field(None, description="Seed of the first prompt; prompt i uses seed + i.")
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
+        None, description="Seed of the first prompt; prompt i uses seed + i."
+    )
     steps: PositiveInt | None = Field(None, description="Denoising steps.")
     height: PositiveInt | None = Field(None, description="Height in pixels.")
     width: PositiveInt | None = Field(None, description="Width in pixels.")
@@ -128,7 +131,7 @@ class Config(BaseModel):
             return handler(data)
         except ValidationError as error:
             document = info.context if isinstance(info.context, Document) else Document(data)
-            raise _translate(error, cls, (), document) from None
+            raise _translate(error, cls, (), document, data) from None
 
     @field_validator("techniques", mode="before")
     @classmethod
@@ -196,8 +199,8 @@ def _assignment(text: str) -> tuple[list[str], Any]:
     if not equals or len(path) < 2 or not all(path):
         raise ConfigError(f"--set {text}: write NAME.OPTION=VALUE, for example bottleneck.delta=0.05")
     try:
-        return path, yaml.safe_load(right)
-    except yaml.YAMLError as error:
+        return path, parse_yaml(right)
+    except ConfigError as error:
         raise ConfigError(f"--set {text}: {right!r} is not a YAML value: {error}") from error
 
 
@@ -242,7 +245,7 @@ def _entry(name: Any, options: Any, path: tuple[Any, ...], document: Document) -
     try:
         parsed = config_class.model_validate(dict(options or {}))
     except ValidationError as error:
-        raise _translate(error, config_class, path, document, owner=f"technique {name!r}") from None
+        raise _translate(error, config_class, path, document, options, owner=f"technique {name!r}") from None
     if config_class.model_validate_json(parsed.model_dump_json()) != parsed:
         raise PluginError(
             f"the configuration {parsed!r} of technique {name!r} does not survive JSON; fix its plugin"
@@ -255,19 +258,44 @@ def _translate(
     model: type[BaseModel],
     path: tuple[Any, ...],
     document: Document,
+    given: Any,
     owner: str = "a configuration",
 ) -> ConfigError:
-    """The first problem that pydantic found, in our words."""
-    problem = error.errors(include_url=False, include_context=False)[0]
-    location = tuple(problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        message = problem["msg"].removeprefix("Value error, ")
-        given = f"; got {problem['input']!r}" if location else ""
-        return document.error(f"{message[:1].lower()}{message[1:]}{given}", (*path, *location))
-    names = _option_names(model, location[:-1])
-    hint = suggestion(str(location[-1]), names)
-    text = f"unknown option {str(location[-1])!r} of {owner}{hint}"
-    return document.error(f"{text} Options: {', '.join(names) or 'none'}.", (*path, *location))
+    """The first problem that pydantic found in ``given``, in our words."""
+    problems = error.errors(include_url=False, include_context=False)
+    problem = problems[0]
+    if problem["type"] == "extra_forbidden":
+        location = tuple(problem["loc"])
+        names = _option_names(model, location[:-1])
+        hint = suggestion(str(location[-1]), names)
+        text = f"unknown option {str(location[-1])!r} of {owner}{hint}"
+        return document.error(f"{text} Options: {', '.join(names) or 'none'}.", (*path, *location))
+    place = _place(problem["loc"], given)
+    # Each branch of a union has its say about one value.
+    wishes = dict.fromkeys(_wish(other) for other in problems if _place(other["loc"], given) == place)
+    first, *others = wishes
+    others = [text.removeprefix("input should be ") for text in others]
+    shown = f"; got {problem['input']!r}" if place else ""
+    return document.error(" or ".join([first, *others]) + shown, (*path, *place))
+
+
+def _wish(problem: ErrorDetails) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _place(location: tuple[int | str, ...], given: Any) -> tuple[int | str, ...]:
+    """``location`` without the names of a union's branches, which are no part of what was given."""
+    place: list[int | str] = []
+    for part in location:
+        if isinstance(given, Mapping):
+            given = given.get(part)
+        elif isinstance(part, int) and isinstance(given, (list, tuple)) and part < len(given):
+            given = given[part]
+        else:
+            continue
+        place.append(part)
+    return tuple(place)
 
 
 def _option_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

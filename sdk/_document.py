@@ -1,42 +1,49 @@
-"""Reading configuration files: YAML, TOML or JSON into plain values, with the line each value stands on (YAML)."""
+"""Configuration files in YAML, TOML or JSON, as plain values."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from hasten._errors import ConfigError
+from hasten._text import read_lines, read_text
 
-__all__ = ["SUFFIXES", "Document", "read_document"]
+if TYPE_CHECKING:
+    from hasten._yaml import Tree
+
+__all__ = ["SUFFIXES", "Document", "parse_json", "parse_yaml", "read_document", "read_json_lines"]
 
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 """File names that are taken for configuration files."""
 
-Path_ = tuple[Hashable, ...]
+_DEEPEST = 32
+_TOO_DEEP = f"nested deeper than {_DEEPEST} levels"
+_LONG_KEY = re.compile(
+    rf"""^[ \t\[]*(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{_DEEPEST}}}""", re.MULTILINE
+)
+"""A dotted TOML key of too many parts. Parsing one takes time that grows with the square of their number."""
+_LARGEST_INTEGER = 2**64
+_WHAT = "configuration file"
 
 
-@dataclass(frozen=True)
 class Document:
-    """Parsed content and where its values stand.
+    """Parsed content and where it came from.
 
     Args:
         content: the top-level value.
         source: file name for messages, ``None`` for values that came from Python.
-        lines: line number, from 1, of every value by its path, for formats that tell.
+        tree: the YAML document, which knows the lines.
     """
 
-    content: Any
-    source: str | None = None
-    lines: dict[Path_, int] = field(default_factory=dict)
+    def __init__(self, content: Any, source: str | None = None, tree: Tree | None = None) -> None:
+        self.content, self.source, self._tree = content, source, tree
 
-    def error(self, message: str, path: Path_ = ()) -> ConfigError:
+    def error(self, message: str, path: tuple[Hashable, ...] = ()) -> ConfigError:
         """A :class:`ConfigError` that names ``path`` and the nearest line known for it."""
-        line = next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), None)
+        line = self._tree.line(path) if self._tree is not None else None
         return ConfigError(message, path=".".join(map(str, path)), source=self.source, line=line)
 
 
@@ -44,64 +51,37 @@ def read_document(path: str | Path) -> Document:
     """Read a configuration file; the suffix names the format.
 
     Raises:
-        ConfigError: the file is missing, unreadable, malformed, or holds a key twice.
+        ConfigError: the file is missing, unreadable, malformed, or holds a key twice or a value that is no plain one.
     """
     path = Path(path)
     reader = {".yaml": _yaml, ".yml": _yaml, ".toml": _toml, ".json": _json}.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"cannot tell the format of {str(path)!r}; name it {', '.join(SUFFIXES)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read configuration file {str(path)!r}: {error}") from error
-    return reader(text, str(path))
+    # YAML is read at some 200 KB a second.
+    largest = 2**18 if reader is _yaml else 2**22
+    return reader(read_text(path, _WHAT, largest=largest), str(path))
 
 
-def _yaml(text: str, source: str) -> Document:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = Document(yaml.safe_load(text), source)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"not valid YAML: {problem}", source=source, line=mark and mark.line + 1) from error
-    if node is not None:
-        _mark(node, (), document)
-    return document
+def parse_yaml(text: str) -> Any:
+    """The plain value of a line of YAML, as the command line takes options.
+
+    Raises:
+        ConfigError: it is not valid YAML 1.2.
+    """
+    return _yaml(text, None).content
 
 
-def _mark(node: yaml.Node, path: Path_, document: Document, line: int | None = None) -> None:
-    """Note the line of ``node`` and everything in it, and refuse repeated keys, which YAML would drop unseen."""
-    document.lines[path] = line or node.start_mark.line + 1
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _mark(item, (*path, index), document)
-    elif isinstance(node, yaml.MappingNode):
-        seen: set[Hashable] = set()
-        for key, value in node.value:
-            name, here = key.value, key.start_mark.line + 1
-            if not isinstance(name, Hashable):
-                raise ConfigError("a key must be a plain word", source=document.source, line=here)
-            if name in seen:
-                text = f"{name!r} is given twice; keep one of the two"
-                raise ConfigError(text, path=".".join(map(str, path)), source=document.source, line=here)
-            seen.add(name)
-            _mark(value, (*path, name), document, here)
+def parse_json(text: str, source: str | None = None) -> Any:
+    """The plain value of a JSON text.
 
+    Args:
+        text: the JSON text.
+        source: file name for messages.
 
-def _toml(text: str, source: str) -> Document:
-    try:
-        import tomllib
-    except ModuleNotFoundError as error:  # Python 3.10
-        remedy = "TOML files need Python 3.11 or later; write YAML or JSON"
-        raise ConfigError(remedy, source=source) from error
-    try:
-        return Document(tomllib.loads(text), source)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not valid TOML: {error}", source=source) from error
+    Raises:
+        ConfigError: not JSON, a key twice, NaN or infinity, nested too deeply, or an integer of more than 64 bits.
+    """
 
-
-def _json(text: str, source: str) -> Document:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(items)
         if len(content) < len(items):
@@ -110,7 +90,101 @@ def _json(text: str, source: str) -> Document:
             raise ConfigError(f"{twice!r} is given twice; keep one of the two", source=source)
         return content
 
+    def constant(name: str) -> Any:
+        raise ConfigError(f"not valid JSON: {name} is no number", source=source)
+
     try:
-        return Document(json.loads(text, object_pairs_hook=pairs), source)
+        document = Document(json.loads(text, object_pairs_hook=pairs, parse_constant=constant), source)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"not valid JSON: {error.msg}", source=source, line=error.lineno) from error
+        line = error.lineno if source is not None else None
+        raise ConfigError(f"not valid JSON: {error.msg}", source=source, line=line) from error
+    except RecursionError as error:
+        raise ConfigError(_TOO_DEEP, source=source) from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise ConfigError(f"not valid JSON: {error}", source=source) from error
+    _check_plain(document)
+    return document.content
+
+
+def _json(text: str, source: str | None) -> Document:
+    return Document(parse_json(text, source), source)
+
+
+def _yaml(text: str, source: str | None) -> Document:
+    from hasten._yaml import Tree  # only who has a YAML file pays for its import
+
+    tree = Tree(text, source)
+    document = Document(tree.content, source, tree)
+    _check_plain(document)
+    return document
+
+
+def _toml(text: str, source: str | None) -> Document:
+    try:
+        import tomllib
+    except ModuleNotFoundError as error:  # Python 3.10
+        remedy = "TOML files need Python 3.11 or later; write YAML or JSON"
+        raise ConfigError(remedy, source=source) from error
+    if long := _LONG_KEY.search(text):
+        raise ConfigError(_TOO_DEEP, source=source, line=text.count("\n", 0, long.start()) + 1)
+    try:
+        document = Document(tomllib.loads(text), source)
+    except RecursionError as error:
+        raise ConfigError(_TOO_DEEP, source=source) from error
+    except ValueError as error:  # also an integer of thousands of digits
+        raise ConfigError(f"not valid TOML: {error}", source=source) from error
+    _check_plain(document)
+    return document
+
+
+def _check_plain(document: Document) -> None:
+    """Refuse what is no plain value, or not one that can be kept: dates, huge integers, halves of characters."""
+    waiting: list[tuple[tuple[Hashable, ...], Any]] = [((), document.content)]
+    while waiting:
+        path, value = waiting.pop()
+        if len(path) > _DEEPEST:
+            raise document.error(_TOO_DEEP, path[:4])
+        if isinstance(value, dict):
+            waiting += [((*path, key), item) for key, item in value.items()]
+            _check_text("".join(map(str, value)), path, document)
+        elif isinstance(value, list):
+            waiting += [((*path, index), item) for index, item in enumerate(value)]
+        elif isinstance(value, str):
+            _check_text(value, path, document)
+        elif isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+            raise document.error("an integer of more than 64 bits", path)
+        elif not isinstance(value, int | float | None):
+            raise document.error(
+                f"a {type(value).__name__} is no value of an option; quote it to make it text", path
+            )
+
+
+def _check_text(text: str, path: tuple[Hashable, ...], document: Document) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as reason:
+        raise document.error("half of a surrogate pair is no character", path) from reason
+
+
+def read_json_lines(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line of a JSON Lines file that is not empty.
+
+    Args:
+        path: the file.
+        what: what it is, for messages (``"prompts file"``).
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is no JSON object. Names the line.
+    """
+    found = []
+    for number, line in enumerate(read_lines(path, what), 1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+        except ConfigError as error:
+            raise ConfigError(f"{path}:{number}: {error}, in {line[:60]!r}") from error
+        if not isinstance(record, dict):
+            raise ConfigError(f"{path}:{number}: the {what} has an object on each line, not {line[:60]!r}")
+        found.append((number, record))
+    return found

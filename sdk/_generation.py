@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import ConfigError, HastenError
+from hasten._prompts import read_prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,40 +80,6 @@ def _pictures(pipe: Any, output: Any) -> list[tuple[Image, ...]]:
         f"{type(pipe).__name__} returned a {type(output).__name__} with neither `images` nor `frames`; "
         "only pipelines that make images or videos can be generated from here"
     )
-
-
-def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """Read prompts from a text file (one per line) or a JSON Lines file (key ``prompt``).
-
-    Raises:
-        ConfigError: if the file is missing, has no prompt, or a line has none; the line number is named.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts file {path} cannot be read: {error}") from error
-    parse = _json_prompt if path.suffix == ".jsonl" else _text_prompt
-    prompts = tuple(parse(path, number, line) for number, line in enumerate(lines, 1))
-    if not prompts:
-        raise ConfigError(f"prompts file {path} is empty: put one prompt on each line")
-    return prompts
-
-
-def _text_prompt(path: Path, number: int, line: str) -> str:
-    if not line.strip():
-        raise ConfigError(f"{path}:{number}: empty line where a prompt was expected; remove the line")
-    return line.strip()
-
-
-def _json_prompt(path: Path, number: int, line: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f'{path}:{number}: expected an object like {{"prompt": "..."}}, got {line!r}'
-        ) from error
-    return _text_prompt(path, number, str(prompt))
 
 
 def prepare_folder(path: str | Path, option: str = "--out") -> Path:

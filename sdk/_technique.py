@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from hasten._strict import StrictModel
 
 if TYPE_CHECKING:
     from hasten._claims import Claim
@@ -21,8 +23,12 @@ approximation of it, or another sample of the same quality.
 """
 
 
-class TechniqueConfig(BaseModel):
-    """Base of every technique's configuration: immutable, JSON round-trips, unknown options refused."""
+class TechniqueConfig(StrictModel):
+    """Base of every technique's configuration: immutable, JSON round-trips, unknown options refused.
+
+    Neither text nor a truth value is taken for a number, whatever a field's type: ``"3"``, ``True`` and ``3.0`` are no
+    ``int``, ``1`` is no ``bool``. An ``int`` is a ``float``, a list is a ``tuple``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

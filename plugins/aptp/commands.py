@@ -284,7 +284,10 @@ def evaluate(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("out/aptp"),
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="A file, a prompt on each line. [a miniature's own]")
+        Path | None,
+        typer.Option(
+            "--prompts", help="Text with one on each line, JSON Lines, JSON, CSV or TSV. [a miniature's own]"
+        ),
     ] = None,
     num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Pictures of each row.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,

@@ -28,7 +28,7 @@ class AptpConfig(TechniqueConfig):
             'shares of traffic) and "static" (always `expert`) are controls.'
         ),
     )
-    expert: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+    expert: Annotated[int, Field(ge=0)] | None = Field(
         None, description='For `route="static"`: number of the expert.'
     )
     policy: Literal["exact", "coalesce", "single"] = Field(
@@ -39,7 +39,7 @@ class AptpConfig(TechniqueConfig):
             "that one of its prompts needs."
         ),
     )
-    min_group: Annotated[int, Field(ge=1, strict=True)] = Field(
+    min_group: Annotated[int, Field(ge=1)] = Field(
         2, description='For "coalesce": groups below this many pictures may move.'
     )
     max_extra_cost: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -57,7 +57,7 @@ class AptpConfig(TechniqueConfig):
     residency: Literal["all", "lru", "slice_on_demand"] = Field(
         "all", description='"all" keeps every expert, "lru" the last `resident` ones, "slice_on_demand" none.'
     )
-    resident: Annotated[int, Field(ge=1, strict=True)] = Field(
+    resident: Annotated[int, Field(ge=1)] = Field(
         2, description='For "lru": how many experts are kept.'
     )
     base_check: Literal["weights", "config"] = Field(

@@ -12,13 +12,13 @@ from hasten._technique import TechniqueConfig
 
 __all__ = ["BottleneckConfig", "Scale", "Stage"]
 
-Fraction = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
-Pixels = Annotated[int, Field(ge=2, strict=True)]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Pixels = Annotated[int, Field(ge=2)]
 Scale = Fraction | tuple[Pixels, Pixels]
 """A low resolution: a share of both sides, or (height, width) in image pixels."""
 
-Level = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
-Positive = Annotated[float, Field(gt=0.0, strict=True)]
+Level = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
 _ONLY_RESTART = ("stages", "preset", "resize", "mix", "switch", "noise", "seed")
 _ONLY_CONTINUOUS = (
     "scale",
@@ -34,7 +34,7 @@ _ONLY_CONTINUOUS = (
 class Stage(TechniqueConfig):
     """One stage of ``mode="restart"``."""
 
-    steps: Annotated[int, Field(ge=1, le=1000, strict=True)] = Field(
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(
         description="Length of the stage's grid before `strength` cuts it."
     )
     scale: Literal[1] | Scale = Field(1, description="Resolution, `1` for full.")
@@ -83,7 +83,7 @@ class BottleneckConfig(TechniqueConfig):
             "smallest first, switches several times."
         ),
     )
-    high_first: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] = Field(
+    high_first: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.98, description="Steps above this noise level stay at full resolution."
     )
     low_until: Literal["auto"] | Level | tuple[Level, ...] = Field(
@@ -96,18 +96,18 @@ class BottleneckConfig(TechniqueConfig):
     delta: Fraction = Field(
         0.05, description='Relative error tolerated at the edge of the low band, for `low_until="auto"`.'
     )
-    spectrum: tuple[Positive, Annotated[float, Field(ge=0.0, strict=True)]] | None = Field(
+    spectrum: tuple[Positive, Annotated[float, Field(ge=0.0)]] | None = Field(
         None, description="`(A, beta)` of the latents' power `A w^-beta` instead of the known one."
     )
-    taper: Annotated[int, Field(ge=0, strict=True)] = Field(
+    taper: Annotated[int, Field(ge=0)] = Field(
         0,
         description="Cosine coefficients per axis that fade out at the edge of the low band, against ringing.",
     )
-    respect_expert_boundary: Annotated[bool, Field(strict=True)] = Field(
+    respect_expert_boundary: bool = Field(
         True,
         description="On models with two denoisers, never run one below the noise level it was trained down to.",
     )
-    min_pixels: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+    min_pixels: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description=(
             "Smallest low resolution in image pixels (height x width); `null` is a quarter of the "
@@ -142,7 +142,7 @@ class BottleneckConfig(TechniqueConfig):
         "fresh",
         description="Re-introduce independent noise at each switch, or one field shared by all of them.",
     )
-    seed: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+    seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Seed of the re-introduced noise; `null` draws from the pipeline call's generator."
     )
 

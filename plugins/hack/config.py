@@ -14,7 +14,7 @@ __all__ = ["HackConfig", "Policy"]
 
 Policy = Literal["hack", "hack_plus", "scale_static", "local_scales", "streaming", "snapkv", "h2o"]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class HackConfig(TechniqueConfig):
@@ -27,7 +27,7 @@ class HackConfig(TechniqueConfig):
             "over heads; 0 changes nothing at all."
         ),
     )
-    budget_tokens: Annotated[int, Field(ge=MINIMUM, strict=True)] | None = Field(
+    budget_tokens: Annotated[int, Field(ge=MINIMUM)] | None = Field(
         None, description="Mean tokens a head keeps, instead of `ratio`."
     )
     policy: Policy = Field(
@@ -80,10 +80,10 @@ class HackConfig(TechniqueConfig):
         description="`index` picks heads at run time, `permute` reorders the weights of the attention once.",
     )
     kv_bits: Literal[8, 16] = Field(16, description="8 keeps keys and values in one byte each.")
-    unguided_last_scales: Annotated[int, Field(ge=0, strict=True)] = Field(
+    unguided_last_scales: Annotated[int, Field(ge=0)] = Field(
         0, description="So many scales at the end run without guidance and without the unconditional half."
     )
-    deterministic: Annotated[bool, Field(strict=True)] = Field(
+    deterministic: bool = Field(
         False, description="Break ties between equal scores by position on every device."
     )
 

@@ -13,7 +13,7 @@ from hasten.plugins.rettention.masks import MaskMode
 
 __all__ = ["CacheType", "RettentionConfig"]
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1)]
 CacheType = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 _RHO = ("ramp", "clamp_rho", "ramp_text")
 _CACHE = ("cache_dtype", "cache_budget", "offload", "drift")
@@ -23,7 +23,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class RettentionConfig(TechniqueConfig):
     """Options of the technique ``rettention``."""
 
-    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = Field(
+    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.0625,
         description=(
             "Nominal share of the picture's keys that a query keeps at a sparse step. The plan and "
@@ -47,7 +47,7 @@ class RettentionConfig(TechniqueConfig):
         ),
     )
     warmup: (
-        Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None
+        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0.0, le=1.0)] | None
     ) = Field(
         None,
         description=(
@@ -57,17 +57,17 @@ class RettentionConfig(TechniqueConfig):
         ),
     )
     period: Count = Field(5, description="Dense steps that renew the statistics come at multiples of this.")
-    refresh: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = Field(
+    refresh: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="Exactly these steps renew them, instead of `period`."
     )
-    ramp: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | Literal["measured"] = Field(
+    ramp: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["measured"] = Field(
         0.04,
         description=(
             "Added to `rho` after every sparse step since the last refresh; the paper has 0.04. "
             '"measured" rescales `rho` by what a sample of queries finds it to be.'
         ),
     )
-    clamp_rho: Annotated[bool, Field(strict=True)] = Field(
+    clamp_rho: bool = Field(
         False, description="Keep the ramped `rho` at or below 1."
     )
     correction: Literal["full", "residual", "none"] = Field(
@@ -77,7 +77,7 @@ class RettentionConfig(TechniqueConfig):
             "windowed attention alone. Both are for comparison."
         ),
     )
-    ramp_text: Annotated[bool, Field(strict=True)] = Field(
+    ramp_text: bool = Field(
         False, description="Ramp the text's rows as well, which are exact, as the released code does."
     )
     layers: tuple[str, ...] | None = Field(
@@ -86,10 +86,10 @@ class RettentionConfig(TechniqueConfig):
             "Names of layers, or patterns with `*`, that become sparse; `null` is every self-attention."
         ),
     )
-    min_tokens: Annotated[int, Field(ge=1, strict=True)] = Field(
+    min_tokens: Annotated[int, Field(ge=1)] = Field(
         256, description="Self-attention over fewer picture tokens stays dense."
     )
-    drift: Annotated[float, Field(gt=0.0, strict=True)] | None = Field(
+    drift: Annotated[float, Field(gt=0.0)] | None = Field(
         None,
         description=(
             "Refresh a layer when the relative error of sampled queries exceeds this. `period` then "
@@ -113,7 +113,7 @@ class RettentionConfig(TechniqueConfig):
             "than its guidance explains is refused when it would exceed this."
         ),
     )
-    offload: Annotated[bool, Field(strict=True)] = Field(
+    offload: bool = Field(
         False, description="Keep residuals in pinned host memory and fetch each one layer ahead."
     )
     kernel: KernelName | Literal["auto"] = Field(
@@ -156,11 +156,13 @@ class RettentionConfig(TechniqueConfig):
 
 def _parse_bytes(value: int | str) -> int | None:
     if isinstance(value, int):
-        return value if value > 0 and not isinstance(value, bool) else None
+        return value if value > 0 else None
     text = value.strip().upper()
     unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
+    if unit is None:
+        return None
     try:
-        number = float(text.removesuffix(unit or ""))
+        number = float(text.removesuffix(unit))
     except ValueError:
         return None
-    return int(number * _UNITS.get(unit or "", 1)) if 0 < number < float("inf") else None
+    return int(number * _UNITS[unit]) if 0 < number < float("inf") else None

@@ -11,10 +11,9 @@ from hasten._technique import TechniqueConfig
 
 __all__ = ["VideoInfinityConfig"]
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Frames = Annotated[int, Field(ge=0, strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-Level = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+Count = Annotated[int, Field(ge=1)]
+Frames = Annotated[int, Field(ge=0)]
+Level = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class VideoInfinityConfig(TechniqueConfig):
@@ -51,7 +50,7 @@ class VideoInfinityConfig(TechniqueConfig):
         "linspace",
         description='How the global frames are chosen: "linspace", "stride", "sink" or a list of frames.',
     )
-    bias: Annotated[float, Field(ge=0.0, strict=True)] | None = Field(
+    bias: Annotated[float, Field(ge=0.0)] | None = Field(
         None,
         description=(
             "Added to the scores of the favoured scope: the global one early in the run, the local "
@@ -66,10 +65,10 @@ class VideoInfinityConfig(TechniqueConfig):
             "in all steps."
         ),
     )
-    token_scale: Flag = Field(
+    token_scale: bool = Field(
         False, description="Scale scores by the logarithm of the number of frames seen."
     )
-    trained_frames: Annotated[int, Field(ge=2, strict=True)] | None = Field(
+    trained_frames: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Frames the model was trained with; `null` is what is known of its family."
     )
     rope: Literal["auto", "absolute", "dual"] = Field(
@@ -93,10 +92,10 @@ class VideoInfinityConfig(TechniqueConfig):
             'no repeated projection). "auto" is "kv" in mode "full" and on CPUs, "input" otherwise.'
         ),
     )
-    norm_sync: Flag = Field(
+    norm_sync: bool = Field(
         True, description="Group-norm statistics over all clips. Off only to see what it does."
     )
-    conv_sync: Flag = Field(
+    conv_sync: bool = Field(
         True, description="Temporal convolutions see their neighbours. Off only to see what it does."
     )
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(

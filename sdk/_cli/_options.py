@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hasten._errors import ConfigError
-from hasten._generation import read_prompts
 from hasten._plugins import host
+from hasten._prompts import read_prompts
 
 if TYPE_CHECKING:
     from hasten._config import Config
@@ -52,7 +52,10 @@ ConfigFile = Annotated[
 ]
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for several.")]
 PromptsFile = Annotated[
-    Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts: a line each, or JSON Lines.")
+    Path | None,
+    typer.Option(
+        "--prompts", metavar="FILE", help="Prompts: text with one on each line, JSON Lines, JSON, CSV or TSV."
+    ),
 ]
 NumPrompts = Annotated[
     int | None, typer.Option("--num-prompts", min=1, help="How many prompts to use at most.")

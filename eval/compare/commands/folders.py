@@ -14,7 +14,7 @@ from rich.table import Table
 from hasten._cli import _options as common
 from hasten._cli._outputs import hold_file
 from hasten._errors import ConfigError
-from hasten._generation import read_prompts
+from hasten._prompts import read_prompts
 from hasten.eval.compare.commands import options
 from hasten.eval.distributed import gather, gather_moments, launched, own_part
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
+from hasten._document import parse_yaml
 from hasten._errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
             raise ConfigError(f"--metric-option {text}: write NAME.OPTION=VALUE")
         if name not in options:
             raise ConfigError(f"--metric-option {text}: {name!r} is not measured{suggestion(name, options)}")
-        options[name][option.strip()] = yaml.safe_load(right)
+        options[name][option.strip()] = parse_yaml(right)
     for name in names:
         if name in _NEEDS_NETWORK and "network" not in options[name]:
             raise ConfigError(

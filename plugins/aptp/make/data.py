@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten._document import read_json_lines
 from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten._text import read_text
 from hasten.pipelines.adapters import LatentSize
 from hasten.plugins.aptp.encoder import Encoder
 from hasten.plugins.aptp.make.capture import Conditioner
@@ -174,20 +176,19 @@ def _metadata(folder: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     table = {}
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
-        try:
-            fields = json.loads(line)
-            table[str(fields["file_name"])] = str(fields["text"])
-        except (ValueError, KeyError, TypeError) as error:
+    for line, fields in read_json_lines(file, "metadata"):
+        name, text = fields.get("file_name"), fields.get("text")
+        if not isinstance(name, str) or not isinstance(text, str):
             raise ConfigError(
-                f'{file}:{number}: expected {{"file_name": ..., "text": ...}}, got {line!r}'
-            ) from error
+                f'{file}:{line}: expected {{"file_name": "...", "text": "..."}}, got {json.dumps(fields)[:120]}'
+            )
+        table[name] = text.strip()
     return table
 
 
 def _caption_beside(file: Path) -> str | None:
     text = file.with_suffix(".txt")
-    return text.read_text("utf-8").strip() or None if text.is_file() else None
+    return read_text(text, "caption").strip() or None if text.is_file() else None
 
 
 def _picture(file: Path, height: int, width: int) -> Tensor:

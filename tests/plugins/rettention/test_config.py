@@ -25,6 +25,8 @@ from hasten.plugins.rettention.config import RettentionConfig
         ({"ramp": "measured", "clamp_rho": True}, "clamp_rho has no effect with ramp='measured'"),
         ({"ramp": "measured", "ramp_text": True}, "ramp_text has no effect with ramp='measured'"),
         ({"cache_budget": "some"}, "must be a number of bytes above 0, or one with KB, MB or GB, not 'some'"),
+        ({"cache_budget": "300"}, "must be a number of bytes above 0, or one with KB, MB or GB, not '300'"),
+        ({"cache_budget": True}, "valid integer"),
         ({"cache_budget": 0}, "must be a number of bytes above 0"),
         ({"kernel": "cuda"}, "'gather', 'varlen', 'flex', 'triton'"),
         ({"keep": 0.1}, "Extra inputs"),
@@ -35,9 +37,7 @@ def test_refusals(options, message):
         RettentionConfig(**options)
 
 
-@pytest.mark.parametrize(
-    ("text", "count"), [("4GB", 4 * 10**9), ("1.5 mb", 1_500_000), (12, 12), ("300", 300)]
-)
+@pytest.mark.parametrize(("text", "count"), [("4GB", 4 * 10**9), ("1.5 mb", 1_500_000), (12, 12)])
 def test_budgets(text, count):
     assert RettentionConfig(cache_budget=text).budget == count
 
