@@ -57,9 +57,7 @@ class AptpConfig(TechniqueConfig):
     residency: Literal["all", "lru", "slice_on_demand"] = Field(
         "all", description='"all" keeps every expert, "lru" the last `resident` ones, "slice_on_demand" none.'
     )
-    resident: Annotated[int, Field(ge=1)] = Field(
-        2, description='For "lru": how many experts are kept.'
-    )
+    resident: Annotated[int, Field(ge=1)] = Field(2, description='For "lru": how many experts are kept.')
     base_check: Literal["weights", "config"] = Field(
         "weights",
         description=(

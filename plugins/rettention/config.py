@@ -46,9 +46,7 @@ class RettentionConfig(TechniqueConfig):
             "keep at most 1.5 times the nominal share of the pairs of picture tokens."
         ),
     )
-    warmup: (
-        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0.0, le=1.0)] | None
-    ) = Field(
+    warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
         None,
         description=(
             "Leading dense steps, or their share of the run; `null` is the published share of the "
@@ -67,9 +65,7 @@ class RettentionConfig(TechniqueConfig):
             '"measured" rescales `rho` by what a sample of queries finds it to be.'
         ),
     )
-    clamp_rho: bool = Field(
-        False, description="Keep the ramped `rho` at or below 1."
-    )
+    clamp_rho: bool = Field(False, description="Keep the ramped `rho` at or below 1.")
     correction: Literal["full", "residual", "none"] = Field(
         "full",
         description=(

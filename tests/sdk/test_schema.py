@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from hasten import Config, ConfigError
 from hasten._cli import build_app
 from hasten._cli._describe import describe_default, describe_values, flatten
+from hasten._document import parse_yaml
 from hasten._plugins import host
 from hasten._schema import config_schema
 
@@ -75,7 +75,7 @@ def test_the_command_shows_every_description(name: str) -> None:
 def test_the_schema_takes_every_configuration_that_is_shipped(
     file: Path, valid: Callable[[Any], bool]
 ) -> None:
-    content = yaml.safe_load(file.read_text("utf-8"))
+    content = parse_yaml(file.read_text("utf-8"))
     if {entry["name"] for entry in content["techniques"]} <= set(TECHNIQUES):
         assert valid(content)
     else:  # of a plugin that is not installed
