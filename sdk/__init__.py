@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hasten._acceleration import Acceleration, accelerate, plan
+    from hasten._acceleration import Acceleration, accelerate, acceleration_of, plan, restore
     from hasten._claims import Access, Claim
     from hasten._config import Config, apply_overrides
     from hasten._errors import (
@@ -62,15 +62,17 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "accelerate",
+    "acceleration_of",
     "apply_overrides",
     "hookimpl",
     "load",
     "owned",
     "plan",
+    "restore",
 ]
 
 _HOMES = {
-    "_acceleration": ("Acceleration", "accelerate", "plan"),
+    "_acceleration": ("Acceleration", "accelerate", "acceleration_of", "plan", "restore"),
     "_claims": ("Access", "Claim"),
     "_config": ("Config", "apply_overrides"),
     "_errors": (

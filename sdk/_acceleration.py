@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hasten._run import Run
     from hasten._technique import Technique
 
-__all__ = ["Acceleration", "accelerate", "plan"]
+__all__ = ["Acceleration", "accelerate", "acceleration_of", "plan", "restore"]
 
 
 def plan(pipe: Any, config: ConfigLike, **call: Any) -> Plan:
@@ -58,12 +58,32 @@ def accelerate(pipe: Any, config: ConfigLike) -> Acceleration:
     """
     if accelerated_by(pipe) is not None:
         raise ConflictError(
-            f"this {type(pipe).__name__} is accelerated already; restore() that acceleration first, or give one "
+            f"this {type(pipe).__name__} is accelerated already; call hasten.restore(pipe) first, or give one "
             f"accelerate() call all the techniques"
         )
     target = Target.of(pipe)
     made, techniques = make_plan(target, Config.of(config), {})
     return Acceleration(target, made, techniques)
+
+
+def acceleration_of(pipe: Any) -> Acceleration | None:
+    """The live acceleration of a pipeline, for whoever has not kept what :func:`accelerate` returned.
+
+    Args:
+        pipe: any pipeline. Copies and siblings of an accelerated one are stock.
+
+    Returns:
+        The same handle, or ``None`` if the pipeline is not accelerated.
+    """
+    found = accelerated_by(pipe)
+    return found if isinstance(found, Acceleration) else None
+
+
+def restore(pipe: Any) -> None:
+    """Give a pipeline back as it was before :func:`accelerate`. Does nothing to one that is not accelerated."""
+    acceleration = acceleration_of(pipe)
+    if acceleration is not None:
+        acceleration.restore()
 
 
 class Acceleration:
@@ -77,7 +97,7 @@ class Acceleration:
         self._pipe = target.pipe
         self._stock = type(target.pipe)
         self._attachment = Attachment(target, made.techniques)
-        self._generated = make_subclass(self._stock, self._attachment, self._attachment.call)
+        self._generated = make_subclass(self._stock, self, self._attachment.call, self._attachment.attributes)
         self._plan = made
         try:
             for technique in sorted(techniques, key=lambda t: not _changes_structure(t, target)):

@@ -14,6 +14,7 @@ from hasten._errors import UnsupportedError
 from hasten._gate import Forward, open_gates
 from hasten._journal import Journal
 from hasten._numerics import Watch
+from hasten._outside import outside
 from hasten._plugins import host
 from hasten._recorder import Recorder, Row
 from hasten._report import Report, StepRecord
@@ -22,6 +23,7 @@ from hasten._seams import SeamTable, submodule
 from hasten._step_caches import refuse_step_caches
 from hasten._subclass import stock_class
 from hasten._target import Target
+from hasten._turns import Turns
 from hasten.pipelines.adapters._base import Guidance, Moments
 
 if TYPE_CHECKING:
@@ -44,15 +46,22 @@ class Attachment:
         self._planned = {technique.name: technique for technique in planned}
         self.table = SeamTable(names)
         self.journal = Journal()
+        self._turns = Turns(target.name)
+        self._before: Mapping[str, Any] | None = None
         self.paused = 0
         """How many ``paused()`` blocks are open."""
         self.report = Report(target.name, names)
 
     def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``pipe(*args, **kwargs)``, accelerated."""
+        """``pipe(*args, **kwargs)``, accelerated.
+
+        Raises:
+            ConflictError: another thread is calling this pipeline.
+        """
         stock = stock_class(pipe).__call__
         if self.paused or pipe is not self.target.pipe:
-            return stock(pipe, *args, **kwargs)
+            with self._turns.taken(stock=True):
+                return stock(pipe, *args, **kwargs)
         try:
             arguments = self.target.bind(args, kwargs)
         except TypeError:
@@ -64,13 +73,18 @@ class Attachment:
             def once(call: RunCall) -> Any:
                 call = _with_cache(table, self._rewrite_prompt(table, call))
                 with self._installed(table, call, recorder):
-                    return stock(pipe, **call.arguments)
+                    return stock(pipe, **outside(call.arguments))
 
             proceed: Callable[[RunCall], Any] = once
             for _, handler in reversed(table.run.items):
                 proceed = _around(handler, proceed)
             options = {name: self._planned[name].options for name in self.names}
             return proceed(RunCall(pipe, self.target, arguments, options=options))
+
+    def attributes(self, pipe: Any) -> Mapping[str, Any]:
+        """The pipeline's attributes, without what a call in progress swapped."""
+        before = self._before
+        return vars(pipe) if before is None or pipe is not self.target.pipe else before
 
     @contextmanager
     def custom_run(self, arguments: Mapping[str, Any]) -> Iterator[Run]:
@@ -88,9 +102,10 @@ class Attachment:
             )
         call = RunCall(self.target.pipe, self.target, self.target.call_arguments(**arguments))
         call = _with_cache(table, call)
-        self._check()
-        with self._session() as recorder, self._installed(table, call, recorder) as run:
-            yield run
+        with self._session() as recorder:
+            self._check()
+            with self._installed(table, call, recorder) as run:
+                yield run
 
     def _check(self) -> None:
         """What the plan made sure of and the user may have changed since.
@@ -103,6 +118,23 @@ class Attachment:
     @contextmanager
     def _session(self) -> Iterator[Recorder]:
         """One call of the user: collects rows over all of its runs, and ends in one report."""
+        with self._turns.taken(), self._remembered(), self._reported() as recorder:
+            yield recorder
+
+    @contextmanager
+    def _remembered(self) -> Iterator[None]:
+        """Attributes of the pipeline as they are before the first of nested calls swaps any."""
+        outermost = self._before is None
+        if outermost:
+            self._before = dict(vars(self.target.pipe))
+        try:
+            yield
+        finally:
+            if outermost:
+                self._before = None
+
+    @contextmanager
+    def _reported(self) -> Iterator[Recorder]:
         recorder = Recorder()
         error: str | None = None
         try:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hasten._backends import native_backend
 from hasten._denoiser import unwrapped
 from hasten._errors import UnsupportedError, suggestion
 from hasten._gate import is_compiled
@@ -165,7 +166,9 @@ class AttentionSeam:
                 before, after = self._naming_hooks(layer)
                 stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
                 stack.callback(module.register_forward_hook(after, always_call=True).remove)
-                stack.enter_context(self._native(layer, module))
+                chosen = stack.enter_context(native_backend(module.processor))
+                if chosen is not None:
+                    self._dense_backends[layer] = chosen
             yield
 
     @contextmanager
@@ -266,33 +269,6 @@ class AttentionSeam:
         )
         return output.transpose(1, 2)
 
-    @contextmanager
-    def _native(self, layer: str, module: nn.Module) -> Iterator[None]:
-        """The layer's processor on the native backend; the user's choice is kept for the dense path."""
-        from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-
-        processor: Any = module.processor
-        if not hasattr(processor, "_attention_backend"):
-            yield  # never asks the dispatcher; one that bypasses torch's attention is found out when it runs
-            return
-        chosen = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-        chosen = AttentionBackendName(chosen)
-        if _reaches_torch(chosen):
-            yield
-            return
-        self._dense_backends[layer] = chosen
-        attributes = vars(processor)
-        had, before = "_attention_backend" in attributes, attributes.get("_attention_backend")
-        native = attributes["_attention_backend"] = AttentionBackendName.NATIVE
-        try:
-            yield
-        finally:
-            if attributes.get("_attention_backend") is native:
-                if had:
-                    attributes["_attention_backend"] = before
-                else:
-                    del attributes["_attention_backend"]
-
     def _naming_hooks(self, layer: str) -> tuple[Callable[..., None], Callable[..., None]]:
         """Hooks that keep the stack of layers in progress. Another run may share the module: it is not ours to name."""
 
@@ -347,8 +323,3 @@ def _chain(handlers: Sequence[AttentionHandler], dense: Proceed) -> Proceed:
 
 def _link(handler: AttentionHandler, inner: Proceed) -> Proceed:
     return lambda call: handler(call, inner)
-
-
-def _reaches_torch(backend: Any) -> bool:
-    """Whether a diffusers backend ends in torch's own attention function."""
-    return backend.name in ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")

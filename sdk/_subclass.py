@@ -1,28 +1,32 @@
 """The one lasting mark on an accelerated pipeline: its class, a generated subclass that looks like the stock one.
 
 The subclass has the same name, module, documentation and call signature. Copies, pickles, ``from_pipe`` siblings and
-everything else made from the class are stock pipelines.
+everything else made from the class are stock pipelines. A shallow copy shares the weights and gets a scheduler of its
+own, so that it can be called while a call of the original is in progress.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["accelerated_by", "make_subclass", "set_class", "stock_class"]
 
-_MARK = "_hasten_attachment"
+_MARK = "_hasten_acceleration"
 CallHandler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+StateReader = Callable[[Any], Mapping[str, Any]]
 
 
-def make_subclass(stock: type, attachment: object, call: CallHandler) -> type:
+def make_subclass(stock: type, acceleration: object, call: CallHandler, state: StateReader) -> type:
     """A subclass of ``stock`` whose instances are called through ``call(pipe, args, kwargs)``.
 
     Args:
         stock: the pipeline's own class.
-        attachment: what :func:`accelerated_by` answers for its instances.
+        acceleration: what :func:`accelerated_by` answers for its instances.
         call: handles ``pipe(...)``.
+        state: the attributes of a pipeline without what a call in progress swapped.
     """
 
     @functools.wraps(stock.__call__)
@@ -41,6 +45,8 @@ def make_subclass(stock: type, attachment: object, call: CallHandler) -> type:
         if function.__name__ == "__newobj__":  # pickle insists on the object's own class there
             function = object.__new__
         as_stock = tuple(stock if item is generated else item for item in arguments)
+        if rest and isinstance(rest[0], dict):
+            rest[0] = _with_own_scheduler(state(self))
         return (stock if function is generated else function, as_stock, *rest)
 
     namespace = {
@@ -50,7 +56,7 @@ def make_subclass(stock: type, attachment: object, call: CallHandler) -> type:
         "__call__": __call__,
         "__new__": __new__,
         "__reduce_ex__": __reduce_ex__,
-        _MARK: attachment,
+        _MARK: acceleration,
     }
     generated: Any = type(stock)(stock.__name__, (stock,), namespace)
     return generated
@@ -70,3 +76,8 @@ def stock_class(pipe: object) -> type:
 def set_class(pipe: object, cls: type) -> None:
     """Give ``pipe`` another class, past a pipeline's own ``__setattr__``, which writes its configuration."""
     object.__setattr__(pipe, "__class__", cls)
+
+
+def _with_own_scheduler(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler counts the steps of the call in progress, so that two calls cannot share one."""
+    return {name: copy.deepcopy(value) if name == "scheduler" else value for name, value in state.items()}

@@ -1,0 +1,79 @@
+"""Attention backends that the user set on processors: native while a run lasts, so that torch's attention is seen.
+
+Processors may be shared, by layers of one model and by pipelines that run in different threads. So an override counts
+its users, and the user's choice comes back when the last of them has left.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["native_backend"]
+
+_ATTRIBUTE = "_attention_backend"
+_TORCH = ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")
+"""Backends of diffusers that end in torch's own attention function."""
+
+
+@dataclass
+class _Override:
+    processor: Any
+    had: bool
+    before: Any
+    users: int = 0
+
+
+_lock = threading.Lock()
+_overrides: dict[int, _Override] = {}
+
+
+@contextmanager
+def native_backend(processor: Any) -> Iterator[Any]:
+    """The processor on the native backend, for the length of a ``with`` block.
+
+    Yields:
+        The backend that the user chose for it, ``None`` where that ends in torch's own attention function, or where the
+        processor never asks the dispatcher.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    if not hasattr(processor, _ATTRIBUTE):
+        yield None  # one that bypasses torch's attention is found out when it runs
+        return
+    native = AttentionBackendName.NATIVE
+    with _lock:
+        held = _overrides.get(id(processor))
+        name = getattr(processor, _ATTRIBUTE) if held is None else held.before
+        chosen = AttentionBackendName(name or _AttentionBackendRegistry.get_active_backend()[0])
+        bypasses = chosen.name not in _TORCH
+        if bypasses:
+            attributes = vars(processor)
+            held = held or _Override(processor, _ATTRIBUTE in attributes, attributes.get(_ATTRIBUTE))
+            held.users += 1
+            _overrides[id(processor)] = held
+            attributes[_ATTRIBUTE] = native
+    if not bypasses or held is None:
+        yield None
+        return
+    try:
+        yield chosen
+    finally:
+        with _lock:
+            held.users -= 1
+            if not held.users:
+                _take_back(held, native)
+
+
+def _take_back(held: _Override, native: Any) -> None:
+    del _overrides[id(held.processor)]
+    attributes = vars(held.processor)
+    if attributes.get(_ATTRIBUTE) is not native:
+        return  # the user chose anew during the run
+    if held.had:
+        attributes[_ATTRIBUTE] = held.before
+    else:
+        del attributes[_ATTRIBUTE]
