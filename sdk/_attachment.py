@@ -158,7 +158,8 @@ class Attachment:
                 yield run
                 return
             inside = (*table.denoiser.items, *table.modules.items, *table.attention.items)
-            watch = Watch() if inside else None
+            hidden = (*table.attention.items, *table.modules.items)
+            watch = Watch([owner for owner, _ in hidden]) if inside else None
             attention = AttentionSeam(self.target, table.attention.items) if table.attention.items else None
             seams = {}
             for name, module in self.target.denoisers.items():

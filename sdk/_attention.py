@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -22,6 +23,7 @@ from hasten._backends import native_backend
 from hasten._denoiser import unwrapped
 from hasten._errors import UnsupportedError, suggestion
 from hasten._gate import is_compiled
+from hasten._results import check_attention
 
 if TYPE_CHECKING:
     from hasten._clock import Step
@@ -80,6 +82,8 @@ class _Computation:
     forward: DenoiserCall
     inside: list[str] = field(default_factory=list)
     """Names of the attention layers in progress, the innermost last."""
+    results: list[tuple[str, str, Tensor]] = field(default_factory=list)
+    """Owner, layer and sum of every handler's result, where several techniques have handlers."""
     entered: set[str] = field(default_factory=set)
     hit: set[str] = field(default_factory=set)
 
@@ -150,9 +154,9 @@ class AttentionSeam:
         self._owners = tuple(dict.fromkeys(owner for owner, _ in entries))
         self._chains: dict[str, Proceed] = {}
         for layer in everything:
-            chosen = [e.handler for _, e in entries if e.layers is None or layer in e.layers]
+            chosen = [(owner, e.handler) for owner, e in entries if e.layers is None or layer in e.layers]
             if chosen:
-                self._chains[layer] = _chain(chosen, self._dense)
+                self._chains[layer] = self._chain(chosen)
         self._layers = {layer: everything[layer] for layer in self._chains}
         self._dense_backends: dict[str, Any] = {}
         self._ever_hit: set[str] = set()
@@ -172,7 +176,7 @@ class AttentionSeam:
             yield
 
     @contextmanager
-    def active(self, call: DenoiserCall) -> Iterator[None]:
+    def active(self, call: DenoiserCall) -> Iterator[_Computation]:
         """Intercept the attention of one computation of the denoiser.
 
         Raises:
@@ -182,7 +186,7 @@ class AttentionSeam:
         token = _active.set(computation)
         try:
             with _Mode(computation):
-                yield
+                yield computation
         finally:
             _active.reset(token)
         self._ever_hit |= computation.hit
@@ -210,6 +214,25 @@ class AttentionSeam:
             return function(*args, **kwargs)
         computation.hit.add(layer)
         return self._chains[layer](self._describe(computation.forward, layer, *args, **kwargs))
+
+    def _chain(self, handlers: Sequence[tuple[str, AttentionHandler]]) -> Proceed:
+        proceed: Proceed = self._dense
+        for owner, handler in reversed(handlers):
+            proceed = self._link(owner, handler, proceed)
+        return proceed
+
+    def _link(self, owner: str, handler: AttentionHandler, inner: Proceed) -> Proceed:
+        several = len(self._owners) > 1
+
+        def proceed(call: AttentionCall) -> Tensor:
+            output = handler(call, inner)
+            check_attention(owner, call, output)
+            computation = _active.get() if several else None
+            if computation is not None:
+                computation.results.append((owner, call.layer, output.detach().sum(dtype=torch.float32)))
+            return output
+
+        return proceed
 
     def _describe(
         self,
@@ -312,14 +335,3 @@ class _Mode(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._computation.seam.intercept(self._computation, func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
-
-
-def _chain(handlers: Sequence[AttentionHandler], dense: Proceed) -> Proceed:
-    proceed = dense
-    for handler in reversed(handlers):
-        proceed = _link(handler, proceed)
-    return proceed
-
-
-def _link(handler: AttentionHandler, inner: Proceed) -> Proceed:
-    return lambda call: handler(call, inner)

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from hasten._clock import Step
-from hasten._numerics import Trail, Watch, tensors_of
+from hasten._gate import closed_gates
+from hasten._numerics import Computed, Trail, Watch, tensors_of
 from hasten._recorder import Row, Stopwatch
+from hasten._results import Predictions
 from hasten._run import Run
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class DenoiserSeam:
         layout: how the family packs its latents.
         handlers: owner and handler, outermost first.
         watch: looks for NaN and infinity in outputs.
-        around: opened around every computation of the denoiser itself (the attention seam).
+        around: opened around every computation of the denoiser itself (the attention seam); yields what that notes.
     """
 
     def __init__(
@@ -89,13 +91,14 @@ class DenoiserSeam:
         layout: Moments,
         handlers: Sequence[tuple[str, DenoiserHandler]],
         watch: Watch | None,
-        around: Callable[[DenoiserCall], AbstractContextManager[Any]] = nullcontext,
+        around: Callable[[DenoiserCall], AbstractContextManager[Any]] = lambda _: nullcontext(),
     ) -> None:
         self.name, self._module, self._run, self._layout = name, module, run, layout
         self._watch = watch
         self._around = around
         self._parameters = _parameter_names(module)
         self._trail: Trail = []
+        self._predictions = Predictions()
         self._chain: Proceed = self._compute
         for owner, handler in reversed(handlers):
             self._chain = self._link(owner, handler, self._chain)
@@ -146,6 +149,7 @@ class DenoiserSeam:
     def _link(self, owner: str, handler: DenoiserHandler, inner: Proceed) -> Proceed:
         def proceed(call: DenoiserCall) -> Any:
             output = handler(call, inner)
+            self._predictions.check(owner, call, output)
             self._trail.append((owner, output))
             return output
 
@@ -160,9 +164,15 @@ class DenoiserSeam:
         args, kwargs = self._unbind(call)
         same = call.kwargs is self._original
         row.resolution = self._size if same else _extent(self._layout.size(call.run.pipe, call.kwargs))
-        with self._around(call):
+        with self._around(call) as computation:
             output = inner(*args, **kwargs)
-        self._trail.append((None, output))
+
+        def alone() -> Any:
+            with torch.no_grad(), closed_gates():
+                return inner(*args, **kwargs)
+
+        self._predictions.learn(call, output)
+        self._trail.append((Computed(alone, computation.results if computation else ()), output))
         return output
 
     def _unbind(self, call: DenoiserCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
