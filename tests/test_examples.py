@@ -16,7 +16,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.parametrize(
     ("script", "pictures"),
-    [("quickstart.py", ("accelerated.png", "baseline.png")), ("own_loop.py", ("own_loop.png",))],
+    [
+        ("quickstart.py", ("accelerated.png", "baseline.png")),
+        ("own_loop.py", ("own_loop.png",)),
+        ("threads.py", ("thread_0.png", "thread_1.png")),
+    ],
 )
 def test_scripts_run_and_draw(script: str, pictures: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / script), str(tmp_path)]
