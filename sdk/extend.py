@@ -1,0 +1,321 @@
+"""The public door for authors of techniques and adapters. Everything `hasten`'s own techniques use is here.
+
+    from hasten.extend import Access, Claim, Technique, TechniqueConfig, hookimpl
+
+``docs/plugins.md`` shows how to write a plugin; :mod:`hasten.testing` checks one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hasten._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hasten._attention import AttentionCall, Proceed, attention_layers, check_layers
+    from hasten._claims import Access, Claim
+    from hasten._cost import StepCost, branches, call_size
+    from hasten._denoiser import DenoiserCall, unwrapped
+    from hasten._errors import (
+        CheckpointError,
+        ConfigError,
+        ConflictError,
+        HastenError,
+        NumericalError,
+        PluginError,
+        RankError,
+        UnsupportedError,
+        suggestion,
+    )
+    from hasten._hookspecs import hookimpl
+    from hasten._journal import OwnedJournal
+    from hasten._models import Captions, Model, Split
+    from hasten._plan import Plan
+    from hasten._ranks import Ranks
+    from hasten._report import Report
+    from hasten._run import Run, RunCall
+    from hasten._seams import Seams, submodule
+    from hasten._target import Target
+    from hasten._technique import Finding, Forecast, Sameness, StepForecast, Technique, TechniqueConfig
+    from hasten._timesteps import by_step, dynamic_shift, levels_of, planned_levels
+    from hasten.pipelines.adapters._base import (
+        Adapter,
+        Guidance,
+        LatentLayout,
+        LatentSize,
+        Moments,
+        Prediction,
+        ScaleSchedule,
+    )
+    from hasten.pipelines.adapters._decoders import (
+        CausalDecoder,
+        ChunkedDecoder,
+        FrameDecoder,
+        PictureDecoder,
+        TiledDecoder,
+    )
+    from hasten.pipelines.adapters._frames import (
+        FrameAxis,
+        FrameLayer,
+        FrameMixing,
+        LayerKind,
+        Rotary,
+        attention_names,
+        frame_layers,
+        self_attentions,
+        separable,
+    )
+    from hasten.pipelines.adapters._layouts import (
+        ConditionedVideoLayout,
+        ImageLayout,
+        PackedLayout,
+        TokenLayout,
+        VideoLayout,
+        image_pixels,
+        resize_clean,
+        unknown_size,
+    )
+    from hasten.pipelines.adapters._paths import FlowPath, Path, VariancePreservingPath
+    from hasten.pipelines.adapters._scan import ScannedUnits, UNetUnits
+    from hasten.pipelines.adapters._tokens import AttentionTokens, JointTokens, TokenGrid, UNetTokens
+    from hasten.pipelines.adapters._units import (
+        BlockUnit,
+        Cut,
+        Grain,
+        PrunableUnits,
+        SkipJoint,
+        SkipResnet,
+        SkipTensor,
+        SkipTransformer2D,
+        Structure,
+        UnitGroup,
+    )
+    from hasten.schedules.noise import NoiseLevel
+
+__all__ = [
+    "Access",
+    "Adapter",
+    "AttentionCall",
+    "AttentionTokens",
+    "BlockUnit",
+    "Captions",
+    "CausalDecoder",
+    "CheckpointError",
+    "ChunkedDecoder",
+    "Claim",
+    "ConditionedVideoLayout",
+    "ConfigError",
+    "ConflictError",
+    "Cut",
+    "DenoiserCall",
+    "Finding",
+    "FlowPath",
+    "Forecast",
+    "FrameAxis",
+    "FrameDecoder",
+    "FrameLayer",
+    "FrameMixing",
+    "Grain",
+    "Guidance",
+    "HastenError",
+    "ImageLayout",
+    "JointTokens",
+    "LatentLayout",
+    "LatentSize",
+    "LayerKind",
+    "Model",
+    "Moments",
+    "NoiseLevel",
+    "NumericalError",
+    "OwnedJournal",
+    "PackedLayout",
+    "Path",
+    "PictureDecoder",
+    "Plan",
+    "PluginError",
+    "Prediction",
+    "Proceed",
+    "PrunableUnits",
+    "RankError",
+    "Ranks",
+    "Report",
+    "Rotary",
+    "Run",
+    "RunCall",
+    "Sameness",
+    "ScaleSchedule",
+    "ScannedUnits",
+    "Seams",
+    "SkipJoint",
+    "SkipResnet",
+    "SkipTensor",
+    "SkipTransformer2D",
+    "Split",
+    "StepCost",
+    "StepForecast",
+    "Structure",
+    "Target",
+    "Technique",
+    "TechniqueConfig",
+    "TiledDecoder",
+    "TokenGrid",
+    "TokenLayout",
+    "UNetTokens",
+    "UNetUnits",
+    "UnitGroup",
+    "UnsupportedError",
+    "VariancePreservingPath",
+    "VideoLayout",
+    "attention_layers",
+    "attention_names",
+    "branches",
+    "by_step",
+    "call_size",
+    "check_layers",
+    "dynamic_shift",
+    "frame_layers",
+    "hookimpl",
+    "image_pixels",
+    "levels_of",
+    "planned_levels",
+    "resize_clean",
+    "self_attentions",
+    "separable",
+    "submodule",
+    "suggestion",
+    "unknown_size",
+    "unwrapped",
+]
+
+_HOMES = {
+    "hasten._errors": (
+        "CheckpointError",
+        "ConfigError",
+        "ConflictError",
+        "HastenError",
+        "NumericalError",
+        "PluginError",
+        "RankError",
+        "UnsupportedError",
+        "suggestion",
+    ),
+    "hasten._hookspecs": ("hookimpl",),
+    "hasten._technique": (
+        "Finding",
+        "Forecast",
+        "Sameness",
+        "StepForecast",
+        "Technique",
+        "TechniqueConfig",
+    ),
+    "hasten._claims": (
+        "Access",
+        "Claim",
+    ),
+    "hasten._plan": ("Plan",),
+    "hasten._report": ("Report",),
+    "hasten._target": ("Target",),
+    "hasten._seams": (
+        "Seams",
+        "submodule",
+    ),
+    "hasten._journal": ("OwnedJournal",),
+    "hasten._run": (
+        "Run",
+        "RunCall",
+    ),
+    "hasten._denoiser": (
+        "DenoiserCall",
+        "unwrapped",
+    ),
+    "hasten._attention": (
+        "AttentionCall",
+        "Proceed",
+        "attention_layers",
+        "check_layers",
+    ),
+    "hasten._ranks": ("Ranks",),
+    "hasten._cost": (
+        "StepCost",
+        "branches",
+        "call_size",
+    ),
+    "hasten._timesteps": (
+        "by_step",
+        "dynamic_shift",
+        "levels_of",
+        "planned_levels",
+    ),
+    "hasten.schedules.noise": ("NoiseLevel",),
+    "hasten.pipelines.adapters._base": (
+        "Adapter",
+        "Guidance",
+        "LatentLayout",
+        "LatentSize",
+        "Moments",
+        "Prediction",
+        "ScaleSchedule",
+    ),
+    "hasten.pipelines.adapters._layouts": (
+        "ConditionedVideoLayout",
+        "ImageLayout",
+        "PackedLayout",
+        "TokenLayout",
+        "VideoLayout",
+        "image_pixels",
+        "resize_clean",
+        "unknown_size",
+    ),
+    "hasten.pipelines.adapters._paths": (
+        "FlowPath",
+        "Path",
+        "VariancePreservingPath",
+    ),
+    "hasten.pipelines.adapters._tokens": (
+        "AttentionTokens",
+        "JointTokens",
+        "TokenGrid",
+        "UNetTokens",
+    ),
+    "hasten.pipelines.adapters._frames": (
+        "FrameAxis",
+        "FrameLayer",
+        "FrameMixing",
+        "LayerKind",
+        "Rotary",
+        "attention_names",
+        "frame_layers",
+        "self_attentions",
+        "separable",
+    ),
+    "hasten.pipelines.adapters._decoders": (
+        "CausalDecoder",
+        "ChunkedDecoder",
+        "FrameDecoder",
+        "PictureDecoder",
+        "TiledDecoder",
+    ),
+    "hasten.pipelines.adapters._units": (
+        "BlockUnit",
+        "Cut",
+        "Grain",
+        "PrunableUnits",
+        "SkipJoint",
+        "SkipResnet",
+        "SkipTensor",
+        "SkipTransformer2D",
+        "Structure",
+        "UnitGroup",
+    ),
+    "hasten.pipelines.adapters._scan": (
+        "ScannedUnits",
+        "UNetUnits",
+    ),
+    "hasten._models": (
+        "Captions",
+        "Model",
+        "Split",
+    ),
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,0 +1,427 @@
+"""Contracts that every technique and every adapter keeps, as pytest classes. They need no GPU.
+
+Subclass one in your own tests, say how to make a small pipeline, and pytest runs the rest::
+
+    class TestMine(hasten.testing.TechniqueContract):
+        technique = MyTechnique
+        exact = {"strength": 0.0}
+        active = {"strength": 0.5}
+        arguments = {"prompt_embeds": torch.zeros(1, 7, 32), "num_inference_steps": 3}
+
+        def pipeline(self):
+            return tiny_pipeline()
+
+The pipeline may have random weights, but every call of :meth:`~PipelineContract.pipeline` has to return equal ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import hasten
+from hasten._attention import attention_layers
+from hasten._claims import Access, Claim
+from hasten._denoiser import DenoiserCall
+from hasten._fingerprint import fingerprint
+from hasten._hookspecs import hookimpl
+from hasten._numerics import tensors_of
+from hasten._plugins import host
+from hasten._seams import Seams
+from hasten._target import Target
+from hasten._technique import Technique, TechniqueConfig
+from hasten.pipelines.adapters._base import Adapter, LatentLayout
+
+__all__ = ["AdapterContract", "PipelineContract", "TechniqueContract"]
+
+
+class PipelineContract(ABC):
+    """What both contracts need to know: how to make a pipeline and how to call it.
+
+    Attributes:
+        arguments: of the pipeline call, without generator and output type.
+    """
+
+    __test__ = False
+    arguments: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let pytest collect subclasses; the contracts themselves are not tests."""
+        super().__init_subclass__(**kwargs)
+        cls.__test__ = not cls.__name__.endswith("Contract")
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """A new pipeline, the same every time."""
+
+    def call(self, pipe: Any, **changes: Any) -> Tensor:
+        """Call ``pipe`` with the same noise every time; returns its latents (any shape, any floating dtype)."""
+        fixed = {"generator": torch.Generator().manual_seed(0), "output_type": "latent", "return_dict": False}
+        output: Tensor = pipe(**{**self.arguments, **fixed, **changes})[0]
+        return output
+
+
+class TechniqueContract(PipelineContract):
+    """What a technique promises to its user and to the host.
+
+    Attributes:
+        technique: the class; it need not be installed.
+        active: options under which it changes the output of :meth:`call`.
+        exact: options under which it changes nothing; ``None`` if there are none.
+        resized: arguments of a call of another size; ``None`` if the pipeline has one size.
+        tolerance: largest absolute difference of the exact setting from the stock pipeline.
+    """
+
+    technique: ClassVar[type[Technique[Any]]]
+    active: ClassVar[Mapping[str, Any]] = {}
+    exact: ClassVar[Mapping[str, Any] | None] = None
+    resized: ClassVar[Mapping[str, Any] | None] = None
+    tolerance: ClassVar[float] = 0.0
+
+    @pytest.fixture(autouse=True)
+    def _registered(self) -> Iterator[None]:
+        with _known(self.technique):
+            yield
+
+    def accelerate(self, pipe: Any, options: Mapping[str, Any]) -> hasten.Acceleration:
+        """Attach the technique alone."""
+        return hasten.accelerate(pipe, {self.technique.name: dict(options)})
+
+    def test_configurations_survive_json(self) -> None:
+        """A configuration written to a file and read back is the same."""
+        kind = self.technique.config_class
+        for options in (self.active, self.exact or {}):
+            config = kind(**options)
+            assert kind.model_validate_json(config.model_dump_json()) == config
+
+    def test_every_option_is_described(self) -> None:
+        """``hasten plugins NAME`` has something to say of each."""
+        fields = self.technique.config_class.model_fields
+        bare = [name for name, field in fields.items() if not (field.description or "").strip()]
+        assert not bare, f"options without a description: {bare}"
+
+    def test_unknown_options_are_refused(self) -> None:
+        """A misspelt option is an error."""
+        with pytest.raises(hasten.ConfigError, match="no_such_option"):
+            hasten.plan(self.pipeline(), {self.technique.name: {"no_such_option": 1}})
+
+    def test_planning_touches_nothing(self) -> None:
+        """``plan`` and the checks read the pipeline only."""
+        pipe, control = self.pipeline(), self.pipeline()
+        hasten.plan(pipe, {self.technique.name: dict(self.active)})
+        _assert_same_structure(pipe, control)
+
+    def test_the_plan_agrees_with_the_call(self) -> None:
+        """What ``plan`` accepts runs, and the denoiser sees the forecast sizes and no others."""
+        pipe = self.pipeline()
+        accepted = {name: self.arguments[name] for name in _FORECAST & self.arguments.keys()}
+        plan = hasten.plan(pipe, {self.technique.name: dict(self.active)}, **accepted)
+        with self.accelerate(pipe, self.active) as accel:
+            self.call(pipe)
+            seen = {step.resolution[-2:] for step in accel.report().steps if step.resolution is not None}
+        forecast = plan.techniques[0].forecast
+        if forecast is not None and forecast.steps:
+            assert {step.size for step in forecast.steps} == seen
+
+    def test_it_acts(self) -> None:
+        """The active options change the output, and the report says that the technique was on."""
+        pipe = self.pipeline()
+        stock = self.call(pipe)
+        with self.accelerate(pipe, self.active) as accel:
+            assert not torch.equal(self.call(pipe), stock)
+            assert accel.report().techniques == (self.technique.name,)
+
+    def test_claims_cover_what_it_registers(self) -> None:
+        """Seams in use, structural edits and changes of size are claimed."""
+        pipe = self.pipeline()
+        with self.accelerate(pipe, self.active) as accel:
+            claims = accel.plan.techniques[0].claims
+            self.call(pipe)
+            resized = any(step.resolution not in (None, step.size) for step in accel.report().steps)
+            missing = [why for why, slots in _evidence(accel, resized) if not _claimed(claims, slots)]
+        assert not missing, f"no claim covers: {missing}"
+
+    def test_restoring_leaves_nothing(self) -> None:
+        """After ``restore`` the pipeline is what it was, to the bit, and so is its output."""
+        pipe, control = self.pipeline(), self.pipeline()
+        stock = self.call(control)
+        self.call(pipe)  # a stock call leaves traces of its own
+        accel = self.accelerate(pipe, self.active)
+        self.call(pipe)
+        accel.restore()
+        accel.restore()
+        _assert_same_structure(pipe, control)
+        assert torch.equal(self.call(pipe), stock)
+
+    def test_the_exact_setting_is_stock(self) -> None:
+        """The exact options give the stock output."""
+        if self.exact is None:
+            pytest.skip("the technique has no exact setting")
+        pipe = self.pipeline()
+        stock = self.call(pipe)
+        with self.accelerate(pipe, self.exact):
+            torch.testing.assert_close(self.call(pipe), stock, rtol=0, atol=self.tolerance)
+
+    def test_another_size_works(self) -> None:
+        """Two calls of different sizes in a row do not disturb each other."""
+        if self.resized is None:
+            pytest.skip("no other size is given")
+        pipe = self.pipeline()
+        with self.accelerate(pipe, self.active):
+            first = self.call(pipe)
+            assert self.call(pipe, **self.resized).isfinite().all()
+            assert torch.equal(self.call(pipe), first)
+
+    def test_a_failed_call_leaves_nothing(self) -> None:
+        """An exception in the middle of a run reaches the caller; the next call is clean."""
+        pipe = self.pipeline()
+        with self.accelerate(pipe, self.active):
+            expected = self.call(pipe)
+            with _failing(pipe), pytest.raises(_Interruption):
+                self.call(pipe)
+            assert torch.equal(self.call(pipe), expected)
+
+    def test_two_pipelines_at_once(self) -> None:
+        """Accelerated pipelines in two threads give what they give alone."""
+        pipes = [self.pipeline(), self.pipeline()]
+        accelerations = [self.accelerate(pipe, self.active) for pipe in pipes]
+        expected = self.call(pipes[0])
+        outputs: dict[int, Tensor] = {}
+
+        def run(number: int) -> None:
+            outputs[number] = self.call(pipes[number])
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for acceleration in accelerations:
+            acceleration.restore()
+        assert sorted(outputs) == [0, 1]
+        for output in outputs.values():
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+class AdapterContract(PipelineContract):
+    """What an adapter has to get right about its pipeline family.
+
+    Attributes:
+        adapter: the object; it need not be installed.
+        resized: whether forwards at half the size are tested, too.
+    """
+
+    adapter: ClassVar[Adapter]
+    resized: ClassVar[bool] = True
+
+    @pytest.fixture(autouse=True)
+    def _registered(self) -> Iterator[None]:
+        with _known(_Probe), _known_adapter(self.adapter):
+            yield
+
+    @pytest.fixture
+    def calls(self) -> list[tuple[DenoiserCall, Any]]:
+        """Every denoiser forward of one call, with its output."""
+        _Probe.seen = []
+        pipe = self.pipeline()
+        with hasten.accelerate(pipe, [_Probe.name]):
+            self.call(pipe)
+        return _Probe.seen
+
+    def test_the_adapter_is_found(self) -> None:
+        """The pipeline's class is one that the adapter names."""
+        assert Target.of(self.pipeline()).adapter is self.adapter
+
+    def test_a_run_that_changes_nothing_is_stock(self) -> None:
+        """The seams alone change no bit."""
+        pipe = self.pipeline()
+        stock = self.call(pipe)
+        with hasten.accelerate(pipe, [_Probe.name]):
+            assert torch.equal(self.call(pipe), stock)
+
+    def test_levels_fall_from_noise_to_clean(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
+        """The noise level of each forward is in [0, 1] and never rises within a run."""
+        levels = [call.step.noise.time for call, _ in calls]
+        assert levels == sorted(levels, reverse=True)
+        assert all(0 <= level <= 1 for level in levels)
+        assert len(set(levels)) > 1
+
+    def test_the_size_of_a_call_is_known_before_it(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
+        """``call_size`` predicts what ``size`` then reads from the forward."""
+        target, layout = self._layout()
+        expected = layout.call_size(target.pipe, target.call_arguments(**self.arguments))
+        assert {layout.size(target.pipe, call.kwargs) for call, _ in calls} == {expected}
+
+    def test_latents_survive_a_round_trip(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
+        """``encode`` of what ``decode`` returned gives the arguments back."""
+        target, layout = self._layout()
+        for call, _ in calls:
+            latent = layout.decode(target.pipe, call.kwargs)
+            changed = layout.encode(target.pipe, call.kwargs, latent, call.step.noise)
+            for name, value in changed.items():
+                for ours, theirs in zip(_tensors(value), _tensors(call.kwargs[name]), strict=True):
+                    # timesteps that a scheduler rounds come back unrounded
+                    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-5, check_dtype=False)
+
+    def test_outputs_survive_a_round_trip(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
+        """``encode_output`` of what ``decode_output`` returned gives the prediction back."""
+        target, layout = self._layout()
+        for call, output in calls:
+            sample = call.sample(output)
+            latent = layout.decode_output(target.pipe, call.kwargs, sample)
+            again = layout.encode_output(target.pipe, call.kwargs, latent)
+            for ours, theirs in zip(tensors_of(again), tensors_of(sample), strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+    def test_half_the_size_is_computed(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
+        """The denoiser accepts the arguments that ``encode`` makes for a latent of half the height and width."""
+        target, layout = self._layout()
+        refusal = layout.refusal(target.pipe)
+        if not self.resized or refusal is not None:
+            pytest.skip(refusal or "the family has one size")
+        call, _ = calls[0]
+        latent = layout.decode(target.pipe, call.kwargs)
+        half = latent[..., : latent.shape[-2] // 2, : latent.shape[-1] // 2].contiguous()
+        smaller = call.replace_kwargs(layout.encode(target.pipe, call.kwargs, half, call.step.noise))
+        with torch.no_grad():
+            sample = call.sample(call.module(**smaller.kwargs))
+        size = layout.size(target.pipe, smaller.kwargs)
+        decoded = layout.decode_output(target.pipe, smaller.kwargs, sample)
+        assert (size.height, size.width) == tuple(half.shape[-2:])
+        assert decoded.shape[-2:] == half.shape[-2:]
+        assert decoded.isfinite().all()
+
+    def test_attention_layers_are_seen(self) -> None:
+        """The denoisers hold attention layers by the names that the host knows."""
+        assert attention_layers(Target.of(self.pipeline()))
+
+    def _layout(self) -> tuple[Target, LatentLayout]:
+        target = Target.of(self.pipeline())
+        layout = self.adapter.capability(LatentLayout)
+        if layout is None:
+            pytest.skip("the family has no latent layout")
+        return target, layout
+
+
+_FORECAST = frozenset({"num_inference_steps", "height", "width", "num_frames", "guidance_scale"})
+"""Arguments of a call that decide what is forecast."""
+
+
+class _Interruption(Exception):
+    """What a failing denoiser raises."""
+
+
+class _Probe(Technique[TechniqueConfig]):
+    """Remembers every denoiser forward and changes nothing."""
+
+    name = "contract_probe"
+    summary = "remembers denoiser forwards"
+    config_class = TechniqueConfig
+    seen: ClassVar[list[tuple[DenoiserCall, Any]]] = []
+
+    def claims(self, target: Target) -> list[Claim]:  # noqa: ARG002
+        """Nothing is changed."""
+        return [Claim("tokens.shape", Access.READS)]
+
+    def attach(self, target: Target, seams: Seams) -> None:  # noqa: ARG002
+        """One handler that looks on."""
+
+        def look(call: DenoiserCall, proceed: Any) -> Any:
+            output = proceed(call)
+            self.seen.append((call, output))
+            return output
+
+        seams.denoiser(look)
+
+
+@contextmanager
+def _known(technique: type[Technique[Any]]) -> Iterator[None]:
+    if technique.name in host().registry.techniques:
+        yield
+        return
+
+    class Plugin:
+        @hookimpl
+        def hasten_register_techniques(self, register: Any) -> None:
+            register(technique)
+
+    unregister = host().register(Plugin(), f"contract of {technique.name}")
+    try:
+        yield
+    finally:
+        unregister()
+
+
+@contextmanager
+def _known_adapter(adapter: Adapter) -> Iterator[None]:
+    if adapter in host().registry.adapters.values():
+        yield
+        return
+
+    class Plugin:
+        @hookimpl
+        def hasten_register_adapters(self, register: Any) -> None:
+            register(adapter)
+
+    unregister = host().register(Plugin(), f"contract of {adapter.family}")
+    try:
+        yield
+    finally:
+        unregister()
+
+
+@contextmanager
+def _failing(pipe: Any) -> Iterator[None]:
+    """The second forward of a denoiser raises."""
+    count = 0
+
+    def fail(module: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG001
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise _Interruption
+
+    denoisers = Target.of(pipe).denoisers.values()
+    handles = [module.register_forward_pre_hook(fail, with_kwargs=True) for module in denoisers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _assert_same_structure(pipe: Any, control: Any) -> None:
+    difference = fingerprint(control).diff(fingerprint(pipe))
+    assert not difference, f"the pipeline is not what it was:\n{difference}"
+
+
+def _evidence(accel: hasten.Acceleration, resized: bool) -> list[tuple[str, tuple[str, ...]]]:
+    """What was seen of the technique, and the slots of which it has to claim one."""
+    kinds = {patch.split(":")[0] for patch in accel.plan.patches}
+    found: list[tuple[str, tuple[str, ...]]] = []
+    if "attention" in kinds:
+        found.append(("it intercepts attention", ("attention.self", "attention.kv")))
+    if "cache" in kinds:
+        found.append(("it replaces the key-value cache", ("attention.kv",)))
+    if resized:
+        found.append(("it computes at another size", ("tokens.shape", "ranks.frames")))
+    return found
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of an argument: itself or its items; none of a number, a flag or ``None``."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in items if isinstance(item, Tensor)]
+
+
+def _claimed(claims: tuple[Claim, ...], slots: tuple[str, ...]) -> bool:
+    return any(claim.slot in slots and claim.access is not Access.READS for claim in claims) or any(
+        claim.slot in slots and claim.slot.startswith("attention.") for claim in claims
+    )
