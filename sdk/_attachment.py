@@ -149,7 +149,7 @@ class Attachment:
     @contextmanager
     def _installed(self, table: SeamTable, call: RunCall, recorder: Recorder) -> Iterator[Run]:
         """The seams of one run, installed on entry, and removed on exit where they are still ours."""
-        layout: Moments | None = self.target.adapter.capability(Moments)  # type: ignore[type-abstract]
+        layout: Moments | None = self.target.adapter.capability(Moments)
         with ExitStack() as stack:
             stack.enter_context(_swapped_scheduler(table, call))
             run = Run(call, _make_clock(layout, call), recorder)

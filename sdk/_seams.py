@@ -206,7 +206,7 @@ class Seams:
         """
         from hasten.pipelines.adapters._base import ScaleSchedule
 
-        self._target.capability(ScaleSchedule)  # type: ignore[type-abstract]
+        self._target.capability(ScaleSchedule)
         self._table.cache = self._table.cache.plus(self.owner, factory)
 
     def prompt(self, handler: PromptHandler) -> None:

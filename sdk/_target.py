@@ -73,7 +73,7 @@ class Target:
         """
         from hasten.pipelines.adapters._base import LatentLayout
 
-        return self.capability(LatentLayout)  # type: ignore[type-abstract]
+        return self.capability(LatentLayout)
 
     @property
     def moments(self) -> Moments:
@@ -84,8 +84,8 @@ class Target:
         """
         from hasten.pipelines.adapters._base import LatentLayout, ScaleSchedule
 
-        found = self.adapter.capability(ScaleSchedule)  # type: ignore[type-abstract]
-        return found or self.capability(LatentLayout)  # type: ignore[type-abstract]
+        found = self.adapter.capability(ScaleSchedule)
+        return found or self.capability(LatentLayout)
 
     def call_arguments(self, **given: Any) -> dict[str, Any]:
         """Arguments of a pipeline call by name, the pipeline's defaults filled in.

@@ -196,7 +196,7 @@ def _steps_are_free(pipe: Any) -> bool:
     from hasten._target import Target
     from hasten.pipelines.adapters._base import ScaleSchedule
 
-    return Target.of(pipe).adapter.capability(ScaleSchedule) is None  # type: ignore[type-abstract]
+    return Target.of(pipe).adapter.capability(ScaleSchedule) is None
 
 
 def _arm_to_dict(arm: Arm) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def prepare(
     plain = plain_base(denoiser)
     family = target.adapter.family
     _raise(bundle.check_base(plain, family, weights=False))
-    units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
+    units = target.capability(PrunableUnits)
     structure = units.structure(plain, bundle.manifest.grain.grain())
     bundle.check_experts(structure)
     if weights:

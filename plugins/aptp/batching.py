@@ -137,7 +137,7 @@ def merge(outputs: Sequence[Any], samples: Sequence[Sequence[int]]) -> Any:
 
 
 def _scale_by_scale(call: RunCall) -> bool:
-    return call.target.adapter.capability(ScaleSchedule) is not None  # type: ignore[type-abstract]
+    return call.target.adapter.capability(ScaleSchedule) is not None
 
 
 def _scatter(parts: Sequence[Any], samples: Sequence[Sequence[int]]) -> Any:

@@ -88,7 +88,7 @@ def measure_latency(
 
     with _study(context, model, work, ffn) as study:
         denoiser, text = study.denoiser, study.costs.text
-        units = study.conditioner.target.capability(PrunableUnits)  # type: ignore[type-abstract]
+        units = study.conditioner.target.capability(PrunableUnits)
         size = study.data.size
         table = measure_table(denoiser, units, study.structure, size, text, batch=batch, rounds=rounds)
         table.save(work)

@@ -49,7 +49,7 @@ def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder
         CheckpointError: a file is missing, or a checkpoint does not fit the base.
     """
     target = Target.of(pipe)
-    units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
+    units = target.capability(PrunableUnits)
     grain = GrainEntry(ffn_units=32, align=1)
     structure = units.structure(pipe.unet, grain.grain())
     found = {int(m[1]): p for p in source.iterdir() if p.is_dir() and (m := _ARCH.match(p.name))}

@@ -53,7 +53,7 @@ def measure(
     target, bundle = Target.of(pipe), Bundle.load(folder)
     base = unwrapped(next(iter(target.denoisers.values())))
     plain, structure = prepare(target, bundle, base, weights=True)
-    units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
+    units = target.capability(PrunableUnits)
     numbers = range(len(bundle.experts))
     models = {str(i): bundle.build(bundle.source(plain, structure, i), structure, i) for i in numbers}
     shares = {str(i): expert.macs_share for i, expert in enumerate(bundle.manifest.experts)}

@@ -41,7 +41,7 @@ class Aptp(Technique[AptpConfig]):
     def claims(self, target: Target) -> Sequence[Claim]:
         """The shapes of weights change from group to group, and with them the heads that a cache holds."""
         claims = [Claim("weights.structure", Access.EXCLUSIVE)]
-        if target.adapter.capability(ScaleSchedule) is not None:  # type: ignore[type-abstract]
+        if target.adapter.capability(ScaleSchedule) is not None:
             claims.append(Claim("attention.kv", Access.EXCLUSIVE))
         if self._segments(target):
             # The expert changes between two steps: what is remembered of a layer's heads would be another expert's.
@@ -70,7 +70,7 @@ class Aptp(Technique[AptpConfig]):
         except UnsupportedError as error:
             yield Finding("error", str(error))
             return
-        if bundle.manifest.segments and target.adapter.capability(ScaleSchedule) is not None:  # type: ignore[type-abstract]
+        if bundle.manifest.segments and target.adapter.capability(ScaleSchedule) is not None:
             yield Finding(
                 "error", "timestep segments would change the heads that the cache of keys and values holds"
             )

@@ -179,7 +179,7 @@ def calibrate(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> Artefact:
     from hasten._target import Target
     from hasten.pipelines.adapters._base import ScaleSchedule
 
-    Target.of(pipe).capability(ScaleSchedule)  # type: ignore[type-abstract]
+    Target.of(pipe).capability(ScaleSchedule)
     given = call.get("prompt") if call.get("prompt") is not None else call.get("class_labels")
     count = 1 if isinstance(given, (str, int)) else len(given)  # type: ignore[arg-type]
     cache = CalibratingCache(count)

@@ -50,7 +50,7 @@ class Hack(Technique[HackConfig]):
 
         if not self.config.compresses:
             return
-        schedule = target.capability(ScaleSchedule).scales(target.pipe, {})  # type: ignore[type-abstract]
+        schedule = target.capability(ScaleSchedule).scales(target.pipe, {})
         mean_budget(self.config, schedule)
         if self.config.calibration is not None:
             from hasten.plugins.hack.calibration import read_artefact
@@ -77,7 +77,7 @@ class Hack(Technique[HackConfig]):
             if self.config.grouping == "permute":
                 from hasten.plugins.hack.permutation import permute_heads
 
-                schedule = target.capability(ScaleSchedule).scales(target.pipe, {})  # type: ignore[type-abstract]
+                schedule = target.capability(ScaleSchedule).scales(target.pipe, {})
                 plan = self._plan(target, schedule)
                 self._order = [[h for group in groups for h in group.heads] for groups in plan.layers]
                 permute_heads(target.pipe.transformer, self._order, seams.journal)
@@ -90,7 +90,7 @@ class Hack(Technique[HackConfig]):
 
         if isinstance(cache, CalibratingCache):
             return cache
-        schedule = target.capability(ScaleSchedule).scales(target.pipe, call.arguments)  # type: ignore[type-abstract]
+        schedule = target.capability(ScaleSchedule).scales(target.pipe, call.arguments)
         plan = self._plan(target, schedule)
         return HackCache(self.config, lambda _: plan)
 
@@ -118,7 +118,7 @@ class Hack(Technique[HackConfig]):
         """Generate one picture under watch where this schedule has not been seen, then do what was asked."""
         from hasten.plugins.hack.calibration import CalibratingCache, calibration_call
 
-        schedule = call.target.capability(ScaleSchedule).scales(call.pipe, call.arguments)  # type: ignore[type-abstract]
+        schedule = call.target.capability(ScaleSchedule).scales(call.pipe, call.arguments)
         if schedule not in self._artefacts:
             cache = CalibratingCache(1)
             proceed(call.replace_arguments({**calibration_call(call.arguments), "kv_cache": cache}))

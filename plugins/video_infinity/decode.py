@@ -17,7 +17,7 @@ __all__ = ["as_pixels", "decode_whole", "unpacked"]
 
 def unpacked(call_pipe: Any, session: Session, latents: Tensor, arguments: Any, frames: int) -> Tensor:
     """Latents as the pipeline returned them, as (B, C, F, H, W)."""
-    decoder = session.target.capability(FrameDecoder)  # type: ignore[type-abstract]
+    decoder = session.target.capability(FrameDecoder)
     size = session.target.layout.call_size(call_pipe, arguments)
     return decoder.unpack(call_pipe, latents, (frames, size.height, size.width))
 
@@ -25,7 +25,7 @@ def unpacked(call_pipe: Any, session: Session, latents: Tensor, arguments: Any, 
 @torch.no_grad()
 def decode_whole(call: RunCall, session: Session, latents: Tensor, output_type: Any) -> Any:
     """What the pipeline would have returned for ``output_type``, on this rank."""
-    decoder = session.target.capability(FrameDecoder)  # type: ignore[type-abstract]
+    decoder = session.target.capability(FrameDecoder)
     frames = session.frames * session.mixing.patch(call.pipe)
     whole = unpacked(call.pipe, session, latents, call.arguments, frames)
     video = torch.cat(list(decoder.frames(call.pipe, whole)), 2)

@@ -206,7 +206,7 @@ class Division:
     # --- the call
 
     def _session(self, call: RunCall, processes: Processes) -> tuple[Session, RunCall]:
-        config, mixing = self._config, self._target.capability(FrameMixing)  # type: ignore[type-abstract]
+        config, mixing = self._config, self._target.capability(FrameMixing)
         folder = None if config.checkpoint is None else Path(config.checkpoint)
         # A process alone has nobody to compare with, and digests of code and weights take their time.
         compared = processes.world > 1 or folder is not None

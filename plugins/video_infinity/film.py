@@ -91,7 +91,7 @@ def write_video(
     path = Path(path)
     check_output(path, codec)
     configured = {**(techniques or {}), "video_infinity": dict(options or {})}
-    decoder = Target.of(pipe).capability(FrameDecoder)  # type: ignore[type-abstract]
+    decoder = Target.of(pipe).capability(FrameDecoder)
     began = time.perf_counter()
     with ExitStack() as held:
         with hasten.accelerate(pipe, configured), keep_local() as sessions:
@@ -133,7 +133,7 @@ class _Job:
     def write(self, local: Tensor, call: Mapping[str, Any]) -> int:
         """Decode this rank's share and put the video together; how many frames it has."""
         arguments = self.session.target.call_arguments(**call)
-        decoder = self.session.target.capability(FrameDecoder)  # type: ignore[type-abstract]
+        decoder = self.session.target.capability(FrameDecoder)
         patch = self.session.mixing.patch(self.pipe)
         if decoder.independent:
             held = len(self.session.held) * patch

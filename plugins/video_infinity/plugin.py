@@ -47,7 +47,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         from hasten.plugins.video_infinity.scan import unknown_modules
         from hasten.plugins.video_infinity.scheduler import scheduler_refusal
 
-        mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+        mixing = target.capability(FrameMixing)
         if reason := scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, {}):
             yield Finding("error", reason)
         for name in unknown_modules(target):
@@ -102,7 +102,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 def _layers(target: Target) -> dict[str, FrameLayer]:
     from hasten._denoiser import unwrapped
 
-    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    mixing = target.capability(FrameMixing)
     found: dict[str, FrameLayer] = {}
     for denoiser, root in target.denoisers.items():
         found.update(frame_layers(mixing, denoiser, unwrapped(root)))

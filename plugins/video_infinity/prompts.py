@@ -38,7 +38,7 @@ def encode_prompts(
         raise UnsupportedError(
             "prompts along the time line are texts; the call has prompt_embeds instead of a prompt"
         )
-    mixing = call.target.capability(FrameMixing)  # type: ignore[type-abstract]
+    mixing = call.target.capability(FrameMixing)
     generator = call.arguments["generator"]
     first = generator[0] if isinstance(generator, (list, tuple)) else generator
     state = first.get_state()

@@ -16,7 +16,7 @@ __all__ = ["unknown_modules"]
 
 def unknown_modules(target: Target) -> Iterator[str]:
     """Qualified names of attentions, convolutions and modules with a number of frames that are not known."""
-    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    mixing = target.capability(FrameMixing)
     for denoiser, wrapped in target.denoisers.items():
         root = unwrapped(wrapped)
         known = {layer.name for layer in mixing.layers(root)}

@@ -73,7 +73,7 @@ class Study:
             table: folder of a latency table, for budgets on time instead of multiply-accumulates.
         """
         target = Target.of(pipe)
-        units = target.capability(PrunableUnits)  # type: ignore[type-abstract]
+        units = target.capability(PrunableUnits)
         conditioner = Conditioner.of(target, data.size)
         denoiser = conditioner.denoiser.eval().requires_grad_(False)
         structure = units.structure(denoiser, grain.grain())

@@ -45,7 +45,7 @@ class Observation:
 
     @property
     def layout(self) -> LatentLayout:
-        layout = self.adapter.capability(LatentLayout)  # type: ignore[type-abstract]
+        layout = self.adapter.capability(LatentLayout)
         assert layout is not None
         return layout
 

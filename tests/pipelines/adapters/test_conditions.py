@@ -162,7 +162,7 @@ def test_boundary_of_the_experts() -> None:
 )
 def test_size_of_a_call(name: str, arguments: dict[str, Any], expected: LatentSize) -> None:
     pipe = FAMILIES[name]()
-    layout = find(pipe).capability(LatentLayout)  # type: ignore[type-abstract]
+    layout = find(pipe).capability(LatentLayout)
     assert layout is not None
     assert layout.call_size(pipe, {"height": None, "width": None, **arguments}) == expected
 
@@ -173,7 +173,7 @@ def test_size_of_a_call(name: str, arguments: dict[str, Any], expected: LatentSi
 def test_binning_is_the_pipelines_own(name: str, expected: tuple[int, int]) -> None:
     pipe = FAMILIES[name]()
     pipe.transformer.register_to_config(sample_size=32)
-    layout = find(pipe).capability(LatentLayout)  # type: ignore[type-abstract]
+    layout = find(pipe).capability(LatentLayout)
     assert layout is not None
     size = layout.call_size(pipe, {"height": 820, "width": 1200, "use_resolution_binning": True})
     assert layout.pixels(pipe, size) == expected

@@ -45,7 +45,7 @@ def test_every_supported_pipeline_is_tried() -> None:
 @pytest.mark.parametrize("kind", ["Flux2KleinPipeline", "QwenImageEditPipeline"])
 def test_size_that_only_the_image_knows_is_not_guessed(kind: str) -> None:
     pipe, given = variant(kind)
-    layout = find(pipe).capability(LatentLayout)  # type: ignore[type-abstract]
+    layout = find(pipe).capability(LatentLayout)
     assert layout is not None
     with pytest.raises(UnsupportedError, match="pass height and width"):
         layout.call_size(pipe, {**given, "image": object(), "height": None, "width": None})
