@@ -1,6 +1,4 @@
-"""Features of image sources, written to disk as they are made, and statistics files that record what made
-them.
-"""
+"""Features of image sources, written to disk as they are made."""
 
 from __future__ import annotations
 
@@ -10,17 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hasten._errors import CheckpointError, ConfigError
-from hasten.eval.fingerprint import Fingerprint, require_same
+from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.moments import Moments
+from hasten.eval.loading import Loaded, batches
 from hasten.eval.networks.features import FeatureNetwork
-from hasten.eval.sources import ImageSource, Loaded, batches
+from hasten.eval.sources import ImageSource
 
 
 @contextmanager
@@ -130,19 +129,20 @@ def load_features(path: str | Path) -> FeatureSet:
         CheckpointError: if the two files don't belong together.
     """
     where = Path(path)
+    beside = where.with_suffix(".json")
     try:
-        record = json.loads(where.with_suffix(".json").read_text(encoding="utf-8"))
+        record = json.loads(beside.read_text(encoding="utf-8"))
         rows = np.load(where, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"There are no features at {where}: {error}") from error
-    if rows.ndim != 2 or len(rows) < len(record["keys"]):
-        raise CheckpointError(
-            f"{where} holds fewer features than {where.with_suffix('.json').name} has keys."
-        )
-    features = torch.from_numpy(rows[: len(record["keys"])])
-    return FeatureSet(
-        tuple(record["keys"]), features, record["bad"], Fingerprint.from_dict(record["fingerprint"])
-    )
+    try:
+        keys, bad = tuple(map(str, record["keys"])), dict(record["bad"])
+        fingerprint = Fingerprint.from_dict(record["fingerprint"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{beside} is no record of features: {error}") from error
+    if rows.ndim != 2 or len(rows) < len(keys):
+        raise CheckpointError(f"{where} holds fewer features than {beside.name} has keys.")
+    return FeatureSet(keys, torch.from_numpy(rows[: len(keys)]), bad, fingerprint)
 
 
 def stream_moments(
@@ -171,73 +171,3 @@ def stream_moments(
     if waiting:
         moments = moments.merge(Moments.of(torch.cat(waiting)))
     return moments, loaded
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Moments of a reference set and what made them; ``fingerprint`` is ``None`` for files of other tools."""
-
-    moments: Moments
-    fingerprint: Fingerprint | None
-    source: str = ""
-
-
-def save_statistics(path: str | Path, statistics: Statistics) -> None:
-    """Write statistics as npz: ``mu`` and ``sigma`` as every tool reads them, beside ``n`` and ``made_by``
-    (JSON).
-    """
-    made_by: dict[str, Any] = {"source": statistics.source, "fingerprint": None}
-    if statistics.fingerprint is not None:
-        made_by["fingerprint"] = statistics.fingerprint.as_dict()
-    with atomic_write(Path(path)) as file:
-        np.savez(
-            file,
-            mu=statistics.moments.mean.cpu().numpy(),
-            sigma=statistics.moments.covariance.cpu().numpy(),
-            n=np.int64(statistics.moments.n),
-            made_by=np.array(json.dumps(made_by, sort_keys=True)),
-        )
-
-
-def load_statistics(
-    path: str | Path, *, expected: Fingerprint | None = None, n: int | None = None
-) -> Statistics:
-    """Read statistics of this or another tool.
-
-    Args:
-        path: npz with ``mu`` and ``sigma``.
-        expected: refuse the file unless it records this fingerprint.
-        n: sample size, for files of other tools, which don't record it.
-
-    Raises:
-        ConfigError: if a part is missing or the file was made differently.
-        CheckpointError: if it holds no statistics.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = {name: file[name] for name in file.files}
-        mean = torch.from_numpy(np.atleast_1d(parts["mu"]).astype(np.float64))
-        sigma = torch.from_numpy(np.atleast_2d(parts["sigma"]).astype(np.float64))
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no statistics file {path}.") from error
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no mu and sigma: {error}") from error
-    if mean.ndim != 1 or sigma.shape != (len(mean), len(mean)):
-        raise CheckpointError(
-            f"mu and sigma of {path} don't fit: {list(mean.shape)} and {list(sigma.shape)}."
-        )
-    count = int(parts["n"]) if "n" in parts else n
-    if count is None:
-        raise ConfigError(f"{path} does not record its sample size; pass n.")
-    made_by: dict[str, Any] = {"source": "", "fingerprint": None}
-    if "made_by" in parts:
-        made_by = json.loads(str(parts["made_by"]))
-    recorded = made_by["fingerprint"]
-    fingerprint = None if recorded is None else Fingerprint.from_dict(recorded)
-    if expected is not None:
-        if fingerprint is None:
-            raise ConfigError(
-                f"{path} does not record how it was made, so it can't be checked against a metric."
-            )
-        require_same(expected, fingerprint)
-    return Statistics(Moments(count, mean, sigma * (count - 1)), fingerprint, made_by["source"])

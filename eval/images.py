@@ -15,38 +15,10 @@ import torch
 from torch import Tensor
 
 from hasten._errors import ConfigError
+from hasten._pictures import to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
-
-#: Modes whose conversion to RGB loses nothing and needs no choice.
-_PLAIN_MODES = frozenset({"L", "1", "CMYK"})
-
-
-def to_rgb(image: Image.Image, *, name: str = "image") -> Image.Image:
-    """Convert a PIL image to mode RGB without guessing.
-
-    Grey is replicated, CMYK and palettes are converted. Transparency is accepted only where every pixel is
-    opaque: what lies behind a transparent pixel is a choice that would change the score. EXIF orientation is
-    not applied.
-
-    Raises:
-        ConfigError: if the image has visible transparency or an unknown mode.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I;16":
-        raise ConfigError(f"{name} is a 16-bit image; save it with 8 bits a channel first.")
-    if image.mode in _PLAIN_MODES:
-        return image.convert("RGB")
-    if image.mode in ("LA", "RGBA", "P", "PA"):
-        rgba = image.convert("RGBA")
-        if int(np.asarray(rgba)[..., 3].min()) < 255:
-            raise ConfigError(
-                f"{name} has transparent pixels; composite it on a background of your choice first."
-            )
-        return rgba.convert("RGB")
-    raise ConfigError(f"{name} has the mode {image.mode!r}; convert it to RGB first.")
 
 
 def to_uint8(images: Sequence[Image.Image]) -> Tensor:

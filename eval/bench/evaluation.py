@@ -158,6 +158,7 @@ def _write_pictures(folder: Path, count: int, side: int) -> None:
 
 
 def _read(folder: str, workers: int) -> int:
-    from hasten.eval.sources import Loaded, batches, open_source
+    from hasten.eval.loading import Loaded, batches
+    from hasten.eval.sources import open_source
 
     return sum(len(images) for images in batches(open_source(folder), Loaded(), workers=workers))

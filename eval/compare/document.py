@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hasten._records import write_atomically
 from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, check_margins, sanity
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.gates import Gate
+from hasten.eval.compare.reference import Embedded, Reference, embed_references
 from hasten.eval.compare.run import arms_of_run
 from hasten.eval.compare.scores import (
     SampleScores,
     few_samples,
-    load_reference,
     sample_scores,
     set_scores,
 )
@@ -37,16 +36,19 @@ class Evaluation:
         gates: conditions on the candidates.
 
     Raises:
-        ConfigError: if a margin can't be judged.
+        ConfigError: if a margin can't be judged, or the reference does not suit a metric.
+        CheckpointError: if statistics are damaged.
     """
 
     metrics: Sequence[Metric]
-    reference: Path | None = None
+    reference: Reference | None = None
     settings: Settings = field(default_factory=Settings)
     gates: Sequence[Gate] = ()
 
     def __post_init__(self) -> None:
         check_margins(self.settings.margins or {}, self.metrics)
+        if self.reference is not None:
+            self.reference.check(self.metrics)
 
 
 def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
@@ -65,17 +67,16 @@ def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
         if isinstance(metric, SampleMetric)
     ]
     side = store.open_image(BASELINE, 0).height
-
-    def reference(metric: SetMetric) -> Any:
-        return load_reference(metric, evaluation.reference, prompts, side)
-
+    references = embed_references(evaluation.metrics, evaluation.reference, prompts, side)
     sets = [
-        set_scores(metric, store, names, prompts, reference)
+        set_scores(metric, store, names, prompts, references.of[metric.name])
         for metric in evaluation.metrics
         if isinstance(metric, SetMetric)
     ]
     rows = analyse(arms, prompts, samples, sets, evaluation.settings)
     document = _document(store, run, arms, rows, samples, evaluation)
+    document |= _reference_part(references, evaluation)
+    document["warnings"] += references.warnings
     for scores in sets:
         document["warnings"] += few_samples(scores.metric, scores.features[BASELINE])
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -124,6 +125,12 @@ def _document(
         "about": {key: value for key, value in run["about"].items() if key not in ("command", "created")},
         "times": times,
     }
+
+
+def _reference_part(references: Embedded, evaluation: Evaluation) -> dict[str, Any]:
+    if evaluation.reference is None:
+        return {"reference": None}
+    return {"reference": {"path": str(evaluation.reference.path), **references.as_dict()}}
 
 
 def _plain(value: float) -> dict[str, float]:

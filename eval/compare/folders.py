@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hasten._errors import ConfigError
-from hasten.eval.compare.scores import few_samples, load_reference
+from hasten.eval.compare.reference import Reference, embed_references
+from hasten.eval.compare.scores import few_samples
 from hasten.eval.distributed import gather, own_part
+from hasten.eval.loading import Loaded, batches
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
-from hasten.eval.sources import ImageSource, Loaded, batches, check_paired
+from hasten.eval.sources import ImageSource, check_paired
 from hasten.eval.statistics import Estimate, mean_estimate, ratio_of_sums
 
 __all__ = ["FolderScores", "Pictures", "score_pictures"]
@@ -26,13 +27,14 @@ class Pictures:
     Args:
         generated: the pictures.
         baseline: pictures of the same keys to compare with, for metrics that need pairs.
-        prompts: one per picture, in the order of the keys.
+        prompts: one per picture, in the order of the keys; those of the pictures' manifest unless given.
         batch_size: pictures at once.
         workers: decoding processes.
         skip_bad: leave out pictures that can't be used, with their partners.
 
     Raises:
-        ConfigError: if pictures and prompts, or the two sources, don't correspond.
+        ConfigError: if pictures and prompts, or the two sources, don't correspond, or the names of the pictures
+            leave open which prompt belongs to which.
     """
 
     generated: ImageSource
@@ -46,11 +48,39 @@ class Pictures:
     def __post_init__(self) -> None:
         if self.baseline is not None:
             check_paired(self.baseline, self.generated)
-        if self.prompts is not None and len(self.prompts) != len(self.generated):
+        if self.prompts is None:
+            return
+        if len(self.prompts) != len(self.generated):
             raise ConfigError(
                 f"{self.generated.name} holds {len(self.generated)} pictures, but there are {len(self.prompts)} "
                 "prompts; give one for each, in the order of the file names"
+                + (f". {self.generated.left_out}" if self.generated.left_out else "")
             )
+        if self.generated.ambiguity:
+            raise ConfigError(self.generated.ambiguity)
+
+    @property
+    def texts(self) -> tuple[str, ...] | None:
+        """The prompt of every picture, where there are prompts."""
+        if self.prompts is not None:
+            return tuple(self.prompts)
+        known = self.generated.prompts
+        return None if known is None else tuple(known[key] for key in self.generated.keys)
+
+    def remarks(self) -> list[str]:
+        """What the user should know before trusting a figure: files that are not read, prompts that differ."""
+        sources = [self.generated, *([self.baseline] if self.baseline is not None else [])]
+        found = [source.left_out for source in sources if source.left_out]
+        known = self.generated.prompts
+        if known is not None and self.prompts is not None:
+            pairs = zip(self.generated.keys, self.prompts)
+            others = [key for key, prompt in pairs if known[key] != prompt]
+            if others:
+                found.append(
+                    f"{len(others)} of {len(self.generated)} prompts are not those of the manifest of "
+                    f"{self.generated.name}, the first is that of {others[0]}"
+                )
+        return found
 
     def _stream(self, source: ImageSource) -> Iterator[tuple[int, Tensor]]:
         """Place in ``generated`` and picture, in that order, whatever order ``source`` has."""
@@ -95,7 +125,8 @@ class Pictures:
         places = [place for place, _, _ in group]
         images = torch.cat([image for _, image, _ in group])
         others = [other for _, _, other in group if other is not None]
-        prompts = None if self.prompts is None else tuple(self.prompts[place] for place in places)
+        texts = self.texts
+        prompts = None if texts is None else tuple(texts[place] for place in places)
         return places, Batch(images, prompts, torch.cat(others) if others else None)
 
 
@@ -109,6 +140,7 @@ class FolderScores:
         figures: metric -> estimate.
         extras: metric -> named companions of its figure (noise floor, unbiased form).
         warnings: what limits the figures, in words.
+        unread: source -> file -> why it is not read at all.
     """
 
     count: int
@@ -116,12 +148,13 @@ class FolderScores:
     figures: Mapping[str, Estimate]
     extras: Mapping[str, Mapping[str, float]]
     warnings: Sequence[str]
+    unread: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def score_pictures(
     pictures: Pictures,
     metrics: Sequence[Metric],
-    reference: Path | None = None,
+    reference: Reference | None = None,
     *,
     level: float = 0.95,
     seed: int = 0,
@@ -133,8 +166,11 @@ def score_pictures(
 
     Raises:
         ConfigError: if a metric lacks what it needs, a picture can't be used, or a feature is not finite.
+        CheckpointError: if statistics of the reference are damaged.
     """
     _check_needs(metrics, pictures, reference)
+    if reference is not None:
+        reference.check(metrics)
     places: list[int] = []
     parts: dict[str, list[Features]] = {metric.name: [] for metric in metrics}
     side = 0
@@ -151,29 +187,43 @@ def score_pictures(
         raise ConfigError(
             f"{pictures.generated.name} holds {len(places)} usable pictures; at least two are needed"
         )
-    prompts = None if pictures.prompts is None else [pictures.prompts[place] for place in places]
+    texts = pictures.texts
+    prompts = None if texts is None else [texts[place] for place in places]
+    references = embed_references(metrics, reference, prompts or (), side)
     figures: dict[str, Estimate] = {}
     extras: dict[str, dict[str, float]] = {}
-    warnings: list[str] = []
+    warnings = [*pictures.remarks(), *references.warnings]
     for metric in metrics:
         features = concatenate(parts[metric.name])
         if isinstance(metric, SetMetric):
-            real = load_reference(metric, reference, prompts or (), side)
-            figure = metric.aggregate(features, real, level=level, seed=seed)
+            figure = metric.aggregate(features, references.of[metric.name], level=level, seed=seed)
             figures[metric.name], extras[metric.name] = figure.estimate, dict(figure.extras)
             warnings += few_samples(metric, features)
         elif isinstance(metric, SampleMetric):
             figures[metric.name] = _mean(metric, features, prompts, level, seed)
-    return FolderScores(len(places), bad, figures, extras, warnings)
+    unread = _unread(pictures)
+    if reference is not None and references.unread:
+        unread[str(reference.path)] = references.unread
+    return FolderScores(
+        len(places), {**bad, **references.bad}, figures, extras, list(dict.fromkeys(warnings)), unread
+    )
 
 
-def _check_needs(metrics: Sequence[Metric], pictures: Pictures, reference: Path | None) -> None:
-    given = {"baseline": pictures.baseline, "prompt": pictures.prompts, "reference": reference}
+def _unread(pictures: Pictures) -> dict[str, Mapping[str, str]]:
+    sources = (pictures.generated, pictures.baseline)
+    return {source.name: source.unread for source in sources if source is not None and source.unread}
+
+
+def _check_needs(metrics: Sequence[Metric], pictures: Pictures, reference: Reference | None) -> None:
+    given = {"baseline": pictures.baseline, "prompt": pictures.texts, "reference": reference}
     options = {"baseline": "--baseline", "prompt": "--prompts", "reference": "--reference"}
+    lacks = []
     for metric in metrics:
         lacking = [options[need] for need in sorted(metric.needs) if need in given and given[need] is None]
         if lacking:
-            raise ConfigError(f"{metric.name} needs {' and '.join(lacking)}")
+            lacks.append(f"{metric.name} needs {' and '.join(lacking)}")
+    if lacks:
+        raise ConfigError("; ".join(lacks))
 
 
 def _mean(

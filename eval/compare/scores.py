@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,14 @@ from hasten._errors import ConfigError
 from hasten._plugins import host
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.store import RunStore
-from hasten.eval.distributed import gather, own_part
-from hasten.eval.features import load_statistics
 from hasten.eval.images import to_uint8
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
-from hasten.eval.metrics.sets import Fid
-from hasten.eval.sources import Loaded, batches, open_source
 
 __all__ = [
     "SampleScores",
     "SetScores",
     "default_metrics",
     "few_samples",
-    "is_statistics",
-    "load_reference",
     "make_metric",
     "sample_scores",
     "set_scores",
@@ -143,11 +136,11 @@ def set_scores(
     store: RunStore,
     arms: Sequence[str],
     prompts: Sequence[str],
-    reference: Callable[[SetMetric], Any],
+    reference: Any,
 ) -> SetScores:
-    """Embed the pictures of every arm, and the reference."""
+    """Embed the pictures of every arm; ``reference`` is what the metric compares them with."""
     features = {arm: _embedded(store, arm, prompts, metric) for arm in arms}
-    return SetScores(metric, features, reference(metric))
+    return SetScores(metric, features, reference)
 
 
 def few_samples(metric: SetMetric, features: Features) -> list[str]:
@@ -159,40 +152,3 @@ def few_samples(metric: SetMetric, features: Features) -> list[str]:
         f"{metric.name}: {len(rows)} pictures for {rows.shape[1]} feature dimensions; computed exactly, but such a "
         "small set says little: compare only figures of the same count"
     ]
-
-
-def is_statistics(path: Path) -> bool:
-    """Whether a file holds the moments of a reference set (``mu`` and ``sigma``) rather than pictures."""
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        return False
-    with np.load(path, allow_pickle=False) as file:
-        return {"mu", "sigma"} <= set(file.files)
-
-
-def load_reference(metric: SetMetric, path: Path | None, prompts: Sequence[str], side: int) -> Any:
-    """What a set metric compares with: the user's pictures or statistics, else the metric's own reference.
-
-    Args:
-        metric: embeds the pictures.
-        path: folder, zip, or npz of pictures or statistics.
-        prompts: of the run.
-        side: of its pictures, in pixels.
-
-    Raises:
-        ConfigError: if there is no reference, or statistics were made differently than ``metric`` would.
-    """
-    if path is None:
-        drawn = metric.own_reference(prompts, side)
-        if drawn is None:
-            raise ConfigError(f"{metric.name} compares with a set of real pictures: give --reference")
-        return metric.embed(Batch(drawn))
-    if is_statistics(path):
-        if not isinstance(metric, Fid):
-            raise ConfigError(f"{metric.name} needs the pictures of the reference; {path} holds statistics")
-        return load_statistics(path, expected=metric.fingerprint()).moments
-    source, loaded = open_source(path), Loaded()
-    own = own_part(len(source), _BATCH)
-    parts = [
-        metric.embed(Batch(images)) for images in batches(source, loaded, batch_size=_BATCH, indices=own)
-    ]
-    return concatenate([part for rank in gather(parts) for part in rank])

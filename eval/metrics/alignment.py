@@ -38,6 +38,12 @@ _ORIGINAL_PREFIX = "A photo depicts "
 class ClipScore(SampleMetric):
     """CLIP score in one of its published forms.
 
+    A prompt with more tokens than the text tower has positions (77 in OpenAI's models) is cut and keeps its end token,
+    from which CLIP reads the embedding; a network with ``long_prompt="chunk_mean"`` embeds it in pieces instead, with
+    ``"error"`` it is refused. So the ``torchmetrics`` scale does *not* reproduce ``torchmetrics.multimodal.CLIPScore``
+    on such prompts: that one (up to 1.9) cuts the end token away too, CLIP then reads the start token, whose embedding
+    is the same for every text, and the score says nothing about the prompt. On shorter prompts the two agree.
+
     Args:
         network: short name of :data:`CLIP_MODELS`, folder, hub id, or a ready network.
         scale: see :data:`~hasten.eval.functional.alignment.ClipScale`.

@@ -200,6 +200,12 @@ class Inception(nn.Module):
         return x.mean((2, 3))
 
 
+def cached_weights() -> Path | None:
+    """The published weights in torch's download cache, if they are there."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    return next((cache / name for name in WEIGHT_FILES if (cache / name).is_file()), None)
+
+
 def load_inception(weights: str | Path | None = None, *, allow_download: bool = False) -> Inception:
     """The FID Inception network with its published weights.
 
@@ -213,15 +219,14 @@ def load_inception(weights: str | Path | None = None, *, allow_download: bool = 
     """
     network = Inception()
     if weights is None:
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        cached = [cache / name for name in WEIGHT_FILES if (cache / name).is_file()]
-        if not cached and not allow_download:
+        cached = cached_weights()
+        if cached is None and not allow_download:
             raise ConfigError(
                 f"FID needs Inception weights. Pass the path of {WEIGHT_FILES[0]}, or allow_download=True "
                 f"with the "
                 "extra installed (pip install 'hasten[fid]'), or use another feature network."
             )
-        state = _state_of(cached[0]) if cached else _from_torch_fidelity()
+        state = _state_of(cached) if cached is not None else _from_torch_fidelity()
     else:
         state = _state_of(Path(weights))
     # The classifier is not part of the features; pytorch-fid's file also lacks the batch counters.

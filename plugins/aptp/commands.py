@@ -51,6 +51,7 @@ def prepare(
 
     from hasten._errors import ConfigError
     from hasten._load import load
+    from hasten._pictures import describe_unread, list_folder
     from hasten._target import Target
     from hasten.plugins.aptp.encoder import make_encoder
     from hasten.plugins.aptp.make.capture import Conditioner
@@ -71,6 +72,9 @@ def prepare(
     about = {"model": model, "router_encoder": kind, "router_model": encoder}
     made = write(Conditioner.of(target, size), make_encoder(kind, encoder, pipe), pictures, work, about)
     typer.echo(f"{len(made.captions)} pictures of {pixels[0]} x {pixels[1]} pixels in {work}")
+    unread = list_folder(data, deep=False).unread if data is not None else {}
+    if unread:
+        typer.echo(f"{data}: not read: {describe_unread(unread)}", err=True)
 
 
 @app.command("measure")

@@ -32,6 +32,7 @@ def _spectrum(
 ) -> None:
     """Fit the power spectrum of a model's latents, which tells `bottleneck` how long it may stay at low resolution."""
     from hasten._cli._outputs import hold_file
+    from hasten._pictures import describe_unread, list_folder
 
     if out is not None:
         hold_file(context, out)
@@ -39,6 +40,9 @@ def _spectrum(
     if out is not None:
         _merge(out, fitted)
     typer.echo(json.dumps(fitted, indent=2))
+    unread = list_folder(images).unread
+    if unread:
+        typer.echo(f"{images}: not read: {describe_unread(unread)}", err=True)
 
 
 def fit_model(model: str, images: Path, side: int | None, limit: int, device: str) -> dict[str, Any]:

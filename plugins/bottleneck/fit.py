@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from hasten._errors import ConfigError, UnsupportedError
+from hasten._pictures import describe_unread, list_folder, read_rgb
 from hasten.schedules.spectrum import Spectrum, fit_spectrum
 
 __all__ = ["FittedSpectrum", "encode", "fit_folder"]
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpe
 
     Args:
         vae: a diffusers autoencoder; on a GPU it is used there. It should compute in single precision.
-        folder: with image files, searched recursively.
+        folder: with image files of any still format that Pillow reads, searched recursively; links are followed.
         side: pixels a side; images are cropped to their central square and shrunk to it. Use the size that the model
             generates at: the power at a frequency in cycles per image grows with the number of pixels.
         limit: at most so many images, in order of their names.
@@ -50,9 +49,10 @@ def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpe
     """
     latents = [encode(vae, picture) for picture in _pictures(folder, side, limit)]
     if not latents:
+        left = describe_unread(list_folder(folder).unread)
         raise ConfigError(
-            f"{folder} has no image ({', '.join(SUFFIXES)}) of at least {side} x {side} pixels. Enlarging smaller ones "
-            f"would invent a spectrum: use larger images or a smaller side"
+            f"{folder} has no image of at least {side} x {side} pixels. Enlarging smaller ones would invent a "
+            f"spectrum: use larger images or a smaller side" + (f". Not read: {left}" if left else "")
         )
     try:
         return FittedSpectrum(fit_spectrum(torch.cat(latents)), len(latents), side)
@@ -65,21 +65,25 @@ def _pictures(folder: Path, side: int, limit: int) -> Iterator[Tensor]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder")
     found = 0
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+    for name in list_folder(folder).pictures:
         if found == limit:
             return
-        try:
-            with Image.open(path) as image:
-                short = min(image.size)
-                if short < side:
-                    continue
-                left, top = (image.width - short) // 2, (image.height - short) // 2
-                square = image.convert("RGB").crop((left, top, left + short, top + short))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ConfigError(f"{path} cannot be read as an image: {error}; remove it") from error
+        image = _picture(folder, name)
+        short = min(image.size)
+        if short < side:
+            continue
+        left, top = (image.width - short) // 2, (image.height - short) // 2
+        square = image.crop((left, top, left + short, top + short))
         pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
         found += 1
         yield torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)[None]
+
+
+def _picture(folder: Path, name: str) -> Image.Image:
+    try:
+        return read_rgb(folder / name, name)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / name} cannot be read as an image: {error} Or remove it") from error
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -14,18 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError, ConfigError
-from hasten.eval.features import (
-    Statistics,
-    atomic_write,
-    extract_features,
-    load_features,
-    load_statistics,
-    save_statistics,
-    stream_moments,
-)
-from hasten.eval.functional.moments import Moments
+from hasten.eval.features import atomic_write, extract_features, load_features, stream_moments
+from hasten.eval.loading import Loaded, batches
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
-from hasten.eval.sources import Loaded, batches, check_paired, open_source
+from hasten.eval.pairing import Order
+from hasten.eval.sources import check_paired, open_source
 
 
 def save(image: Tensor, path: Path) -> None:
@@ -121,6 +115,121 @@ class TestReaders:
             check_paired(first, open_source(tmp_path / "jpg"))
 
 
+class TestDamagedAndForeign:
+    """What other tools and broken transfers leave behind."""
+
+    @pytest.fixture
+    def archive(self, folder: Path, tmp_path: Path) -> Path:
+        with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(folder.iterdir()):
+                archive.write(path, path.name)
+        return tmp_path / "set.zip"
+
+    def test_macos_archives(self, folder: Path, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+            for path in sorted(folder.iterdir()):
+                archive.write(path, f"imgs/{path.name}")
+                archive.writestr(f"__MACOSX/imgs/._{path.name}", b"\0\5\x16\7Mac OS X")
+                archive.writestr(f"imgs/._{path.name}", b"x")
+            archive.writestr("imgs/0.heic", b"x")
+        source = open_source(tmp_path / "mac.zip")
+        assert source.keys == tuple(f"imgs/{i:03d}" for i in range(8))
+        assert list(source.unread) == ["imgs/0.heic"]
+
+    @staticmethod
+    def patch(path: Path, local: int, central: int, value: int, only: int | None = None) -> None:
+        """Set a byte in the headers of all members, or of one."""
+        raw = bytearray(path.read_bytes())
+        for signature, offset in ((b"PK\3\4", local), (b"PK\1\2", central)):
+            at, number = -1, 0
+            while (at := raw.find(signature, at + 1)) != -1:
+                if only in (None, number):
+                    raw[at + offset] = value
+                number += 1
+        path.write_bytes(raw)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize(
+        ("local", "central", "value", "reason"),
+        [(6, 8, 1, "is encrypted"), (8, 10, 99, "can't be unpacked here"), (8, 10, 14, "damaged")],
+    )
+    def test_members_that_cannot_be_unpacked(
+        self, archive: Path, local: int, central: int, value: int, reason: str, workers: int
+    ) -> None:
+        self.patch(archive, local, central, value, only=2)
+        with pytest.raises(ConfigError, match=rf"1 of 8 images .*002\.png of .*{reason}"):
+            list(batches(open_source(archive), Loaded(), workers=workers))
+        loaded = Loaded()
+        list(batches(open_source(archive), loaded, workers=workers, skip_bad=True))
+        assert len(loaded.keys) == 7
+        assert list(loaded.bad) == ["002"]
+
+    def test_any_damage_of_an_archive_is_typed(self, archive: Path) -> None:
+        whole, rng = archive.read_bytes(), np.random.default_rng(0)
+        for _ in range(60):
+            raw = bytearray(whole[: int(rng.integers(len(whole) // 2, len(whole) + 1))])
+            for at in rng.integers(0, len(raw), 8):
+                raw[at] = int(rng.integers(0, 256))
+            archive.write_bytes(raw)
+            with contextlib.suppress(ConfigError):
+                list(batches(open_source(archive), Loaded(), skip_bad=True))
+
+    def test_arrays_of_pictures(self, images: Tensor, tmp_path: Path) -> None:
+        np.save(tmp_path / "set.npy", images.permute(0, 2, 3, 1).numpy())
+        source = open_source(tmp_path / "set.npy")
+        assert torch.equal(torch.stack([source.load(i) for i in range(len(source))]), images)
+
+    @pytest.mark.parametrize("suffix", [".npy", ".npz"])
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", "it is empty"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "Git LFS pointer"),
+            (None, "damaged"),
+        ],
+    )
+    def test_damaged_arrays(
+        self, images: Tensor, tmp_path: Path, suffix: str, content: bytes | None, reason: str
+    ) -> None:
+        path = tmp_path / f"set{suffix}"
+        pixels = images.permute(0, 2, 3, 1).numpy()
+        np.save(path, pixels) if suffix == ".npy" else np.savez(path, arr_0=pixels)
+        path.write_bytes(path.read_bytes()[:300] if content is None else content)
+        with pytest.raises(ConfigError, match=reason):
+            open_source(path)
+
+    def test_pickled_arrays_are_not_run(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+        with pytest.raises(ConfigError, match="can't be read as an array"):
+            open_source(tmp_path / "x.npy")
+
+
+class TestOrder:
+    def test_numbers_count(self, images: Tensor, tmp_path: Path) -> None:
+        for i in range(8):
+            save(images[i], tmp_path / "n" / f"{3 * i}.png")
+        source = open_source(tmp_path / "n")
+        assert source.keys == tuple(str(3 * i) for i in range(8))
+        assert source.ambiguity == ""
+        assert torch.equal(source.load(7), images[7])
+
+    def test_other_names_need_a_choice(self, images: Tensor, tmp_path: Path) -> None:
+        for i in (1, 2, 10):
+            save(images[0], tmp_path / "n" / f"img_{i}.png")
+        assert "give --order natural or --order lexicographic" in open_source(tmp_path / "n").ambiguity
+        chosen = {order: open_source(tmp_path / "n", order=order) for order in Order}
+        assert chosen[Order.natural].keys == ("img_1", "img_2", "img_10")
+        assert chosen[Order.lexicographic].keys == ("img_1", "img_10", "img_2")
+        assert {source.ambiguity for source in chosen.values()} == {""}
+
+    def test_what_a_manifest_does_not_list_is_named(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "map.json").write_text('{"006.png": "six", "000": "nought"}')
+        source = open_source(folder, manifest=tmp_path / "map.json")
+        assert source.keys == ("006", "000")
+        assert source.prompts == {"006": "six", "000": "nought"}
+        assert "pictures that the manifest does not list: 6" in source.left_out
+
+
 class TestBadImages:
     @pytest.fixture
     def broken(self, folder: Path) -> Path:
@@ -198,46 +307,6 @@ class TestFeatureFiles:
         np.save(path, np.zeros((3, 12), dtype=np.float32))
         with pytest.raises(CheckpointError, match="fewer features"):
             load_features(path)
-
-
-class TestStatisticsFiles:
-    def statistics(self, network: FeatureNetwork, images: Tensor) -> Statistics:
-        return Statistics(Moments.of(network(images)), network.fingerprint("features"), "the test images")
-
-    def test_round_trip_records_what_made_it(
-        self, network: FeatureNetwork, images: Tensor, tmp_path: Path
-    ) -> None:
-        made = self.statistics(network, images)
-        save_statistics(tmp_path / "ref.npz", made)
-        again = load_statistics(tmp_path / "ref.npz", expected=made.fingerprint)
-        assert again.moments.n == 8
-        assert torch.allclose(again.moments.scatter, made.moments.scatter, rtol=1e-12)
-        assert (again.fingerprint, again.source) == (made.fingerprint, "the test images")
-
-    def test_another_fingerprint_is_refused(
-        self, network: FeatureNetwork, conv_features: nn.Module, images: Tensor, tmp_path: Path
-    ) -> None:
-        save_statistics(tmp_path / "ref.npz", self.statistics(network, images))
-        other = load_feature_network(conv_features, preset="clean").fingerprint("features")
-        with pytest.raises(ConfigError, match="preprocessing: 'clean' against 'uint8'"):
-            load_statistics(tmp_path / "ref.npz", expected=other)
-
-    def test_files_of_other_tools(self, network: FeatureNetwork, images: Tensor, tmp_path: Path) -> None:
-        path = tmp_path / "fid.npz"
-        np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
-        with pytest.raises(ConfigError, match="sample size"):
-            load_statistics(path)
-        foreign = load_statistics(path, n=50)
-        assert foreign.fingerprint is None
-        assert torch.allclose(foreign.moments.covariance, torch.eye(3, dtype=torch.float64))
-        with pytest.raises(ConfigError, match="does not record how"):
-            load_statistics(path, n=50, expected=network.fingerprint("features"))
-        np.savez(path, mu=np.zeros(3), sigma=np.eye(4))
-        with pytest.raises(CheckpointError, match="don't fit"):
-            load_statistics(path, n=50)
-        path.write_bytes(b"nothing")
-        with pytest.raises(CheckpointError, match="mu and sigma"):
-            load_statistics(path)
 
     def test_a_failed_write_leaves_the_old_file(self, tmp_path: Path) -> None:
         path = tmp_path / "ref.npz"

@@ -16,6 +16,7 @@ from hasten.eval.compare.commands import options
 if TYPE_CHECKING:
     from hasten._config import Config
     from hasten.eval.compare.document import Evaluation
+    from hasten.eval.compare.reference import Reference
     from hasten.eval.compare.run import Request
 
 __all__ = ["register"]
@@ -67,6 +68,9 @@ def _command(
     metrics: options.Metrics = None,
     metric_option: options.MetricOption = None,
     reference: options.Reference = None,
+    reference_count: options.ReferenceCount = None,
+    workers: options.Workers = 0,
+    skip_bad: options.SkipBad = False,
     margin: options.Margins = None,
     gate: options.Gates = None,
     level: options.Level = 0.95,
@@ -91,9 +95,8 @@ def _command(
     }
     job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
     request = _request(model, job, configurations, fewer_steps or ())
-    evaluation = _evaluation(
-        request, metrics, metric_option or (), reference, margin or (), gate or (), level
-    )
+    real = _reference(reference, reference_count, workers, skip_bad)
+    evaluation = _evaluation(request, metrics, metric_option or (), real, margin or (), gate or (), level)
     perform(request, evaluation, out, device=device, dtype=dtype, html=report, as_json=as_json)
 
 
@@ -105,11 +108,17 @@ def _request(
     return Request(model, job, configurations, _fewer_steps(fewer_steps, configurations))
 
 
+def _reference(path: Path | None, count: int | None, workers: int, skip_bad: bool) -> Reference | None:
+    from hasten.eval.compare.reference import Reference
+
+    return None if path is None else Reference(path, count, workers=workers, skip_bad=skip_bad)
+
+
 def _evaluation(
     request: Request,
     metrics: str | None,
     metric_options: Sequence[str],
-    reference: Path | None,
+    reference: Reference | None,
     margins: Sequence[str],
     gates: Sequence[str],
     level: float,

@@ -17,19 +17,24 @@ from hasten._errors import ConfigError
 from hasten._prompts import read_prompts
 from hasten.eval.compare.commands import options
 from hasten.eval.distributed import gather, gather_moments, launched, own_part
+from hasten.eval.pairing import Order
 
 if TYPE_CHECKING:
     from hasten.eval.compare.folders import FolderScores
 
 __all__ = ["register"]
 
-_HELP = """Score pictures that are already there: folders, zip archives or npz files from any tool.
+_HELP = """Score pictures that are already there: folders, zip archives, npz or npy files from any tool.
+
+Prompts pair with pictures by their place (file names that are numbers: by value), or by name with a manifest.
 
 [bold]Examples[/]
 
   hasten eval --generated out/fast --baseline out/baseline --metrics psnr,ssim
   hasten eval --generated out/fast --prompts prompts.txt -m clip --metric-option clip_score.network=./clip-vit-l14
+  hasten eval --generated out/fast --manifest captions.json -m clip --metric-option clip_score.network=./clip-vit-l14
   hasten eval --generated out/fast --reference coco.npz -m fid --metric-option fid.weights=./inception.pth
+  hasten eval --generated out/fast --reference clean_fid.npz --reference-count 30000 -m fid
   hasten eval doctor
   torchrun --nproc-per-node 4 -m hasten eval --generated out/fast --reference real --metrics fid,kid
 """
@@ -61,19 +66,29 @@ def _command(
     context: typer.Context,
     generated: Annotated[Path | None, typer.Option(help="Pictures to score.")] = None,
     reference: options.Reference = None,
+    reference_count: options.ReferenceCount = None,
     baseline: Annotated[
         Path | None, typer.Option(help="Unaccelerated pictures of the same names, for PSNR and SSIM.")
     ] = None,
     prompts: common.PromptsFile = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the pictures with their prompts: {name: prompt} as JSON, JSON Lines, CSV.",
+        ),
+    ] = None,
+    order: Annotated[
+        Order | None,
+        typer.Option(help="Order of the file names that --prompts follows, where it could be either."),
+    ] = None,
     metrics: options.Metrics = None,
     metric_option: options.MetricOption = None,
     level: options.Level = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding processes.")] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")
-    ] = False,
+    workers: options.Workers = 0,
+    skip_bad: options.SkipBad = False,
     as_json: common.Json = False,
 ) -> None:
     if context.invoked_subcommand is not None:
@@ -81,38 +96,43 @@ def _command(
     if generated is None or metrics is None:
         raise ConfigError("give --generated FOLDER and --metrics NAME,NAME (or: hasten eval doctor)")
     from hasten.eval.compare.folders import Pictures, score_pictures
+    from hasten.eval.compare.reference import Reference
     from hasten.eval.sources import open_source
 
     names = options.metric_names(metrics, ())
+    if manifest is not None and prompts is not None:
+        raise ConfigError("--manifest and --prompts both say which prompts belong to the pictures: give one")
     pictures = Pictures(
-        open_source(generated),
+        open_source(generated, manifest=manifest, order=order),
         open_source(baseline) if baseline is not None else None,
         read_prompts(prompts) if prompts is not None else None,
         batch_size,
         workers,
         skip_bad,
     )
+    real = None
+    if reference is not None:
+        real = Reference(reference, reference_count, batch_size, workers, skip_bad)
     made = options.build_metrics(names, metric_option or ())
     with launched() as processes:
-        scores = score_pictures(pictures, made, reference, level=level, seed=seed)
+        scores = score_pictures(pictures, made, real, level=level, seed=seed)
     if processes.rank == 0:
         _show(scores, {metric.name: metric.fingerprint().as_dict() for metric in made}, as_json)
 
 
 def _statistics(
     context: typer.Context,
-    images: Annotated[Path, typer.Argument(help="Folder, zip or npz of the reference pictures.")],
+    images: Annotated[Path, typer.Argument(help="Folder, zip, npz or npy of the reference pictures.")],
     out: Annotated[Path, typer.Option(help="File to write (npz).")],
     metric: Annotated[str, typer.Option("--metric", "-m", help="Frechet distance they are for.")] = "fid",
     metric_option: options.MetricOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding processes.")] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")
-    ] = False,
+    workers: options.Workers = 0,
+    skip_bad: options.SkipBad = False,
 ) -> None:
-    from hasten.eval.features import Statistics, save_statistics, stream_moments
+    from hasten.eval.features import stream_moments
     from hasten.eval.metrics.sets import Fid
+    from hasten.eval.moments_file import Statistics, save_statistics
     from hasten.eval.sources import open_source
 
     (made,) = options.build_metrics([metric], metric_option or ())
@@ -130,6 +150,8 @@ def _statistics(
         save_statistics(out, Statistics(moments, made.fingerprint(), source.name))
         left = f", {bad} left out" if bad else ""
         typer.echo(f"{out}: mean and covariance of {moments.n} pictures{left}")
+        if source.left_out:
+            typer.echo(source.left_out)
 
 
 def _show(scores: FolderScores, fingerprints: dict[str, Any], as_json: bool) -> None:
@@ -143,6 +165,7 @@ def _document(scores: FolderScores, fingerprints: dict[str, Any]) -> dict[str, A
     return {
         "pictures": scores.count,
         "bad": dict(scores.bad),
+        "unread": {source: dict(files) for source, files in scores.unread.items()},
         "warnings": list(scores.warnings),
         "metrics": {
             name: {

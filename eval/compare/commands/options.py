@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hasten._document import parse_yaml
-from hasten._errors import ConfigError, suggestion
+from hasten._errors import ConfigError, HastenError, suggestion
 
 if TYPE_CHECKING:
     from hasten.eval.metric import Metric
@@ -28,7 +28,10 @@ __all__ = [
     "MetricOption",
     "Metrics",
     "Reference",
+    "ReferenceCount",
+    "SkipBad",
     "Width",
+    "Workers",
     "build_metrics",
     "metric_names",
     "parse_margins",
@@ -49,8 +52,18 @@ MetricOption = Annotated[
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(help="Real pictures (folder, zip, npz) or statistics (npz) for FID, KID and CMMD."),
+    typer.Option(help="Real pictures (folder, zip, npz, npy) or statistics (npz) for FID, KID and CMMD."),
 ]
+ReferenceCount = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Pictures behind statistics of another tool; says that the same network made them.",
+    ),
+]
+Workers = Annotated[int, typer.Option(min=0, help="Decoding processes.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")]
 Configs = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="A configuration file; repeat to compare several."),
@@ -80,6 +93,7 @@ _ALIASES = {"clip": "clip_score", "blip": "blip_t_classdiffusion", "blip2": "bli
 #: Metrics that would otherwise fetch a published network: the user names it, or its folder.
 _NEEDS_NETWORK = {
     "clip_score": "openai/clip-vit-large-patch14",
+    "clip_i": "openai/clip-vit-large-patch14",
     "cmmd": "openai/clip-vit-large-patch14-336",
     "mmd_clip_median": "openai/clip-vit-large-patch14-336",
     "blip2_t": "Salesforce/blip2-itm-vit-g",
@@ -111,13 +125,28 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
     """The metrics, each with its options.
 
     Raises:
-        ConfigError: for an option of a metric that is not measured, or a metric without the network it needs.
+        ConfigError: for an option of a metric that is not measured, or naming every metric without the network it
+            needs and the option that gives it.
+        HastenError: as a metric's network can't be loaded.
     """
     from transformers.utils import logging
 
     from hasten.eval.compare.scores import make_metric
 
     logging.disable_progress_bar()
+    options = _metric_options(names, assignments)
+    _raise_together([ConfigError(text) for name in names if (text := _lacks_network(name, options[name]))])
+    made, faults = [], []
+    for name in names:
+        try:
+            made.append(make_metric(name, options[name]))
+        except HastenError as error:
+            faults.append(error)
+    _raise_together(faults)
+    return made
+
+
+def _metric_options(names: Sequence[str], assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {name: {} for name in names}
     for text in assignments:
         left, equals, right = text.partition("=")
@@ -128,24 +157,55 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
         if name not in options:
             raise ConfigError(f"--metric-option {text}: {name!r} is not measured{suggestion(name, options)}")
         options[name][option.strip()] = parse_yaml(right)
-    for name in names:
-        if name in _NEEDS_NETWORK and "network" not in options[name]:
-            raise ConfigError(
-                f"{name} needs a network, which hasten does not fetch unasked: give --metric-option "
-                f"{name}.network=FOLDER, or {name}.network={_NEEDS_NETWORK[name]} to fetch the published one"
+    return options
+
+
+def _lacks_network(name: str, options: Mapping[str, Any]) -> str:
+    """Which network a metric lacks, and the option that gives it; empty if nothing is lacking.
+
+    Found without loading anything, so that several gigabytes are not read before the next metric's lack is told.
+    """
+    if name in _NEEDS_NETWORK and "network" not in options:
+        return (
+            f"{name} needs a network, which hasten does not fetch unasked: give --metric-option "
+            f"{name}.network=FOLDER, or {name}.network={_NEEDS_NETWORK[name]} to fetch the published one"
+        )
+    if name in ("fid", "kid") and not {"weights", "allow_download"} & {k for k, v in options.items() if v}:
+        from hasten.eval.networks.inception import WEIGHT_FILES, cached_weights
+
+        if options.get("network", "inception") == "inception" and cached_weights() is None:
+            return (
+                f"{name} needs Inception weights, which hasten does not fetch unasked: give --metric-option "
+                f"{name}.weights=FILE (the published {WEIGHT_FILES[0]}), {name}.allow_download=true to fetch it (with "
+                f"pip install 'hasten[fid]'), or other features with {name}.network=CLIP_FOLDER"
             )
-    return [make_metric(name, options[name]) for name in names]
+    if name == "lpips" and "weights" not in options:
+        return (
+            "lpips needs AlexNet weights, which hasten does not fetch: give --metric-option lpips.weights=FILE "
+            "(torchvision's alexnet-owt-7be5be79.pth)"
+        )
+    return ""
+
+
+def _raise_together(faults: Sequence[HastenError]) -> None:
+    """Raise the only fault as it is, several as one that tells them all."""
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        told = "\n".join(f"  - {fault}" for fault in faults)
+        raise ConfigError(f"{len(faults)} metrics can't be made:\n{told}")
 
 
 def require_references(metrics: Sequence[Metric]) -> None:
     """Refuse metrics of sets that have nothing to compare with; the miniature ones bring true renders.
 
     Raises:
-        ConfigError: names the first of them.
+        ConfigError: names all of them.
     """
-    for metric in metrics:
-        if "reference" in metric.needs:
-            raise ConfigError(f"{metric.name} compares with a set of real pictures: give --reference")
+    lacking = [m.name for m in metrics if "reference" in m.needs]
+    if lacking:
+        verb = "compares" if len(lacking) == 1 else "compare"
+        raise ConfigError(f"{', '.join(lacking)} {verb} with a set of real pictures: give --reference")
 
 
 def parse_margins(texts: Sequence[str]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hasten._document import read_json_lines
 from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten._pictures import describe_unread, list_folder, read_rgb
 from hasten._text import read_text
 from hasten.pipelines.adapters import LatentSize
 from hasten.plugins.aptp.encoder import Encoder
@@ -22,7 +23,6 @@ from hasten.plugins.aptp.make.capture import Conditioner
 __all__ = ["Batch", "Prepared", "captioned_pictures", "prepare", "scene_pictures"]
 
 _FILE, _ABOUT = "data.safetensors", "data.json"
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 Picture = tuple[str, Any]
 """A caption and its picture, (3, H, W) in [-1, 1]."""
 
@@ -155,9 +155,11 @@ def captioned_pictures(folder: Path, height: int, width: int) -> Iterator[Pictur
     """
     if not folder.is_dir():
         raise ConfigError(f"data folder {folder} does not exist")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    listing = list_folder(folder, deep=False)
+    files = [folder / name for name in listing.pictures]
     if not files:
-        raise ConfigError(f"data folder {folder} has no pictures ({', '.join(sorted(_SUFFIXES))})")
+        left = f" (not read: {describe_unread(listing.unread)})" if listing.unread else ""
+        raise ConfigError(f"data folder {folder} has no pictures{left}")
     table = _metadata(folder)
     captions = {file: table.get(file.name) or _caption_beside(file) for file in files}
     missing = [file.name for file, caption in captions.items() if not caption]
@@ -195,8 +197,7 @@ def _picture(file: Path, height: int, width: int) -> Tensor:
     import numpy as np
     from PIL import Image, ImageOps
 
-    with Image.open(file) as image:
-        fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(read_rgb(file, str(file)), (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
 

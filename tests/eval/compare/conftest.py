@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
+from hasten._cli import build_app
 from hasten._config import Config
 from hasten._generation import Job
 from hasten._plugins import host
@@ -79,3 +81,13 @@ def make_request(count: int = 4, batch_size: int = 2, seed: int = 0) -> Request:
 @pytest.fixture
 def request_of() -> Callable[..., Request]:
     return make_request
+
+
+@pytest.fixture
+def evaluate() -> Callable[..., Result]:
+    """``hasten eval`` in this process."""
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(build_app(), ["eval", *map(str, arguments)])
+
+    return run

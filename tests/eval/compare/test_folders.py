@@ -10,38 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from captioned import prompts_file, true_pictures
 from PIL import Image
-from typer.testing import CliRunner, Result
-
-from hasten._cli import build_app
-from hasten.pipelines import mini
-from hasten.pipelines.mini.render import render_scenes
-from hasten.pipelines.mini.scenes import parse_caption
+from typer.testing import Result
 
 Evaluate = Callable[..., Result]
-
-
-@pytest.fixture
-def evaluate() -> Evaluate:
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(build_app(), ["eval", *map(str, arguments)])
-
-    return run
-
-
-def true_pictures(folder: Path, count: int, side: int = 64, seed: int = 0) -> Path:
-    """Pictures that show exactly what their prompts ask for."""
-    folder.mkdir()
-    scenes = [parse_caption(prompt) for prompt in mini.prompts(count)]
-    pixels = ((render_scenes(scenes, seed, 0, side) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    for number, picture in enumerate(pixels):
-        Image.fromarray(picture).save(folder / f"{number:05d}.png")
-    return folder
-
-
-def prompts_file(path: Path, count: int) -> Path:
-    path.write_text("\n".join(mini.prompts(count)))
-    return path
 
 
 def noisy_copy(source: Path, target: Path) -> Path:
@@ -126,9 +99,9 @@ def test_what_is_missing_or_wrong_is_named(evaluate: Evaluate, tmp_path: Path) -
 def test_statistics_of_another_fingerprint_are_refused(evaluate: Evaluate, tmp_path: Path) -> None:
     import torch
 
-    from hasten.eval.features import Statistics, save_statistics
     from hasten.eval.fingerprint import Fingerprint
     from hasten.eval.functional.moments import Moments
+    from hasten.eval.moments_file import Statistics, save_statistics
     from hasten_miniatures.contrastive import build_clip, export_clip
 
     export_clip(build_clip(), tmp_path / "clip")

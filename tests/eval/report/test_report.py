@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,32 @@ def test_the_page_stands_alone(text: str) -> None:
     assert not re.search(r"url\((?!#)", text)
     assert not re.search(r"@import|<link [^>]*stylesheet|<script [^>]*src", text)
     assert "default-src 'none'" in text
+
+
+def test_what_is_not_read_of_the_reference_is_on_the_page(store: RunStore, tmp_path: Path) -> None:
+    from hasten.eval.compare.document import Evaluation, evaluate_run
+    from hasten.eval.compare.miniature import Frechet
+    from hasten.eval.compare.reference import Reference
+
+    shutil.copytree(store.folder, tmp_path / "run")
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(3):
+        store.open_image("baseline", i).save(real / f"{i}.png")
+    (real / "2.png").write_bytes(b"")
+    (real / "gone.png").symlink_to(tmp_path / "nowhere")
+    (real / "x.heic").write_bytes(b"x")
+    copy = RunStore(tmp_path / "run")
+    made = evaluate_run(copy, Evaluation([Frechet()], Reference(real, skip_bad=True)))
+    assert made["reference"]["pictures"] == 2
+    assert made["reference"]["unread"]["gone.png"] == "broken links"
+    page = render_page(copy, made)
+    assert "broken links: 1 (gone.png)" in page
+    assert ".heic files, a format that is not read: 1 (x.heic)" in page
+    assert "pictures that can&#39;t be used: 1 (2)" in page
+    assert json.loads((copy.folder / "report.json").read_text())["reference"] == made["reference"]
+    with pytest.raises(ConfigError, match="There is no folder"):
+        Evaluation([Frechet()], Reference(tmp_path / "nowhere"))
 
 
 def test_identifiers_are_unique_and_links_lead_somewhere(text: str) -> None:

@@ -256,6 +256,18 @@ def test_data_folders_need_a_caption_for_every_picture(tmp_path):
         list(captioned_pictures(tmp_path / "data", 32, 32))
 
 
+def test_pictures_of_training_data_are_upright_and_of_any_format(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (40, 20))
+    stored.paste((255, 255, 255), (0, 0, 20, 20))
+    stored.save(tmp_path / "a.tif", exif=exif)
+    (tmp_path / "a.txt").write_text("white above black")
+    ((_, pixels),) = captioned_pictures(tmp_path, 40, 20)
+    assert pixels[:, :18].min() == 1
+    assert pixels[:, 22:].max() == -1
+
+
 @pytest.mark.parametrize("budgets", [(), (0.0, 0.5), (0.9, 0.5), (1.2,)])
 def test_wrong_budgets_are_refused(budgets):
     with pytest.raises(ConfigError, match="--budgets"):

@@ -125,6 +125,22 @@ def test_unusable_folders_are_explained(tmp_path, photographs):
         fit_folder(vae, tmp_path, 64)
 
 
+def test_links_are_followed_and_16_bits_are_not_white(tmp_path, photographs):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "photographs").symlink_to(photographs)
+    (tmp_path / "links" / "x.heic").write_bytes(b"x")
+    vae = Identity(scaling_factor=1.0)
+    assert fit_folder(vae, tmp_path / "links", 64) == fit_folder(vae, photographs, 64)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "flat").mkdir()
+    grey = Image.open(next(photographs.iterdir())).convert("L")
+    grey.save(tmp_path / "flat" / "0.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep" / "0.png")
+    assert fit_folder(vae, tmp_path / "deep", 64) == fit_folder(vae, tmp_path / "flat", 64)
+    with pytest.raises(ConfigError, match=r"Not read: \.heic files, a format that is not read: 1"):
+        fit_folder(vae, tmp_path / "links", 4096)
+
+
 @pytest.fixture
 def stub_model(monkeypatch):
     pipe = FAMILIES["sd3"]()
