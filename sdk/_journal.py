@@ -8,6 +8,7 @@ instances are edited: a class, a module object or anything else that others shar
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -15,13 +16,17 @@ from typing import Any
 
 from torch import nn
 
-from hasten._errors import PluginError
+from hasten._errors import ConflictError, PluginError
 
 __all__ = ["Journal", "OwnedJournal"]
 
 _log = logging.getLogger("hasten")
 _ABSENT = object()
 _MODULE_STORES = ("_parameters", "_buffers", "_modules")
+
+
+_edited: weakref.WeakValueDictionary[tuple[int, str], Journal] = weakref.WeakValueDictionary()
+"""Every place that is edited now, with the journal that can take it back: pipelines may share modules."""
 
 
 @dataclass
@@ -64,14 +69,24 @@ class Journal:
         )
 
     def edit(self, owner: str, target: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Set ``target.name`` to ``make(present value)``, and remember how to take it back."""
+        """Set ``target.name`` to ``make(present value)``, and remember how to take it back.
+
+        Raises:
+            ConflictError: another acceleration, of a pipeline that shares the target, has edited the same place.
+        """
         _check_instance(target, name)
         key = (id(target), name)
+        if _edited.get(key, self) is not self:
+            raise ConflictError(
+                f"{owner!r} edits {type(target).__name__}.{name}, which the acceleration of another pipeline over the "
+                f"same module has edited already; restore that one first, or give this pipeline a module of its own"
+            )
         place = self._places.get(key) or _place(target, name)
         below = place.current if place.edits else getattr(target, name, None)
         value = make(below)
         place.edits.append(_Edit(owner, make))
         self._places[key] = place  # noted before the write, so that a failing write is unwound too
+        _edited[key] = self
         _write(place, value)
 
     def undo(self, owner: str) -> None:
@@ -93,6 +108,7 @@ class Journal:
                 _restore(place)
             if not place.edits:
                 del self._places[key]
+                _edited.pop(key, None)
 
 
 @dataclass(frozen=True)

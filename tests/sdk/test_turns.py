@@ -173,6 +173,19 @@ def test_accelerated_copies_serve_threads(flux: Any, run: Any) -> None:
         assert torch.equal(held.finish(), expected[0.5])
 
 
+def test_two_accelerations_do_not_edit_one_place(flux: Any, run: Any) -> None:
+    """The second would build on the first one's edit and take it for the original."""
+    view = copy.copy(flux)
+    accel = hasten.accelerate(flux, ["count"])
+    with pytest.raises(hasten.ConflictError, match=r"'count' edits FluxTransformer2DModel\.counted"):
+        hasten.accelerate(view, ["count"])
+    assert hasten.acceleration_of(view) is None
+    assert flux.transformer.counted
+    accel.restore()
+    hasten.accelerate(view, ["count"]).restore()
+    assert not hasattr(flux.transformer, "counted")
+
+
 def as_function(function: Callable[[Any], None]) -> Any:
     def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         function(index)
@@ -210,18 +223,24 @@ def test_what_a_callback_calls_is_no_part_of_the_run(flux: Any, run: Any, make: 
     assert getattr(callback, "seen", 2) == 2
 
 
-def test_two_runs_share_a_users_backend(flux: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first to leave must not take the other's processors back to a backend that the seam does not see."""
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Shapes of the queries that a backend of the user's has seen."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    used = []
+    shapes: list[Any] = []
 
     def fake(query: Any, key: Any, value: Any, **_: Any) -> Any:
-        used.append(threading.get_ident())
+        shapes.append(query.shape)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName.FLEX, fake)
+    return shapes
+
+
+def test_two_runs_share_a_users_backend(flux: Any, run: Any, used: list[Any]) -> None:
+    """The first to leave must not take the other's processors back to a backend that the seam does not see."""
     processors = list(flux.transformer.attn_processors.values())
     for processor in processors:
         processor._attention_backend = AttentionBackendName.FLEX
@@ -239,17 +258,7 @@ def test_two_runs_share_a_users_backend(flux: Any, run: Any, monkeypatch: pytest
     assert accels[0].report().error is None
 
 
-def test_a_processor_that_layers_share_keeps_its_backend(flux: Any, run: Any, monkeypatch: Any) -> None:
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-
-    used = []
-
-    def fake(query: Any, key: Any, value: Any, **_: Any) -> Any:
-        used.append(query.shape)
-        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-    monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName.FLEX, fake)
+def test_a_processor_that_layers_share_keeps_its_backend(flux: Any, run: Any, used: list[Any]) -> None:
     shared = next(iter(flux.transformer.attn_processors.values()))
     flux.transformer.set_attn_processor(shared)
     shared._attention_backend = AttentionBackendName.FLEX
