@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hasten._errors import UnsupportedError
+from hasten._document import parse_json
+from hasten._errors import CheckpointError, ConfigError, HastenError, UnsupportedError
+from hasten._text import read_text
 
 __all__ = ["load", "pipeline_class"]
 
 _MINI = "mini/"
+_INDEX = "model_index.json"
 _OWN = {
     "VARPipeline": "hasten.pipelines.var.pipeline",
     "InfinityPipeline": "hasten.pipelines.infinity.pipeline",
 }
 """Pipelines that diffusers does not have, by class name."""
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".json", ".zip")
 
 
 def load(name_or_path: str | Path, **options: Any) -> Any:
@@ -29,29 +34,25 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
         **options: passed on to the miniature's loader, or to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
-        UnsupportedError: nothing of that name can be loaded.
+        UnsupportedError: nothing of that name can be loaded, or it is a pipeline of a kind that is not known here.
+        CheckpointError: a saved pipeline is damaged or incomplete.
     """
     name = str(name_or_path)
     if name.startswith(_MINI):
         from hasten.pipelines import mini
 
         return mini.load(name, **options)
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return _load_folder(Path(folder), options)
+    _refuse_all_but_hub_ids(name, isinstance(name_or_path, Path))
     from diffusers import DiffusionPipeline
 
-    if Path(name).is_dir():
-        if not (Path(name) / DiffusionPipeline.config_name).is_file():
-            raise UnsupportedError(
-                f"folder {name!r} holds no {DiffusionPipeline.config_name}: it is no saved pipeline"
-            )
-        return pipeline_class(Path(name)).from_pretrained(name, **(_absent_components(Path(name)) | options))
-    if isinstance(name_or_path, Path) or name.count("/") != 1:
-        raise UnsupportedError(
-            f"{name!r} is no folder here, no bundled miniature ({_MINI}...) and no hub id (owner/name); "
-            f"check the spelling"
-        )
     try:
         return DiffusionPipeline.from_pretrained(name, **options)
-    except OSError as error:
+    except (HastenError, MemoryError):
+        raise
+    except Exception as error:  # of the network, the hub's client, or the files that came from there
         raise UnsupportedError(
             f"{name!r} is no local folder and could not be fetched from the hub: {error}. Without a network, give the "
             f"folder of a downloaded pipeline, or try a bundled miniature ({_MINI}...)."
@@ -59,25 +60,119 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
 
 
 def pipeline_class(folder: Path) -> Any:
-    """Whose ``from_pretrained`` loads a saved pipeline: one of ours, or the one of diffusers that finds its class."""
-    from diffusers import DiffusionPipeline
+    """The class of a saved pipeline: one of ours, or one of diffusers.
 
-    name = json.loads((folder / DiffusionPipeline.config_name).read_text("utf-8")).get("_class_name")
-    return getattr(importlib.import_module(_OWN[name]), name) if name in _OWN else DiffusionPipeline
+    Raises:
+        CheckpointError: the folder's index cannot be used.
+        UnsupportedError: there is no pipeline of that class.
+    """
+    return _class(folder, _read_index(folder))
 
 
-def _absent_components(folder: Path) -> dict[str, None]:
+def _refuse_all_but_hub_ids(name: str, is_path: bool) -> None:
+    """Names that the hub cannot know are not asked of it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if os.path.exists(os.path.expanduser(name)):
+        raise UnsupportedError(
+            f"{name!r} is a file; give the folder of a saved pipeline, the one with {_INDEX} in it. Of a single file, "
+            "load the pipeline with diffusers' `from_single_file`, save it with `save_pretrained` and give that folder"
+        )
+    if is_path or name.startswith((".", "/", "~")) or "\\" in name or name.lower().endswith(_FILES):
+        raise UnsupportedError(f"there is no folder {name!r} here; check the spelling")
+    try:
+        validate_repo_id(name)
+        known = name.count("/") == 1
+    except HFValidationError:
+        known = False
+    if not known:
+        raise UnsupportedError(
+            f"{name!r} is no folder here, no bundled miniature ({_MINI}...) and no hub id (owner/name); "
+            f"check the spelling"
+        )
+
+
+def _load_folder(folder: Path, options: Mapping[str, Any]) -> Any:
+    index = _read_index(folder)
+    kind = _class(folder, index)
+    given = _absent_components(kind, index) | {"local_files_only": True} | dict(options)
+    _check_components(folder, kind, index, given)
+    try:
+        return kind.from_pretrained(str(folder), **given)
+    except (HastenError, MemoryError):
+        raise
+    except Exception as error:  # a file of any component may be damaged in any way
+        raise CheckpointError(
+            f"{folder} cannot be loaded as {kind.__name__}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    file = folder / _INDEX
+    if not file.is_file():
+        raise UnsupportedError(f"folder {str(folder)!r} holds no {_INDEX}: it is no saved pipeline")
+    try:
+        index = parse_json(read_text(file, "index of the pipeline", largest=2**20), str(file))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; save the pipeline again") from error
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str | list):
+        raise CheckpointError(
+            f"{file} does not name the pipeline's class (`_class_name`); save the pipeline again"
+        )
+    return index
+
+
+def _class(folder: Path, index: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    name = index["_class_name"]
+    if not isinstance(name, str):
+        raise UnsupportedError(
+            f"{folder} is a pipeline with code of its own ({name}), which is not run; load it with diffusers and give "
+            "the object to hasten.accelerate"
+        )
+    if name in _OWN:
+        return getattr(importlib.import_module(_OWN[name]), name)
+    found = getattr(diffusers, name, None)
+    if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise UnsupportedError(
+            f"{folder} was saved from a {name!r}, which is no pipeline of diffusers {diffusers.__version__}; install "
+            "the version it was saved with, or load it yourself and give the object to hasten.accelerate"
+        )
+    return found
+
+
+def _required(kind: type) -> list[str]:
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _absent_components(kind: type, index: Mapping[str, Any]) -> dict[str, Any]:
     """Components that were ``None`` when the pipeline was saved.
 
     diffusers leaves them out of the index and later refuses to load without them (StableDiffusion3Pipeline without
     its T5 encoder), so they have to be passed as ``None``.
     """
-    import diffusers
+    return {name: None for name in _required(kind) if index.get(name) in (None, [None, None])}
 
-    index = json.loads((folder / diffusers.DiffusionPipeline.config_name).read_text("utf-8"))
-    cls = getattr(diffusers, index.get("_class_name", ""), None)
-    if cls is None:
-        return {}
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    return {name: None for name in required if name != "self" and index.get(name) in (None, [None, None])}
+
+def _check_components(folder: Path, kind: type, index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    listed = [name for name, value in index.items() if _is_component(value) and name not in given]
+    odd = [name for name in _required(kind) if name not in given and name not in listed]
+    if odd:
+        raise CheckpointError(
+            f"{folder / _INDEX} does not say what {odd[0]!r} is: a component is [library, class], not {index[odd[0]]!r}"
+        )
+    outside = [name for name in listed if name in ("", ".", "..") or "/" in name or "\\" in name]
+    if outside:
+        raise CheckpointError(f"{folder / _INDEX} names {outside[0]!r}, which is no folder in it")
+    missing = [name for name in listed if not (folder / name).is_dir()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} has no folder {', '.join(missing)}, which its {_INDEX} lists: copy the whole pipeline"
+        )
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
