@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 from hasten._document import SUFFIXES, Document, parse_yaml, read_document
 from hasten._errors import ConfigError, PluginError, suggestion
 from hasten._plugins import host
+from hasten._shown import shortened
 from hasten._strict import StrictModel
 from hasten._technique import TechniqueConfig
 
@@ -275,7 +276,7 @@ def _translate(
     wishes = dict.fromkeys(_wish(other) for other in problems if _place(other["loc"], given) == place)
     first, *others = wishes
     others = [text.removeprefix("input should be ") for text in others]
-    shown = f"; got {problem['input']!r}" if place else ""
+    shown = f"; got {shortened(repr(problem['input']), 200)}" if place else ""
     return document.error(" or ".join([first, *others]) + shown, (*path, *place))
 
 

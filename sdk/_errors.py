@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from hasten._shown import printable, shortened
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -18,8 +20,18 @@ __all__ = [
 ]
 
 
+_LONGEST = 4000
+
+
 class HastenError(Exception):
-    """Base of all errors raised by `hasten`."""
+    """Base of all errors raised by `hasten`.
+
+    In its text, control characters are written out (``\\x1b``) and what makes it longer than 4,000 characters is cut
+    from its middle: much of it comes from files and names that may hold anything.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_shown(part) if isinstance(part, str) else part for part in arguments))
 
 
 class ConfigError(HastenError):
@@ -66,7 +78,11 @@ class NumericalError(HastenError):
     """A denoiser output with NaN or infinity in it. The run is stopped and the pipeline is left clean."""
 
 
+def _shown(text: str) -> str:
+    return shortened(printable(text), _LONGEST)
+
+
 def suggestion(word: str, choices: Iterable[str]) -> str:
     """The end of a sentence: ``"; did you mean 'delta'?"`` when a choice resembles ``word``, else a full stop."""
-    match = get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    match = get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else "."

@@ -6,9 +6,11 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
+
+from hasten._console import Console
 
 if TYPE_CHECKING:
     from hasten._plan import Plan, PlannedTechnique

@@ -8,9 +8,10 @@ from typing import Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from hasten._console import Console
 
 __all__ = ["show"]
 

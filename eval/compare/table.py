@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hasten._console import Console
 from hasten.eval.compare.wording import (
     MINIATURE_NOTE,
     change_text,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hasten._cli._outputs import hold_folder
+from hasten._shown import printable
 
 if TYPE_CHECKING:
     from hasten.plugins.aptp.make.study import Study
@@ -71,10 +72,10 @@ def prepare(
     pictures = scene_pictures(count, pixels[0]) if data is None else captioned_pictures(data, *pixels)
     about = {"model": model, "router_encoder": kind, "router_model": encoder}
     made = write(Conditioner.of(target, size), make_encoder(kind, encoder, pipe), pictures, work, about)
-    typer.echo(f"{len(made.captions)} pictures of {pixels[0]} x {pixels[1]} pixels in {work}")
+    typer.echo(printable(f"{len(made.captions)} pictures of {pixels[0]} x {pixels[1]} pixels in {work}"))
     unread = list_folder(data, deep=False).unread if data is not None else {}
     if unread:
-        typer.echo(f"{data}: not read: {describe_unread(unread)}", err=True)
+        typer.echo(printable(f"{data}: not read: {describe_unread(unread)}"), err=True)
 
 
 @app.command("measure")
@@ -332,8 +333,10 @@ def _study(
 
 
 def _show_traffic(rows: Any) -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from hasten._console import Console
 
     table = Table(title="Where prompts go: share of each expert")
     table.add_column("kind of prompt")
@@ -341,13 +344,14 @@ def _show_traffic(rows: Any) -> None:
         table.add_column(column, justify="right")
     for row in rows:
         shares = (f"{share:.0%}" for share in row.shares)
-        table.add_row(row.kind, str(row.prompts), *shares, f"{row.macs_share:.1%}")
+        table.add_row(escape(row.kind), str(row.prompts), *shares, f"{row.macs_share:.1%}")
     Console().print(table)
 
 
 def _show_times(rows: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from hasten._console import Console
 
     table = Table(title="Time of a forward beside the base, median of interleaved rounds")
     for column in ("expert", "share of MACs", "share of time", "95 % interval", "milliseconds"):
@@ -361,17 +365,19 @@ def _show_times(rows: Any) -> None:
 
 
 def _show_table(table: Any) -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=f"Milliseconds by share of the units kept, {table.about['device']}")
+    from hasten._console import Console
+
+    shown = Table(title=f"Milliseconds by share of the units kept, {escape(str(table.about['device']))}")
     for column in ("module", "kept", "milliseconds"):
         shown.add_column(column)
     for name, row in table.groups.items():
         times = " ".join(f"{1e3 * seconds:.2f}" for seconds in row.seconds)
-        shown.add_row(name, " ".join(map(str, row.kept)), times)
+        shown.add_row(escape(name), " ".join(map(str, row.kept)), times)
     for name, seconds in {**table.blocks, "rest": table.rest}.items():
-        shown.add_row(name, "", f"{1e3 * seconds:.2f}")
+        shown.add_row(escape(name), "", f"{1e3 * seconds:.2f}")
     Console().print(shown)
 
 
@@ -385,10 +391,12 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _show(manifest: Any) -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{len(manifest.experts)} experts of {manifest.base.name}")
+    from hasten._console import Console
+
+    table = Table(title=f"{len(manifest.experts)} experts of {escape(manifest.base.name)}")
     for column in ("expert", "multiply-accumulates", "share", "parameters", "traffic"):
         table.add_column(column, justify="right")
     for number, expert in enumerate(manifest.experts):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hasten._shown import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -62,8 +64,8 @@ def _calibrate(
     artefact.write(out)
     contextual = contextual_heads(artefact.statistics, "auto")
     typer.echo(
-        f"{out}: {artefact.samples} pictures, {int(contextual.sum())} of {contextual.numel()} heads are contextual "
-        "(their queries look at the same few keys)"
+        f"{printable(str(out))}: {artefact.samples} pictures, {int(contextual.sum())} of {contextual.numel()} heads "
+        "are contextual (their queries look at the same few keys)"
     )
 
 
@@ -82,8 +84,7 @@ def _kv(
     """Measure bytes and time of exact and compressed caches on a published model's attention, with random tensors."""
     import json
 
-    from rich.console import Console
-
+    from hasten._console import Console
     from hasten._errors import ConfigError, suggestion
     from hasten._machine import describe_machine
     from hasten.plugins.hack.bench import SHAPES, measure

@@ -17,8 +17,7 @@ import typer
 from hasten._cli import _options as options
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from hasten._console import Console
     from hasten.plugins.video_infinity.film import Filmed
 
 __all__ = ["add_commands"]
@@ -123,8 +122,8 @@ def _film(
 ) -> Filmed:
     """Make the video, the first process telling how far it is."""
     import torch
-    from rich.console import Console
 
+    from hasten._console import Console
     from hasten.plugins.video_infinity.film import write_video
 
     console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
@@ -155,15 +154,17 @@ def _telling(console: Console) -> Iterator[Callable[[str], None]]:
 
 
 def _show(filmed: Filmed, as_json: bool) -> None:
-    from rich.console import Console
+    from rich.markup import escape
+
+    from hasten._console import Console
 
     if as_json:
         typer.echo(json.dumps({**asdict(filmed), "path": str(filmed.path)}, indent=2))
         return
     processes = f"{filmed.world} process{'es' * (filmed.world > 1)}"
     Console().print(
-        f"{filmed.path}: {filmed.frames} frames by {processes}, denoised in {filmed.denoise_seconds:.1f} s, "
-        f"decoded in {filmed.decode_seconds:.1f} s"
+        f"{escape(str(filmed.path))}: {filmed.frames} frames by {processes}, "
+        f"denoised in {filmed.denoise_seconds:.1f} s, decoded in {filmed.decode_seconds:.1f} s"
     )
 
 

@@ -6,9 +6,9 @@ import os
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
+from hasten._console import Console
 from hasten._errors import ConfigError, HastenError
 
 __all__ = ["build_app", "main"]

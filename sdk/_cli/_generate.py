@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from hasten._cli import _options as options
 from hasten._cli._loading import load_quietly
 from hasten._cli._outputs import hold_folder
 from hasten._config import Config
+from hasten._console import Console
 from hasten._generation import Job, generate, prepare_folder
 from hasten._output import OutputFolder, missing_batches
 from hasten._processes import Processes, wait_for
@@ -146,6 +147,6 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for name, run in summary.items():
         seconds = [record["seconds"] for record in run["samples"]]
         console.print(
-            f"[bold]{name}[/]: {len(seconds)} in {run['folder']}, "
+            f"[bold]{name}[/]: {len(seconds)} in {escape(run['folder'])}, "
             f"{sum(seconds) / len(seconds):.2f} s each (one run, not a benchmark)"
         )

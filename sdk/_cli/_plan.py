@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from hasten._cli import _options as options
 from hasten._cli._loading import load_quietly
+from hasten._console import Console
 
 if TYPE_CHECKING:
     from hasten._config import Config

@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from hasten._cli._describe import describe_default, describe_values, flatten
+from hasten._console import Console
 
 if TYPE_CHECKING:
     from hasten._plugins import PluginRecord

@@ -10,6 +10,7 @@ import typer
 
 from hasten._generation import prepare_folder
 from hasten._records import write_atomically
+from hasten._shown import printable
 
 __all__ = ["register"]
 
@@ -39,4 +40,6 @@ def _command(out: Annotated[Path | None, typer.Option(help="Write it to this fil
         return
     prepare_folder(out.parent)
     write_atomically(out, f"{text}\n".encode())
-    typer.echo(f"{out}: begin a YAML file beside it with  # yaml-language-server: $schema={out.name}")
+    typer.echo(
+        f"{printable(str(out))}: begin a YAML file beside it with  # yaml-language-server: $schema={out.name}"
+    )

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hasten._cli import _options as common
 from hasten._cli._outputs import hold_file
+from hasten._console import Console
 from hasten._errors import ConfigError
 from hasten._prompts import read_prompts
+from hasten._shown import printable
 from hasten.eval.compare.commands import options
 from hasten.eval.distributed import gather, gather_moments, launched, own_part
 from hasten.eval.pairing import Order
@@ -149,9 +150,9 @@ def _statistics(
     if processes.rank == 0:
         save_statistics(out, Statistics(moments, made.fingerprint(), source.name))
         left = f", {bad} left out" if bad else ""
-        typer.echo(f"{out}: mean and covariance of {moments.n} pictures{left}")
+        typer.echo(f"{printable(str(out))}: mean and covariance of {moments.n} pictures{left}")
         if source.left_out:
-            typer.echo(source.left_out)
+            typer.echo(printable(source.left_out))
 
 
 def _show(scores: FolderScores, fingerprints: dict[str, Any], as_json: bool) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hasten._cli._loading import load_quietly
+from hasten._console import Console
 from hasten._generation import prepare_folder
 from hasten._lock import owned
 from hasten._processes import Processes

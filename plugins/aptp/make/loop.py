@@ -158,8 +158,9 @@ class Loop:
 
 
 def _progress(name: str, first: int, last: int, total: int) -> Any:
-    from rich.console import Console
     from rich.progress import track
+
+    from hasten._console import Console
 
     console = Console(stderr=True)
     return track(

@@ -93,6 +93,14 @@ def test_names_from_the_user_are_escaped(text: str) -> None:
     assert "low &lt;b&gt;resolution" in text
 
 
+def test_control_characters_are_written_out(store: RunStore, document: dict[str, Any]) -> None:
+    prompts = ["\x1b[31m[red]\u202e<b>" for _ in document["prompts"]]
+    text = render_page(store, {**document, "prompts": prompts})
+    assert r"\x1b[31m[red]\u202e&lt;b&gt;" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
 def test_every_figure_of_the_document_is_on_the_page(text: str, document: dict[str, Any]) -> None:
     from hasten.eval.compare.wording import change_text, estimate_text
 
