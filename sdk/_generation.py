@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from hasten._prompts import read_prompts
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Job", "Sample", "generate", "prepare_folder", "read_prompts", "save_sample"]
+__all__ = ["Job", "Sample", "generate", "prepare_folder", "read_prompts"]
 
 
 @dataclass(frozen=True)
@@ -102,27 +101,4 @@ def prepare_folder(path: str | Path, option: str = "--out") -> Path:
         raise ConfigError(
             f"output folder {path} cannot be written ({reason}); choose another with {option}"
         ) from error
-    return path
-
-
-def save_sample(sample: Sample, folder: Path) -> Path:
-    """Write one sample as PNG (a video as a folder of PNG frames), complete or not at all.
-
-    Returns:
-        The file, or the folder of a video.
-    """
-    stem = f"{sample.index:05d}"
-    if len(sample.frames) == 1:
-        return _save_png(sample.frames[0], folder / f"{stem}.png")
-    target = folder / stem
-    target.mkdir(exist_ok=True)
-    for number, frame in enumerate(sample.frames):
-        _save_png(frame, target / f"{number:05d}.png")
-    return target
-
-
-def _save_png(image: Image, path: Path) -> Path:
-    partial = path.with_name(path.name + ".part")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
     return path

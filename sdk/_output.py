@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten._errors import ConfigError
-from hasten._generation import Job, Sample, save_sample
-from hasten._records import append_lines, read_lines, repair, write_atomically
+from hasten._errors import CheckpointError, ConfigError
+from hasten._generation import Job, Sample
+from hasten._records import append_lines, read_lines, read_sealed, repair, seal, write_atomically
+from hasten._saved import is_intact, save_frames
 
 if TYPE_CHECKING:
     from hasten._processes import Processes
@@ -31,6 +32,7 @@ class OutputFolder:
 
     Raises:
         ConfigError: the folder holds pictures of another request.
+        CheckpointError: a file of the folder is damaged.
     """
 
     def __init__(self, folder: Path, request: Mapping[str, Any], processes: Processes) -> None:
@@ -42,34 +44,54 @@ class OutputFolder:
 
     def _check(self, request: Mapping[str, Any]) -> None:
         file, now = self.folder / "request.json", json.loads(json.dumps(request, default=str))
-        if file.exists():
-            before = json.loads(file.read_text("utf-8"))
+        before = read_sealed(file, f"remove {self.folder}, or choose another --out")
+        if before is not None:
             different = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
             if different:
                 raise ConfigError(
                     f"{self.folder} holds pictures made with another {', '.join(different)}; choose another --out, or "
                     f"remove the folder"
                 )
-        write_atomically(file, (json.dumps(now, indent=2, sort_keys=True) + "\n").encode())
+        write_atomically(file, seal(now))
 
-    def records(self) -> dict[int, dict[str, Any]]:
-        """Prompt number -> record of every picture that is there, of all processes."""
+    def records(self, *, verify: bool = True) -> dict[int, dict[str, Any]]:
+        """Prompt number -> record of every picture that is there, of all processes.
+
+        Args:
+            verify: leave out those whose picture was lost or changed.
+
+        Raises:
+            CheckpointError: names the file and line of a damaged record.
+        """
         found: dict[int, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("manifest*.jsonl")):
-            for record in read_lines(path):
-                if (self.folder / record["file"]).exists():
+            for number, record in enumerate(read_lines(path), 1):
+                self._require_record(path, number, record)
+                picture = self.folder / record["file"]
+                if is_intact(picture, record.get("sha256")) if verify else picture.exists():
                     found[record["index"]] = record
         return dict(sorted(found.items()))
 
+    @staticmethod
+    def _require_record(path: Path, number: int, record: Mapping[str, Any]) -> None:
+        kinds: dict[str, Any] = {"index": int, "file": str, "seconds": (int, float)}
+        for name, kind in kinds.items():
+            if not isinstance(record.get(name), kind):
+                raise CheckpointError(
+                    f"{path}:{number} is no record of a picture: {name} is {record.get(name)!r}; remove the line, and "
+                    "the picture is made again"
+                )
+
     def add(self, sample: Sample) -> None:
         """Write one picture, and then its record."""
-        path = save_sample(sample, self.folder)
+        path, digest = save_frames(sample.frames, self.folder, f"{sample.index:05d}")
         record = {
             "key": f"{sample.index:05d}",
             "index": sample.index,
             "prompt": sample.prompt,
             "seed": sample.seed,
             "file": path.name,
+            "sha256": digest,
             "seconds": round(sample.seconds, 6),
         }
         append_lines(self._own, [record])

@@ -1,7 +1,8 @@
-"""JSON Lines files that only grow, and that hold whole lines whatever happens to the process or the disk."""
+"""Files that hold what was written whatever happens to the process or the disk: lines that only grow, sealed JSON."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,9 @@ from typing import Any
 
 from hasten._errors import CheckpointError, HastenError
 
-__all__ = ["append_lines", "read_lines", "repair", "write_atomically"]
+__all__ = ["append_lines", "read_lines", "read_sealed", "repair", "seal", "write_atomically"]
+
+_SEAL = "sha256"
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -55,10 +58,17 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise CheckpointError(f"{path}:{number} is damaged: {line[:60]!r} is no JSON object") from error
+        raise _damaged_line(path, number, line) from error
     if not isinstance(record, dict):
-        raise CheckpointError(f"{path}:{number} is damaged: {line[:60]!r} is no JSON object")
+        raise _damaged_line(path, number, line)
     return record
+
+
+def _damaged_line(path: Path, number: int, line: bytes) -> CheckpointError:
+    return CheckpointError(
+        f"{path}:{number} is damaged: {line[:60]!r} is no JSON object; remove the line, and what it told of is made "
+        "again"
+    )
 
 
 def repair(path: Path) -> None:
@@ -69,6 +79,41 @@ def repair(path: Path) -> None:
         return
     with path.open("r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """A JSON object as a file's content, with a checksum of it inside."""
+    plain = json.loads(json.dumps(content, default=str))
+    return (json.dumps({**plain, _SEAL: _checksum(plain)}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def read_sealed(path: Path, remedy: str, *, old: bool = True) -> dict[str, Any] | None:
+    """What :func:`seal` was given, ``None`` if there is no file.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged, as the end of a sentence.
+        old: whether a file without a checksum is accepted.
+
+    Raises:
+        CheckpointError: if it is no JSON object, or another one than was written.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged (a {type(content).__name__}, no mapping); {remedy}")
+    found = content.pop(_SEAL, None)
+    if found != _checksum(content) and not (old and found is None):
+        raise CheckpointError(f"{path} is damaged or was edited (its checksum does not match); {remedy}")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -138,7 +138,12 @@ def run_comparison(
     _make(pipe, store, arms, request, processes, progress, warm=fresh and processes.rank == 0)
     if processes.rank == 0:
         total = len(arms) * len(request.job.prompts)
-        wait_for(lambda: len(store.records(verify=False)), total, "pictures", patience=patience)
+        names, count = {arm.name for arm in arms}, len(request.job.prompts)
+
+        def made() -> int:
+            return sum(arm in names and 0 <= i < count for arm, i in store.records(verify=False))
+
+        wait_for(made, total, "pictures", patience=patience)
         store.merge([arm.name for arm in arms])
     return store
 
@@ -244,7 +249,9 @@ def _make(
     def missing(arm: Arm, batch: int) -> bool:
         first = batch * job.batch_size
         indices = range(first, min(first + job.batch_size, len(job.prompts)))
-        return processes.owns(batch) and any((arm.name, i) not in done for i in indices)
+        # What the techniques did is kept of the first batch, and measured anew where that was lost.
+        lost = batch == 0 and arm.role == "candidate" and not store.has_steps(arm.name)
+        return processes.owns(batch) and (lost or any((arm.name, i) not in done for i in indices))
 
     if finished < total and not warm:
         # A process that comes later, or again, must not time its own start-up.

@@ -7,8 +7,6 @@ that every record has one; whatever a killed process leaves half done has no rec
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from hasten._errors import CheckpointError, ConfigError
-from hasten._records import append_lines, read_lines, repair, write_atomically
+from hasten._records import append_lines, read_lines, read_sealed, repair, seal, write_atomically
+from hasten._saved import is_intact, picture_files, save_frames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,14 +53,31 @@ class Record:
     rank: int = 0
 
 
+_RECORD = TypeAdapter(Record)
+
+
 def slug(name: str) -> str:
     """``name`` as the name of a file."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
 
 
-def _files(path: Path) -> list[Path]:
-    """The file itself, or the frames of a video in order."""
-    return sorted(path.glob("*.png")) if path.is_dir() else [path]
+class _ArmFields(TypedDict):
+    name: str
+    role: str
+    steps: int
+    config: dict[str, Any] | None
+    seed_offset: int
+    time_of: list[str]
+
+
+class _RunFields(TypedDict):
+    """What ``run.json`` has to hold."""
+
+    request: dict[str, Any]
+    arms: list[_ArmFields]
+    flops: dict[str, int]
+    profiles: dict[str, Any]
+    about: dict[str, Any]
 
 
 class RunStore:
@@ -90,17 +109,25 @@ class RunStore:
         Raises:
             CheckpointError: if the file is damaged.
         """
-        if not self.run_file.exists():
-            return None
-        try:
-            run: dict[str, Any] = json.loads(self.run_file.read_text("utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{self.run_file} is damaged ({error}); choose another --out") from error
+        run = read_sealed(self.run_file, self._remedy)
+        if run is not None:
+            try:
+                TypeAdapter(_RunFields).validate_python(run)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, first["loc"]))
+                raise CheckpointError(
+                    f"{self.run_file} is damaged ({place}: {first['msg']}); {self._remedy}"
+                ) from error
         return run
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder}, or choose another --out"
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Write ``run.json``; its key ``request`` says what a resumed run must ask for again."""
-        write_atomically(self.run_file, (json.dumps(run, indent=2, sort_keys=True) + "\n").encode())
+        write_atomically(self.run_file, seal(run))
 
     def check_request(self, request: Mapping[str, Any]) -> None:
         """Refuse to continue a run that was asked for something else.
@@ -130,19 +157,8 @@ class RunStore:
         Returns:
             Its place below the folder, and the hash of all files.
         """
-        place = f"images/{slug(arm)}/{index:05d}"
-        names = [f"{place}.png"]
-        if len(frames) > 1:
-            names = [f"{place}/{number:05d}.png" for number in range(len(frames))]
-        digest = hashlib.sha256()
-        for name, frame in zip(names, frames, strict=True):
-            buffer = io.BytesIO()
-            frame.save(buffer, format="PNG")
-            target = self.folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, buffer.getvalue())
-            digest.update(buffer.getvalue())
-        return names[0] if len(frames) == 1 else place, digest.hexdigest()
+        path, digest = save_frames(frames, self.folder / "images" / slug(arm), f"{index:05d}")
+        return path.relative_to(self.folder).as_posix(), digest
 
     def open_frames(self, arm: str, index: int) -> tuple[Image, ...]:
         """The finished picture of a prompt, or every frame of its video."""
@@ -150,7 +166,7 @@ class RunStore:
 
         place = self.folder / "images" / slug(arm) / f"{index:05d}"
         images = []
-        for path in _files(place if place.is_dir() else place.with_suffix(".png")):
+        for path in picture_files(place if place.is_dir() else place.with_suffix(".png")):
             with Image.open(path) as image:
                 image.load()
                 images.append(image)
@@ -172,45 +188,57 @@ class RunStore:
         """
         found: dict[tuple[str, int], Record] = {}
         for path in sorted((self.folder / "records").glob("rank-*.jsonl")):
-            for number, fields in enumerate(read_lines(path), 1):
-                try:
-                    record = Record(**fields)
-                except TypeError as error:
-                    raise CheckpointError(f"{path}:{number} is no record of a comparison: {error}") from error
-                if not verify or self._intact(record):
+            for number, line in enumerate(read_lines(path), 1):
+                record = _record(path, number, line)
+                if not verify or is_intact(self.folder / record.file, record.sha256):
                     found[record.arm, record.index] = record
         return found
 
-    def _intact(self, record: Record) -> bool:
-        digest = hashlib.sha256()
-        try:
-            for path in _files(self.folder / record.file):
-                digest.update(path.read_bytes())
-        except OSError:
-            return False
-        return digest.hexdigest() == record.sha256
-
     def save_steps(self, arm: str, report: Mapping[str, Any]) -> None:
         """Keep what the techniques of an arm did in one batch."""
-        write_atomically(
-            self.folder / "steps" / f"{slug(arm)}.json", json.dumps(report, default=str).encode()
-        )
+        write_atomically(self.folder / "steps" / f"{slug(arm)}.json", seal(report))
 
     def read_steps(self, arm: str) -> dict[str, Any] | None:
-        """What :meth:`save_steps` kept, if anything."""
+        """What :meth:`save_steps` kept, if anything.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
         path = self.folder / "steps" / f"{slug(arm)}.json"
-        if not path.exists():
-            return None
-        steps: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return steps
+        remedy = "remove it and run the same command again"
+        report = read_sealed(path, remedy)
+        if report is not None and not isinstance(report.get("steps"), list):
+            raise CheckpointError(f"{path} is damaged (it has no steps); {remedy}")
+        return report
+
+    def has_steps(self, arm: str) -> bool:
+        """Whether what the techniques of an arm did is there, undamaged."""
+        try:
+            return self.read_steps(arm) is not None
+        except CheckpointError:
+            return False
 
     def merge(self, order: Sequence[str]) -> Path:
         """Write ``records.jsonl``: the records of all processes in one file, by prompt and then by
         ``order``.
         """
         rank_of = {arm: number for number, arm in enumerate(order)}
-        ordered = sorted(self.records().values(), key=lambda record: (record.index, rank_of[record.arm]))
+        known = [record for record in self.records().values() if record.arm in rank_of]
+        ordered = sorted(known, key=lambda record: (record.index, rank_of[record.arm]))
         lines = [json.dumps(asdict(record), sort_keys=True) + "\n" for record in ordered]
         target = self.folder / "records.jsonl"
         write_atomically(target, "".join(lines).encode())
         return target
+
+
+def _record(path: Path, number: int, line: Mapping[str, Any]) -> Record:
+    """A record as it stands in line ``number`` of a file."""
+    try:
+        Record(**line)  # names
+        return _RECORD.validate_json(json.dumps(line), strict=True)
+    except (TypeError, ValidationError) as error:
+        reason = str(error).splitlines()
+        raise CheckpointError(
+            f"{path}:{number} is no record of a comparison ({' '.join(reason[1:3]) or reason[0]}); remove the line, "
+            "and its picture is made again"
+        ) from error

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from hasten._errors import CheckpointError, ConfigError
 from hasten._run import RunCall
 from hasten._target import Target
-from hasten.plugins.video_infinity.checkpoint import Checkpoints, read_identity, write_identity
+from hasten.plugins.video_infinity.checkpoint import (
+    Checkpoints,
+    Saved,
+    read_identity,
+    step_folders,
+    write_identity,
+)
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.processes import Processes, first_difference
 from hasten.plugins.video_infinity.session import Session
@@ -104,7 +110,7 @@ def resume(folder: Path | None, facts: Mapping[str, Any], processes: Processes) 
         if before is not None:
             found = Resumed(before.pop(_CLIPS, None), before.pop(_SEED, None))
             problem = _difference(before, facts, folder)
-        elif any(folder.glob("step-*")):
+        elif any(step_folders(folder)):
             problem = f"checkpoint folder {folder} has steps but no run.json, which says what they are: choose another"
     except CheckpointError as error:
         problem = str(error)
@@ -116,9 +122,10 @@ def resume(folder: Path | None, facts: Mapping[str, Any], processes: Processes) 
 
 
 def begin_checkpoints(session: Session, folder: Path, facts: Mapping[str, Any], seed: int | None) -> None:
-    """Find the newest step that every clip has, and note what the run computes.
+    """Find the newest step that every clip has, read it, and note what the run computes.
 
     Raises:
+        CheckpointError: a checkpoint is damaged, on any rank; the same message on all of them.
         ConfigError: several generators, of which one state would be kept.
     """
     processes, clips = session.processes, session.places.here
@@ -132,8 +139,22 @@ def begin_checkpoints(session: Session, folder: Path, facts: Mapping[str, Any], 
     steps = set.intersection(*processes.gather(store.steps(clips)))
     session.checkpoints = store
     session.resume_at = max(steps, default=0)
+    session.saved = _read(store, session.resume_at, clips, processes) if session.resume_at else []
     if read_identity(folder) is None:  # on every rank: machines may have disks of their own
         write_identity(folder, identity)
+
+
+def _read(store: Checkpoints, step: int, clips: range, processes: Processes) -> list[Saved]:
+    """The checkpoints of this rank's clips, before any rank goes on from its own."""
+    problem, saved = None, []
+    try:
+        saved = [store.load(step, clip) for clip in clips]
+    except CheckpointError as error:
+        problem = str(error)
+    problems = [other for other in processes.gather(problem) if other is not None]
+    if problems:
+        raise CheckpointError(problems[0])
+    return saved
 
 
 def _difference(before: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> str | None:

@@ -1,14 +1,16 @@
 """Checkpoints of a run, one file per clip and step: latents, the solver's memory and the state of the generator.
 
-A file is complete or absent. A step counts once every clip has it; the last two are kept. Clips are the unit, so a run
-may go on with another number of processes.
+A file is complete or absent, and has a checksum of what it holds, and of which run, step and clip. A step counts once
+every clip has it; the last two are kept. Clips are the unit, so a run may go on with another number of processes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hasten._errors import CheckpointError
+from hasten._records import read_sealed, seal
 
 __all__ = ["Checkpoints", "Saved", "read_identity", "write_identity"]
 
@@ -53,7 +56,7 @@ class Checkpoints:
         """Steps (how many are done) that all of ``clips`` have here."""
         found: set[int] | None = None
         for clip in clips:
-            mine = {int(path.parent.name[5:]) for path in self.folder.glob(f"step-*/{_file(clip)}")}
+            mine = {step for step, folder in step_folders(self.folder) if (folder / _file(clip)).exists()}
             found = mine if found is None else found & mine
         return found or set()
 
@@ -71,13 +74,15 @@ class Checkpoints:
             for name, tensor in saved.tensors.items()
         }
         path = self._path(step, clip)
-        write_whole(path, save(tensors, {"facts": json.dumps(dict(saved.facts)), "run": self._run}))
+        facts = json.dumps(dict(saved.facts))
+        digest = self._digest(step, clip, facts, tensors)
+        write_whole(path, save(tensors, {"facts": facts, "run": self._run, "sha256": digest}))
 
     def load(self, step: int, clip: int) -> Saved:
         """Read one clip's checkpoint.
 
         Raises:
-            CheckpointError: it is damaged, or of another run.
+            CheckpointError: it is damaged, or of another run, step or clip.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -85,12 +90,12 @@ class Checkpoints:
         try:
             with safe_open(path, "pt") as file:
                 noted = file.metadata()
-                saved = Saved(
-                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                    json.loads(noted["facts"]),
-                )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                saved = Saved(tensors, json.loads(noted["facts"]))
                 run = noted["run"]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                if run == self._run and noted["sha256"] != self._digest(step, clip, noted["facts"], tensors):
+                    raise ValueError("what it holds does not match its checksum")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"checkpoint {path} cannot be read ({error}); delete {path.parent} to resume earlier"
             ) from error
@@ -102,14 +107,21 @@ class Checkpoints:
 
     def prune(self, keep: set[int], clips: range) -> None:
         """Delete the files of ``clips`` at all steps but ``keep``, and folders that are empty then."""
-        for folder in self.folder.glob("step-*"):
-            if int(folder.name[5:]) in keep:
+        for step, folder in step_folders(self.folder):
+            if step in keep:
                 continue
             for clip in clips:
                 for file in folder.glob(f"{_file(clip)}*"):  # also what a killed process left half written
                     file.unlink(missing_ok=True)
             with suppress(OSError):  # other ranks have files in it, or were quicker
                 folder.rmdir()
+
+    def _digest(self, step: int, clip: int, facts: str, tensors: Mapping[str, Tensor]) -> str:
+        digest = hashlib.sha256(json.dumps([self._run, step, clip, facts]).encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _path(self, step: int, clip: int) -> Path:
         return self.folder / f"step-{step:05d}" / _file(clip)
@@ -143,20 +155,19 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the file is damaged.
     """
-    try:
-        found: dict[str, Any] = json.loads((folder / _RUN).read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / _RUN} cannot be read ({error}); choose another checkpoint folder"
-        ) from error
-    return found
+    return read_sealed(folder / _RUN, "choose another checkpoint folder", old=False)
 
 
 def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Note what the run in ``folder`` computes."""
-    write_whole(folder / _RUN, json.dumps(dict(identity), indent=2).encode())
+    write_whole(folder / _RUN, seal(identity))
+
+
+def step_folders(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Steps and where their checkpoints lie; other things in ``folder`` are not ours."""
+    for path in sorted(folder.glob("step-*")):
+        if re.fullmatch(r"step-\d{5,}", path.name) and path.is_dir():
+            yield int(path.name[5:]), path
 
 
 def _file(clip: int) -> str:

@@ -199,8 +199,8 @@ class _Job:
     def _forget_pictures(self) -> None:
         """Remove pictures behind the last one, of a longer video that was in the folder before."""
         count = self.progress.frames
-        for file in self.path.glob("*.png"):
-            if re.fullmatch(r"\d{6}", file.stem) and int(file.stem) >= count:
+        for file in (*self.path.glob("*.png"), *self.path.glob("*.part")):
+            if re.fullmatch(r"\d{6}", file.stem) and (file.suffix == ".part" or int(file.stem) >= count):
                 file.unlink()
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hasten._errors import UnsupportedError
 from hasten.plugins.video_infinity.checkpoint import Saved, collect, rebuild
 from hasten.plugins.video_infinity.session import Session
 
@@ -154,10 +153,7 @@ def _skip(scheduler: Any, session: Session, sample: Tensor, return_dict: bool) -
 
 
 def _restore(scheduler: Any, session: Session, sample: Tensor) -> list[Tensor]:
-    store = session.checkpoints
-    if store is None:
-        raise UnsupportedError("a run cannot be resumed without a checkpoint folder")
-    saved = [store.load(session.resume_at, clip) for clip in session.places.here]
+    saved, session.saved = session.saved, []
     lengths = [len(session.places.clips[clip]) for clip in session.places.here]
     parts: list[Mapping[str, Tensor]] = [one.tensors for one in saved]
 
@@ -165,7 +161,10 @@ def _restore(scheduler: Any, session: Session, sample: Tensor) -> list[Tensor]:
         return session.mixing.sample.join(tensors, lengths).to(sample.device)
 
     for name, described in saved[0].facts["solver"].items():
-        setattr(scheduler, name, rebuild(described, parts, join, sample.device))
+        value, now = rebuild(described, parts, join, sample.device), getattr(scheduler, name, None)
+        if isinstance(value, Tensor) and isinstance(now, Tensor):
+            value = value.to(now.device)  # a short table of the solver's lies where the sample does
+        setattr(scheduler, name, value)
     session.generator.set_state(parts[0]["generator"])
     names = [name for name in saved[0].facts["outputs"] if name in parts[0]]
     return [join([part[name] for part in parts]) for name in names]

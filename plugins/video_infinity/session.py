@@ -17,7 +17,7 @@ from hasten._run import RunCall
 from hasten._target import Target
 from hasten.pipelines.adapters._base import Prediction
 from hasten.pipelines.adapters._frames import FrameMixing
-from hasten.plugins.video_infinity.checkpoint import Checkpoints
+from hasten.plugins.video_infinity.checkpoint import Checkpoints, Saved
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.exchange import Exchange, Places
 from hasten.plugins.video_infinity.lockstep import Lockstep
@@ -69,6 +69,8 @@ class Session:
     checkpoints: Checkpoints | None = None
     resume_at: int = 0
     """Steps that are not computed again."""
+    saved: list[Saved] = field(default_factory=list)
+    """What the clips of this rank go on from, after those steps."""
     done: int = 0
     """Steps the scheduler has made."""
     texts: list[Mapping[str, Any]] = field(default_factory=list)

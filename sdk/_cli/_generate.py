@@ -138,7 +138,7 @@ def _run(
         if acceleration is not None and acceleration.report().steps and processes.rank == 0:
             (output.folder / "report.json").write_text(acceleration.report().to_json(), encoding="utf-8")
     if processes.rank == 0:
-        wait_for(lambda: len(output.records()), len(job.prompts), "pictures")
+        wait_for(lambda: len(output.records(verify=False)), len(job.prompts), "pictures")
     return {"folder": str(output.folder), "samples": list(output.merge()) if processes.rank == 0 else []}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from hasten_miniatures.schedule import Schedule
 __all__ = ["Average", "State", "read_average"]
 
 _FILE = "checkpoint.pt"
+_CONTENT = ("identity", "step", "seconds", "model", "optimizer", "average")
 
 
 class Average:
@@ -76,16 +79,18 @@ class State:
         """Go on from the folder's checkpoint, if there is one.
 
         Raises:
-            CheckpointError: if it belongs to another run.
+            CheckpointError: if it belongs to another run, or is damaged.
         """
         path = folder / _FILE
         if not path.exists():
             return
-        device = next(self.model.parameters()).device
-        state = torch.load(path, weights_only=True, map_location=device)
+        state = _read(path, next(self.model.parameters()).device)
         _check_identity(path, state["identity"], self.identity, state["step"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
         self.average.state = state["average"]
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         _cut_curve(folder, self.step)
@@ -95,13 +100,45 @@ def read_average(folder: Path) -> dict[str, Tensor]:
     """The averaged weights in a run's folder.
 
     Raises:
-        CheckpointError: if there is no checkpoint yet.
+        CheckpointError: if there is no checkpoint yet, or it is damaged.
     """
     path = folder / _FILE
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}; run `hasten mini train {folder.name}` first")
-    average: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")["average"]
+    average: dict[str, Tensor] = _read(path, torch.device("cpu"))["average"]
     return average
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint that holds everything :meth:`State.save` wrote; the archive's own checksums tell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{member} does not match its checksum")
+        state = torch.load(path, weights_only=True, map_location=device)
+        missing = [name for name in _CONTENT if name not in state]
+        if missing:
+            raise KeyError(f"no {', '.join(missing)}")
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise _damaged(path, error) from error
+    found: dict[str, Any] = state
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()
+    return CheckpointError(
+        f"{path} is damaged ({reason[0] if reason else type(error).__name__}); delete it to train anew"
+    )
 
 
 def _check_identity(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> None:
