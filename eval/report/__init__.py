@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from hasten._errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.eval.compare.store import RunStore
 
-__all__ = ["require_libraries", "write_report"]
+__all__ = ["unavailable", "write_report"]
 
 
-def require_libraries() -> None:
-    """Check for what the report is made with, before any work is spent.
-
-    Raises:
-        ConfigError: names what is missing and how to get it.
-    """
-    absent = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
-    if absent:
-        raise ConfigError(
-            f"the HTML report needs {' and '.join(absent)}: pip install 'hasten[report]', or give --no-report"
-        )
+def unavailable() -> str | None:
+    """Why no report can be made here and what to do about it, ``None`` where it can; to be asked before any work."""
+    reasons = []
+    for name in ("matplotlib", "jinja2"):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            reasons.append(error.name or name)
+        except Exception as error:  # a broken library, or a broken configuration of it, may raise anything
+            reasons.append(f"{name}, which does not load ({type(error).__name__}: {error})")
+    if not reasons:
+        return None
+    return (
+        f"the HTML report is left out, because it needs {' and '.join(reasons)}: pip install 'hasten[report]'"
+    )
 
 
 def write_report(store: RunStore, document: Mapping[str, Any]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def marks(document: Mapping[str, Any]) -> dict[str, Mark]:
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names are names, whatever is in them
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": _INK,
@@ -78,8 +80,9 @@ _STYLE: dict[Any, Any] = {
 @contextmanager
 def _drawing(name: str) -> Iterator[None]:
     # The salt makes the identifiers inside the drawing the same every time, and different from other drawings'.
-    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
-    with mpl.rc_context(style):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's own configuration may ask for LaTeX
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": name})
         yield
 
 
@@ -89,13 +92,13 @@ def _svg(figure: Figure, name: str, description: str) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r'\bid="|url\(#|href="#', lambda found: f"{found[0]}{name}-", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     size = r'<svg[^>]*?\bviewBox="([^"]+)"[^>]*>'
-    head = f'<svg role="img" aria-label="{escape(description)}" viewBox="\\1" xmlns="http://www.w3.org/2000/svg" '
-    head += 'xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return Markup(re.sub(size, head, text, count=1))
+    head = f'<svg role="img" aria-label="{escape(description)}" xmlns="http://www.w3.org/2000/svg" '
+    head += 'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox='
+    return Markup(re.sub(size, lambda found: f'{head}"{found[1]}">', text, count=1))
 
 
 def _ends(estimate: Mapping[str, Any]) -> list[list[float]]:
@@ -131,7 +134,7 @@ def pareto(document: Mapping[str, Any], metric: str) -> Markup:
                 markerfacecolor="none" if mark.hollow else colour,
             )
         better = "higher" if about["higher_is_better"] else "lower"
-        axes.set_title(f"{metric} ({better} is better)")
+        axes.set_title(textwrap.fill(f"{metric} ({better} is better)", 44))
         axes.set_xlabel("times the baseline's speed")
         axes.margins(0.1)
         return _svg(figure, name, f"Speed against {metric}; the figures are in the table of all rows")
@@ -150,7 +153,7 @@ def timeline(document: Mapping[str, Any], arm: str, number: int) -> Markup:
             label = " x ".join(map(str, size)) or "answered without computing"
             heights = [milliseconds[i] for i in where]
             axes.bar(where, heights, width=0.8, color=_ROWS[1 + order % (len(_ROWS) - 1)], label=label)
-        axes.set_title(f"{arm}: milliseconds of each denoiser forward, by latent size")
+        axes.set_title(textwrap.fill(f"{arm}: milliseconds of each denoiser forward, by latent size", 90))
         axes.set_xlabel("forward, in the order of the run")
         axes.grid(visible=False, axis="x")
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -49,22 +49,23 @@ def perform(
         out: folder of the run.
         device: torch device of the pipeline; where it loads by itself unless given.
         dtype: of the pipeline.
-        html: write ``report.html``.
+        html: write ``report.html``; where what it is made with is missing, that is said, and the rest is done.
         as_json: print the content of ``report.json`` instead of tables.
 
     Raises:
         typer.Exit: with 3 when a gate is missed.
         HastenError: from the request, a configuration, the run, or the disk.
     """
-    if html:
-        from hasten.eval.report import require_libraries
+    from hasten.eval.report import unavailable
 
-        require_libraries()
     processes = Processes.from_environment()
+    missing = unavailable() if html else None
+    if missing is not None and processes.rank == 0:
+        _say(missing)
     with owned(prepare_folder(out)):
         store = _run(request, out, processes, device, dtype, quiet=as_json)
         if processes.rank == 0:
-            _finish(store, evaluation, html, as_json)
+            _finish(store, evaluation, html, missing, as_json)
 
 
 def _run(
@@ -117,14 +118,14 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _finish(store: RunStore, evaluation: Evaluation, html: bool, as_json: bool) -> None:
+def _finish(store: RunStore, evaluation: Evaluation, html: bool, missing: str | None, as_json: bool) -> None:
     from hasten.eval.compare.document import evaluate_run, missed_gates
     from hasten.eval.compare.table import print_report
 
     with Console(stderr=True).status("scoring the pictures"):
         document = evaluate_run(store, evaluation)
         written = [store.folder / "report.json", _save_grid(store, document)]
-        if html:
+        if html and missing is None:
             from hasten.eval.report import write_report
 
             written.append(write_report(store, document))
@@ -133,6 +134,8 @@ def _finish(store: RunStore, evaluation: Evaluation, html: bool, as_json: bool) 
         typer.echo(json.dumps(document, indent=1, sort_keys=True))
     else:
         print_report(document, Console(), written)
+    if missing is not None:
+        _say(missing)  # again, where it is seen
     if missed:
         _complain(missed)
         raise typer.Exit(3)
@@ -156,6 +159,10 @@ def _save_grid(store: RunStore, document: Mapping[str, Any]) -> Path:
     comparison_grid(columns, prompts).save(buffer, format="PNG", optimize=True)
     write_atomically(target, buffer.getvalue())
     return target
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"note: {text}", markup=False)
 
 
 def _complain(missed: Sequence[Mapping[str, Any]]) -> None:

@@ -21,6 +21,22 @@
     });
   }
 
+  // A table that does not fit becomes a list of cards, so that nothing hides behind an edge.
+  for (const table of document.querySelectorAll(".scroll > table")) {
+    const heads = [...table.tHead.querySelectorAll("th")].map((head) => head.textContent.trim());
+    for (const row of table.tBodies[0].rows) {
+      [...row.cells].forEach((cell, column) => { cell.dataset.label = heads[column]; });
+    }
+    let width = -1;
+    new ResizeObserver(() => {
+      const room = table.parentElement.clientWidth;
+      if (room === width) return;
+      width = room;
+      table.classList.remove("stacked");
+      table.classList.toggle("stacked", table.scrollWidth > room);
+    }).observe(table.parentElement);
+  }
+
   // Gallery filter.
   const filter = $("filter");
   filter.addEventListener("change", () => {
@@ -41,6 +57,7 @@
       difference: `baseline minus ${other}: black where they agree`,
     };
     $("showing").textContent = texts[view];
+    $("asked").textContent = which.selectedOptions[0].title;
   };
   const turn = () => {
     viewer.dataset.side = viewer.dataset.side === "baseline" ? "other" : "baseline";

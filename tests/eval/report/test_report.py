@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
-from hasten._errors import ConfigError
 from hasten.eval.compare.document import missed_gates
 from hasten.eval.compare.store import RunStore
-from hasten.eval.report import require_libraries
+from hasten.eval.report import unavailable
+from hasten.eval.report.charts import pareto, timeline
 from hasten.eval.report.page import render_page
 from hasten.eval.report.pictures import choose_prompts, data_uri
 
@@ -158,6 +161,26 @@ def test_large_pictures_are_shrunk_and_small_ones_untouched() -> None:
 
 
 def test_missing_libraries_are_named_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hasten.eval.report.find_spec", lambda name: None if name == "jinja2" else object())
-    with pytest.raises(ConfigError, match=r"needs jinja2: pip install 'hasten\[report\]'"):
-        require_libraries()
+    assert unavailable() is None
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert "needs jinja2: pip install 'hasten[report]'" in str(unavailable())
+    monkeypatch.setenv("MPLBACKEND", "no such thing")
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "needs matplotlib, which does not load (ValueError: " in str(unavailable())
+
+
+@pytest.mark.parametrize(
+    "name", ["cost $a$ and $b$", r"\frac{a}{b}\g<1>\1", "$\\nothing$", "a&b<c>\"'", "ü" * 200]
+)
+def test_names_of_rows_and_metrics_are_drawn_as_they_are(document: dict[str, Any], name: str) -> None:
+    """Not as formulas, and not as patterns."""
+    text = json.dumps(document).replace(json.dumps(NAME)[1:-1], json.dumps(name)[1:-1])
+    renamed = json.loads(text.replace('"psnr"', json.dumps(name)))
+    with mpl.rc_context({"text.usetex": True}):  # a user's own configuration
+        drawn = [pareto(renamed, name), timeline(renamed, name, 0)]
+    for chart in drawn:
+        texts = [html.unescape(found) for found in re.findall(r"<text [^>]*>(.*?)</text>", chart)]
+        shown = "".join("".join(texts).split())
+        assert "".join(name.split()) in shown
+        assert html.unescape(re.search(r'aria-label="(.*?)"', chart)[1]).count(name) == 1  # type: ignore[index]
