@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,8 @@ def test_files_that_ask_for_different_runs_are_refused(compare: Compare, tmp_pat
         ((*OPTIONS, "-m", "psnr", "--fewer-steps", "fast=2"), "no configuration is called 'fast'"),
         ((*OPTIONS, "-m", "psnr", "--fewer-steps", "few"), "a number of steps"),
         ((*OPTIONS, "-m", "kid", "--metric-option", "kid.network=inception"), "Inception weights"),
+        ((*OPTIONS, "-m", "psnr", "--num-prompts", 1), "at least two prompts"),
+        ((*OPTIONS, "-m", "mini_frechet", "--reference", "no/such/folder"), "no/such/folder"),
     ],
 )
 def test_wrong_usage_is_refused_before_the_model_is_loaded(
@@ -144,6 +148,22 @@ def test_a_folder_of_another_run_is_not_overwritten(compare: Compare, finished: 
     assert result.exit_code == 2
     assert "another" in result.stderr
     assert "seed" in result.stderr
+
+
+def test_without_the_report_extra_everything_else_is_written(
+    compare: Compare, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "run" / "report.json").unlink()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = compare(*OPTIONS, "-m", "mini_parser,psnr", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    missing = "note: the HTML report is left out, because it needs jinja2: pip install 'hasten[report]'"
+    assert result.stderr.count(missing) == 2
+    assert "speed-up" in result.stdout
+    assert without_times(tmp_path / "run") == without_times(finished)
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 @pytest.mark.parametrize("words", [("compare",), ("eval",), ("eval", "doctor")])

@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from hasten._errors import ConfigError
 from hasten.eval.compare.document import missed_gates
 from hasten.eval.compare.store import RunStore
 from hasten.eval.report import unavailable
