@@ -96,7 +96,8 @@ class Acceleration:
     def __init__(self, target: Target, made: Plan, techniques: tuple[Technique[Any], ...]) -> None:
         self._pipe = target.pipe
         self._stock = type(target.pipe)
-        self._attachment = Attachment(target, made.techniques)
+        reviews = {technique.name: technique.review for technique in techniques}
+        self._attachment = Attachment(target, made.techniques, reviews)
         self._generated = make_subclass(self._stock, self, self._attachment.call, self._attachment.attributes)
         self._plan = made
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from hasten._seams import SeamTable, submodule
 from hasten._step_caches import refuse_step_caches
 from hasten._subclass import stock_class
 from hasten._target import Target
+from hasten._timesteps import nothing_to_run
 from hasten._turns import Turns
-from hasten.pipelines.adapters._base import Guidance, Moments
+from hasten.pipelines.adapters._base import Guidance, LatentLayout, Moments
 
 if TYPE_CHECKING:
     from hasten._plan import PlannedTechnique
@@ -38,12 +40,19 @@ class Attachment:
     Args:
         target: the pipeline.
         planned: every technique with its options and claims, outermost first.
+        reviews: what each of them says of the forwards of a call, by name.
     """
 
-    def __init__(self, target: Target, planned: Sequence[PlannedTechnique]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        planned: Sequence[PlannedTechnique],
+        reviews: Mapping[str, Callable[[Sequence[StepRecord]], Iterable[str]]],
+    ) -> None:
         self.target = target
         self.names = names = tuple(technique.name for technique in planned)
         self._planned = {technique.name: technique for technique in planned}
+        self._reviews = reviews
         self.table = SeamTable(names)
         self.journal = Journal()
         self._turns = Turns(target.name)
@@ -168,13 +177,29 @@ class Attachment:
             if attention is not None:
                 stack.enter_context(attention.installed())
             forwards: dict[Any, Forward] = {module: seam.forward for module, seam in seams.items()}
-            with open_gates({**_module_handlers(table, self.target), **forwards}):
-                yield run
-            if watch is not None:
+            try:
+                with open_gates({**_module_handlers(table, self.target), **forwards}):
+                    yield run
+            finally:
+                idle = self._note_idle(call, seams, recorder)
+            if watch is not None and not idle:
                 watch.settle()
                 self._check_used(table, seams)
             if attention is not None:
                 attention.check_complete([seam.name for seam in seams.values() if seam.computed])
+
+    def _note_idle(self, call: RunCall, seams: Mapping[Any, DenoiserSeam], recorder: Recorder) -> bool:
+        """Whether the call had no step to run: it then returns, or raises, what it does without hasten."""
+        layout = self.target.adapter.capability(LatentLayout)  # type: ignore[type-abstract]
+        if layout is None or any(seam.forwards for seam in seams.values()):
+            return False
+        try:
+            reason = nothing_to_run(self.target, call.arguments)
+        except UnsupportedError:  # the pipeline has just found out itself
+            return False
+        if reason is not None:
+            recorder.notes.append(f"{reason}: no technique had anything to do")
+        return reason is not None
 
     def _check_used(self, table: SeamTable, seams: Mapping[Any, DenoiserSeam]) -> None:
         if any(seam.forwards for seam in seams.values()):
@@ -207,14 +232,28 @@ class Attachment:
 
     def _make_report(self, recorder: Recorder, error: str | None) -> Report:
         events = any(row.stopwatch is not None and row.stopwatch.on_device for row in recorder.rows)
+        steps = tuple(_step_record(row) for row in recorder.rows)
         return Report(
             pipeline=self.target.name,
             techniques=self.names,
-            steps=tuple(_step_record(row) for row in recorder.rows),
+            notes=(*recorder.notes, *(self._reviewed(steps) if steps and error is None else ())),
+            steps=steps,
             seconds=time.perf_counter() - recorder.start,
             timing="cuda events" if events else "host clock",
             error=error,
         )
+
+    def _reviewed(self, steps: Sequence[StepRecord]) -> Iterator[str]:
+        """What the techniques say of a run. One that fails there costs a warning, not the user's image."""
+        for name in self.names:
+            try:
+                yield from [f"{name}: {note}" for note in self._reviews[name](steps)]
+            except Exception as error:
+                warnings.warn(
+                    f"technique {name} failed to review its run: {type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
 def _snapshot(table: SeamTable) -> SeamTable:

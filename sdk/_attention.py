@@ -53,6 +53,8 @@ class AttentionCall:
         arguments: those of the denoiser's forward in progress, as it is computed (a technique may have resized them).
         step: where in the run this is.
         run: the run.
+        backend: name of the attention backend that ``proceed`` computes with where the user chose another than
+            torch's own function, else ``None``.
     """
 
     layer: str
@@ -68,6 +70,7 @@ class AttentionCall:
     arguments: Mapping[str, Any]
     step: Step
     run: Run
+    backend: str | None = None
 
 
 Proceed = Callable[[AttentionCall], Tensor]
@@ -247,7 +250,9 @@ class AttentionSeam:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> AttentionCall:
+        backend = self._dense_backends.get(layer)
         return AttentionCall(
+            backend=None if backend is None else backend.value,
             layer=layer,
             module=self._layers[layer],
             query=query,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,13 @@ from hasten._errors import UnsupportedError
 from hasten._plugins import host
 from hasten._step_caches import refuse_step_caches
 from hasten._target import Target
+from hasten._technique import Finding
+from hasten._timesteps import nothing_to_run
+from hasten.pipelines.adapters._base import LatentLayout
 
 if TYPE_CHECKING:
     from hasten._claims import Claim
-    from hasten._technique import Finding, Forecast, Technique
+    from hasten._technique import Forecast, Technique
 
 __all__ = ["Plan", "PlannedTechnique", "make_plan"]
 
@@ -47,7 +50,8 @@ class Plan:
         pipeline: class name of the pipeline.
         family: family its adapter describes.
         techniques: outermost first.
-        findings: warnings and notes of the techniques and of plugins.
+        findings: warnings and notes of the techniques and of plugins; an error among them says that this very call
+            will fail, while another may be fine.
         untested: pairs of techniques without a recorded combination test.
         patches: seams and attributes in use, from the outside in; known once attached.
     """
@@ -97,6 +101,8 @@ def make_plan(
     for technique in techniques:
         for kind in technique.requires:
             target.capability(kind)
+        if technique.requires and not target.denoisers:
+            raise UnsupportedError(_without_denoiser(technique.name, target))
         found = list(technique.check(target))
         _refuse(technique.name, target, found)
         findings.extend(replace(f, message=f"{technique.name}: {f.message}") for f in found)
@@ -104,6 +110,7 @@ def make_plan(
     check_claims(list(claims.items()))
     refuse_step_caches(target, claims)
     arguments = target.call_arguments(**call)
+    findings.extend(_findings_of_call(techniques, target, arguments))
     planned = tuple(
         PlannedTechnique(
             t.name, t.config.model_dump(mode="json"), claims[t.name], t.forecast(target, arguments)
@@ -114,6 +121,32 @@ def make_plan(
     comments = host().comment(plan)
     _refuse("a plugin", target, comments)
     return replace(plan, findings=(*findings, *comments)), techniques
+
+
+def _without_denoiser(name: str, target: Target) -> str:
+    known = " or ".join(target.adapter.denoisers)
+    return (
+        f"{name} refuses this {target.name}: it was loaded without its {known}, so it makes no denoising steps; "
+        f"accelerate the pipeline that holds it"
+    )
+
+
+def _findings_of_call(
+    techniques: Sequence[Technique[Any]], target: Target, arguments: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """What is known ahead of one pipeline call. A call without a step left is nothing to look at further."""
+    layout = target.adapter.capability(LatentLayout)  # type: ignore[type-abstract]
+    if layout is not None:
+        try:
+            problem = nothing_to_run(target, arguments)
+        except UnsupportedError as error:
+            problem = str(error)
+        if problem is not None:
+            yield Finding("warning", f"{problem}; this call ends as it does without hasten")
+            return
+    for technique in techniques:
+        for finding in technique.check_call(target, arguments):
+            yield replace(finding, message=f"{technique.name}: {finding.message}")
 
 
 def _refuse(who: str, target: Target, findings: list[Finding]) -> None:

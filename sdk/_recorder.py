@@ -68,6 +68,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.notes: list[str] = []
         self.runs = 0
         self.start = time.perf_counter()
 

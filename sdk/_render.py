@@ -25,6 +25,7 @@ def render_report(report: Report) -> str:
     """A report as a table of its forwards and a table of totals."""
     names = ", ".join(report.techniques) or "no technique"
     parts: list[RenderableType] = [escape(f"{report.pipeline} with {names}")]
+    parts += [escape(f"note: {note}") for note in report.notes]
     if not report.steps:
         return _text([*parts, escape(report.error or "no run yet: call the pipeline, then ask again")])
     table = Table("run", "step", "level", "denoiser", "branch", "latent", "ms", "techniques", box=None)

@@ -59,6 +59,7 @@ class Report:
         seconds: wall-clock time of the whole call, text encoding and decoding included.
         timing: ``"cuda events"`` or ``"host clock"``.
         error: why the call failed, ``None`` if it did not.
+        notes: what to know of the run before reading its numbers, such as that a technique had no effect.
     """
 
     pipeline: str
@@ -67,6 +68,7 @@ class Report:
     seconds: float = 0.0
     timing: str = "host clock"
     error: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def totals(self) -> tuple[Total, ...]:

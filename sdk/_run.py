@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hasten._clock import Clock, Step
-from hasten._errors import HastenError
+from hasten._errors import HastenError, UnsupportedError
 from hasten._ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Run:
         self._states: dict[str, dict[Any, Any]] = {}
         self._step: Step | None = None
         self._row: Row | None = None
+        self._times: tuple[float, ...] | None = None
         recorder.begin_run()
 
     @property
@@ -69,6 +70,25 @@ class Run:
         if self._step is None:
             raise HastenError("the run has no step yet: its first denoiser forward has not begun")
         return self._step
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the step in progress is the run's last one, by the timesteps its scheduler is set to.
+
+        A solver of second order has two forwards in it. ``False`` where the scheduler does not tell.
+        """
+        if self._times is None:
+            self._times = self._planned_times()
+        now = self.step.noise.time
+        return bool(self._times) and min(self._times, key=lambda time: abs(time - now)) == self._times[-1]
+
+    def _planned_times(self) -> tuple[float, ...]:
+        from hasten._timesteps import run_levels
+
+        try:
+            return tuple(level.time for level in run_levels(self.target, self.arguments, self.pipe.scheduler))
+        except UnsupportedError:
+            return ()
 
     def state(self, owner: str) -> dict[Any, Any]:
         """What the technique ``owner`` remembers. Emptied when the level rises, dropped when the run ends."""

@@ -13,6 +13,7 @@ from hasten._strict import StrictModel
 
 if TYPE_CHECKING:
     from hasten._claims import Claim
+    from hasten._report import StepRecord
     from hasten._seams import Seams
     from hasten._target import Target
 
@@ -96,6 +97,18 @@ class Technique(ABC, Generic[ConfigT]):
 
     def check(self, target: Target) -> Iterable[Finding]:  # noqa: ARG002
         """Look at the pipeline without touching it. Findings of severity ``error`` refuse the technique."""
+        return ()
+
+    def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:  # noqa: ARG002
+        """Look at one pipeline call with these bound arguments, which :meth:`check` has not refused.
+
+        An ``error`` says that this call will fail, a ``warning`` that the technique will not do there what it is for.
+        Both are shown in the plan; another call may be fine.
+        """
+        return ()
+
+    def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:  # noqa: ARG002
+        """What a reader of the report of a call should know of its denoiser forwards, a sentence each."""
         return ()
 
     def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:  # noqa: ARG002

@@ -16,19 +16,26 @@ import numpy as np
 
 from hasten._errors import UnsupportedError
 from hasten._subclass import stock_class
-from hasten.pipelines.adapters._base import LatentSize, Prediction
+from hasten.pipelines.adapters._base import LatentSize
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
     from hasten._target import Target
 
-__all__ = ["by_step", "dynamic_shift", "levels_of", "planned_levels"]
+__all__ = [
+    "by_step",
+    "dynamic_shift",
+    "levels_of",
+    "nothing_to_run",
+    "planned_levels",
+    "run_levels",
+]
 
 _OWN_GRID = re.compile(r"^\s*sigmas = (np\.linspace\(1\.0|get_default\w*sigmas)", re.MULTILINE)
 
 
 def planned_levels(target: Target, arguments: Mapping[str, Any], size: LatentSize) -> list[NoiseLevel]:
-    """Level of every timestep of a pipeline call, in order. A solver of second order may repeat one.
+    """Level of every timestep that a pipeline call runs, in order. A solver of second order may repeat one.
 
     Args:
         target: the pipeline, which is not touched.
@@ -36,30 +43,81 @@ def planned_levels(target: Target, arguments: Mapping[str, Any], size: LatentSiz
         size: its latent size.
 
     Raises:
-        UnsupportedError: the call has no step count.
+        UnsupportedError: the call has no step count, or the scheduler refuses it.
     """
+    steps = _asked(target, arguments)
+    if steps < 1:
+        return []
+    dynamic = target.pipe.scheduler.config.get("use_dynamic_shifting", False)
+    scheduler = _set(target, arguments, dynamic_shift(target, size, steps) if dynamic else None)
+    return run_levels(target, arguments, scheduler)
+
+
+def run_levels(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> list[NoiseLevel]:
+    """Level of every timestep that a call runs of those ``scheduler`` is set to.
+
+    Raises:
+        UnsupportedError: the scheduler's timesteps tell no levels.
+    """
+    return levels_of(target, scheduler)[_window(target, arguments, scheduler)]
+
+
+def nothing_to_run(target: Target, arguments: Mapping[str, Any]) -> str | None:
+    """Why a call runs no denoising step at all; ``None`` if it runs one, or if its steps cannot be planned ahead.
+
+    Raises:
+        UnsupportedError: its scheduler refuses the steps.
+    """
+    steps, scheduler = arguments.get("num_inference_steps"), getattr(target.pipe, "scheduler", None)
+    if not isinstance(steps, int) or scheduler is None:
+        return None
+    names = ["num_inference_steps"]
+    if steps >= 1:
+        # How many steps there are does not depend on the shift.
+        scheduler = _set(target, arguments, 1.0 if scheduler.config.get("use_dynamic_shifting") else None)
+        if range(len(scheduler.timesteps))[_window(target, arguments, scheduler)]:
+            return None
+        names += ["strength", "denoising_start", "denoising_end"]
+    told = ", ".join(f"{name}={arguments[name]}" for name in names if arguments.get(name) is not None)
+    return f"no steps are left to run at {told}"
+
+
+def _asked(target: Target, arguments: Mapping[str, Any]) -> int:
     steps = arguments.get("num_inference_steps")
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, int):
         raise UnsupportedError(
             f"{target.name} takes no num_inference_steps, so its steps cannot be planned ahead"
         )
+    return steps
+
+
+def _set(target: Target, arguments: Mapping[str, Any], mu: float | None) -> Any:
+    """A copy of the pipeline's scheduler, set to the timesteps of a call."""
     scheduler = copy.deepcopy(target.pipe.scheduler)
+    given = _given(target, arguments, scheduler)
+    try:
+        scheduler.set_timesteps(**given, **({} if mu is None else {"mu": mu}))
+    except Exception as error:  # a scheduler's own words for what it does not do
+        raise UnsupportedError(
+            f"{type(scheduler).__name__} refuses the steps of this call: {error}"
+        ) from error
+    return scheduler
+
+
+def _given(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
+    """What the pipeline passes to ``set_timesteps``, its dynamic shift left out."""
+    steps = arguments["num_inference_steps"]
     accepted = inspect.signature(scheduler.set_timesteps).parameters
-    given = {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
-    if (
-        not given
-        and _has_own_grid(target)
-        and "sigmas" in accepted
-        and not scheduler.config.get("use_flow_sigmas")
-    ):
-        given = {"sigmas": 1.0 - np.arange(steps) / steps}
-    if scheduler.config.get("use_dynamic_shifting", False):
-        given["mu"] = dynamic_shift(target, size, steps)
-    if not {"timesteps", "sigmas"} & set(given):
-        given["num_inference_steps"] = steps
-    scheduler.set_timesteps(**given)
-    levels = levels_of(target, scheduler)
-    return levels[_skipped(target, scheduler, steps, arguments.get("strength")) :]
+    given = _custom(arguments)
+    own_grid = _has_own_grid(target) and "sigmas" in accepted
+    if not given and own_grid and not scheduler.config.get("use_flow_sigmas"):
+        return {"sigmas": 1.0 - np.arange(steps) / steps}
+    return given or {"num_inference_steps": steps}
+
+
+def _custom(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The timesteps or sigmas of the caller's own."""
+    return {name: arguments[name] for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
 
 
 def by_step(levels: Sequence[NoiseLevel]) -> list[tuple[NoiseLevel, int]]:
@@ -68,20 +126,57 @@ def by_step(levels: Sequence[NoiseLevel]) -> list[tuple[NoiseLevel, int]]:
     return [(run[0], len(run)) for run in runs]
 
 
-def _skipped(target: Target, scheduler: Any, steps: int, strength: Any) -> int:
+def _window(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> slice:
+    """Which of the scheduler's timesteps a call runs: not all with ``strength``, ``denoising_start`` or ``_end``."""
+    times = scheduler.timesteps
+    first = _skipped(target, arguments, scheduler)
+    end = arguments.get("denoising_end")
+    if not _is_share(end):
+        return slice(first, None)
+    trained = scheduler.config.num_train_timesteps
+    cutoff = round(trained - end * trained)
+    return slice(first, first + sum(float(time) >= cutoff for time in times[first:]))
+
+
+def _skipped(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> int:
     """How many of the scheduler's timesteps an image-to-image call leaves out, by the pipeline's own method."""
     method = getattr(stock_class(target.pipe), "get_timesteps", None)
-    if strength is None or method is None:
+    if method is None:
         return 0
-    kept, _ = method(SimpleNamespace(scheduler=scheduler), steps, strength, "cpu")
-    return len(scheduler.timesteps) - len(kept)
+    start, times = arguments.get("denoising_start"), scheduler.timesteps
+    known = {
+        "num_inference_steps": len(times) if _custom(arguments) else arguments.get("num_inference_steps"),
+        "timesteps": times,
+        "strength": arguments.get("strength"),
+        "device": "cpu",
+        "denoising_start": start if _is_share(start) else None,
+    }
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    if any(known.get(p.name) is None and p.default is p.empty for p in parameters):
+        return 0
+    given = {p.name: known[p.name] for p in parameters if p.name in known}
+    kept = method(SimpleNamespace(scheduler=copy.deepcopy(scheduler)), **given)[0]
+    return len(times) - len(kept)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0.0 < value < 1.0
 
 
 def levels_of(target: Target, scheduler: Any) -> list[NoiseLevel]:
-    """Levels of the timesteps a scheduler is set to."""
-    count = len(scheduler.timesteps)
-    if target.layout.prediction(target.pipe) in (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY):
-        return [NoiseLevel.flow(float(sigma)) for sigma in scheduler.sigmas[:count]]
+    """Levels of the timesteps a scheduler is set to, as the run clock will tell them.
+
+    Raises:
+        UnsupportedError: they tell none.
+    """
+    times = scheduler.timesteps
+    if target.layout.flows(target.pipe):
+        sigmas = getattr(scheduler, "sigmas", None)
+        if sigmas is None:
+            sigmas = times / scheduler.config.num_train_timesteps
+        return [NoiseLevel.flow(float(sigma)) for sigma in sigmas[: len(times)]]
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UnsupportedError(f"{type(scheduler).__name__} has no table of noise levels (alphas_cumprod)")
     kept = scheduler.alphas_cumprod.double().cpu().numpy()
     angles = np.arctan2(np.sqrt(1.0 - kept), np.sqrt(kept))
     found = np.interp(scheduler.timesteps.cpu().numpy(), np.arange(len(angles)), angles)

@@ -147,6 +147,14 @@ class LatentLayout(Moments):
         """Why this pipeline's denoiser cannot run at another latent size, or ``None`` if it can."""
         return None
 
+    def clock_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
+        """Why this pipeline's scheduler does not tell steps by levels that fall, or ``None`` if it does."""
+        return None
+
+    def flows(self, pipe: Any) -> bool:
+        """Whether levels are flow times (``alpha + sigma = 1``), and not those of a variance-preserving table."""
+        return self.prediction(pipe) in (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY)
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from hasten._errors import UnsupportedError
 from hasten.pipelines.adapters._base import LatentLayout, LatentSize, Prediction
-from hasten.pipelines.adapters._paths import Path
+from hasten.pipelines.adapters._paths import FlowPath, Path
 from hasten.schedules.dct import dct_expand, dct_truncate
 from hasten.schedules.noise import NoiseLevel
 
@@ -61,7 +61,17 @@ class ImageLayout(LatentLayout):
     @override
     def refusal(self, pipe: Any) -> str | None:
         """A scheduler of another path is refused."""
-        return self.path(pipe).refusal(pipe)
+        return self.clock_refusal(pipe) or self.path(pipe).refusal(pipe)
+
+    @override
+    def clock_refusal(self, pipe: Any) -> str | None:
+        """What the path says."""
+        return self.path(pipe).clock_refusal(pipe)
+
+    @override
+    def flows(self, pipe: Any) -> bool:
+        """Whatever the scheduler's ``prediction_type``."""
+        return isinstance(self.path(pipe), FlowPath)
 
     # --- forward
 

@@ -6,6 +6,7 @@ ways. None of the slips one can make here crashes; they just ruin pictures.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -40,6 +41,25 @@ class Path(ABC):
     @abstractmethod
     def refusal(self, pipe: Any) -> str | None:
         """Why the pipeline's scheduler does not follow this path, or ``None`` if it does."""
+
+    @abstractmethod
+    def untold(self, scheduler: Any) -> str | None:
+        """Why :meth:`level` finds no level for a timestep of this scheduler, or ``None`` if it does."""
+
+    def clock_refusal(self, pipe: Any) -> str | None:
+        """Why the steps of the pipeline's scheduler are not told by levels that fall, or ``None`` if they are."""
+        scheduler = getattr(pipe, "scheduler", None)
+        if scheduler is None:
+            return "it has no scheduler, so it makes no denoising steps"
+        if reason := self.untold(scheduler):
+            return reason
+        times: Any = getattr(_probed(scheduler), "timesteps", ())
+        if len(times) > 1 and float(times[-1]) > float(times[0]):
+            return (
+                f"its scheduler {type(scheduler).__name__} goes from clean to noisy (an inversion), and each step "
+                f"would look like the beginning of a new run; use the scheduler it inverts"
+            )
+        return None
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,36 @@ class FlowPath(Path):
                 f"its scheduler {type(scheduler).__name__} is not a flow-matching scheduler; "
                 "use FlowMatchEulerDiscreteScheduler, or set use_flow_sigmas=True"
             )
+        sigmas = getattr(_probed(scheduler), "sigmas", None)
+        if sigmas is None or float(torch.as_tensor(sigmas).max()) > 1.0 + _BEYOND:
+            return (
+                f"its scheduler {type(scheduler).__name__} has no flow times between 0 and 1 as noise levels; "
+                "use FlowMatchEulerDiscreteScheduler"
+            )
         return None
+
+    @override
+    def untold(self, scheduler: Any) -> str | None:
+        """The number of training timesteps is needed, and nothing else."""
+        if scheduler.config.get("num_train_timesteps") is None:
+            return f"the timesteps of its scheduler {type(scheduler).__name__} have no known scale"
+        return None
+
+
+_BEYOND = 1e-3
+"""Rounding above flow time 1."""
+_PROBE_STEPS = 4
+
+
+def _probed(scheduler: Any) -> Any:
+    """A copy set to a few steps; one that refuses these is left as it was made."""
+    probe = copy.deepcopy(scheduler)
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting", False) else {}
+    try:
+        probe.set_timesteps(num_inference_steps=_PROBE_STEPS, **shift)
+    except Exception:  # whatever a scheduler raises that wants other numbers of steps, or other arguments
+        return scheduler
+    return probe
 
 
 def _solver_time(scheduler: Any, told: Tensor, dtype: torch.dtype) -> float:
@@ -138,12 +187,22 @@ class VariancePreservingPath(Path):
         """Refuse schedulers of another path and other predictions."""
         scheduler = pipe.scheduler
         name = type(scheduler).__name__
-        if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas", False):
+        if self.untold(scheduler) or scheduler.config.get("use_flow_sigmas", False):
             return f"its scheduler {name} is not variance preserving; use DDIMScheduler or one like it"
         kind = scheduler.config.get("prediction_type")
         if kind not in _PREDICTIONS:
             return f"its scheduler {name} has prediction_type={kind!r}; supported: {', '.join(_PREDICTIONS)}"
         return None
+
+    @override
+    def untold(self, scheduler: Any) -> str | None:
+        """Levels are looked up in ``alphas_cumprod``."""
+        if hasattr(scheduler, "alphas_cumprod"):
+            return None
+        return (
+            f"its scheduler {type(scheduler).__name__} has no table of noise levels (alphas_cumprod); "
+            "use DDIMScheduler or one like it"
+        )
 
     @staticmethod
     def _angles(pipe: Any) -> npt.NDArray[np.float64]:

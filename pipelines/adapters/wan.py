@@ -41,8 +41,7 @@ class WanLayout(ConditionedVideoLayout):
     @override
     def channels(self, pipe: Any) -> int:
         """``out_channels``; of two experts one may be absent."""
-        expert = pipe.transformer_2 if pipe.transformer is None else pipe.transformer
-        count: int = expert.config.out_channels
+        count: int = _expert(pipe).config.out_channels
         return count
 
     @override
@@ -91,9 +90,7 @@ class WanFrames(FrameMixing):
     @override
     def limit(self, pipe: Any) -> int | None:
         """Rows of the rotary table."""
-        rows: int = next(
-            m for m in (pipe.transformer, pipe.transformer_2) if m is not None
-        ).config.rope_max_seq_len
+        rows: int = _expert(pipe).config.rope_max_seq_len
         return rows
 
     @override
@@ -121,6 +118,11 @@ class WanFrames(FrameMixing):
     def as_argument(self, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(1, T, 1, D)."""
         return table[0][None, :, None], table[1][None, :, None]
+
+
+def _expert(pipe: Any) -> Any:
+    """Either expert; one may be absent, and video-to-video pipelines never have the second."""
+    return pipe.transformer_2 if pipe.transformer is None else pipe.transformer
 
 
 def _flat(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

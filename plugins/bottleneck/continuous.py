@@ -23,7 +23,7 @@ class VirtualResolution:
     """Denoiser handler that replaces a forward at a low level by one on a small latent.
 
     It decides by noise level alone, so guidance may call the denoiser any number of times per step, and it keeps no
-    state between forwards.
+    state between forwards. The last step of a run is never low: what it leaves out, no later step puts in.
 
     Args:
         name: the technique's name, for reports.
@@ -42,7 +42,7 @@ class VirtualResolution:
         layout, pipe, level = self._target.layout, call.run.pipe, call.step.noise
         prediction = layout.prediction(pipe)
         low = self._resolutions_of(call.step.size).low_at(level, prediction)
-        if low is None:
+        if low is None or call.run.is_last_step:
             call.run.record(self._name, phase="high")
             return proceed(call)
         call.run.record(self._name, phase="low")

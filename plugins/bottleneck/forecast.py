@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hasten._cost import StepCost, call_size
-from hasten._errors import UnsupportedError
-from hasten._technique import Forecast, StepForecast
+from hasten._errors import HastenError, UnsupportedError
+from hasten._technique import Finding, Forecast, StepForecast
 from hasten._timesteps import by_step, dynamic_shift, planned_levels
 from hasten.pipelines.adapters._base import LatentSize
 from hasten.plugins.bottleneck.config import BottleneckConfig
-from hasten.plugins.bottleneck.levels import resolve, spectrum_for
+from hasten.plugins.bottleneck.levels import Resolutions, resolve, spectrum_for
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
     from hasten._target import Target
 
-__all__ = ["forecast"]
+__all__ = ["call_findings", "forecast"]
 
 
 def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
@@ -43,8 +43,7 @@ def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, A
         facts: dict[str, Any] = {}
     else:
         resolutions = resolve(config, target, size)
-        prediction = target.layout.prediction(target.pipe)
-        sizes = [resolutions.low_at(level, prediction) for level, _ in levels]
+        sizes = _sizes(resolutions, target, [level for level, _ in levels])
         steps = [
             (level, forwards, low or full, "low" if low else "")
             for (level, forwards), low in zip(levels, sizes)
@@ -52,14 +51,46 @@ def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, A
         facts = {"low_until": [round(low.until, 4) for low in resolutions.lows]}
         if config.low_until == "auto":
             facts["spectrum"] = spectrum_for(config, target.pipe)[1] or "unknown: bound for unit variance"
-        if sizes and sizes[-1] is not None:
-            facts["caution"] = "the last step is low, so the picture will lack detail: raise low_until"
+        if levels and resolutions.low_at(levels[-1][0], target.layout.prediction(target.pipe)):
+            facts["caution"] = "the last step stays at full resolution, although it is above low_until"
     rows = tuple(
         StepForecast(i, level.time, at, forwards * cost.of(at), note)
         for i, (level, forwards, at, note) in enumerate(steps)
     )
     facts.update(cost.facts(dict.fromkeys(at for _, _, at, _ in steps)))
     return Forecast(rows, sum(forwards for _, forwards in levels) * cost.of(full), facts)
+
+
+def call_findings(
+    config: BottleneckConfig, target: Target, arguments: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """What a call in continuous mode will run into: without a low step the technique does nothing."""
+    size = call_size(target, arguments)
+    if size is None:
+        return
+    try:
+        levels = [level for level, _ in by_step(planned_levels(target, arguments, size))]
+        resolutions = resolve(config, target, size)
+    except HastenError:  # the forecast refuses it with its own words, or there is nothing to go by
+        return
+    if levels and not any(_sizes(resolutions, target, levels)):
+        lowest = min(low.until for low in resolutions.lows)
+        yield Finding(
+            "warning",
+            f"no step of this call runs at low resolution: of its {len(levels)} the last one never does, and none of "
+            f"the others has a level from {lowest:.4g} to {config.high_first:.4g} that allows it; run more steps, or "
+            f"set low_until and high_first",
+        )
+
+
+def _sizes(
+    resolutions: Resolutions, target: Target, levels: Sequence[NoiseLevel]
+) -> list[tuple[int, int] | None]:
+    """Low size of every step, ``None`` for full resolution, as the last step always is."""
+    prediction = target.layout.prediction(target.pipe)
+    return [
+        None if level.time == levels[-1].time else resolutions.low_at(level, prediction) for level in levels
+    ]
 
 
 def _restart_steps(

@@ -13,6 +13,7 @@ from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.levels import spectrum_for
 
 if TYPE_CHECKING:
+    from hasten._report import StepRecord
     from hasten._seams import Seams
     from hasten._target import Target
 
@@ -54,6 +55,27 @@ class Bottleneck(Technique[BottleneckConfig]):
             )
         if isinstance(self.config.low_until, float) and self.config.low_until > self.config.high_first:
             yield Finding("warning", "low_until is above high_first: no step will run at low resolution")
+
+    def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
+        """Say that no step will be low, or that restart mode has a picture to build on."""
+        if self.config.mode == "restart":
+            from hasten.plugins.bottleneck.restart import call_refusal
+
+            reason = call_refusal(target, arguments)
+            return () if reason is None else (Finding("error", reason),)
+        from hasten.plugins.bottleneck.forecast import call_findings
+
+        return call_findings(self.config, target, arguments)
+
+    def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
+        """Say that nothing was low, or that a run ended on a low forward."""
+        if self.config.mode == "restart":
+            return
+        low = [step.facts.get(self.name, {}).get("phase") == "low" for step in steps]
+        if not any(low):
+            yield "no step ran at low resolution"
+        if low[-1]:  # ended early by the user, or a schedule that could not be read
+            yield "the last forward was at low resolution, so the result lacks detail"
 
     def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
         """Resolution, level and FLOPs of every step of a call with these arguments."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hasten._run import RunCall
     from hasten._target import Target
 
-__all__ = ["Restart", "Transition", "findings", "planned_run", "resize_clean"]
+__all__ = ["Restart", "Transition", "call_refusal", "findings", "planned_run", "resize_clean"]
 
 _REFUSED_FAMILIES = {
     "ltx2": "it steps the sound with a copy of the same scheduler",
@@ -77,6 +77,12 @@ def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
     yield Finding("note", "mode='restart' has step counts of its own: num_inference_steps has no effect")
 
 
+def call_refusal(target: Target, arguments: Mapping[str, Any]) -> str | None:
+    """Why a call with these arguments cannot be made of stages, or ``None``."""
+    given = [name for name in _PICTURES if arguments.get(name) is not None]
+    return _builds_on_a_picture(target, given) if given else None
+
+
 def _builds_on_a_picture(target: Target, arguments: list[str]) -> str:
     return (
         f"mode='restart' replaces the latents between stages, and {target.name} builds on a given picture "
@@ -120,9 +126,8 @@ class Restart:
 
     def stage_scheduler(self, scheduler: Any, call: RunCall) -> Any:
         """The scheduler of one run."""
-        given = [name for name in _PICTURES if call.arguments.get(name) is not None]
-        if given:
-            raise UnsupportedError(_builds_on_a_picture(self._target, given))
+        if reason := call_refusal(self._target, call.arguments):
+            raise UnsupportedError(reason)
         size = self._target.layout.call_size(call.pipe, call.arguments)
         run = planned_run(self._config, self._target, scheduler, size)
         run.switch = Transition(self._config, self._target, call.arguments.get("generator"))

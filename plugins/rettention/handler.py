@@ -261,7 +261,7 @@ class SparseAttention:
         dense: Callable[[], Tensor] = lambda: proceed(call)  # noqa: E731
         with torch.no_grad():
             output, full, forward.notes["log_sum_exp"] = recorded(
-                dense, parts.query, parts.key, parts.scale, parts.keep
+                dense, parts.query, parts.key, parts.scale, parts.keep, call.backend is not None
             )
             kept = parts.empty_like_output(layout.grid.tokens)
             lse = kernel.attend(

@@ -13,8 +13,10 @@ from hasten._technique import Finding, Forecast, Technique
 from hasten.pipelines.adapters._base import LatentLayout
 from hasten.pipelines.adapters._tokens import AttentionTokens
 from hasten.plugins.rettention.config import RettentionConfig
+from hasten.schedules.sparse_steps import Phase
 
 if TYPE_CHECKING:
+    from hasten._report import StepRecord
     from hasten._seams import Seams
     from hasten._target import Target
 
@@ -36,15 +38,30 @@ class Rettention(Technique[RettentionConfig]):
         return (Claim("attention.self", Access.EXCLUSIVE, layers), Claim("tokens.shape", Access.READS))
 
     def check(self, target: Target) -> Iterable[Finding]:
-        """Refuse pipelines without a layer to work on, and compiled ones; say which kernel it will be."""
+        """Refuse pipelines whose steps are not told by falling levels or that have no layer to work on, and compiled
+        ones; say which kernel it will be."""
         from hasten._attention import check_layers
 
+        if reason := target.layout.clock_refusal(target.pipe):
+            yield Finding("error", reason)
+            return
         try:
             check_layers(target, frozenset(self._layers(target)))
         except UnsupportedError as error:
             yield Finding("error", str(error))
             return
         yield from self._kernel_findings(target)
+
+    def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
+        """Say that an option cannot work at the call's size, or that nothing will be sparse."""
+        from hasten.plugins.rettention.forecast import call_findings
+
+        return call_findings(self.config, target, self._layers(target), arguments)
+
+    def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
+        """Say that nothing was sparse."""
+        if not any(Phase.SPARSE.value in step.facts.get(self.name, {}).get("layers", {}) for step in steps):
+            yield "no attention was sparse, so the run computed what it does without this technique"
 
     def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
         """Phase and FLOPs of every step, true density, memory."""

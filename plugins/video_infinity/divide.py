@@ -40,8 +40,9 @@ from hasten.plugins.video_infinity.session import (
     trained_frames,
     video_frames,
 )
+from hasten.schedules.clips import Scope
 
-__all__ = ["Division", "keep_local"]
+__all__ = ["Division", "keep_local", "partitioned", "require_divisible"]
 
 _local: ContextVar[list[Session] | None] = ContextVar("hasten_keep_local", default=None)
 
@@ -212,15 +213,12 @@ class Division:
         compared = processes.world > 1 or folder is not None
         facts = run_facts(self._target, self._name, config, call) if compared else {}
         agree(facts, config, processes)
-        self._check(call, mixing)
+        require_divisible(self._target, call.arguments)
         frames = video_frames(self._target, mixing, call)
         before = resume(folder, facts, processes)
         call, seed = _with_generator(call, processes, before.seed)
-        places = places_for(config, frames, processes, before.clips)
-        _require_prompts(config, places)
-        trained, own = trained_frames(config, mixing, call.pipe)
-        scopes = make_scopes(config, mixing, frames, places, trained if own else None)
-        require_positions(config, mixing.limit(call.pipe), scopes[0], self._target.name)
+        places, scopes = partitioned(config, self._target, frames, processes, before.clips)
+        trained, _ = trained_frames(config, mixing, call.pipe)
         steps = int(call.arguments["num_inference_steps"])
         generator = call.arguments["generator"]
         generator = generator[0] if isinstance(generator, (list, tuple)) else generator
@@ -229,17 +227,49 @@ class Division:
             begin_checkpoints(session, folder, facts, seed)
         return session, call
 
-    def _check(self, call: RunCall, mixing: FrameMixing) -> None:
-        reason = scheduler_refusal(call.pipe.scheduler) or mixing.refusal(call.pipe, call.arguments)
-        if reason is not None:
-            raise UnsupportedError(f"video_infinity cannot divide this call of {self._target.name}: {reason}")
-
     def _whole(self, call: RunCall, session: Session, result: Any, wanted: Any) -> Any:
         """The pipeline's output for the whole video, on every rank."""
         local = result[0] if isinstance(result, tuple) else result.frames
         latents = gather_latents(session, local)
         video = latents if wanted == "latent" else decode_whole(call, session, latents, wanted)
         return (video, *result[1:]) if isinstance(result, tuple) else type(result)(frames=video)
+
+
+def require_divisible(target: Target, arguments: Mapping[str, Any]) -> None:
+    """Refuse calls that cannot be divided by frames.
+
+    Raises:
+        UnsupportedError: this one cannot.
+    """
+    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    reason = scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, arguments)
+    if reason is not None:
+        raise UnsupportedError(f"video_infinity cannot divide this call of {target.name}: {reason}")
+
+
+def partitioned(
+    config: VideoInfinityConfig, target: Target, frames: int, processes: Processes, clips: int | None = None
+) -> tuple[Places, tuple[Scope, ...]]:
+    """The clips of a video, and what each of them attends to.
+
+    Args:
+        config: the technique's options.
+        target: the pipeline.
+        frames: frames of the whole video.
+        processes: the ranks.
+        clips: number of clips of the run that is resumed.
+
+    Raises:
+        ConfigError: the options do not fit the video.
+        UnsupportedError: the model has no positions for so many frames.
+    """
+    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    places = places_for(config, frames, processes, clips)
+    _require_prompts(config, places)
+    trained, own = trained_frames(config, mixing, target.pipe)
+    scopes = make_scopes(config, mixing, frames, places, trained if own else None)
+    require_positions(config, mixing.limit(target.pipe), scopes[0], target.name)
+    return places, scopes
 
 
 def gather_latents(session: Session, local: Tensor) -> Tensor:

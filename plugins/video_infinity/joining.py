@@ -17,7 +17,7 @@ from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.processes import Processes
 from hasten.plugins.video_infinity.pulse import Pulse
 
-__all__ = ["join"]
+__all__ = ["expected", "join"]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _joined: dict[int, Processes] = {}
@@ -43,27 +43,38 @@ def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
     return _joined[config.cfg_ranks]
 
 
-def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
-    cfg_ranks = config.cfg_ranks
-    if not dist.is_initialized():
-        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-            if cfg_ranks > 1:
-                raise ConfigError(
-                    f"cfg_ranks={cfg_ranks} needs processes: start with torchrun --nproc-per-node 2"
-                )
-            return Processes()
+def expected(config: VideoInfinityConfig) -> Processes:
+    """The layout of the processes that :func:`join` would join; nothing is joined.
+
+    Raises:
+        ConfigError: the environment is incomplete or does not fit.
+    """
+    cfg_ranks, world, rank = config.cfg_ranks, 1, 0
+    if dist.is_initialized():
+        world, rank = dist.get_world_size(), dist.get_rank()
+    elif "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         missing = [name for name in _NEEDED if name not in os.environ]
         if missing:
             raise ConfigError(
                 f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
                 "script with torchrun"
             )
-        if int(os.environ["WORLD_SIZE"]) == 1 and cfg_ranks == 1:
+        world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    elif cfg_ranks > 1:
+        raise ConfigError(f"cfg_ranks={cfg_ranks} needs processes: start with torchrun --nproc-per-node 2")
+    if world % cfg_ranks:
+        raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
+    return Processes(rank, world, cfg_ranks=cfg_ranks)
+
+
+def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
+    cfg_ranks = config.cfg_ranks
+    alone = expected(config).world == 1
+    if not dist.is_initialized():
+        if alone:
             return Processes()
         _initialise(config, device)
     world, rank = dist.get_world_size(), dist.get_rank()
-    if world % cfg_ranks:
-        raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
     store = dist.distributed_c10d._get_default_store()
     processes = Processes(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
     if cfg_ranks > 1:

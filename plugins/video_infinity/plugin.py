@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hasten._claims import Access, Claim
-from hasten._errors import UnsupportedError
+from hasten._errors import HastenError, UnsupportedError
 from hasten._hookspecs import hookimpl
 from hasten._technique import Finding, Technique
 from hasten.pipelines.adapters._base import LatentLayout
@@ -64,6 +64,24 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
                 yield Finding(
                     "warning", f"{option}=False computes clips as if they were alone; for ablations only"
                 )
+
+    def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
+        """Say that the call cannot be divided, or not like this."""
+        from hasten._cost import call_size
+        from hasten._run import RunCall
+        from hasten.plugins.video_infinity.divide import partitioned, require_divisible
+        from hasten.plugins.video_infinity.joining import expected
+        from hasten.plugins.video_infinity.session import video_frames
+
+        mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+        try:
+            require_divisible(target, arguments)
+            if call_size(target, arguments) is None:
+                return
+            frames = video_frames(target, mixing, RunCall(target.pipe, target, arguments))
+            partitioned(self.config, target, frames, expected(self.config))
+        except HastenError as error:
+            yield Finding("error", f"this call will fail: {error}")
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Put the handlers on the seams."""

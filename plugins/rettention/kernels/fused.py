@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -130,15 +131,20 @@ _HEARD: dict[str, int | None] = {
 
 
 def recorded(
-    dense: Callable[[], Tensor], q: Tensor, k: Tensor, scale: float, keep: Tensor | None
+    dense: Callable[[], Tensor],
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    keep: Tensor | None,
+    foreign: bool = False,
 ) -> tuple[Tensor, Tensor, str]:
     """The result of ``dense()`` exactly as it is, its log-sum-exp, and how that was found.
 
-    Where a fused operator of torch computes the attention, its log-sum-exp is a by-product. Otherwise (a backend of
-    its own, the plain kernel) the log-sum-exp costs a second pass over the scores.
+    Where a fused operator of torch computes the attention, its log-sum-exp is a by-product. Otherwise (a ``foreign``
+    backend, the plain kernel) the log-sum-exp costs a second pass over the scores.
     """
     ears = Recorded()
-    with ears:
+    with nullcontext() if foreign else ears:  # FlexAttention compiles itself, which no mode may look into
         output = dense()
     if ears.lse is not None and ears.lse.shape == q.shape[:3]:
         return output, ears.lse, ears.name

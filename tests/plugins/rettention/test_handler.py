@@ -68,6 +68,7 @@ class Bench:
             arguments={"hidden_states": torch.zeros(2, 4, 8, 12)},
             step=self.run.step,
             run=self.run,
+            backend=None,
         )
         vars(call).update(changes)
         return self.handler(call, self._dense)
