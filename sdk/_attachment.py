@@ -190,7 +190,7 @@ class Attachment:
 
     def _note_idle(self, call: RunCall, seams: Mapping[Any, DenoiserSeam], recorder: Recorder) -> bool:
         """Whether the call had no step to run: it then returns, or raises, what it does without hasten."""
-        layout = self.target.adapter.capability(LatentLayout)  # type: ignore[type-abstract]
+        layout = self.target.adapter.capability(LatentLayout)
         if layout is None or any(seam.forwards for seam in seams.values()):
             return False
         try:

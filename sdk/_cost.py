@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from hasten._clock import expected_batch
 from hasten._errors import UnsupportedError
 from hasten._flops import Tokens, forward_flops
+from hasten._timesteps import by_step, planned_levels
 from hasten.pipelines.adapters._base import Guidance, LatentSize
+from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
     from hasten._target import Target
 
-__all__ = ["StepCost", "branches", "call_size", "text_tokens"]
+__all__ = ["StepCost", "branches", "call_size", "planned_steps", "text_tokens"]
 
 _CLIP_TEXT = 77
 
@@ -23,6 +25,19 @@ def call_size(target: Target, arguments: Mapping[str, Any]) -> LatentSize | None
     try:
         return target.layout.call_size(target.pipe, arguments)
     except (UnsupportedError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def planned_steps(
+    target: Target, arguments: Mapping[str, Any]
+) -> tuple[LatentSize, list[tuple[NoiseLevel, int]]] | None:
+    """Latent size of a call, and its levels by step with the number of forwards; ``None`` where either is not known."""
+    size = call_size(target, arguments)
+    if size is None:
+        return None
+    try:
+        return size, by_step(planned_levels(target, arguments, size))
+    except UnsupportedError:
         return None
 
 

@@ -135,7 +135,7 @@ def _findings_of_call(
     techniques: Sequence[Technique[Any]], target: Target, arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """What is known ahead of one pipeline call. A call without a step left is nothing to look at further."""
-    layout = target.adapter.capability(LatentLayout)  # type: ignore[type-abstract]
+    layout = target.adapter.capability(LatentLayout)
     if layout is not None:
         try:
             problem = nothing_to_run(target, arguments)

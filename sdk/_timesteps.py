@@ -155,7 +155,10 @@ def _skipped(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> in
     if any(known.get(p.name) is None and p.default is p.empty for p in parameters):
         return 0
     given = {p.name: known[p.name] for p in parameters if p.name in known}
-    kept = method(SimpleNamespace(scheduler=copy.deepcopy(scheduler)), **given)[0]
+    try:
+        kept = method(SimpleNamespace(scheduler=copy.deepcopy(scheduler)), **given)[0]
+    except Exception as error:  # arguments that the pipeline will refuse in its own words
+        raise UnsupportedError(f"{target.name}.get_timesteps refuses this call: {error}") from error
     return len(times) - len(kept)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hasten._cost import StepCost, call_size
-from hasten._errors import HastenError, UnsupportedError
+from hasten._cost import StepCost, planned_steps
 from hasten._technique import Finding, Forecast, StepForecast
-from hasten._timesteps import by_step, dynamic_shift, planned_levels
+from hasten._timesteps import dynamic_shift
 from hasten.pipelines.adapters._base import LatentSize
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.levels import Resolutions, resolve, spectrum_for
@@ -26,13 +25,10 @@ def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, A
     Raises:
         ConfigError: the call's size is refused by the options.
     """
-    size = call_size(target, arguments)
-    if size is None:
+    planned = planned_steps(target, arguments)
+    if planned is None:
         return None
-    try:
-        levels = by_step(planned_levels(target, arguments, size))
-    except UnsupportedError:
-        return None
+    size, levels = planned
     cost = StepCost(target, arguments, size)
     full = (size.height, size.width)
     if config.mode == "restart":
@@ -64,15 +60,16 @@ def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, A
 def call_findings(
     config: BottleneckConfig, target: Target, arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """What a call in continuous mode will run into: without a low step the technique does nothing."""
-    size = call_size(target, arguments)
-    if size is None:
+    """What a call in continuous mode will run into: without a low step the technique does nothing.
+
+    Raises:
+        ConfigError: the call's size is refused by the options.
+    """
+    planned = planned_steps(target, arguments)
+    if planned is None:
         return
-    try:
-        levels = [level for level, _ in by_step(planned_levels(target, arguments, size))]
-        resolutions = resolve(config, target, size)
-    except HastenError:  # the forecast refuses it with its own words, or there is nothing to go by
-        return
+    levels = [level for level, _ in planned[1]]
+    resolutions = resolve(config, target, planned[0])
     if levels and not any(_sizes(resolutions, target, levels)):
         lowest = min(low.until for low in resolutions.lows)
         yield Finding(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hasten._cost import StepCost, call_size
-from hasten._errors import HastenError, UnsupportedError
+from hasten._cost import StepCost, planned_steps
+from hasten._errors import HastenError
 from hasten._technique import Finding, Forecast, StepForecast
-from hasten._timesteps import by_step, planned_levels
 from hasten.pipelines.adapters._base import LatentSize
 from hasten.plugins.rettention.budget import (
     SparseLayer,
@@ -106,13 +105,10 @@ class _Outlook:
         cls, config: RettentionConfig, target: Target, names: Sequence[str], arguments: Mapping[str, Any]
     ) -> _Outlook | None:
         """The outlook of a call, ``None`` where its size or its levels are not known ahead."""
-        size = call_size(target, arguments)
-        if size is None:
+        planned = planned_steps(target, arguments)
+        if planned is None:
             return None
-        try:
-            levels = by_step(planned_levels(target, arguments, size))
-        except UnsupportedError:
-            return None
+        size, levels = planned
         cost = StepCost(target, arguments, size)
         schedule = planned_schedule(config, target.adapter.family, size.frames is not None, len(levels))
         phases = _phases(schedule, target, [level.time for level, _ in levels])

@@ -241,7 +241,7 @@ def require_divisible(target: Target, arguments: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedError: this one cannot.
     """
-    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    mixing = target.capability(FrameMixing)
     reason = scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, arguments)
     if reason is not None:
         raise UnsupportedError(f"video_infinity cannot divide this call of {target.name}: {reason}")
@@ -263,7 +263,7 @@ def partitioned(
         ConfigError: the options do not fit the video.
         UnsupportedError: the model has no positions for so many frames.
     """
-    mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+    mixing = target.capability(FrameMixing)
     places = places_for(config, frames, processes, clips)
     _require_prompts(config, places)
     trained, own = trained_frames(config, mixing, target.pipe)

@@ -73,7 +73,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         from hasten.plugins.video_infinity.joining import expected
         from hasten.plugins.video_infinity.session import video_frames
 
-        mixing = target.capability(FrameMixing)  # type: ignore[type-abstract]
+        mixing = target.capability(FrameMixing)
         try:
             require_divisible(target, arguments)
             if call_size(target, arguments) is None:
