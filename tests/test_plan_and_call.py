@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import diffusers
@@ -163,8 +163,15 @@ def test_a_pipeline_without_a_scheduler_is_refused_by_name() -> None:
             hasten.plan(pipe, TECHNIQUES[technique])
 
 
-def test_rettention_beside_flex_attention() -> None:
+@pytest.fixture
+def wan() -> Iterator[tuple[Any, dict[str, Any]]]:
     pipe, arguments = subject("wan")
+    yield pipe, arguments
+    pipe.transformer.set_attention_backend("native")  # diffusers keeps the last one for every model, too
+
+
+def test_rettention_beside_flex_attention(wan: tuple[Any, dict[str, Any]]) -> None:
+    pipe, arguments = wan
     config = TECHNIQUES["rettention, sparse early"]
     with hasten.accelerate(pipe, config):
         native = Outcome.of(pipe, arguments)
