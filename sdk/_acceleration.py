@@ -17,9 +17,9 @@ from hasten._subclass import accelerated_by, make_subclass, set_class
 from hasten._target import Target
 
 if TYPE_CHECKING:
+    from hasten._enabled import Enabled
     from hasten._report import Report
     from hasten._run import Run
-    from hasten._technique import Technique
 
 __all__ = ["Acceleration", "accelerate", "acceleration_of", "plan", "restore"]
 
@@ -93,19 +93,18 @@ class Acceleration:
     structure has to keep); the seams are installed when a call begins and are gone when it ends or fails.
     """
 
-    def __init__(self, target: Target, made: Plan, techniques: tuple[Technique[Any], ...]) -> None:
+    def __init__(self, target: Target, made: Plan, techniques: tuple[Enabled, ...]) -> None:
         self._pipe = target.pipe
         self._stock = type(target.pipe)
-        reviews = {technique.name: technique.review for technique in techniques}
-        self._attachment = Attachment(target, made.techniques, reviews)
+        self._attachment = Attachment(target, made.techniques, techniques)
         self._generated = make_subclass(self._stock, self, self._attachment.call, self._attachment.attributes)
         self._plan = made
         try:
-            for technique in sorted(techniques, key=lambda t: not _changes_structure(t, target)):
-                journal = self._attachment.journal.owned(technique.name)
+            for technique in sorted(techniques, key=lambda t: t.name not in _structural(made)):
+                journal = self._attachment.journal.owned(technique.name, technique.culprit)
                 technique.attach(target, Seams(technique.name, target, self._attachment.table, journal))
         except BaseException:
-            self._unwind(reversed(techniques))
+            self._attachment.journal.undo_all()
             raise
         set_class(target.pipe, self._generated)
 
@@ -166,10 +165,10 @@ class Acceleration:
 
     def restore(self) -> None:
         """Give the pipeline back as it was. Calling it again does nothing."""
-        for name in reversed(self._attachment.names):
+        for name in self._attachment.names:
             self._attachment.table.remove(name)
-            self._attachment.journal.undo(name)
         self._attachment.names = ()
+        self._attachment.journal.undo_all()
         if type(self._pipe) is self._generated:
             set_class(self._pipe, self._stock)
 
@@ -184,11 +183,7 @@ class Acceleration:
     ) -> None:
         self.restore()
 
-    def _unwind(self, techniques: Iterator[Technique[Any]]) -> None:
-        for technique in techniques:
-            self._attachment.journal.undo(technique.name)
 
-
-def _changes_structure(technique: Technique[Any], target: Target) -> bool:
-    """Whether others must be attached to what this technique leaves."""
-    return any(claim.slot == "weights.structure" for claim in technique.claims(target))
+def _structural(made: Plan) -> set[str]:
+    """Techniques that change the structure of the weights: others must be attached to what they leave."""
+    return {t.name for t in made.techniques if any(claim.slot == "weights.structure" for claim in t.claims)}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from hasten._attention import AttentionSeam
 from hasten._clock import Clock, expected_batch
 from hasten._denoiser import DenoiserSeam
-from hasten._errors import UnsupportedError
+from hasten._errors import HastenError, UnsupportedError
 from hasten._gate import Forward, open_gates
+from hasten._handlers import guarded
 from hasten._journal import Journal
 from hasten._numerics import Watch
 from hasten._outside import outside
@@ -29,6 +30,7 @@ from hasten._turns import Turns
 from hasten.pipelines.adapters._base import Guidance, LatentLayout, Moments
 
 if TYPE_CHECKING:
+    from hasten._enabled import Enabled
     from hasten._plan import PlannedTechnique
 
 __all__ = ["Attachment"]
@@ -40,19 +42,17 @@ class Attachment:
     Args:
         target: the pipeline.
         planned: every technique with its options and claims, outermost first.
-        reviews: what each of them says of the forwards of a call, by name.
+        techniques: the same, as they are called.
     """
 
     def __init__(
-        self,
-        target: Target,
-        planned: Sequence[PlannedTechnique],
-        reviews: Mapping[str, Callable[[Sequence[StepRecord]], Iterable[str]]],
+        self, target: Target, planned: Sequence[PlannedTechnique], techniques: Sequence[Enabled]
     ) -> None:
         self.target = target
         self.names = names = tuple(technique.name for technique in planned)
         self._planned = {technique.name: technique for technique in planned}
-        self._reviews = reviews
+        self._techniques = {technique.name: technique for technique in techniques}
+        self._culprits = {technique.name: technique.culprit for technique in techniques}
         self.table = SeamTable(names)
         self.journal = Journal()
         self._turns = Turns(target.name)
@@ -75,7 +75,7 @@ class Attachment:
             arguments = self.target.bind(args, kwargs)
         except TypeError:
             return stock(pipe, *args, **kwargs)  # the pipeline has its own words for a wrong argument
-        table = _snapshot(self.table)
+        table = guarded(self.table, self._culprits)
         with self._session() as recorder:
             self._check()
 
@@ -102,7 +102,7 @@ class Attachment:
         Raises:
             UnsupportedError: a technique works on whole pipeline calls, which a loop is not.
         """
-        table = _snapshot(self.table)
+        table = guarded(self.table, self._culprits)
         whole = dict.fromkeys(owner for owner, _ in (*table.run.items, *table.prompt.items))
         if whole:
             raise UnsupportedError(
@@ -247,21 +247,9 @@ class Attachment:
         """What the techniques say of a run. One that fails there costs a warning, not the user's image."""
         for name in self.names:
             try:
-                yield from [f"{name}: {note}" for note in self._reviews[name](steps)]
-            except Exception as error:
-                warnings.warn(
-                    f"technique {name} failed to review its run: {type(error).__name__}: {error}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-
-
-def _snapshot(table: SeamTable) -> SeamTable:
-    """A snapshot: chains are immutable, so that removing a technique in mid-run takes effect with the next run."""
-    snapshot = SeamTable(table.order)
-    for kind in table.kinds():
-        setattr(snapshot, kind, getattr(table, kind))
-    return snapshot
+                yield from [f"{name}: {note}" for note in self._techniques[name].review(steps)]
+            except HastenError as error:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 def _around(handler: Callable[..., Any], inner: Callable[[RunCall], Any]) -> Callable[[RunCall], Any]:

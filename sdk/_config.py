@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from hasten._document import SUFFIXES, Document, parse_yaml, read_document
-from hasten._errors import ConfigError, PluginError, suggestion
+from hasten._errors import ConfigError, suggestion
 from hasten._plugins import host
 from hasten._shown import shortened
 from hasten._strict import StrictModel
@@ -243,14 +243,16 @@ def _entry(name: Any, options: Any, path: tuple[Any, ...], document: Document) -
         options = options.model_dump(exclude_unset=True)
     if not isinstance(options, Mapping | None):
         raise document.error(f"options of {name!r} are a mapping from option to value, not {options!r}", path)
-    try:
-        parsed = config_class.model_validate(dict(options or {}))
-    except ValidationError as error:
-        raise _translate(error, config_class, path, document, options, owner=f"technique {name!r}") from None
-    if config_class.model_validate_json(parsed.model_dump_json()) != parsed:
-        raise PluginError(
-            f"the configuration {parsed!r} of technique {name!r} does not survive JSON; fix its plugin"
-        )
+    culprit = host().culprit("technique", name)
+    with culprit.during("its options"):
+        try:
+            parsed = config_class.model_validate(dict(options or {}))
+        except ValidationError as error:
+            raise _translate(
+                error, config_class, path, document, options, owner=f"technique {name!r}"
+            ) from None
+        if config_class.model_validate_json(parsed.model_dump_json()) != parsed:
+            raise culprit.broke(f"has options that do not survive JSON: {parsed!r}")
     return TechniqueEntry(name=name, options=parsed)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hasten._clock import Step
+from hasten._errors import PluginError
 from hasten._gate import closed_gates
 from hasten._numerics import Computed, Trail, Watch, tensors_of
 from hasten._recorder import Row, Stopwatch
@@ -128,7 +129,7 @@ class DenoiserSeam:
             self._inner = None
             self._original = {}
             trail, self._trail = self._trail, []
-        row.stopwatch.stop()
+            row.stopwatch.stop()  # also after an error: the report reads it
         if self._watch is not None:
             self._watch.observe(row, call.sample(output), trail)
         return output
@@ -159,7 +160,10 @@ class DenoiserSeam:
         """The innermost link: the denoiser itself, called the way the pipeline called it."""
         inner, row = self._inner, self._row
         if inner is None or row is None:
-            raise RuntimeError("proceed() was kept and called after its forward had ended")
+            raise PluginError(
+                f"proceed() of a denoiser handler was called after its forward of {self.name} had ended; call it only "
+                f"inside of the handler"
+            )
         self.computed += 1
         args, kwargs = self._unbind(call)
         same = call.kwargs is self._original

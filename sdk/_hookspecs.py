@@ -1,6 +1,7 @@
 """The whole plugin surface: the hooks a plugin may implement, and the markers.
 
-Hooks are called while things are set up and once after a run, never inside a denoiser forward.
+Hooks are called while things are set up and once after a run, never inside a denoiser forward. The historic ones are
+asked of every plugin once, whenever it is registered.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Decorator that marks a function of a plugin as the implementation of the hook of the same name."""
 
 
-@hookspec
+@hookspec(historic=True)
 def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
     """Offer techniques: call ``register(TechniqueClass)`` once for each."""
 
 
-@hookspec
+@hookspec(historic=True)
 def hasten_register_adapters(register: Callable[[Adapter], None]) -> None:
     """Offer pipeline families: call ``register(adapter)`` once for each."""
 
 
-@hookspec
+@hookspec(historic=True)
 def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], None]) -> None:
     """Offer quality metrics: call ``register(name, factory, summary)`` once for each."""
 
 
-@hookspec
+@hookspec(historic=True)
 def hasten_register_models(register: Callable[[Model], None]) -> None:
     """Offer pipelines that ``hasten.load`` knows by name: call ``register(model)`` once for each."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from hasten._culprit import Culprit
 from hasten._errors import ConflictError, PluginError
 
 __all__ = ["Journal", "OwnedJournal"]
@@ -57,9 +58,9 @@ class Journal:
     def __init__(self) -> None:
         self._places: dict[tuple[int, str], _Place] = {}
 
-    def owned(self, owner: str) -> OwnedJournal:
-        """The journal as the technique ``owner`` writes it."""
-        return OwnedJournal(self, owner)
+    def owned(self, owner: str, culprit: Culprit | None = None) -> OwnedJournal:
+        """The journal as the technique ``owner`` writes it; ``culprit`` names it in errors of its wrappers."""
+        return OwnedJournal(self, owner, culprit or Culprit(f"technique {owner!r}"))
 
     def describe(self) -> tuple[str, ...]:
         """One line per edited attribute."""
@@ -90,23 +91,45 @@ class Journal:
         _write(place, value)
 
     def undo(self, owner: str) -> None:
-        """Take back every edit of ``owner``, last first."""
-        for key, place in reversed(list(self._places.items())):
-            if all(edit.owner != owner for edit in place.edits):
-                continue
-            place.edits = [edit for edit in place.edits if edit.owner != owner]
+        """Take back every edit of ``owner``, last first. Edits of others above them are made again.
+
+        Raises:
+            PluginError: a wrapper of another technique failed when it was called again; that place is as it was.
+        """
+        problems: list[PluginError] = []
+        for place in reversed(list(self._places.values())):
+            if any(edit.owner == owner for edit in place.edits):
+                try:
+                    self._keep(place, [edit for edit in place.edits if edit.owner != owner])
+                except PluginError as error:
+                    problems.append(error)
+        if problems:
+            raise problems[0]
+
+    def undo_all(self) -> None:
+        """Take back every edit of everybody. No code of theirs runs."""
+        for place in reversed(list(self._places.values())):
+            self._keep(place, [])
+
+    def _keep(self, place: _Place, edits: list[_Edit]) -> None:
+        """Leave ``edits`` alone on a place, unless someone else has changed it."""
+        place.edits = edits
+        try:
             if not _ours(place):
-                _log.warning(
-                    "%s.%s was changed by someone else and is left as it is",
-                    type(place.target).__name__,
-                    place.name,
-                )
                 place.edits = []
-            elif place.edits:
+                where = f"{type(place.target).__name__}.{place.name}"
+                _log.warning("%s was changed by someone else and is left as it is", where)
+            elif edits:
                 _reapply(place)
             else:
                 _restore(place)
+        except PluginError:
+            place.edits = []
+            _restore(place)
+            raise
+        finally:
             if not place.edits:
+                key = (id(place.target), place.name)
                 del self._places[key]
                 _edited.pop(key, None)
 
@@ -117,6 +140,7 @@ class OwnedJournal:
 
     journal: Journal
     owner: str
+    culprit: Culprit
 
     def set_attribute(self, target: Any, name: str, value: Any) -> None:
         """Set ``target.name = value`` on the instance (parameters, buffers and plain attributes alike).
@@ -144,7 +168,18 @@ class OwnedJournal:
         """
         if name.startswith("__") or not callable(getattr(target, name, None)):
             raise PluginError(f"{self.owner}: cannot wrap {type(target).__name__}.{name}: no ordinary method")
-        self.journal.edit(self.owner, target, name, wrapper)
+        place = f"its wrapper of {type(target).__name__}.{name}"
+
+        def wrapped(below: Any) -> Any:
+            with self.culprit.during(place):
+                made = wrapper(below)
+            if not callable(made):
+                raise self.culprit.returned(
+                    made, place, "something to call in the place of what it was given"
+                )
+            return made
+
+        self.journal.edit(self.owner, target, name, wrapped)
 
     def replace_module(self, root: nn.Module, path: str, module: nn.Module) -> None:
         """Put ``module`` in the place of ``root.get_submodule(path)``.

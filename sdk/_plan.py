@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hasten._config import Config
 from hasten._conflicts import check_claims, untested_pairs
+from hasten._enabled import Enabled
 from hasten._errors import UnsupportedError
 from hasten._plugins import host
 from hasten._step_caches import refuse_step_caches
@@ -19,7 +20,7 @@ from hasten.pipelines.adapters._base import LatentLayout
 
 if TYPE_CHECKING:
     from hasten._claims import Claim
-    from hasten._technique import Forecast, Technique
+    from hasten._technique import Forecast
 
 __all__ = ["Plan", "PlannedTechnique", "make_plan"]
 
@@ -79,9 +80,7 @@ class Plan:
         return render_plan(self)
 
 
-def make_plan(
-    target: Target, config: Config, call: Mapping[str, Any]
-) -> tuple[Plan, tuple[Technique[Any], ...]]:
+def make_plan(target: Target, config: Config, call: Mapping[str, Any]) -> tuple[Plan, tuple[Enabled, ...]]:
     """Check every technique of ``config`` against the pipeline.
 
     Args:
@@ -95,27 +94,25 @@ def make_plan(
     Raises:
         UnsupportedError: a technique refuses the pipeline, or the family lacks a capability.
         ConflictError: techniques collide, with each other or with a cache that is enabled on the pipeline.
+        PluginError: a technique or a plugin raised, or returned something else than it has to.
     """
-    techniques = tuple(host().technique(e.name)(e.options) for e in config.techniques)
+    techniques = tuple(Enabled(entry.name, entry.options) for entry in config.techniques)
     findings: list[Finding] = []
     for technique in techniques:
         for kind in technique.requires:
             target.capability(kind)
         if technique.requires and not target.denoisers:
             raise UnsupportedError(_without_denoiser(technique.name, target))
-        found = list(technique.check(target))
+        found = technique.check(target)
         _refuse(technique.name, target, found)
         findings.extend(replace(f, message=f"{technique.name}: {f.message}") for f in found)
-    claims = {technique.name: tuple(technique.claims(target)) for technique in techniques}
+    claims = {technique.name: technique.claims(target) for technique in techniques}
     check_claims(list(claims.items()))
     refuse_step_caches(target, claims)
     arguments = target.call_arguments(**call)
     findings.extend(_findings_of_call(techniques, target, arguments))
     planned = tuple(
-        PlannedTechnique(
-            t.name, t.config.model_dump(mode="json"), claims[t.name], t.forecast(target, arguments)
-        )
-        for t in techniques
+        PlannedTechnique(t.name, t.options, claims[t.name], t.forecast(target, arguments)) for t in techniques
     )
     plan = Plan(target.name, target.adapter.family, planned, tuple(findings), untested_pairs(claims))
     comments = host().comment(plan)
@@ -132,7 +129,7 @@ def _without_denoiser(name: str, target: Target) -> str:
 
 
 def _findings_of_call(
-    techniques: Sequence[Technique[Any]], target: Target, arguments: Mapping[str, Any]
+    techniques: Sequence[Enabled], target: Target, arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """What is known ahead of one pipeline call. A call without a step left is nothing to look at further."""
     layout = target.adapter.capability(LatentLayout)
@@ -149,7 +146,7 @@ def _findings_of_call(
             yield replace(finding, message=f"{technique.name}: {finding.message}")
 
 
-def _refuse(who: str, target: Target, findings: list[Finding]) -> None:
+def _refuse(who: str, target: Target, findings: Iterable[Finding]) -> None:
     errors = [finding.message for finding in findings if finding.severity == "error"]
     if errors:
         raise UnsupportedError(f"{who} refuses this {target.name}: {'; '.join(errors)}")

@@ -1,7 +1,7 @@
 """The plugin host: loads built-in and external plugins one by one, and keeps what they registered.
 
 A plugin that fails to import, or that registers something invalid, is recorded and set aside with everything it
-had registered; the others are unaffected.
+had registered; the others are unaffected. Hooks are called by pluggy, each implementation inside a guard.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
+from importlib.metadata import EntryPoint, distributions, entry_points, version
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 
 from hasten import _hookspecs
+from hasten._answers import checked_findings
+from hasten._culprit import Culprit, explain
 from hasten._errors import ConfigError, HastenError, PluginError, suggestion
+from hasten._hookguard import Guard, guarded_plugin
 from hasten._hookspecs import PROJECT
 from hasten._registry import Metric, Registry
 
@@ -50,6 +56,10 @@ BUILT_IN = (
 """Modules that come with `hasten`; they enter through the same hooks as external plugins."""
 
 
+_HOOK_NAMES = tuple(hook.__name__ for hook in _hookspecs.HOOKS)
+_KNOWN = ", ".join(_HOOK_NAMES)
+
+
 @dataclass(frozen=True)
 class PluginRecord:
     """What became of one plugin.
@@ -77,6 +87,10 @@ class PluginRecord:
         return f"{self.name} ({source})" if source and source != self.name else self.name
 
 
+Contribution = Callable[[PluginRecord], AbstractContextManager[Any]]
+"""Opened around what one plugin adds to the command line."""
+
+
 class Host:
     """Plugins and what they registered. :func:`host` gives the one of this process.
 
@@ -89,10 +103,20 @@ class Host:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(_hookspecs)
         self._records: dict[str, PluginRecord] = {}
-        self.registry = Registry()
+        self._admitting: PluginRecord | None = None
+        self._contribution: Contribution = nullcontext
+        self.registry = registry = Registry()
+        for hook, add in (
+            ("hasten_register_techniques", registry.add_technique),
+            ("hasten_register_adapters", registry.add_adapter),
+            ("hasten_register_metrics", registry.add_metric),
+            ("hasten_register_models", registry.add_model),
+        ):
+            getattr(self._manager.hook, hook).call_historic(kwargs={"register": self._registering(add)})
         for module in built_in:
-            self._load(PluginRecord(module, "built-in", PROJECT), partial(importlib.import_module, module))
-        for point in entry_points(group=PROJECT) if external else ():
+            record = PluginRecord(module, "built-in", PROJECT, version(PROJECT))
+            self._load(record, partial(importlib.import_module, module))
+        for point in self._entry_points() if external else ():
             self._load_external(point)
 
     @property
@@ -116,6 +140,11 @@ class Host:
                 del self._records[name]
 
         return unregister
+
+    def culprit(self, kind: str, name: str) -> Culprit:
+        """Whom to name for a fault of a contribution: ``kind`` is ``"technique"``, ``"adapter"`` or ``"metric"``."""
+        record = self._records.get(self.registry.owner(kind, name) or "")
+        return Culprit(f"{kind} {name!r}" + (f" of plugin {record}" if record else ""))
 
     def technique(self, name: str) -> type[Technique[Any]]:
         """The technique class called ``name``.
@@ -143,49 +172,46 @@ class Host:
             raise ConfigError(f"unknown metric {name!r}{hint} Known: {known}.{self._casualties()}")
         return found
 
-    def add_commands(self, app: object) -> None:
-        """Let every plugin extend the command line; one that fails is recorded and skipped."""
-        for name, call in self._each("hasten_register_commands"):
-            try:
-                call(app=app)
-            except Exception as error:
-                self._records[name] = replace(self._records[name], error=_explain(error))
-                _log.warning("plugin %s could not add its commands: %s", self._records[name], error)
+    def add_commands(self, app: object, contribution: Contribution = nullcontext) -> None:
+        """Let every plugin extend the command line, built-in ones first; one that fails is recorded and skipped.
+
+        Args:
+            app: the ``typer.Typer``.
+            contribution: opened around each plugin's part; takes that part back, and says why, if it raises.
+        """
+        self._contribution = contribution
+        hook = "hasten_register_commands"
+        plugins = {name: plugin for name, plugin in self._manager.list_name_plugin() if plugin is not None}
+        built_in = {plugins[name] for name in plugins if self._records[name].origin == "built-in"}
+        for others in (set(plugins.values()) - built_in, built_in):
+            self._manager.subset_hook_caller(hook, others)(app=app)
 
     def comment(self, plan: Plan) -> list[Finding]:
         """Findings of every ``hasten_plan`` hook, each prefixed with the plugin it came from.
 
         Raises:
-            PluginError: a hook failed with something else than a :class:`HastenError`.
+            PluginError: a hook failed with something else than a :class:`HastenError`, or returned no findings.
         """
-        findings: list[Finding] = []
-        for name, call in self._each("hasten_plan"):
-            try:
-                answers = [finding for answer in call(plan=plan) for finding in answer]
-            except HastenError:
-                raise
-            except Exception as error:
-                raise PluginError(
-                    f"plugin {self._records[name]} failed in hasten_plan: {_explain(error)}"
-                ) from error
-            findings.extend(replace(f, message=f"{name}: {f.message}") for f in answers)
-        return findings
+        return [*chain.from_iterable(self._manager.hook.hasten_plan(plan=plan))]
 
     def run_finished(self, report: Report) -> None:
         """Show a report to every plugin. A plugin that fails costs a warning, not the user's image."""
-        for name, call in self._each("hasten_run_finished"):
-            try:
-                call(report=report)
-            except Exception as error:
-                text = f"plugin {self._records[name]} failed in hasten_run_finished: {_explain(error)}"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
+        self._manager.hook.hasten_run_finished(report=report)
 
-    def _each(self, hook: str) -> Iterator[tuple[str, Callable[..., list[Any]]]]:
-        """The callers of one hook, one per plugin, so that a failure has a name."""
-        everyone = {impl.plugin for impl in getattr(self._manager.hook, hook).get_hookimpls()}
-        for name, plugin in self._manager.list_name_plugin():
-            if plugin in everyone:
-                yield name, self._manager.subset_hook_caller(hook, everyone - {plugin})
+    def _entry_points(self) -> Iterator[EntryPoint]:
+        """Entry points of our group. A distribution whose list cannot be read hides no other's."""
+        try:
+            yield from entry_points(group=PROJECT)
+        except Exception as error:
+            _log.warning("the entry points of a distribution cannot be read: %s", explain(error))
+            for distribution in distributions():
+                name = str(distribution.metadata["Name"])
+                try:
+                    yield from distribution.entry_points.select(group=PROJECT)
+                except Exception as problem:
+                    record = PluginRecord(name, "external", name, str(distribution.metadata["Version"]))
+                    text = f"its entry_points.txt cannot be read: {explain(problem)}; install {name} again"
+                    self._records.setdefault(name, replace(record, error=text))
 
     def _load_external(self, point: EntryPoint) -> None:
         distribution = point.dist.name if point.dist else ""
@@ -204,44 +230,96 @@ class Host:
     def _load(self, record: PluginRecord, load: Callable[[], object]) -> None:
         try:
             self._admit(record, load())
-        except (Exception, SystemExit) as error:  # whatever a foreign module does at import, the tool goes on
-            self._records[record.name] = replace(record, error=_explain(error))
-            _log.warning("plugin %s is not available: %s", record, error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a foreign module does at import, the tool goes on
+            self._set_aside(record, explain(error))
 
     def _admit(self, record: PluginRecord, plugin: object) -> None:
         """Register hooks and contributions of one plugin, all or nothing."""
+        culprit = Culprit(f"plugin {record}")
+        self._admitting = record
         try:
-            self._manager.register(plugin, record.name)
-            self._check_hook_names(record.name)
-            self._contribute(record.name, plugin)
-        except (pluggy.PluginValidationError, ValueError) as error:
+            with culprit.during("its registration"):
+                _check_plugin(plugin, culprit)
+                guard = partial(self._guard, culprit, record)
+                stand_in = guarded_plugin(self._manager, plugin, record.name, guard)
+                if not stand_in.implements:
+                    raise culprit.broke(
+                        f"implements no hook; write one of {_KNOWN}, marked with @hasten.hookimpl"
+                    )
+                self._manager.register(stand_in.module, record.name)
+        except BaseException as error:
             self._expel(record.name)
-            raise PluginError(f"plugin {record}: {error}") from error
-        except BaseException:
-            self._expel(record.name)
+            if isinstance(error.__cause__, pluggy.PluginValidationError):
+                raise PluginError(f"plugin {record}: {error.__cause__}") from error.__cause__
             raise
+        finally:
+            self._admitting = None
         self._records[record.name] = replace(record, provides=self.registry.provided_by(record.name))
 
-    def _contribute(self, name: str, plugin: object) -> None:
-        registry = self.registry
-        for hook, register in (
-            ("hasten_register_techniques", registry.add_technique),
-            ("hasten_register_adapters", registry.add_adapter),
-            ("hasten_register_metrics", registry.add_metric),
-            ("hasten_register_models", registry.add_model),
-        ):
-            for impl in getattr(self._manager.hook, hook).get_hookimpls():
-                if impl.plugin is plugin:
-                    impl.function(*([_owned(register, name)] if impl.argnames else []))
+    def _registering(self, add: Callable[..., None]) -> Callable[..., None]:
+        """The ``register`` that hooks get: it belongs to the plugin being registered."""
 
-    def _check_hook_names(self, name: str) -> None:
-        known = [hook.__name__ for hook in _hookspecs.HOOKS]
-        for caller in self._manager.get_hookcallers(self._manager.get_plugin(name)) or ():
-            if not caller.has_spec():
-                hint = suggestion(caller.name, known)
+        def register(*arguments: Any) -> None:
+            if self._admitting is None:
                 raise PluginError(
-                    f"implements an unknown hook {caller.name!r}{hint} Known: {', '.join(known)}."
+                    "register() was kept and called later; call it inside of the hook that got it"
                 )
+            add(self._admitting.name, *arguments)
+
+        return register
+
+    def _guard(self, culprit: Culprit, record: PluginRecord, hook: str) -> Guard:
+        """How the implementations of ``hook`` in one plugin are called."""
+
+        def nothing(answer: Any) -> None:
+            if answer is not None:
+                raise culprit.returned(answer, hook, "nothing")
+
+        def findings(answer: Any) -> list[Finding] | None:
+            if answer is None:
+                return None
+            found = checked_findings(answer, culprit, hook)
+            return [replace(finding, message=f"{record.name}: {finding.message}") for finding in found]
+
+        def combined(before: Sequence[Any], after: Any) -> list[list[Finding]]:
+            if not isinstance(after, list):
+                raise culprit.returned(
+                    after, f"its wrapper of {hook}", "the list of answers that its yield gave it"
+                )
+            theirs = {id(answer) for answer in before}
+            return [answer if id(answer) in theirs else findings(answer) or [] for answer in after]
+
+        def fail(error: HastenError) -> None:
+            raise error
+
+        def warn(error: HastenError) -> None:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+        def record_it(error: HastenError) -> None:
+            cause = error.__cause__
+            self._set_aside(self._records[record.name], explain(cause) if cause else str(error))
+
+        if hook == "hasten_plan":
+            return Guard(culprit, hook, findings, combined, fail)
+        if hook == "hasten_run_finished":
+            return Guard(culprit, hook, nothing, _unchanged, warn)
+        if hook == "hasten_register_commands":
+            around = partial(self._contribute, record)
+            return Guard(culprit, hook, nothing, _unchanged, record_it, around)
+        if hook in _HOOK_NAMES:
+            return Guard(culprit, hook, nothing, _unchanged, fail)
+        raise culprit.broke(
+            f"implements an unknown hook {hook!r}{suggestion(hook, _HOOK_NAMES)} Known: {_KNOWN}."
+        )
+
+    def _contribute(self, record: PluginRecord) -> AbstractContextManager[Any]:
+        return self._contribution(record)
+
+    def _set_aside(self, record: PluginRecord, error: str) -> None:
+        self._records[record.name] = replace(record, error=error)
+        _log.warning("plugin %s is not available: %s", record, error)
 
     def _expel(self, name: str) -> None:
         if self._manager.has_plugin(name):
@@ -257,15 +335,21 @@ class Host:
         return text
 
 
-def _owned(register: Callable[..., None], plugin: str) -> Callable[..., None]:
-    def bound(*arguments: Any) -> None:
-        register(plugin, *arguments)
-
-    return bound
+def _unchanged(before: Any, after: Any) -> Any:  # noqa: ARG001
+    """Nobody reads the answers of most hooks: what a wrapper makes of them is dropped."""
+    return before
 
 
-def _explain(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _check_plugin(plugin: object, culprit: Culprit) -> None:
+    """Refuse mistakes that pluggy would pass over in silence."""
+    if isinstance(plugin, type):
+        raise culprit.broke(
+            f"is the class {plugin.__qualname__}; let the entry point name a module or an instance"
+        )
+    for name in _HOOK_NAMES:
+        found = getattr(plugin, name, None)
+        if callable(found) and not hasattr(found, f"{PROJECT}_impl"):
+            raise culprit.broke(f"has a function {name} that is not marked; put @hasten.hookimpl above it")
 
 
 def _blocked(*names: str) -> bool:
@@ -277,7 +361,28 @@ def _blocked(*names: str) -> bool:
     return any(name in {part.strip() for part in value.split(",")} for name in names)
 
 
-@cache
+_lock = threading.RLock()
+_host: Host | None = None
+_being_made = False
+
+
 def host() -> Host:
-    """The host of this process, with every plugin loaded on the first call."""
-    return Host()
+    """The host of this process, with every plugin loaded on the first call.
+
+    Raises:
+        PluginError: a plugin asks for it while it is being imported or registered.
+    """
+    global _host, _being_made
+    with _lock:
+        if _host is None:
+            if _being_made:
+                raise PluginError(
+                    "plugins are being loaded, so that none can be used yet; call hasten.accelerate, hasten.plan and "
+                    "the like inside of functions, not while a plugin is imported or registered"
+                )
+            _being_made = True
+            try:
+                _host = Host()
+            finally:
+                _being_made = False
+        return _host

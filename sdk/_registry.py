@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from hasten._errors import PluginError, UnsupportedError
 from hasten._models import Model
-from hasten._technique import Technique, TechniqueConfig
+from hasten._technique import Sameness, Technique, TechniqueConfig
 
 if TYPE_CHECKING:
     from hasten.pipelines.adapters._base import Adapter
@@ -58,6 +58,7 @@ class Registry:
         Raises:
             PluginError: the family or one of its pipeline classes is described by another plugin already.
         """
+        _check_adapter(adapter)
         covered = (*adapter.pipelines, *(adapter.refused or ()))
         if not covered:
             raise PluginError(f"the adapter of family {adapter.family!r} covers no pipeline class")
@@ -79,6 +80,8 @@ class Registry:
         _check_name("metric", name)
         if not callable(factory):
             raise PluginError(f"metric {name!r}: the factory {factory!r} is not callable")
+        if not isinstance(summary, str):
+            raise PluginError(f"metric {name!r}: the summary is one line of text, not {summary!r}")
         self._claim(plugin, "metric", name)
         self.metrics[name] = Metric(name, factory, summary)
 
@@ -119,6 +122,10 @@ class Registry:
             "(docs/plugins.md shows how)."
         )
 
+    def owner(self, kind: str, name: str) -> str | None:
+        """The plugin that a ``"technique"``, ``"adapter"`` or ``"metric"`` came from."""
+        return self._owner.get((kind, name))
+
     def provided_by(self, plugin: str) -> tuple[str, ...]:
         """What ``plugin`` registered, as ``"technique bottleneck"``."""
         return tuple(f"{kind} {name}" for (kind, name), owner in self._owner.items() if owner == plugin)
@@ -142,7 +149,8 @@ class Registry:
         other = self._owner.get((kind, name))
         if other is not None:
             raise PluginError(
-                f"{kind} {name!r} is offered by plugin {plugin!r} and by {other!r}; uninstall or block one of them"
+                f"{kind} {name!r} is offered by plugin {plugin!r} and by {other!r}; rename yours, or uninstall or "
+                f"block one of them"
             )
         self._owner[kind, name] = plugin
 
@@ -170,5 +178,34 @@ def _check_technique(technique: type[Technique[Any]]) -> None:
         )
     if not config.model_config.get("frozen") or config.model_config.get("extra") != "forbid":
         raise PluginError(f"{config.__qualname__} must stay frozen and keep extra='forbid'")
+    for attribute, right, wanted in (
+        ("summary", isinstance(technique.summary, str), "one line of text"),
+        ("requires", _are_types(technique.requires), "a tuple of capability classes"),
+        ("sameness", technique.sameness in get_args(Sameness), f"one of {', '.join(get_args(Sameness))}"),
+        ("varies_by_prompt", isinstance(technique.varies_by_prompt, bool), "True or False"),
+    ):
+        if not right:
+            raise PluginError(f"{place}.{attribute} must be {wanted}, not {getattr(technique, attribute)!r}")
     if clash := sorted(RESERVED & set(config.model_fields)):
         raise PluginError(f"{config.__qualname__} uses reserved option names: {', '.join(clash)}")
+
+
+def _are_types(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, type) for item in value)
+
+
+def _check_adapter(adapter: Adapter) -> None:
+    from hasten.pipelines.adapters._base import Adapter
+
+    if not isinstance(adapter, Adapter):
+        raise PluginError(f"{adapter!r} is no hasten.pipelines.adapters.Adapter")
+    if not isinstance(adapter.family, str) or not adapter.family:
+        raise PluginError(f"the family of an adapter is a name, not {adapter.family!r}")
+    for attribute in ("pipelines", "denoisers"):
+        names = getattr(adapter, attribute)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise PluginError(f"{attribute} of adapter {adapter.family!r} is a tuple of names, not {names!r}")
+    if not isinstance(adapter.capabilities, tuple) or any(isinstance(c, type) for c in adapter.capabilities):
+        raise PluginError(
+            f"capabilities of adapter {adapter.family!r} are a tuple of instances, not {adapter.capabilities!r}"
+        )

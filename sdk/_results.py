@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hasten._errors import PluginError
+from hasten._plugins import host
 
 if TYPE_CHECKING:
     from hasten._attention import AttentionCall
@@ -46,7 +47,7 @@ class Predictions:
         place = f"from its denoiser handler at step {call.step.index} of {call.denoiser}"
         if not predicted:
             raise PluginError(
-                f"technique {owner!r} returned {_named(output)} {place}; a denoiser returns a prediction"
+                f"{_title(owner)} returned {_named(output)} {place}; a denoiser returns a prediction"
             )
         like = self._like
         for tensor, expected in zip(predicted, self._shapes(call, len(predicted))):
@@ -60,7 +61,7 @@ class Predictions:
                 wanted = "a floating-point type"
             else:
                 continue
-            raise PluginError(f"technique {owner!r} returned {_named(tensor)} {place}; expected {wanted}")
+            raise PluginError(f"{_title(owner)} returned {_named(tensor)} {place}; expected {wanted}")
 
     def _shapes(self, call: DenoiserCall, count: int) -> Sequence[tuple[int, ...] | None]:
         latents = _tensors(_latents(call))
@@ -83,9 +84,13 @@ def check_attention(owner: str, call: AttentionCall, output: Any) -> None:
     if isinstance(output, Tensor) and output.shape == expected and output.is_floating_point():
         return
     raise PluginError(
-        f"technique {owner!r} returned {_named(output)} from its attention handler at {call.layer}, step "
+        f"{_title(owner)} returned {_named(output)} from its attention handler at {call.layer}, step "
         f"{call.step.index}; expected a floating-point tensor of shape {expected}"
     )
+
+
+def _title(owner: str) -> str:
+    return host().culprit("technique", owner).title
 
 
 def _latents(call: DenoiserCall) -> Any:

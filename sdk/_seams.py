@@ -65,6 +65,10 @@ class Chain(Generic[HandlerT]):
         items = sorted((*self.items, (owner, handler)), key=lambda item: self.order.index(item[0]))
         return Chain(self.order, tuple(items))
 
+    def mapped(self, change: Callable[[str, HandlerT], HandlerT]) -> Chain[HandlerT]:
+        """This chain with ``change(owner, handler)`` in the place of every handler."""
+        return Chain(self.order, tuple((owner, change(owner, item)) for owner, item in self.items))
+
     def without(self, owner: str) -> Chain[HandlerT]:
         """This chain without the handlers of ``owner``."""
         return Chain(self.order, tuple(item for item in self.items if item[0] != owner))

@@ -24,6 +24,10 @@ approximation of it, or another sample of the same quality.
 """
 
 
+Severity = Literal["error", "warning", "note"]
+"""How much a finding weighs."""
+
+
 class TechniqueConfig(StrictModel):
     """Base of every technique's configuration: immutable, JSON round-trips, unknown options refused.
 
@@ -41,7 +45,7 @@ ConfigT = TypeVar("ConfigT", bound=TechniqueConfig)
 class Finding:
     """What a check found. An ``error`` refuses the technique, a ``warning`` or ``note`` is shown in the plan."""
 
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     message: str
 
 

@@ -48,10 +48,12 @@ def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
     Raises:
         ConfigError: if there is none, or an option is wrong.
     """
-    try:
-        made = host().metric(name).factory(**options)
-    except TypeError as error:
-        raise ConfigError(f"metric {name!r}: {error}; see hasten.eval.metrics for its options") from error
+    metric = host().metric(name)
+    with host().culprit("metric", name).during("its factory"):
+        try:
+            made = metric.factory(**options)
+        except TypeError as error:
+            raise ConfigError(f"metric {name!r}: {error}; see hasten.eval.metrics for its options") from error
     if not isinstance(made, Metric):
         raise ConfigError(f"metric {name!r} is no hasten.eval.metric.Metric and can't be used here")
     return made

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
 
+from hasten._cli._contributions import Contributions
 from hasten._console import Console
-from hasten._errors import ConfigError, HastenError
+from hasten._culprit import Culprit
+from hasten._errors import ConfigError, HastenError, PluginError
+
+if TYPE_CHECKING:
+    from hasten._plugins import PluginRecord
 
 __all__ = ["build_app", "main"]
 
@@ -18,6 +25,9 @@ _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 class _Group(TyperGroup):
     """Turns the exceptions of every command, built in or from a plugin, into messages and exit codes."""
+
+    owners: ClassVar[Mapping[str, PluginRecord]] = {}
+    """Whose a command is, where it comes from an external plugin."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -31,6 +41,25 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as interrupt:
             _errors.print("[yellow]interrupted[/]")
             raise typer.Exit(130) from interrupt
+        except BaseException as error:
+            plugin = self.owners.get(ctx.invoked_subcommand)
+            if plugin is None or _ends_command(error):
+                raise
+            _complain(_failure(plugin, ctx.invoked_subcommand, error))
+            raise typer.Exit(1) from error
+
+
+def _ends_command(error: BaseException) -> bool:
+    """Whether a command ends on purpose like this: with an exit code, or with a message about its usage."""
+    return isinstance(error, (SystemExit, typer.Abort)) or isinstance(getattr(error, "exit_code", None), int)
+
+
+def _failure(plugin: PluginRecord, command: str, error: BaseException) -> HastenError:
+    try:
+        with Culprit(f"plugin {plugin}").during(f"its command {command!r}"):
+            raise error
+    except PluginError as named:
+        return named
 
 
 def _complain(error: HastenError) -> None:
@@ -51,8 +80,11 @@ def build_app() -> typer.Typer:
     from hasten._cli import _generate, _plan, _plugins, _schema
     from hasten._plugins import host
 
+    class Group(_Group):
+        """Of this application."""
+
     app = typer.Typer(
-        cls=_Group,
+        cls=Group,
         name="hasten",
         help="Make an existing diffusion or visual-autoregressive pipeline faster, and see what it cost.",
         no_args_is_help=True,
@@ -63,7 +95,9 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for module in (_generate, _plan, _plugins, _schema):
         module.register(app)
-    host().add_commands(app)
+    contributions = Contributions(app)
+    Group.owners = contributions.owners
+    host().add_commands(app, contributions)
     return app
 
 
@@ -81,4 +115,9 @@ def main() -> None:
     # Importing these libraries reports, line by line, which optional packages they do without.
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
-    build_app()()
+    try:
+        app = build_app()
+    except KeyboardInterrupt:
+        _errors.print("[yellow]interrupted[/]")
+        sys.exit(130)
+    app()

@@ -49,21 +49,33 @@ def _command(
         for key, cls in sorted(plugins.registry.techniques.items())
     ]
     records = [_row(record) for record in plugins.plugins]
+    broken = [_broken(record) for record in plugins.plugins if record.error]
     if as_json:
-        typer.echo(json.dumps({"techniques": techniques, "plugins": records}, indent=2))
+        typer.echo(json.dumps({"techniques": techniques, "plugins": records, "broken": broken}, indent=2))
         return
     console = Console()
     console.print(_table(techniques, "techniques"))
     console.print(_table(records, "plugins"))
+    if broken:
+        console.print(_table(broken, "broken plugins"))
 
 
 def _row(record: PluginRecord) -> dict[str, Any]:
-    status = f"failed: {record.error}" if record.error else "blocked" if record.blocked else "loaded"
+    status = "broken" if record.error else "blocked" if record.blocked else "loaded"
     return {
         "plugin": record.name,
         "from": f"{record.distribution} {record.version}".strip() or record.origin,
         "provides": _counted(record.provides),
         "status": status,
+    }
+
+
+def _broken(record: PluginRecord) -> dict[str, Any]:
+    return {
+        "plugin": record.name,
+        "distribution": record.distribution or None,
+        "version": record.version or None,
+        "error": record.error,
     }
 
 
@@ -84,7 +96,10 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _show_options(chosen: type[Technique[Any]], as_json: bool) -> None:
-    schema = chosen.config_class.model_json_schema()
+    from hasten._plugins import host
+
+    with host().culprit("technique", chosen.name).during("the schema of its options"):
+        schema = chosen.config_class.model_json_schema()
     if as_json:
         typer.echo(json.dumps(schema, indent=2))
         return

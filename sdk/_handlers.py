@@ -1,0 +1,212 @@
+"""The handlers of techniques as a run calls them: what one raises or returns wrongly names its technique.
+
+An error that came out of ``proceed`` is the pipeline's (or the user's callback's) and passes through as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hasten._attention import AttentionCall
+from hasten._culprit import Culprit
+from hasten._denoiser import DenoiserCall
+from hasten._run import RunCall
+from hasten._seams import AttentionEntry, ModuleEntry, SeamTable
+
+if TYPE_CHECKING:
+    from hasten._seams import Chain
+
+__all__ = ["guarded"]
+
+_Seen = list[Any]
+"""What ``proceed`` gave, as far as a seam wants to compare with it; tensors are not kept."""
+
+
+def guarded(table: SeamTable, culprits: Mapping[str, Culprit]) -> SeamTable:
+    """A snapshot of ``table`` with every handler guarded.
+
+    Chains are immutable, so that removing a technique in mid-run takes effect with the next run.
+    """
+    guards: dict[str, Callable[[Any, Culprit], Any]] = {
+        "run": _run,
+        "prompt": _prompt,
+        "scheduler": _scheduler,
+        "cache": _cache,
+        "denoiser": _denoiser,
+        "modules": _module,
+        "attention": _attention,
+    }
+    snapshot = SeamTable(table.order)
+    for kind in table.kinds():
+        chain: Chain[Any] = getattr(table, kind)
+        setattr(snapshot, kind, chain.mapped(partial(_guarded, guards[kind], culprits)))
+    return snapshot
+
+
+def _guarded(
+    guard: Callable[[Any, Culprit], Any], culprits: Mapping[str, Culprit], owner: str, handler: Any
+) -> Any:
+    return guard(handler, culprits[owner])
+
+
+def _around(
+    culprit: Culprit,
+    place: str,
+    handler: Callable[..., Any],
+    kind: type[Any],
+    check: Callable[[Any, Any, _Seen], str | None],
+    look: Callable[[Any, Any], Any],
+) -> Callable[[Any, Callable[[Any], Any]], Any]:
+    """``handler(call, proceed)``, guarded.
+
+    Args:
+        culprit: whose it is.
+        place: what it is called in messages.
+        handler: the technique's.
+        kind: of the call, which ``proceed`` takes too.
+        check: ``(call, answer, seen) -> what to return instead``, or ``None`` where the answer is right.
+        look: ``(call, answer of proceed) -> what to keep of it`` for ``check``.
+    """
+
+    def handle(call: Any, inner: Callable[[Any], Any]) -> Any:
+        passed: list[BaseException] = []
+        seen: _Seen = []
+
+        def proceed(changed: Any) -> Any:
+            if not isinstance(changed, kind):
+                wanted = f"proceed(call), with the {kind.__name__} it was given or a changed one"
+                raise culprit.broke(f"called proceed({type(changed).__name__}) in {place}; call {wanted}")
+            try:
+                answer = inner(changed)
+            except BaseException as error:
+                passed.append(error)
+                raise
+            seen.append(look(changed, answer))
+            return answer
+
+        with culprit.during(place, passed):
+            answer = handler(call, proceed)
+        if wanted := check(call, answer, seen):
+            raise culprit.returned(answer, place, wanted)
+        return answer
+
+    return handle
+
+
+# --- run: the pipeline's result
+
+
+def _run(handler: Any, culprit: Culprit) -> Any:
+    return _around(
+        culprit, "its run handler", handler, RunCall, _result_fault, lambda _, answer: type(answer)
+    )
+
+
+def _result_fault(call: RunCall, answer: Any, seen: _Seen) -> str | None:
+    wanted = "what proceed(call) gave, or a result like it"
+    if type(answer) in seen:
+        return None
+    if answer is None or inspect.isgenerator(answer) or inspect.iscoroutine(answer):
+        return wanted
+    if call.arguments.get("return_dict") is False:
+        return None if isinstance(answer, tuple) else f"{wanted}: the call has return_dict=False, so a tuple"
+    if not seen:
+        return wanted if isinstance(answer, (bool, int, float, str, bytes)) else None
+    from diffusers.utils import BaseOutput
+
+    return None if isinstance(answer, BaseOutput) else f"{wanted}: a {seen[-1].__name__}"
+
+
+# --- denoiser and attention: their seams look at shapes and types of tensors
+
+
+def _denoiser(handler: Any, culprit: Culprit) -> Any:
+    place = "its denoiser handler"
+    return _around(culprit, place, handler, DenoiserCall, _output_fault, lambda _, output: type(output))
+
+
+def _output_fault(call: DenoiserCall, output: Any, seen: _Seen) -> str | None:
+    as_asked = isinstance(output, tuple) is (call.kwargs.get("return_dict") is False)
+    if not seen or type(output) in seen or as_asked:
+        return None
+    return f"the same kind of output as proceed(call), a {seen[-1].__name__}: change it with call.with_sample"
+
+
+def _attention(entry: AttentionEntry, culprit: Culprit) -> AttentionEntry:
+    place = "its attention handler"
+    handler = _around(culprit, place, entry.handler, AttentionCall, lambda *_: None, lambda *_: None)
+    return AttentionEntry(handler, entry.layers)
+
+
+# --- modules
+
+
+def _module(entry: ModuleEntry, culprit: Culprit) -> ModuleEntry:
+    place = f"its handler of module {entry.name}"
+
+    def handle(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        passed: list[BaseException] = []
+        seen: set[type] = set()
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            try:
+                output = inner(*args, **kwargs)
+            except BaseException as error:
+                passed.append(error)
+                raise
+            seen.add(type(output))
+            return output
+
+        with culprit.during(place, passed):
+            output = entry.handler(watched, args, kwargs)
+        if seen and type(output) not in seen:
+            names = " or ".join(sorted(kind.__name__ for kind in seen))
+            raise culprit.returned(output, place, f"what the module returns: a {names}")
+        return output
+
+    return ModuleEntry(entry.name, handle)
+
+
+# --- what is handed to the pipeline before it runs
+
+
+def _prompt(handler: Any, culprit: Culprit) -> Any:
+    def handle(texts: tuple[str, ...], call: RunCall) -> Sequence[str] | None:
+        with culprit.during("its prompt handler"):
+            answer = handler(texts, call)
+        if answer is None:
+            return None
+        if not isinstance(answer, (list, tuple)) or not all(isinstance(text, str) for text in answer):
+            raise culprit.returned(answer, "its prompt handler", "a list of texts, or None to leave them")
+        return answer
+
+    return handle
+
+
+def _scheduler(factory: Any, culprit: Culprit) -> Any:
+    def make(scheduler: Any, call: RunCall) -> Any:
+        with culprit.during("its scheduler factory"):
+            made = factory(scheduler, call)
+        if not all(callable(getattr(made, name, None)) for name in ("set_timesteps", "step")):
+            wanted = "the scheduler it got, or another one with 'set_timesteps' and 'step'"
+            raise culprit.returned(made, "its scheduler factory", wanted)
+        return made
+
+    return make
+
+
+def _cache(factory: Any, culprit: Culprit) -> Any:
+    def make(cache: Any, call: RunCall) -> Any:
+        from hasten.pipelines.var.cache import KVCache
+
+        with culprit.during("its cache factory"):
+            made = factory(cache, call)
+        if made is not None and not isinstance(made, KVCache):
+            wanted = "a hasten.pipelines.var.cache.KVCache, or None for the pipeline's own"
+            raise culprit.returned(made, "its cache factory", wanted)
+        return made
+
+    return make
