@@ -27,7 +27,7 @@ _HOST = str(Path(__file__).parent) + os.sep
 
 @dataclass(frozen=True)
 class Culprit:
-    """Whose code is called, in words: ``"technique 'x' of plugin y (its-distribution 1.2)"``."""
+    """Whose code is called, in words: ``"plugin y (its-distribution 1.2): technique 'x'"``."""
 
     title: str
 

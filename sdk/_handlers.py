@@ -54,7 +54,7 @@ def _guarded(
 
 def _around(
     culprit: Culprit,
-    place: str,
+    name: Callable[[Any], str],
     handler: Callable[..., Any],
     kind: type[Any],
     check: Callable[[Any, Any, _Seen], str | None],
@@ -64,7 +64,7 @@ def _around(
 
     Args:
         culprit: whose it is.
-        place: what it is called in messages.
+        name: what it is called in messages, by the call.
         handler: the technique's.
         kind: of the call, which ``proceed`` takes too.
         check: ``(call, answer, seen) -> what to return instead``, or ``None`` where the answer is right.
@@ -72,6 +72,7 @@ def _around(
     """
 
     def handle(call: Any, inner: Callable[[Any], Any]) -> Any:
+        place = name(call)
         passed: list[BaseException] = []
         seen: _Seen = []
 
@@ -101,7 +102,7 @@ def _around(
 
 def _run(handler: Any, culprit: Culprit) -> Any:
     return _around(
-        culprit, "its run handler", handler, RunCall, _result_fault, lambda _, answer: type(answer)
+        culprit, lambda _: "its run handler", handler, RunCall, _result_fault, lambda _, answer: type(answer)
     )
 
 
@@ -124,8 +125,10 @@ def _result_fault(call: RunCall, answer: Any, seen: _Seen) -> str | None:
 
 
 def _denoiser(handler: Any, culprit: Culprit) -> Any:
-    place = "its denoiser handler"
-    return _around(culprit, place, handler, DenoiserCall, _output_fault, lambda _, output: type(output))
+    def name(call: DenoiserCall) -> str:
+        return f"its denoiser handler at step {call.step.index} of {call.denoiser}"
+
+    return _around(culprit, name, handler, DenoiserCall, _output_fault, lambda _, output: type(output))
 
 
 def _output_fault(call: DenoiserCall, output: Any, seen: _Seen) -> str | None:
@@ -136,8 +139,10 @@ def _output_fault(call: DenoiserCall, output: Any, seen: _Seen) -> str | None:
 
 
 def _attention(entry: AttentionEntry, culprit: Culprit) -> AttentionEntry:
-    place = "its attention handler"
-    handler = _around(culprit, place, entry.handler, AttentionCall, lambda *_: None, lambda *_: None)
+    def name(call: AttentionCall) -> str:
+        return f"its attention handler at {call.layer}, step {call.step.index}"
+
+    handler = _around(culprit, name, entry.handler, AttentionCall, lambda *_: None, lambda *_: None)
     return AttentionEntry(handler, entry.layers)
 
 

@@ -144,7 +144,7 @@ class Host:
     def culprit(self, kind: str, name: str) -> Culprit:
         """Whom to name for a fault of a contribution: ``kind`` is ``"technique"``, ``"adapter"`` or ``"metric"``."""
         record = self._records.get(self.registry.owner(kind, name) or "")
-        return Culprit(f"{kind} {name!r}" + (f" of plugin {record}" if record else ""))
+        return Culprit((f"plugin {record}: " if record else "") + f"{kind} {name!r}")
 
     def technique(self, name: str) -> type[Technique[Any]]:
         """The technique class called ``name``.

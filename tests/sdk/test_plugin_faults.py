@@ -22,7 +22,7 @@ from hasten._fingerprint import fingerprint
 
 from .test_plugins import distribution
 
-NAME = r"technique 'faulty' of plugin faulty_plugin \(faulty-dist 1\.2\)"
+NAME = r"plugin faulty_plugin \(faulty-dist 1\.2\): technique 'faulty'"
 RAISES = ("exception", "exit", "cancelled", "disaster")
 RETURNS = ("none", "object", "text", "objects", "generator")
 PLACES = {
@@ -40,6 +40,8 @@ PLACES = {
     "attention": "its attention handler",
     "module": r"its handler of module transformer\.transformer_blocks\.0",
 }
+SHAPE = r"tensor of .* from its denoiser handler at step 0 of transformer; expected \(1, "
+FLOATING = r"expected a floating-point tensor of shape \(1, "
 IN_A_RUN = {"run", "prompt", "scheduler", "denoiser", "attention", "module"}
 SPECIAL = {("__new__", True): "failed in __init__", ("__init__", False): "has lost its config or its name"}
 RIGHT = {("forecast", "none"), ("attach", "none"), ("prompt", "none")}
@@ -116,7 +118,7 @@ def test_the_same_acceleration_goes_on_after_a_fault(place: str, shared: Any, st
         for _ in range(2):
             with pytest.raises(PluginError, match=NAME):
                 one_step(shared)
-            assert accel.report().error.startswith("PluginError: technique 'faulty'")
+            assert accel.report().error.startswith("PluginError: plugin faulty_plugin")
             assert "_compiled_call_impl" not in vars(shared.transformer)
         with accel.paused():
             assert torch.equal(one_step(shared), stock)
@@ -217,7 +219,7 @@ def test_a_signal_handler_may_end_the_program_inside_of_a_handler(shared: Any, r
 @pytest.mark.parametrize("seam", ["run", "denoiser", "attention"])
 def test_proceed_takes_the_call(seam: str, shared: Any, register: Any) -> None:
     register(technique(**{seam: lambda call, proceed: proceed({"steps": 3})}))
-    message = r"'made' of plugin extra called proceed\(dict\) in its .* handler; call proceed\(call\)"
+    message = r"extra: technique 'made' called proceed\(dict\) in its .* handler; call proceed\(call\)"
     with hasten.accelerate(shared, ["made"]), pytest.raises(PluginError, match=message):
         one_step(shared)
 
@@ -226,7 +228,10 @@ def test_a_handler_that_takes_other_arguments_is_named(shared: Any, register: An
     register(technique(denoiser=lambda call: call))
     with (
         hasten.accelerate(shared, ["made"]),
-        pytest.raises(PluginError, match=r"'made' of plugin extra failed in its denoiser handler: TypeError"),
+        pytest.raises(
+            PluginError,
+            match=r"extra: technique 'made' failed in its denoiser handler at step 0 of transformer: TypeError",
+        ),
     ):
         one_step(shared)
 
@@ -250,11 +255,11 @@ def test_a_proceed_that_outlives_its_forward_is_refused(shared: Any, register: A
     [
         (
             lambda call, output: call.with_sample(output, call.sample(output)[:, :1]),
-            r"tensor of .* from its denoiser handler at step 0 of transformer; expected \(1, ",
+            SHAPE,
         ),
         (
             lambda call, output: call.with_sample(output, call.sample(output).mean()),
-            r"tensor of .* from its denoiser handler at step 0 of transformer; expected \(1, ",
+            SHAPE,
         ),
         (lambda call, output: [call.sample(output)], "the same kind of output as proceed"),
         (lambda call, output: call.sample(output), "the same kind of output as proceed"),
@@ -273,7 +278,7 @@ def test_attention_of_another_shape_is_refused(shared: Any, register: Any) -> No
     register(technique(attention=lambda call, proceed: proceed(call)[:, :1]))
     with (
         hasten.accelerate(shared, ["made"]),
-        pytest.raises(PluginError, match=r"expected a floating-point tensor of shape \(1, "),
+        pytest.raises(PluginError, match=FLOATING),
     ):
         one_step(shared)
 
@@ -315,9 +320,7 @@ def test_claims_that_would_not_be_understood_are_refused(claims: Any, shared: An
     made = technique()
     made.claims = lambda self, target: claims  # type: ignore[method-assign, misc, assignment]
     register(made)
-    with pytest.raises(
-        PluginError, match=r"technique 'made' of plugin extra returned .* from claims; return"
-    ):
+    with pytest.raises(PluginError, match=r"plugin extra: technique 'made' returned .* from claims; return"):
         hasten.plan(shared, ["made"])
 
 
@@ -352,7 +355,7 @@ def test_validators_that_raise_are_named(shared: Any, register: Any) -> None:
     made = technique()
     made.config_class = Strict
     register(made)
-    with pytest.raises(PluginError, match=r"'made' of plugin extra failed in its options: SystemExit: no"):
+    with pytest.raises(PluginError, match=r"extra: technique 'made' failed in its options: SystemExit: no"):
         hasten.plan(shared, {"made": {"size": 2}})
 
 
@@ -385,7 +388,7 @@ def test_a_wrapper_that_fails_when_it_is_called_again_undoes_its_place(shared: A
     register(Above, "two")
     with (
         hasten.accelerate(shared, ["below", "above"]) as accel,
-        pytest.raises(PluginError, match=r"'above' of plugin two failed in its wrapper of"),
+        pytest.raises(PluginError, match=r"two: technique 'above' failed in its wrapper of"),
     ):
         accel.remove("below")
     assert len(calls) == 2
