@@ -150,6 +150,7 @@ class Acceleration:
 
         Raises:
             ConfigError: it is not attached.
+            PluginError: the wrapper of another technique failed when it was called again; its place is as it was.
         """
         attachment = self._attachment
         if name not in attachment.names:
@@ -158,10 +159,11 @@ class Acceleration:
                 f"technique {name!r} is not attached{suggestion(name, attachment.names)} Attached: {known}."
             )
         attachment.table.remove(name)
-        attachment.journal.undo(name)
         attachment.names = tuple(other for other in attachment.names if other != name)
         if not attachment.names:
             self.restore()
+        else:
+            attachment.journal.undo(name)
 
     def restore(self) -> None:
         """Give the pipeline back as it was. Calling it again does nothing."""
