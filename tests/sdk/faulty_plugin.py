@@ -64,6 +64,12 @@ class Faulty(hasten.Technique[FaultyConfig]):
     def check(self, target: Any) -> Any:
         return self.at("check", list)
 
+    def check_call(self, target: Any, arguments: Any) -> Any:
+        return self.at("check_call", list)
+
+    def review(self, steps: Any) -> Any:
+        return self.at("review", list)
+
     def forecast(self, target: Any, arguments: Any) -> Any:
         return self.at("forecast", lambda: None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ PLACES = {
     "__init__": "__init__",
     "claims": "claims",
     "check": "check",
+    "check_call": "check_call",
     "forecast": "forecast",
     "attach": "attach",
     "wrapper": r"its wrapper of \w+\.enable_gradient_checkpointing",
@@ -98,6 +100,25 @@ def test_a_fault_is_named_and_leaves_nothing_behind(
     if place in IN_A_RUN:  # a call that fails leaves traces of diffusers itself, which the next one removes
         assert torch.equal(one_step(shared), stock)
     assert not before.diff(fingerprint(shared))
+
+
+@pytest.mark.parametrize("fault", [*RAISES, *RETURNS])
+def test_a_review_that_fails_costs_a_warning(fault: str, shared: Any, stock: torch.Tensor) -> None:
+    verb = "failed in" if fault in RAISES else "returned .* from"
+    with (
+        hasten.accelerate(shared, {"faulty": {"place": "review", "fault": fault}}),
+        pytest.warns(RuntimeWarning, match=f"^{NAME} {verb} review"),
+    ):
+        assert torch.equal(one_step(shared), stock)
+
+
+def test_the_test_covers_every_method_and_every_seam(third_party: Any) -> None:
+    from hasten._seams import SeamTable
+
+    methods = {name for name, value in vars(hasten.Technique).items() if inspect.isfunction(value)}
+    assert methods <= {*PLACES, "review"}
+    seams = {*SeamTable.kinds()} - {"modules", "cache"} | {"module"}
+    assert seams <= {*PLACES}
 
 
 def test_the_others_are_unaffected(shared: Any, stock: torch.Tensor) -> None:
@@ -219,7 +240,7 @@ def test_a_signal_handler_may_end_the_program_inside_of_a_handler(shared: Any, r
 @pytest.mark.parametrize("seam", ["run", "denoiser", "attention"])
 def test_proceed_takes_the_call(seam: str, shared: Any, register: Any) -> None:
     register(technique(**{seam: lambda call, proceed: proceed({"steps": 3})}))
-    message = r"extra: technique 'made' called proceed\(dict\) in its .* handler; call proceed\(call\)"
+    message = r"extra: technique 'made' called proceed\(dict\) in its .* handler.*; call proceed\(call\)"
     with hasten.accelerate(shared, ["made"]), pytest.raises(PluginError, match=message):
         one_step(shared)
 
