@@ -9,6 +9,7 @@ to video that builds on Stable Diffusion 2.1.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from diffusers import UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
+from typing_extensions import Self
+
+from hasten._pretrained import load_checked
+from hasten._weights import REMEDY
 
 __all__ = ["FPS", "VideoCrafterUNet"]
 
@@ -87,6 +92,21 @@ class VideoCrafterUNet(UNet3DConditionModel):
             self.fps_proj = Timesteps(width, True, 0)
             self.fps_embedding = TimestepEmbedding(width, 4 * width, act_fn=act_fn)
             own.time_embedding.post_act = _AddRate(self.fps_proj, self.fps_embedding)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Self:
+        """Load a folder, or a hub repository; takes the options of the base class.
+
+        Raises:
+            CheckpointError: a file of a local folder is damaged, or the weights are not those of the model.
+        """
+        load = super().from_pretrained
+        folder = Path(pretrained_model_name_or_path) / (options.get("subfolder") or "")
+        if not folder.is_dir():
+            unet: Self = load(pretrained_model_name_or_path, **options)
+            return unet
+        checked: Self = load_checked(lambda: load(pretrained_model_name_or_path, **options), folder, REMEDY)
+        return checked
 
     @property
     def fps(self) -> float:

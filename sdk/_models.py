@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hasten._errors import CheckpointError, ConfigError
+from pydantic import BaseModel
 
-__all__ = ["Captions", "Model", "Split", "read_settings"]
+from hasten._errors import CheckpointError, ConfigError
+from hasten._files import read_fields
+
+__all__ = ["Captions", "Model", "Settings", "Split", "read_settings"]
 
 Split = Literal["train", "held_out"]
 """Combinations of attributes seen in training, or those that were held out of it."""
@@ -66,20 +68,34 @@ class Model:
         """Arguments the pipeline is meant to be called with: steps, guidance, size.
 
         Raises:
-            CheckpointError: the folder has no ``hasten.json``.
+            CheckpointError: the folder has no ``hasten.json``, or a damaged one.
         """
-        call: dict[str, Any] = read_settings(self.folder)["call"]
-        return call
+        return read_settings(self.folder).call
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+class Settings(BaseModel):
+    """The ``hasten.json`` of a saved miniature.
+
+    Args:
+        product: name, without the ``mini/``.
+        call: arguments it is meant to be called with.
+        absent: components it does not have.
+    """
+
+    product: str
+    call: dict[str, Any]
+    absent: tuple[str, ...] = ()
+
+
+def read_settings(folder: Path) -> Settings:
     """The ``hasten.json`` of a saved miniature.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged.
     """
     file = folder / "hasten.json"
-    if not file.is_file():
+    if not file.exists():
         raise CheckpointError(f"{folder} has no hasten.json, which would hold the recommended call")
-    settings: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return settings
+    return read_fields(
+        file, Settings, "the settings of a miniature", "reinstall it, or export the miniature again"
+    )

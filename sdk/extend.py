@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         UnsupportedError,
         suggestion,
     )
+    from hasten._files import read_fields, read_json
     from hasten._hookspecs import hookimpl
     from hasten._journal import OwnedJournal
     from hasten._models import Captions, Model, Split
     from hasten._plan import Plan
+    from hasten._pretrained import load_checked
     from hasten._ranks import Ranks
     from hasten._report import Report
     from hasten._run import Run, RunCall
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from hasten._target import Target
     from hasten._technique import Finding, Forecast, Sameness, StepForecast, Technique, TechniqueConfig
     from hasten._timesteps import by_step, dynamic_shift, levels_of, planned_levels
+    from hasten._weights import check_fit, read_tensors, read_torch, read_weights
     from hasten.pipelines.adapters._base import (
         Adapter,
         Guidance,
@@ -171,13 +174,20 @@ __all__ = [
     "branches",
     "by_step",
     "call_size",
+    "check_fit",
     "check_layers",
     "dynamic_shift",
     "frame_layers",
     "hookimpl",
     "image_pixels",
     "levels_of",
+    "load_checked",
     "planned_levels",
+    "read_fields",
+    "read_json",
+    "read_tensors",
+    "read_torch",
+    "read_weights",
     "resize_clean",
     "self_attentions",
     "separable",
@@ -200,6 +210,17 @@ _HOMES = {
         "suggestion",
     ),
     "hasten._hookspecs": ("hookimpl",),
+    "hasten._files": (
+        "read_fields",
+        "read_json",
+    ),
+    "hasten._pretrained": ("load_checked",),
+    "hasten._weights": (
+        "check_fit",
+        "read_tensors",
+        "read_torch",
+        "read_weights",
+    ),
     "hasten._technique": (
         "Finding",
         "Forecast",

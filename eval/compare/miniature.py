@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten._errors import CheckpointError
+from hasten._pretrained import load_checked
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.images import from_float
 from hasten.eval.metric import Batch, Features, Need, SampleMetric, SetMetric
@@ -70,13 +71,23 @@ class MiniatureClip(ClipNetwork):
 def _load_clip(folder: Path) -> MiniatureClip:
     from transformers import CLIPModel, PreTrainedTokenizerFast
 
-    if not (folder / "model.safetensors").is_file():
+    if not (folder / "model.safetensors").exists():
         raise CheckpointError(
             f"no miniature contrastive model at {folder}; make one with `hasten mini train text-image` and "
             "`hasten mini export scorers`"
         )
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    remedy = "reinstall hasten, or export the scorers again"
+
+    def network() -> CLIPModel:
+        # A tensor of another shape is named by the check; transformers would refuse it without saying which.
+        return CLIPModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
+        )
+
+    def words() -> PreTrainedTokenizerFast:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+    model, tokenizer = load_checked(network, folder, remedy), load_checked(words, folder, remedy)
     return MiniatureClip(model.eval(), tokenizer, name="miniature contrastive model")
 
 

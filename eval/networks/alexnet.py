@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError, ConfigError
+from hasten._weights import read_weights
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.lpips import lpips_distance, lpips_input
 from hasten.eval.images import check_pair
@@ -92,10 +93,7 @@ class Lpips(nn.Module):
 def _load(path: Path, what: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"There is no file with {what} at {path}.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} can't be read as {what}: {error}") from error
+    return read_weights(path)
 
 
 def load_lpips(

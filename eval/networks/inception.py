@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError, ConfigError
+from hasten._weights import check_fit, read_weights
 
 #: Input side in pixels and length of the features.
 SIDE, FEATURES = 299, 2048
@@ -232,8 +233,9 @@ def load_inception(weights: str | Path | None = None, *, allow_download: bool = 
     # The classifier is not part of the features; pytorch-fid's file also lacks the batch counters.
     unused = ("fc.", "AuxLogits.")
     state = {name: value for name, value in state.items() if not name.startswith(unused)}
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    own = network.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
     if missing or unexpected:
         named = ", ".join([*missing, *unexpected][:3])
         raise CheckpointError(
@@ -241,19 +243,17 @@ def load_inception(weights: str | Path | None = None, *, allow_download: bool = 
             f"are missing, "
             f"{len(unexpected)} unknown ({named}, ...). It must be one of {', '.join(WEIGHT_FILES)}."
         )
+    check_fit(
+        {name: own[name] for name in state}, state, "the FID Inception network", weights or "the cached file"
+    )
+    network.load_state_dict(state, strict=False)
     return network.eval()
 
 
 def _state_of(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"There is no Inception weights file at {path}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} can't be read as a state dict: {error}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict.")
-    return state
+    return read_weights(path)
 
 
 def _from_torch_fidelity() -> dict[str, Tensor]:

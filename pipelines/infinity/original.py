@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,20 @@ import torch
 from torch import Tensor
 
 from hasten._errors import ConfigError
+from hasten._weights import built, put, read_weights, require
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
-from hasten.pipelines.var.checkpoints import fetch, load_exactly, read_state, require
+from hasten.pipelines.var.checkpoints import fetch
 from hasten.pipelines.var.original import check_depth, check_pair, level_widths, map_block, split_three
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten.pipelines.var.transformer import NextScaleTransformer
 from hasten.schedules.scales import infinity_schedule
 
 __all__ = ["VARIANTS", "Variant", "load_infinity", "map_tokenizer", "map_transformer"]
+
+
+_BLOCK = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
+_IGNORED = ("quantizer.", "quantize.")
+_RESIZING = ("downsample", "upsample")
 
 
 @dataclass(frozen=True)
@@ -114,21 +121,21 @@ def load_transformer(path: Path, resolution: str = "1M") -> NextScaleTransformer
     Raises:
         CheckpointError: it is no Infinity checkpoint.
     """
-    state = read_state(path)
-    if "trainer" in state:  # a checkpoint of the training code
-        state = state["trainer"]["gpt_fsdp"]
+    state = read_weights(path, within=[("trainer", "gpt_fsdp")])  # a checkpoint of the training code
     what = "an Infinity transformer"
-    query = require(state, "text_proj_for_sos.ca.mat_q", what)
-    blocks = {tuple(key.split(".")[1:4:2]) for key in state if key.startswith("block_chunks.")}
-    null = require(state, "cfg_uncond", what)
+    query = require(state, "text_proj_for_sos.ca.mat_q", what, ndim=3, place=path)
+    blocks = {block.group(1, 2) for key in state if (block := _BLOCK.fullmatch(key))}
+    null = require(state, "cfg_uncond", what, ndim=2, place=path)
+    width, channels = require(state, "word_embed.weight", what, ndim=2, place=path).shape
+    scale = "block_chunks.0.module.0.sa.scale_mul_1H11"
     config = {
         "num_layers": len(blocks),
-        "hidden_size": require(state, "word_embed.weight", what).shape[0],
-        "num_heads": require(state, "block_chunks.0.module.0.sa.scale_mul_1H11", what).numel(),
-        "token_dim": state["word_embed.weight"].shape[1],
-        "num_outputs": require(state, "head.weight", what).shape[0],
+        "hidden_size": width,
+        "num_heads": require(state, scale, what, place=path).numel(),
+        "token_dim": channels,
+        "num_outputs": require(state, "head.weight", what, ndim=2, place=path).shape[0],
         "schedule": infinity_schedule(1.0, resolution),
-        "num_levels": require(state, "lvl_embed.weight", what).shape[0],
+        "num_levels": require(state, "lvl_embed.weight", what, ndim=2, place=path).shape[0],
         "condition": "text",
         "text_width": null.shape[1],
         "text_tokens": null.shape[0],
@@ -136,9 +143,8 @@ def load_transformer(path: Path, resolution: str = "1M") -> NextScaleTransformer
         "shared_modulation": True,
         "rotary": True,
     }
-    with torch.device("meta"):
-        model = NextScaleTransformer(**config)
-    load_exactly(model, dict(map_transformer(state)), str(path))
+    model = built(NextScaleTransformer, config, path)
+    put(model, dict(map_transformer(state)), path, state)
     return model.eval()
 
 
@@ -162,9 +168,8 @@ def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]
     }
     blocks: dict[tuple[int, int], dict[str, Tensor]] = {}
     for key, value in state.items():
-        if key.startswith("block_chunks."):
-            _, chunk, _, number, rest = key.split(".", 4)
-            blocks.setdefault((int(chunk), int(number)), {})[rest] = value
+        if block := _BLOCK.fullmatch(key):
+            blocks.setdefault((int(block[1]), int(block[2])), {})[block[3]] = value
         elif key == "text_proj_for_sos.ca.mat_kv.weight":
             for name, part in split_three(value, ("to_k", "to_v")):
                 yield f"text_pool.{name}", part
@@ -185,27 +190,27 @@ def load_tokenizer(file: Path, patch: int = 1) -> BSQAutoencoder:
     Raises:
         CheckpointError: it is no such tokenizer.
     """
-    whole = read_state(file)
-    state = dict(map_tokenizer(whole.get("vae", whole)))
+    what = "a bitwise tokenizer"
+    stored = read_weights(file, within=[("vae",)], ignored=_IGNORED)
+    state = dict(map_tokenizer(stored))
     config = {
-        "block_out_channels": level_widths(state, "a bitwise tokenizer"),
+        "block_out_channels": level_widths(state, what, file),
         "layers_per_block": len(
             {key.split(".")[4] for key in state if key.startswith("encoder.down.0.block.")}
         ),
-        "bits": require(state, "decoder.conv_in.weight", "a bitwise tokenizer").shape[1],
+        "bits": require(state, "decoder.conv_in.weight", what, ndim=4, place=file).shape[1],
         "token_patch": patch,
     }
-    with torch.device("meta"):
-        model = BSQAutoencoder(**config)
-    load_exactly(model, state, str(file))
+    model = built(BSQAutoencoder, config, file)
+    put(model, state, file, stored)
     return model.eval()
 
 
 def map_tokenizer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Our names and tensors for a published tokenizer: its layers lie one level deeper (``.conv``, ``.norm``)."""
     for key, value in state.items():
-        if key.startswith(("quantizer.", "quantize.")):
+        if key.startswith(_IGNORED):
             continue
         parts = key.split(".")
-        wrapped = parts[-2] in ("conv", "norm") and (parts[-3] not in ("downsample", "upsample"))
+        wrapped = len(parts) > 2 and parts[-2] in ("conv", "norm") and parts[-3] not in _RESIZING
         yield ".".join([*parts[:-2], parts[-1]] if wrapped else parts), value

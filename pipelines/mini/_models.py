@@ -9,6 +9,7 @@ from hasten._errors import CheckpointError, UnsupportedError
 from hasten._load import pipeline_class
 from hasten._models import Captions, Model, Split, read_settings
 from hasten._plugins import host
+from hasten._pretrained import load_checked
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -72,16 +73,26 @@ def load(name: str, **options: Any) -> DiffusionPipeline:
 
 
 def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
-    """Load an exported pipeline, without the components that its ``hasten.json`` lists as absent."""
+    """Load an exported pipeline, without the components that its ``hasten.json`` lists as absent.
+
+    Raises:
+        CheckpointError: a file is damaged, or the weights are not those of the model.
+    """
     import torch
 
     if "torch_dtype" not in options:
         options.setdefault("dtype", torch.float32)
-    absent = dict.fromkeys(read_settings(folder).get("absent", ()))
-    pipe: DiffusionPipeline = pipeline_class(folder).from_pretrained(
-        folder, local_files_only=True, **absent | options
-    )
-    return pipe
+    given = dict.fromkeys(read_settings(folder).absent) | options
+
+    def load_all() -> DiffusionPipeline:
+        pipe: DiffusionPipeline = pipeline_class(folder).from_pretrained(
+            folder, local_files_only=True, **given
+        )
+        return pipe
+
+    remedy = "reinstall it, or export the miniature again"
+    loaded: DiffusionPipeline = load_checked(load_all, folder, remedy, replaced=given)
+    return loaded
 
 
 def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
@@ -91,8 +102,7 @@ def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
         UnsupportedError: the name is unknown, or the miniature is not installed.
         CheckpointError: the folder says nothing about it.
     """
-    call: dict[str, Any] = read_settings(_folder(name_or_path))["call"]
-    return call
+    return read_settings(_folder(name_or_path)).call
 
 
 def product_name(name_or_path: str | Path) -> str:
@@ -102,8 +112,7 @@ def product_name(name_or_path: str | Path) -> str:
         UnsupportedError: the name is unknown, or the miniature is not installed.
         CheckpointError: the folder does not say.
     """
-    product: str = read_settings(_folder(name_or_path))["product"]
-    return product
+    return read_settings(_folder(name_or_path)).product
 
 
 def prompts(n: int, seed: int = 0, split: Split = "train", model: str = "mini/t2i-dit") -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten._errors import CheckpointError
+from hasten._weights import check_fit, read_tensors
 from hasten.pipelines.mini.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -96,13 +97,13 @@ def load_judge(folder: Path) -> Judge:
     """The classifier of ``folder`` in single precision, frozen.
 
     Raises:
-        CheckpointError: if the folder holds none.
+        CheckpointError: if the folder holds none, or a damaged one.
     """
-    from safetensors.torch import load_file
-
     path = folder / "model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"no attribute classifier at {path}; train one with `hasten mini train judge`")
     judge = Judge()
-    judge.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    weights = read_tensors(path, "reinstall hasten, or export the scorers again")
+    check_fit(judge.state_dict(), weights, "the attribute classifier", path)
+    judge.load_state_dict({name: value.float() for name, value in weights.items()})
     return judge.eval().requires_grad_(False)

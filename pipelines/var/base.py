@@ -14,6 +14,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hasten._errors import ConfigError
+from hasten._pretrained import load_checked
+from hasten._weights import REMEDY
 from hasten.pipelines.var.cache import DenseKVCache, KVCache
 from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
 from hasten.pipelines.var.tokenizer import ScaleTokenizer
@@ -118,6 +120,9 @@ class NextScalePipeline(DiffusionPipeline):
         """Load a folder in diffusers layout, or a hub repository of one.
 
         Takes the options of ``DiffusionPipeline.from_pretrained``.
+
+        Raises:
+            CheckpointError: a file is damaged, or the weights are not those of the model.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -126,7 +131,8 @@ class NextScalePipeline(DiffusionPipeline):
             names = ("revision", "cache_dir", "token", "local_files_only")
             given = {name: options.pop(name) for name in names if name in options}
             folder = Path(snapshot_download(str(pretrained_model_name_or_path), **given))
-        pipe: Self = super().from_pretrained(folder, **options)
+        load = super().from_pretrained
+        pipe: Self = load_checked(lambda: load(folder, **options), folder, REMEDY, replaced=options)
         return pipe
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hasten._errors import CheckpointError, ConfigError
-from hasten.pipelines.var.checkpoints import fetch, load_exactly, read_state, require
+from hasten._weights import built, put, read_weights, require
+from hasten.pipelines.var.checkpoints import fetch
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten.pipelines.var.transformer import NextScaleTransformer
 from hasten.pipelines.var.vq_model import MultiScaleVQModel
@@ -22,8 +24,12 @@ PipelineT = TypeVar("PipelineT")
 
 VARIANTS = {f"d{depth}": f"var_d{depth}.pth" for depth in (16, 20, 24, 30, 36)}
 """Variant -> file of its transformer. All share one tokenizer."""
+_HITS = "quantize.ema_vocab_hit_SV"
+_REFINED = "quantize.quant_resi.qresi_ls."
 TOKENIZER_FILE = "vae_ch160v4096z32.pth"
 _IGNORED = ("lvl_1L", "attn_bias_for_masking")
+"""Training masks, the second of them with minus infinity."""
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def load_var(
@@ -95,11 +101,9 @@ def load_transformer(file: Path, schedule: Sequence[Sequence[int]] | None = None
     Raises:
         CheckpointError: it is no VAR checkpoint, or its number of tokens fits no known schedule.
     """
-    state = read_state(file)
-    config = _config(state, schedule, file)
-    with torch.device("meta"):
-        model = NextScaleTransformer(**config)
-    load_exactly(model, dict(map_transformer(state)), str(file))
+    state = read_weights(file, ignored=_IGNORED)
+    model = built(NextScaleTransformer, _config(state, schedule, file), file)
+    put(model, dict(map_transformer(state)), file, state)
     return model.eval()
 
 
@@ -107,19 +111,19 @@ def _config(
     state: Mapping[str, Tensor], schedule: Sequence[Sequence[int]] | None, file: Path
 ) -> dict[str, Any]:
     what = "a VAR transformer"
-    width = require(state, "class_emb.weight", what).shape[1]
-    layers = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    tokens = require(state, "pos_1LC", what).shape[1]
-    scales = require(state, "lvl_embed.weight", what).shape[0]
+    classes, width = require(state, "class_emb.weight", what, ndim=2, place=file).shape
+    layers = len({block[1] for key in state if (block := _BLOCK.fullmatch(key))})
+    tokens = require(state, "pos_1LC", what, ndim=3, place=file).shape[1]
+    scales = require(state, "lvl_embed.weight", what, ndim=2, place=file).shape[0]
     return {
         "num_layers": layers,
         "hidden_size": width,
-        "num_heads": require(state, "blocks.0.attn.scale_mul_1H11", what).numel(),
-        "token_dim": require(state, "word_embed.weight", what).shape[1],
-        "num_outputs": require(state, "head.weight", what).shape[0],
+        "num_heads": require(state, "blocks.0.attn.scale_mul_1H11", what, place=file).numel(),
+        "token_dim": require(state, "word_embed.weight", what, ndim=2, place=file).shape[1],
+        "num_outputs": require(state, "head.weight", what, ndim=2, place=file).shape[0],
         "schedule": _schedule(tokens, scales, schedule, file),
         "num_levels": scales,
-        "num_classes": state["class_emb.weight"].shape[0] - 1,
+        "num_classes": classes - 1,
         "shared_modulation": "shared_ada_lin.1.weight" in state,
     }
 
@@ -162,14 +166,13 @@ def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]
     for key, value in state.items():
         if key in _IGNORED:
             continue
-        if key.startswith("blocks."):
-            _, number, rest = key.split(".", 2)
-            blocks.setdefault(f"blocks.{number}.", {})[rest] = value
+        if block := _BLOCK.fullmatch(key):
+            blocks.setdefault(f"blocks.{block[1]}.", {})[block[2]] = value
             continue
         prefix = next((p for p in prefixes if key.startswith(p)), None)
         yield renamed.get(key, key if prefix is None else prefixes[prefix] + key.removeprefix(prefix)), value
-    for place, block in blocks.items():
-        for key, value in map_block(block, "attn."):
+    for place, tensors in blocks.items():
+        for key, value in map_block(tensors, "attn."):
             yield place + key, value
 
 
@@ -207,7 +210,7 @@ def _map_attention(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def split_three(weight: Tensor, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     """The stacked projections of a matrix, in order of their rows."""
-    for name, part in zip(names, weight.chunk(len(names))):
+    for name, part in zip(names, weight.reshape(-1, *weight.shape[1:]).chunk(len(names))):
         yield f"{name}.weight", part
 
 
@@ -217,34 +220,35 @@ def load_tokenizer(file: Path) -> MultiScaleVQModel:
     Raises:
         CheckpointError: it is no such tokenizer.
     """
-    state = read_state(file)
-    book = require(state, "quantize.embedding.weight", "a multi-scale VQ tokenizer")
+    state = read_weights(file, ignored=(_HITS,))
+    what = "a multi-scale VQ tokenizer"
+    book = require(state, "quantize.embedding.weight", what, ndim=2, place=file)
     config = {
-        "block_out_channels": level_widths(state, "a multi-scale VQ tokenizer"),
+        "block_out_channels": level_widths(state, what, file),
         "layers_per_block": len(
             {key.split(".")[4] for key in state if key.startswith("encoder.down.0.block.")}
         ),
         "latent_channels": book.shape[1],
         "codebook_size": book.shape[0],
-        "refinements": len({key.split(".")[3] for key in state if ".qresi_ls." in key}),
+        "refinements": len({key.split(".")[3] for key in state if key.startswith(_REFINED)}),
         "norm_groups": 32,
     }
-    with torch.device("meta"):
-        model = MultiScaleVQModel(**config)
-    load_exactly(model, dict(map_tokenizer(state)), str(file))
+    model = built(MultiScaleVQModel, config, file)
+    put(model, dict(map_tokenizer(state)), file, state)
     return model.eval()
 
 
-def level_widths(state: Mapping[str, Tensor], what: str) -> list[int]:
+def level_widths(state: Mapping[str, Tensor], what: str, file: Path) -> list[int]:
     """Channels of each level of a published tokenizer, from the finest."""
     levels = len({key.split(".")[2] for key in state if key.startswith("encoder.down.")})
     return [
-        require(state, f"encoder.down.{i}.block.0.conv1.weight", what).shape[0] for i in range(max(1, levels))
+        require(state, f"encoder.down.{i}.block.0.conv1.weight", what, ndim=4, place=file).shape[0]
+        for i in range(max(1, levels))
     ]
 
 
 def map_tokenizer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Our names and tensors for a published tokenizer."""
     for key, value in state.items():
-        if key != "quantize.ema_vocab_hit_SV":
-            yield key.replace("quantize.quant_resi.qresi_ls.", "quantize.refine."), value
+        if key != _HITS:
+            yield key.replace(_REFINED, "quantize.refine."), value

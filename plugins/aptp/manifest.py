@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from hasten._errors import CheckpointError
+from hasten._files import as_fields, read_json
 from hasten.pipelines.adapters._units import Grain
 
 __all__ = [
+    "REMEDY",
     "SCHEMA",
     "BaseEntry",
     "ExpertEntry",
@@ -29,13 +31,15 @@ __all__ = [
 
 SCHEMA = 1
 MANIFEST = "aptp.json"
+REMEDY = "get the bundle again"
+_WHAT = "what the bundle says of itself"
 
 
 ExpertWeights = Literal["slice", "lora", "shared", "full"]
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseEntry(_Entry):
@@ -140,7 +144,7 @@ class Manifest(_Entry):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    schema_version: int = Field(SCHEMA, alias="schema")
+    schema_version: int = Field(SCHEMA, ge=1, le=SCHEMA, alias="schema")
     family: str
     base: BaseEntry
     grain: GrainEntry
@@ -184,25 +188,18 @@ class Manifest(_Entry):
             CheckpointError: it is missing, malformed, or of a newer schema.
         """
         file = folder / MANIFEST
-        try:
-            fields = json.loads(file.read_text("utf-8"))
-        except OSError as error:
+        if not file.exists():
             raise CheckpointError(
-                f"no APTP bundle in {folder}: {MANIFEST} cannot be read ({error.strerror}); make one with "
-                f"`hasten aptp export`, or import published checkpoints with `hasten aptp import`"
-            ) from error
-        except ValueError as error:
-            raise CheckpointError(f"{file} is no JSON: {error}; get the bundle again") from error
-        version = fields.get("schema") if isinstance(fields, dict) else None
+                f"no APTP bundle in {folder}: there is no {MANIFEST}; make one with `hasten aptp export`, or "
+                f"import published checkpoints with `hasten aptp import`"
+            )
+        fields = read_json(file, _WHAT, REMEDY)
+        version = fields.get("schema")
         if isinstance(version, int) and version > SCHEMA:
             raise CheckpointError(
                 f"{file} has schema {version}, this hasten reads up to {SCHEMA}; upgrade hasten"
             )
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise CheckpointError(f"{file} is malformed: {places}") from error
+        return as_fields(fields, cls, file, _WHAT, REMEDY)
 
     def write(self, folder: Path) -> None:
         """Write ``aptp.json``."""

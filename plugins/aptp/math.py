@@ -19,6 +19,7 @@ __all__ = [
     "depth_probabilities",
     "hard_gates",
     "log_ratio",
+    "mean_gates",
     "normalised_code",
     "open_probability",
     "paper_gates",
@@ -76,6 +77,12 @@ def paper_gates(logits: Tensor, uniform: Tensor, temperature: float = 0.4, base:
 def open_probability(logits: Tensor, base: float = 3.0) -> Tensor:
     """Probability that :func:`paper_gates` exceeds one half, in closed form: ``1 - exp(-exp(l + b))``."""
     return -torch.expm1(-torch.exp(logits + base))
+
+
+def mean_gates(logits: Tensor, points: int = 64) -> Tensor:
+    """Mean of :func:`paper_gates` over its noise, by the midpoints of ``points`` equal shares of it."""
+    uniform = (torch.arange(points, dtype=logits.dtype, device=logits.device) + 0.5) / points
+    return paper_gates(logits[..., None], uniform).mean(-1)
 
 
 def depth_probabilities(logits: Tensor) -> Tensor:

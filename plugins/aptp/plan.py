@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hasten._errors import CheckpointError, UnsupportedError, suggestion
+from pydantic import BaseModel, ConfigDict
+
+from hasten._errors import UnsupportedError, suggestion
 from hasten.pipelines.adapters._units import Structure, UnitGroup
 
-__all__ = ["PruningPlan"]
+__all__ = ["PlanFields", "PruningPlan"]
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,23 @@ class PruningPlan:
             "dropped": sorted(self.dropped),
         }
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> PruningPlan:
-        """The plan of :meth:`to_dict`.
-
-        Raises:
-            CheckpointError: the fields are not those of a plan.
-        """
-        try:
-            kept = {str(name): tuple(int(unit) for unit in units) for name, units in fields["kept"].items()}
-            return cls(kept, frozenset(str(name) for name in fields["dropped"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"not a pruning plan (expected 'kept' with lists of unit numbers and 'dropped' with block names): "
-                f"{error!r}"
-            ) from error
-
     @property
     def digest(self) -> str:
         """SHA-256 of the plan, as hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+class PlanFields(BaseModel):
+    """The JSON of :meth:`PruningPlan.to_dict`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kept: dict[str, tuple[int, ...]]
+    dropped: tuple[str, ...]
+
+    def plan(self) -> PruningPlan:
+        """The plan."""
+        return PruningPlan(self.kept, frozenset(self.dropped))
 
 
 def _problem(group: UnitGroup, units: tuple[int, ...]) -> str | None:

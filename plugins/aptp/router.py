@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
@@ -12,8 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten._errors import CheckpointError
+from hasten.plugins.aptp.manifest import REMEDY
 
-__all__ = ["BASE", "Decision", "PrototypeRouter", "Reason", "Router", "random_expert"]
+__all__ = [
+    "BASE",
+    "Decision",
+    "PrototypeRouter",
+    "Reason",
+    "Router",
+    "check_names",
+    "check_router",
+    "random_expert",
+]
 
 BASE = -1
 """Number of the whole, unpruned denoiser."""
@@ -112,24 +122,56 @@ class PrototypeRouter:
         """The router of :meth:`tensors`.
 
         Raises:
-            CheckpointError: one is missing, or has the wrong shape.
+            CheckpointError: one is missing, or has the wrong shape or type.
         """
         names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in tensors]
-        if missing:
-            raise CheckpointError(f"{place} lacks {', '.join(missing)}; get the bundle again")
-        router = cls(**{name: tensors[name].float() for name in names})
-        width, hidden = len(router.mean), len(router.bias)
-        shapes = {"scale": (width,), "weight": (hidden, width), "centres": (len(router.centres), width)}
-        shapes["prototypes"] = (router.experts, hidden)
-        for name, shape in shapes.items():
-            found = tuple(getattr(router, name).shape)
-            if found != shape:
-                raise CheckpointError(f"{place}: {name} has shape {found} where {shape} was expected")
-        return router
+        check_names(tensors, names, place)
+        width, hidden = (max(1, tensors[name].numel()) for name in ("mean", "bias"))
+        rows = {name: max(1, tensors[name].shape[:1].numel()) for name in ("prototypes", "centres")}
+        shapes: dict[str, tuple[int, ...]] = {"mean": (width,), "scale": (width,), "weight": (hidden, width)}
+        shapes |= {"bias": (hidden,), "prototypes": (rows["prototypes"], hidden), "temperature": ()}
+        shapes |= {"centres": (rows["centres"], width), "familiar": ()}
+        check_router(tensors, shapes, place)
+        for name in ("scale", "temperature"):
+            if not bool((tensors[name] > 0).all()):
+                raise CheckpointError(f"{place}: {name} has to be positive; {REMEDY}")
+        return cls(**{name: tensors[name].float() for name in names})
 
     def _standard(self, embedding: Tensor) -> Tensor:
         return (embedding.float().cpu() - self.mean) / self.scale
+
+
+def check_names(tensors: Mapping[str, Tensor], names: Sequence[str], place: str) -> None:
+    """Refuse a router's file that lacks a tensor or has one that is not known.
+
+    Raises:
+        CheckpointError: names them.
+    """
+    missing = [name for name in names if name not in tensors]
+    extra = sorted(set(tensors) - set(names))
+    if missing or extra:
+        odd = f"lacks {', '.join(missing)}" if missing else f"holds an unknown {extra[0]}"
+        raise CheckpointError(f"{place} {odd}; {REMEDY}")
+
+
+def check_router(
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    place: str,
+    whole: Sequence[str] = (),
+) -> None:
+    """Refuse tensors of other shapes, and other numbers than floating-point ones (``whole``: integers).
+
+    Raises:
+        CheckpointError: names the first.
+    """
+    for name, shape in shapes.items():
+        value = tensors[name]
+        if tuple(value.shape) != shape:
+            found = tuple(value.shape)
+            raise CheckpointError(f"{place}: {name} has shape {found} where {shape} was expected; {REMEDY}")
+        if value.is_complex() or value.is_floating_point() == (name in whole):
+            raise CheckpointError(f"{place}: {name} has numbers of type {value.dtype}; {REMEDY}")
 
 
 def random_expert(prompt: str, shares: Tensor) -> int:

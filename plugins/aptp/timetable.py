@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hasten._errors import CheckpointError
+from hasten._files import read_fields
 from hasten.eval.efficiency.timing import synchronize
 from hasten.pipelines.adapters import LatentSize
 from hasten.pipelines.adapters._units import PrunableUnits, Structure, UnitGroup
@@ -26,6 +29,7 @@ from hasten.plugins.aptp.surgery import pruned
 __all__ = ["Row", "TimeTable", "measure_table"]
 
 _FILE = "latency.json"
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _WIDTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -100,20 +104,38 @@ class TimeTable:
         """Read ``latency.json``.
 
         Raises:
-            CheckpointError: there is none, or it was measured with other units.
+            CheckpointError: there is none, it is damaged, or it was measured with other units.
         """
         file = folder / _FILE
-        if not file.is_file():
+        if not file.exists():
             raise CheckpointError(f"no latency table in {folder}; run `hasten aptp measure` first")
-        fields = json.loads(file.read_text("utf-8"))
-        rows = {n: Row(tuple(r["kept"]), tuple(r["seconds"])) for n, r in fields["groups"].items()}
+        fields = read_fields(file, _Fields, "the latency table", "run `hasten aptp measure` again")
+        rows = {name: Row(row.kept, row.seconds) for name, row in fields.groups.items()}
         odd = [name for name, row in rows.items() if _units(structure, name) != row.kept[-1]]
-        if odd or set(fields["blocks"]) - set(structure.blocks):
+        if odd or set(fields.blocks) - set(structure.blocks):
             raise CheckpointError(
                 f"{file} was measured with other units ({(odd or ['its blocks'])[0]}); measure again with the same "
                 f"model and --ffn"
             )
-        return cls(structure, fields["rest"], fields["blocks"], rows, fields["about"])
+        return cls(structure, fields.rest, fields.blocks, rows, fields.about)
+
+
+class _RowFields(BaseModel):
+    kept: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    seconds: tuple[_Seconds, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.kept) != len(self.seconds) or list(self.kept) != sorted(set(self.kept)):
+            raise ValueError("kept has to ascend, with one time for each")
+        return self
+
+
+class _Fields(BaseModel):
+    about: dict[str, Any]
+    rest: _Seconds
+    blocks: dict[str, _Seconds]
+    groups: dict[str, _RowFields]
 
 
 @torch.no_grad()

@@ -86,14 +86,8 @@ def _native_side(pipe: Any) -> int:
 
 def _merge(path: Path, fitted: dict[str, Any]) -> None:
     """Write into ``path``, keeping what else the file holds."""
-    from hasten._errors import CheckpointError
+    from hasten._files import read_json
 
-    kept: Any = {}
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is no JSON ({error}); remove it or choose another file") from error
-        if not isinstance(kept, dict):
-            raise CheckpointError(f"{path} is no JSON object; remove it or choose another file")
+    remedy = "remove it or choose another file"
+    kept = read_json(path, "what it holds besides", remedy) if path.exists() else {}
     path.write_text(json.dumps({**kept, **fitted}, indent=2) + "\n", encoding="utf-8")

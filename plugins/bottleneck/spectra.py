@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hasten._errors import CheckpointError
+from pydantic import BaseModel, ConfigDict, Field
+
+from hasten._files import read_fields
 from hasten.schedules.spectrum import Spectrum
 
 __all__ = ["SIDECAR", "UNKNOWN", "KnownSpectrum", "known_spectrum", "read_sidecar"]
@@ -22,6 +23,22 @@ band is no stronger than white noise. A run that assumes it goes back to full re
 
 _FLUX = Spectrum(203.615097, 1.915461)
 _WAN = Spectrum(219.484718, 2.422687)
+
+
+_REMEDY = (
+    'write {"spectrum": {"A": 200.0, "beta": 1.9}}, or fit one with: hasten spectrum MODEL IMAGES --out FILE'
+)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    A: float = Field(gt=0)
+    beta: float = Field(ge=0)
+
+
+class _Sidecar(BaseModel):
+    spectrum: _Entry | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ def known_spectrum(pipe: Any) -> KnownSpectrum | None:
         CheckpointError: the pipeline's ``hasten.json`` is damaged.
     """
     folder = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
-    if folder.name and (path := folder / SIDECAR).is_file():
+    if folder.name and (path := folder / SIDECAR).exists():
         own = read_sidecar(path)
         if own is not None:
             return KnownSpectrum(own, f"{SIDECAR} of the model")
@@ -52,14 +69,8 @@ def read_sidecar(path: Path) -> Spectrum | None:
     Raises:
         CheckpointError: it is no JSON object, or the spectrum is malformed.
     """
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8")).get("spectrum")
-        return None if entry is None else Spectrum(float(entry["A"]), float(entry["beta"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f'{path}: cannot read the spectrum ({type(error).__name__}: {error}). Write {{"spectrum": {{"A": 200.0, '
-            f'"beta": 1.9}}}}, or fit one with: hasten spectrum MODEL IMAGES'
-        ) from error
+    entry = read_fields(path, _Sidecar, "the spectrum", _REMEDY).spectrum
+    return None if entry is None else Spectrum(entry.A, entry.beta)
 
 
 def _published(vae: Any) -> KnownSpectrum | None:

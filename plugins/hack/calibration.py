@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from hasten._errors import CheckpointError
+from hasten._files import as_fields, read_json
 from hasten.pipelines.var.cache import DenseKVCache
 from hasten.plugins.hack.math import (
     HeadStatistics,
@@ -27,6 +29,25 @@ __all__ = ["Artefact", "CalibratingCache", "calibrate", "calibration_call", "fin
 
 _SCHEMA = 1
 _QUERIES = 256
+_WHAT = "the calibration"
+_REMEDY = "it is no calibration of `hasten calibrate`, make one with that"
+_Row = Annotated[tuple[float, ...], Field(min_length=1)]
+_Rows = Annotated[tuple[_Row, ...], Field(min_length=1)]
+
+
+class _Fields(BaseModel):
+    """The JSON of an :class:`Artefact`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    schema_version: int = Field(alias="schema", ge=_SCHEMA, le=_SCHEMA)
+    model: str
+    schedule: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
+    samples: PositiveInt
+    sigma: _Rows
+    ratio: _Rows
+    focus: _Rows
+    mass: tuple[tuple[tuple[_Row, ...], ...], ...]
 
 
 def fingerprint(pipe: Any) -> str:
@@ -69,6 +90,13 @@ class Artefact:
                 f"{source} was calibrated on another model (or in another dtype); make one for this pipeline with "
                 "`hasten calibrate`"
             )
+        config = pipe.transformer.config
+        heads = (config["num_layers"], config["num_heads"])
+        if tuple(self.statistics.sigma.shape) != heads:
+            found = tuple(self.statistics.sigma.shape)
+            raise CheckpointError(
+                f"{source} is of {found} layers and heads, the model has {heads}; {_REMEDY}"
+            )
         if self.schedule != schedule:
             raise CheckpointError(
                 f"{source} was calibrated on the scales {_text(self.schedule)}, this call has {_text(schedule)}; "
@@ -95,18 +123,29 @@ def read_artefact(path: str | Path) -> Artefact:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
+    path = Path(path)
+    content = read_json(path, _WHAT, _REMEDY)
+    version = content.get("schema")
+    if type(version) is int and version > _SCHEMA:
+        raise CheckpointError(f"{path} has schema {version}, this version reads {_SCHEMA}")
+    fields = as_fields(content, _Fields, path, _WHAT, _REMEDY)
+    scales = len(fields.schedule)
+    heads = (len(fields.sigma), len(fields.sigma[0]))
+    tables = {name: _table(path, name, getattr(fields, name), heads) for name in HeadStatistics._fields}
+    mass = _table(path, "mass", fields.mass, (*heads, scales, scales))
+    return Artefact(fields.model, fields.schedule, fields.samples, HeadStatistics(**tables), mass)
+
+
+def _table(path: Path, name: str, rows: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
     try:
-        content: Mapping[str, Any] = json.loads(Path(path).read_text("utf-8"))
-        if content["schema"] != _SCHEMA:
-            raise CheckpointError(f"{path} has schema {content['schema']}, this version reads {_SCHEMA}")
-        statistics = HeadStatistics(*(torch.tensor(content[name]) for name in HeadStatistics._fields))
-        schedule = tuple((int(rows), int(columns)) for rows, columns in content["schedule"])
-        mass = torch.tensor(content["mass"])
-        return Artefact(content["model"], schedule, int(content["samples"]), statistics, mass)
-    except OSError as error:
-        raise CheckpointError(f"calibration {path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no calibration of `hasten calibrate`: {error!r}") from error
+        table = torch.tensor(rows)
+    except ValueError as error:  # rows of different length
+        raise CheckpointError(f"{path}: {name} is no table: {error}; {_REMEDY}") from error
+    if tuple(table.shape) != shape:
+        raise CheckpointError(
+            f"{path}: {name} has shape {tuple(table.shape)} where {shape} is expected; {_REMEDY}"
+        )
+    return table
 
 
 class CalibratingCache(DenseKVCache):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, PositiveInt
 
-from hasten._errors import CheckpointError, ConfigError, UnsupportedError
+from hasten._errors import ConfigError, UnsupportedError
+from hasten._files import read_fields
 from hasten._run import RunCall
 from hasten._target import Target
 from hasten.pipelines.adapters._base import Prediction
@@ -169,6 +170,10 @@ def places_for(
     return Places(partition(frames, clips), assign(clips, ranks), processes.clip_rank)
 
 
+class _Sidecar(BaseModel):
+    trained_frames: PositiveInt | None = None
+
+
 def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) -> tuple[int | None, bool]:
     """Frames the model was trained with, and whether that is known of this very model.
 
@@ -181,15 +186,11 @@ def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) 
         return config.trained_frames, True
     folder = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
     path = folder / "hasten.json"
-    if folder.name and path.is_file():
-        try:
-            noted = json.loads(path.read_text(encoding="utf-8")).get("trained_frames")
-            if noted is not None:
-                return int(noted), True
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path}: cannot read trained_frames ({error}); it is a number of latent frames"
-            ) from error
+    if folder.name and path.exists():
+        remedy = 'write {"trained_frames": N}, a number of latent frames, or leave it out'
+        noted = read_fields(path, _Sidecar, "trained_frames", remedy).trained_frames
+        if noted is not None:
+            return noted, True
     return mixing.trained_frames(pipe), False
 
 

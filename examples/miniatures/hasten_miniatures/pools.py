@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from hasten import CheckpointError
+from hasten.extend import read_weights
 
 __all__ = ["stored_pool"]
 
@@ -21,11 +25,18 @@ def stored_pool(kind: type[PoolT], path: Path | None, make: Callable[[], PoolT])
         kind: a dataclass whose fields are tensors.
         path: a file, or ``None`` to keep nothing.
         make: encodes the data.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another kind.
     """
     if path is None:
         return make()
     if path.exists():
-        return kind(**torch.load(path, weights_only=True))
+        remedy = "delete it, it will be made again"
+        stored = read_weights(path, remedy)
+        if odd := set(stored) ^ {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+            raise CheckpointError(f"{path}: {min(odd)} is missing or not known; {remedy}")
+        return kind(**stored)
     pool = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(vars(pool), path.with_suffix(".part"))

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from hasten import CheckpointError
+from hasten.extend import read_fields, read_json
 
 __all__ = [
     "describe_hardware",
@@ -65,7 +68,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / _FILE
     if not has_record(folder):
         raise CheckpointError(f"{folder} holds no finished run; go on with `hasten mini train {folder.name}`")
-    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    record = read_json(file, "the record of a run", "train it again")
+    if not isinstance(record.get("recipe"), str):
+        raise CheckpointError(f"{file}: recipe is missing, or no text; train it again")
     return record
 
 
@@ -91,11 +96,16 @@ def ship_chain(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     (folder / _CHAIN).write_text(json.dumps({"runs": plain}, indent=2) + "\n", "utf-8")
 
 
+class _Chain(BaseModel):
+    runs: list[dict[str, Any]]
+
+
 def read_shipped_chain(folder: Path) -> list[dict[str, Any]]:
     """What :func:`ship_chain` kept, oldest first; nothing for a model that was shipped without."""
     file = folder / _CHAIN
-    chain: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["runs"] if file.is_file() else []
-    return chain
+    if not file.is_file():
+        return []
+    return read_fields(file, _Chain, "the records of its runs", "reinstall hasten").runs
 
 
 def readme(

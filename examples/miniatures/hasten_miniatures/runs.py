@@ -7,9 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hasten import ConfigError
+from hasten.extend import load_checked
 from hasten.pipelines import mini
 from hasten_miniatures.checkpoints import read_average
 from hasten_miniatures.provenance import has_record
@@ -172,8 +171,9 @@ def bundled_in(part: str) -> str:
 
 def load_bundled(part: str, cls: Any) -> Any:
     """The packaged part as ``cls``, in single precision, frozen."""
-    model = cls.from_pretrained(_bundled(part), torch_dtype=torch.float32)
-    return model.eval().requires_grad_(False)
+    folder = _bundled(part)
+    model = load_checked(lambda: cls.from_pretrained(folder), folder, "reinstall hasten")
+    return model.float().eval().requires_grad_(False)
 
 
 def load_trained(name: str, root: Path, model: Any) -> Any:
@@ -217,8 +217,7 @@ def load_text_tower(root: Path) -> Any:
     from transformers import CLIPTextModelWithProjection
 
     if not (root / "text-image").is_dir():
-        bundled = CLIPTextModelWithProjection.from_pretrained(_bundled("text-image"), dtype=torch.float32)
-        return bundled.eval().requires_grad_(False)
+        return load_bundled("text-image", CLIPTextModelWithProjection)
     from hasten_miniatures.contrastive import build_clip
 
     clip = load_trained("text-image", root, build_clip())

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hasten import CheckpointError
+from hasten.extend import read_tensors
 from hasten.pipelines.mini import path
 from hasten_miniatures.checkpoints import read_average
 from hasten_miniatures.provenance import read_record, read_shipped_chain
@@ -62,7 +64,7 @@ def _bundled(name: str) -> Beginning:
 
 
 def _part(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    (file,) = folder.glob("*.safetensors")
-    return {key: value.float() for key, value in load_file(file).items()}
+    files = list(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise CheckpointError(f"{folder} holds {len(files)} files of weights, not one; reinstall hasten")
+    return {key: value.float() for key, value in read_tensors(files[0], "reinstall hasten").items()}

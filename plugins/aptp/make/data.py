@@ -15,7 +15,9 @@ from torch import Tensor
 from hasten._document import read_json_lines
 from hasten._errors import CheckpointError, ConfigError, UnsupportedError
 from hasten._pictures import describe_unread, list_folder, read_rgb
+from hasten._files import read_json
 from hasten._text import read_text
+from hasten._weights import check_fit, read_tensors, require
 from hasten.pipelines.adapters import LatentSize
 from hasten.plugins.aptp.encoder import Encoder
 from hasten.plugins.aptp.make.capture import Conditioner
@@ -82,19 +84,33 @@ class Prepared:
         """Read what ``prepare`` wrote.
 
         Raises:
-            CheckpointError: it is not there or incomplete.
+            CheckpointError: it is not there, incomplete or damaged.
         """
-        from safetensors.torch import load_file
-
-        if not (folder / _ABOUT).is_file() or not (folder / _FILE).is_file():
+        if not (folder / _ABOUT).exists() or not (folder / _FILE).exists():
             raise CheckpointError(f"no prepared data in {folder}; run `hasten aptp prepare` first")
-        about = json.loads((folder / _ABOUT).read_text("utf-8"))
-        tensors = load_file(folder / _FILE)
+        remedy = "run `hasten aptp prepare` again"
+        about = read_json(folder / _ABOUT, "what was prepared", remedy)
+        tensors = read_tensors(folder / _FILE, remedy)
         pick = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
-        captions = tuple(about.pop("captions"))
-        return cls(
-            tensors["latents"], pick("condition."), pick("empty."), tensors["embeddings"], captions, about
+        captions = about.pop("captions", None)
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise CheckpointError(f"{folder / _ABOUT}: captions is no list of texts; {remedy}")
+        place = folder / _FILE
+        latents, embeddings = (
+            require(tensors, name, "prepared data", ndim=ndim, place=place)
+            for name, ndim in (("latents", 4), ("embeddings", 2))
         )
+        conditions, count = pick("condition."), len(captions)
+        wanted = {"latents": _like(latents.float(), count), "embeddings": _like(embeddings.float(), count)}
+        wanted |= {f"condition.{name}": _like(value, count) for name, value in conditions.items()}
+        wanted |= {f"empty.{name}": _like(value, 1) for name, value in conditions.items()}
+        check_fit(wanted, tensors, f"its {count} captions", place, remedy)
+        return cls(latents, conditions, pick("empty."), embeddings, tuple(captions), about)
+
+
+def _like(rows: Tensor, count: int) -> Tensor:
+    """As many rows of the same kind, on the meta device."""
+    return torch.empty((count, *rows.shape[1:]), dtype=rows.dtype, device="meta")
 
 
 @torch.no_grad()

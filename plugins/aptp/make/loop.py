@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError, HastenError
+from hasten._weights import check_fit, read_noted, read_tensors
 from hasten.plugins.aptp.make.ranks import average_gradients, rank, same_everywhere
 
 __all__ = ["Loop", "step_generators"]
 
 _STATE, _CURVE = "state.safetensors", "curve.jsonl"
 Loss = Callable[[int, torch.Generator, torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+class _Noted(BaseModel):
+    step: NonNegativeInt
+    identity: str
 
 
 def step_generators(seed: int, step: int) -> tuple[torch.Generator, torch.Generator]:
@@ -63,7 +70,7 @@ class Loop:
             stop_after: stop once this many steps are done; a later call goes on.
 
         Raises:
-            CheckpointError: the folder holds the state of another run.
+            CheckpointError: the folder holds the state of another run, or a damaged one.
             HastenError: the loss is not finite, or the processes hold different parameters.
         """
         optimizer = torch.optim.AdamW(list(self.parameters.values()), lr=self.rate, weight_decay=0.0)
@@ -111,21 +118,21 @@ class Loop:
         os.replace(self.folder / f"{_STATE}.part", self.folder / _STATE)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> int:
-        from safetensors import safe_open
-
         file = self.folder / _STATE
         if not file.exists():
             self._cut_curve(0)  # of a run that was killed before its first state
             return 0
-        with safe_open(file, "pt") as stored:
-            about = stored.metadata()
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        remedy = "choose another folder or delete it"
+        noted, tensors = read_noted(file, _Noted, remedy), read_tensors(file, remedy)
         wanted = json.dumps(dict(self.identity), sort_keys=True)
-        if about["identity"] != wanted:
+        if noted.identity != wanted:
             raise CheckpointError(
-                f"{file} belongs to another run ({about['identity']}, wanted {wanted}); "
-                f"choose another folder or delete it"
+                f"{file} belongs to another run ({noted.identity}, wanted {wanted}); {remedy}"
             )
+        given = {name: tensors.get(f"parameter.{name}") for name in self.parameters}
+        check_fit(
+            self.parameters, {k: v for k, v in given.items() if v is not None}, "this run", file, remedy
+        )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
@@ -133,7 +140,7 @@ class Loop:
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 if set(state) == {"step", "exp_avg", "exp_avg_sq"}:
                     optimizer.state[parameter] = state
-        step = int(about["step"])
+        step = noted.step
         self._cut_curve(step)
         return step
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten._errors import ConfigError
+from hasten._errors import CheckpointError, ConfigError
+from hasten._files import read_fields
 from hasten.plugins.aptp.gates import gated
 from hasten.plugins.aptp.make.importance import importance
 from hasten.plugins.aptp.make.loop import Loop
@@ -26,7 +28,7 @@ from hasten.plugins.aptp.math import (
     paper_gates,
     sinkhorn,
 )
-from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.plan import PlanFields, PruningPlan
 from hasten.plugins.aptp.surgery import pruned
 
 __all__ = ["SearchOptions", "Searched", "Searcher", "search"]
@@ -91,15 +93,20 @@ class Searched:
         """Read ``search.json``.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or it is damaged.
         """
-        from hasten._errors import CheckpointError
-
-        if not (folder / _FILE).is_file():
+        if not (folder / _FILE).exists():
             raise CheckpointError(f"no finished search in {folder}; run `hasten aptp search` first")
-        fields = json.loads((folder / _FILE).read_text("utf-8"))
-        plans = tuple(PruningPlan.from_dict(plan) for plan in fields["plans"])
-        return cls(plans, tuple(fields["shares"]), fields["about"])
+        fields = read_fields(folder / _FILE, _Fields, "the search", "run `hasten aptp search` again")
+        return cls(tuple(plan.plan() for plan in fields.plans), fields.shares, fields.about)
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    plans: tuple[PlanFields, ...]
+    shares: tuple[float, ...]
+    about: dict[str, Any]
 
 
 class Searcher(nn.Module):

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, Json
 from torch import Tensor, nn
 
 from hasten._errors import CheckpointError, ConfigError
+from hasten._weights import read_noted, read_tensors
 from hasten.plugins.aptp.lora import DOWN, UP
 from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.ranks import rank
@@ -156,20 +158,25 @@ class Tuned:
         """Read ``experts.safetensors``.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or it is damaged.
         """
-        from safetensors import safe_open
-
-        if not (folder / _FILE).is_file():
+        if not (folder / _FILE).exists():
             raise CheckpointError(f"no finished experts in {folder}; run `hasten aptp tune` first")
-        with safe_open(folder / _FILE, "pt") as stored:
-            about = stored.metadata()
-            flat = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        tensors: list[dict[str, Tensor]] = [{} for _ in range(int(about["experts"]))]
-        for name, value in flat.items():
+        file, remedy = folder / _FILE, "run `hasten aptp tune` again"
+        noted = read_noted(file, _Noted, remedy)
+        tensors: tuple[dict[str, Tensor], ...] = tuple({} for _ in range(noted.experts))
+        for name, value in read_tensors(file, remedy).items():
             number, _, inner = name.partition(".")
+            if number not in map(str, range(noted.experts)):
+                raise CheckpointError(f"{file}: {name} is of none of {noted.experts} experts; {remedy}")
             tensors[int(number)][inner] = value
-        return cls(about["weights"], tuple(tensors), json.loads(about["about"]))
+        return cls(noted.weights, tensors, noted.about)
+
+
+class _Noted(BaseModel):
+    weights: TunedWeights
+    experts: Annotated[int, Field(ge=1, le=10_000)]
+    about: Json[dict[str, Any]]
 
 
 def tune(

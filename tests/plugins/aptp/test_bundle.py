@@ -122,6 +122,34 @@ def test_an_update_that_fits_nothing_is_named(scenes_pipe, tmp_path):
         hasten.accelerate(scenes_pipe, {"aptp": {"bundle": str(folder)}})
 
 
+def test_an_update_without_its_other_half_is_named(scenes_pipe, tmp_path):
+    folder = write_bundle(scenes_pipe, tmp_path, weights="lora")
+    file = folder / "experts" / "0" / "weights.safetensors"
+    tensors = load_file(file)
+    key = next(name for name in tensors if name.endswith("lora_A"))
+    del tensors[key]
+    save_file(tensors, file)
+    signed(folder)
+    with pytest.raises(CheckpointError, match=f"{key} is missing"):
+        hasten.accelerate(scenes_pipe, {"aptp": {"bundle": str(folder)}})
+
+
+@pytest.mark.parametrize("name", ["../stolen", "/etc/hostname", "experts/link"])
+def test_a_bundle_does_not_lead_out_of_its_folder(copy, name):
+    (copy.parent / "stolen").write_text("x")
+    (copy / "experts" / "link").symlink_to("../../stolen")
+    edited(copy, files={**json.loads((copy / "aptp.json").read_text())["files"], name: "0" * 64})
+    with pytest.raises(CheckpointError, match=r"no path inside|outside of the folder"):
+        Bundle.load(copy)
+
+
+def test_a_file_that_is_read_has_to_be_listed(copy):
+    files = json.loads((copy / "aptp.json").read_text())["files"]
+    edited(copy, files={name: digest for name, digest in files.items() if "experts/1" not in name})
+    with pytest.raises(CheckpointError, match=r"files does not list experts/1/plan.json"):
+        Bundle.load(copy)
+
+
 def edited(folder, **fields):
     file = folder / "aptp.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))

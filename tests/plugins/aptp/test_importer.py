@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from hasten._errors import CheckpointError
 from hasten._target import Target
 from hasten.pipelines.adapters._units import Grain, PrunableUnits
 from hasten.plugins.aptp.bundle import Bundle
-from hasten.plugins.aptp.codes import CodeRouter
-from hasten.plugins.aptp.importer import import_checkpoints
+from hasten.plugins.aptp.codes import CodeRouter, gate_vector
+from hasten.plugins.aptp.importer import import_checkpoints, read_router
+from hasten.plugins.aptp.math import depth_probabilities, open_probability, paper_gates
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned
 
@@ -100,6 +102,100 @@ def test_incomplete_downloads_are_named(scenes_pipe, published, tmp_path, harm):
         save_file(tensors, weights)
     with pytest.raises(CheckpointError, match=match.get(harm, "expected arch0|quantizer has")):
         import_checkpoints(root, scenes_pipe, "base", tmp_path / "out", "some/sentence-model")
+
+
+@pytest.mark.parametrize("names", [("weight_g", "weight_v"), ("original0", "original1")])
+def test_a_weight_normalised_predictor_is_the_one_it_stands_for(published, tmp_path, names):
+    plain = read_router(published[0], published[1])
+    root = shutil.copytree(published[0], tmp_path / "published")
+    file = root / "hypernet" / WEIGHTS
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith(".weight")]:
+        layer = torch.nn.Linear(tensors[name].shape[1], tensors[name].shape[0])
+        layer.weight.data = tensors.pop(name)
+        new = names[0].startswith("original")
+        with warnings.catch_warnings(action="ignore"):
+            normalised = (torch.nn.utils.parametrizations if new else torch.nn.utils).weight_norm(layer)
+        state = {key: value for key, value in normalised.state_dict().items() if key != "bias"}
+        assert {key.rpartition(".")[2] for key in state} == set(names)
+        # Lengths do not tell: only their product with the directions does.
+        state = {key: value * (3.0 if key.endswith(names[1]) else 1.0) for key, value in state.items()}
+        tensors |= {name.removesuffix("weight") + key: value for key, value in state.items()}
+    save_file(tensors, file)
+    assert torch.allclose(read_router(root, published[1]).weight, plain.weight, atol=1e-6)
+    tensors["mh_fc.0.weight"] = torch.zeros(1, 48)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"mh_fc\.0\.weight is there in more than one"):
+        read_router(root, published[1])
+
+
+def test_a_tensor_of_an_expert_that_fits_no_plan_is_named(scenes_pipe, published, tmp_path):
+    root = shutil.copytree(published[0], tmp_path / "published")
+    file = root / "arch1" / "checkpoint-30000" / "unet" / WEIGHTS
+    tensors = load_file(file)
+    tensors["conv_in.bias"] = tensors["conv_in.bias"][:-1].clone()
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"conv_in\.bias has shape"):
+        import_checkpoints(root, scenes_pipe, "base", tmp_path / "out", "some/sentence-model")
+
+
+def published_choice(router, embeddings, noise):
+    """The published routing, with noise: sampled gates, hard but where a module has a depth gate, nearest code."""
+    count = int(router.widths.sum())
+
+    def vector(gates):
+        rows = []
+        for row in gates:
+            start, parts = 0, []
+            for width, owner in zip(router.widths.tolist(), router.depth_of.tolist()):
+                own = row[start : start + width]
+                own = (own >= 0.5).float() if owner < 0 else own * row[count + owner]
+                parts.append(own / width**0.5)
+                start += width
+            rows.append(torch.cat([*parts, (row[count:] >= 0.5).float()]))
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+    logits = embeddings @ router.weight.T + router.bias
+    kept = torch.softmax(logits[:, count:], -1).cumsum(-1).flip(-1)
+    deep = torch.empty_like(kept)
+    deep[:, router.depth_order] = torch.log(kept + 1e-6) - torch.log1p(-(kept - 1e-6))
+    gumbel = -torch.log(-torch.log(torch.rand(logits.shape, generator=noise) + 1e-20) + 1e-20)
+    gates = torch.sigmoid((torch.cat([logits[:, :count], deep], 1) + gumbel + 3) / 0.4)
+    return (vector(gates) @ vector(router.codes).T).argmax(1)
+
+
+def test_a_prompt_goes_where_the_published_routing_sends_it_most_often():
+    """Codes as they were sampled and the mean of the prompt's gates agree more often than both hardened, and about as
+    often as any choice can that does not know the noise."""
+    noise = torch.Generator().manual_seed(0)
+    widths = torch.tensor([32] * 12 + [5, 5, 32] * 4)
+    depth_of = torch.tensor([-1, 0, -1, 1] * 6)
+    count, depth, inputs, experts, prompts = int(widths.sum()), 2, 16, 6, 60
+    weight = torch.randn(count + depth, inputs, generator=noise) / 4
+    bias = torch.randn(count + depth, generator=noise) - 3
+    centres = torch.randn(experts, inputs, generator=noise)
+    embeddings = centres.repeat(10, 1) * 0.5 + torch.randn(prompts, inputs, generator=noise)
+    logits = 1.5 * centres @ weight.T + bias
+    codes = paper_gates(logits, torch.rand(logits.shape, generator=noise))
+    router = CodeRouter(weight, bias, codes, widths, depth_of, torch.tensor([1, 0]))
+    draws = torch.stack([published_choice(router, embeddings, noise) for _ in range(60)])
+    best = float((draws == draws.mode(0).values).float().mean())
+
+    def agreement(choices):
+        return float((draws == torch.tensor(choices)).float().mean())
+
+    ours = agreement([int(router.probabilities(row).argmax()) for row in embeddings])
+    hard = gate_vector((codes >= 0.5).float(), widths, depth_of)
+    hardened = []
+    for row in embeddings:
+        mean = row @ weight.T + bias
+        deep = torch.empty(depth)
+        deep[router.depth_order] = depth_probabilities(mean[count:])
+        gates = (open_probability(torch.cat([mean[:count], deep])) >= 0.5).float()
+        cosines = torch.nn.functional.normalize(hard, dim=-1) @ gate_vector(gates, widths, depth_of)
+        hardened.append(int(cosines.argmax()))
+    assert ours > agreement(hardened) + 0.02
+    assert ours > best - 0.03
 
 
 def test_an_empty_plan_of_an_uncut_checkpoint(scenes_pipe, published):
