@@ -263,27 +263,27 @@ def check_fit(
     """
     odd = [f"missing {name} {tuple(value.shape)}" for name, value in wanted.items() if name not in state]
     for name, given in state.items():
-        label, value = _label(name, given, origins or {}), wanted.get(name)
+        there, value = _origin(name, given, origins or {}), wanted.get(name)
         if value is None:
-            odd.append(f"unexpected {label} {tuple(given.shape)}")
+            odd.append(f"unexpected {name} {tuple(given.shape)}{there}")
         elif given.shape != value.shape:
-            odd.append(f"{label} has shape {tuple(given.shape)} instead of {tuple(value.shape)}")
+            odd.append(f"{name} has shape {tuple(given.shape)} instead of {tuple(value.shape)}{there}")
         elif (given.is_floating_point(), given.is_complex()) != (
             value.is_floating_point(),
             value.is_complex(),
         ):
-            odd.append(f"{label} has numbers of type {given.dtype} instead of {value.dtype}")
+            odd.append(f"{name} has numbers of type {given.dtype} instead of {value.dtype}{there}")
     if odd:
         shown = "; ".join(odd[:8]) + (f"; and {len(odd) - 8} more" if len(odd) > 8 else "")
         raise CheckpointError(f"{source} does not fit {what}: {shown}" + (f"; {remedy}" if remedy else ""))
 
 
-def _label(name: str, given: Tensor, origins: Mapping[str, Tensor]) -> str:
-    """The name of a tensor, with the one it, or what it is a part of, has in the file."""
+def _origin(name: str, given: Tensor, origins: Mapping[str, Tensor]) -> str:
+    """What a tensor, or the one it is a part of, is called in the file, where it has another name there."""
     for key, value in origins.items():
         if key != name and (given is value or given._base is value):
-            return f"{name} (there {key})"
-    return name
+            return f" ({key} there)"
+    return ""
 
 
 def built(kind: Callable[..., ModelT], config: Mapping[str, Any], source: object) -> ModelT:
