@@ -127,7 +127,8 @@ def problems(error: ValidationError, most: int = 8) -> str:
 def inside(folder: Path, name: str, source: Path, remedy: str) -> Path:
     """The file ``name`` of a folder, where ``name`` was read from a file: it may not lead anywhere else.
 
-    A folder in the cache of the hub is a tree of links into the cache's own store; those are its files.
+    The cache of the hub, and an editable installation, are trees of links. So a file may also lie in the folder where
+    ``source`` itself really lies.
 
     Args:
         folder: that the name is relative to.
@@ -143,7 +144,7 @@ def inside(folder: Path, name: str, source: Path, remedy: str) -> Path:
         raise CheckpointError(f"{source} names {name!r}, which is no path inside {folder}; {remedy}")
     try:
         real = (folder / path).resolve()
-        homes = _homes(folder)
+        homes = (folder.resolve(), source.resolve().parent)
     except (OSError, RuntimeError) as error:  # a loop of links
         raise CheckpointError(f"{folder / path} cannot be found: {error}; {remedy}") from error
     if not any(real.is_relative_to(home) for home in homes):
@@ -151,14 +152,6 @@ def inside(folder: Path, name: str, source: Path, remedy: str) -> Path:
             f"{folder / path}, named in {source}, is a link to {real}, outside of the folder; {remedy}"
         )
     return folder / path
-
-
-def _homes(folder: Path) -> list[Path]:
-    """Where the files of a folder may lie: in it, or in the store of the hub's cache that it is a snapshot of."""
-    absolute = folder.absolute()
-    snapshots = [parent for parent in absolute.parents if parent.name == "snapshots"]
-    stores = [(parent.parent / "blobs").resolve() for parent in snapshots]
-    return [folder.resolve(), *(store for store in stores if store.is_dir())]
 
 
 def _refuse(constant: str) -> Any:

@@ -103,3 +103,15 @@ def test_what_is_ignored_may_hold_anything_and_what_lies_deeper_is_named(tmp_pat
     torch.save({"a": {"b": torch.ones(1)}}, file)
     with pytest.raises(CheckpointError, match="a is a dict where a tensor"):
         read_weights(file)
+
+
+def test_a_folder_of_links_to_another_is_that_folder(shards, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in shards.iterdir():
+        (linked / file.name).symlink_to(file)
+    assert set(read_weights(linked)) == {"a", "b"}
+    (linked / INDEX).unlink()
+    shutil.copy(shards / INDEX, linked / INDEX)
+    with pytest.raises(CheckpointError, match="outside of the folder"):
+        read_weights(linked)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hasten._document import read_json_lines
 from hasten._errors import CheckpointError, ConfigError, UnsupportedError
-from hasten._pictures import describe_unread, list_folder, read_rgb
 from hasten._files import read_json
+from hasten._pictures import describe_unread, list_folder, read_rgb
 from hasten._text import read_text
 from hasten._weights import check_fit, read_tensors, require
 from hasten.pipelines.adapters import LatentSize
