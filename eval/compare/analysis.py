@@ -26,7 +26,17 @@ from hasten.eval.statistics import (
     ratio_of_sums,
 )
 
-__all__ = ["Figure", "Settings", "analyse", "batch_timings", "check_margins", "sanity"]
+__all__ = [
+    "Figure",
+    "Settings",
+    "analyse",
+    "batch_timings",
+    "check_margins",
+    "sample_change",
+    "sample_tests",
+    "sanity",
+    "set_change",
+]
 
 
 @dataclass(frozen=True)
@@ -130,35 +140,58 @@ def analyse(
 
 def _sample_figure(scores: SampleScores, arm: str, prompts: Sequence[str], settings: Settings) -> Figure:
     options: dict[str, Any] = {"clusters": prompts, "level": settings.level}
-    seeded = {**options, "seed": settings.seed}
     if arm in scores.counts:
         value = ratio_of_sums(*scores.counts[arm], **options)
     else:
-        value = mean_estimate(scores.values[arm], **seeded)
+        value = mean_estimate(scores.values[arm], **options, seed=settings.seed)
     if arm == BASELINE or BASELINE not in scores.values:
         return Figure(value)
-    if arm in scores.counts:
-        (base, asked), (right, asked_too) = scores.counts[BASELINE], scores.counts[arm]
-        change = paired_ratio_difference(base, right, asked, candidate_asked=asked_too, **seeded)
-    else:
-        change = paired_difference(scores.values[BASELINE], scores.values[arm], **seeded)
-    tests = paired_tests(scores.values[BASELINE], scores.values[arm], clusters=prompts, seed=settings.seed)
+    change = sample_change(scores, BASELINE, arm, prompts, settings)
+    tests = sample_tests(scores, BASELINE, arm, prompts, settings)
     return Figure(value, change, tests, smallest_detectable=_detectable(change))
 
 
-def _set_figure(scores: SetScores, arm: str, prompts: Sequence[str], settings: Settings) -> Figure:
+def sample_change(
+    scores: SampleScores, base: str, arm: str, prompts: Sequence[str], settings: Settings
+) -> Estimate:
+    """``arm`` minus ``base`` over pairs of the same prompt and seed, prompts being resampled."""
+    options: dict[str, Any] = {"clusters": prompts, "level": settings.level, "seed": settings.seed}
+    if arm not in scores.counts:
+        return paired_difference(scores.values[base], scores.values[arm], **options)
+    (before, asked), (right, asked_too) = scores.counts[base], scores.counts[arm]
+    return paired_ratio_difference(before, right, asked, candidate_asked=asked_too, **options)
+
+
+def sample_tests(
+    scores: SampleScores, base: str, arm: str, prompts: Sequence[str], settings: Settings
+) -> PairedTests:
+    """Tests of "``arm`` is no different from ``base``"."""
+    return paired_tests(scores.values[base], scores.values[arm], clusters=prompts, seed=settings.seed)
+
+
+def _set_options(scores: SetScores, arm: str, prompts: Sequence[str], settings: Settings) -> dict[str, Any]:
     rows = len(next(iter(scores.features[arm].values())))
     clusters = [
         prompt for prompt in prompts for _ in range(rows // len(prompts))
     ]  # frames of a video are one cluster
-    options: dict[str, Any] = {"clusters": clusters, "level": settings.level, "seed": settings.seed}
+    return {"clusters": clusters, "level": settings.level, "seed": settings.seed}
+
+
+def _set_figure(scores: SetScores, arm: str, prompts: Sequence[str], settings: Settings) -> Figure:
+    options = _set_options(scores, arm, prompts, settings)
     value = scores.metric.aggregate(scores.features[arm], scores.reference, **options).estimate
     if arm == BASELINE:
         return Figure(value)
-    change = scores.metric.difference(
-        scores.features[BASELINE], scores.features[arm], scores.reference, **options
-    )
+    change = set_change(scores, BASELINE, arm, prompts, settings)
     return Figure(value, change, smallest_detectable=_detectable(change))
+
+
+def set_change(
+    scores: SetScores, base: str, arm: str, prompts: Sequence[str], settings: Settings
+) -> Estimate:
+    """``arm`` minus ``base``, the same prompts being left out of both."""
+    options = _set_options(scores, arm, prompts, settings)
+    return scores.metric.difference(scores.features[base], scores.features[arm], scores.reference, **options)
 
 
 def _detectable(change: Estimate) -> float | None:

@@ -9,12 +9,14 @@ from typing import Any
 
 from hasten._records import write_atomically
 from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, check_margins, sanity
+from hasten.eval.compare.contest import BEATS, Contest, contests
 from hasten.eval.compare.engine import BASELINE, Arm
-from hasten.eval.compare.gates import Gate
+from hasten.eval.compare.gates import BeatsFewerSteps, Gate
 from hasten.eval.compare.reference import Embedded, Reference, embed_references
 from hasten.eval.compare.run import arms_of_run
 from hasten.eval.compare.scores import (
     SampleScores,
+    SetScores,
     few_samples,
     sample_scores,
     set_scores,
@@ -22,7 +24,7 @@ from hasten.eval.compare.scores import (
 from hasten.eval.compare.store import RunStore
 from hasten.eval.metric import Metric, SampleMetric, SetMetric
 
-__all__ = ["Evaluation", "evaluate_run", "missed_gates"]
+__all__ = ["Evaluation", "Scored", "evaluate_run", "missed_gates", "score_arms"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,44 @@ class Evaluation:
     metrics: Sequence[Metric]
     reference: Reference | None = None
     settings: Settings = field(default_factory=Settings)
-    gates: Sequence[Gate] = ()
+    gates: Sequence[Gate | BeatsFewerSteps] = ()
 
     def __post_init__(self) -> None:
         check_margins(self.settings.margins or {}, self.metrics)
         if self.reference is not None:
             self.reference.check(self.metrics)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the metrics say of the pictures of some arms."""
+
+    samples: Sequence[SampleScores]
+    sets: Sequence[SetScores]
+    references: Embedded
+
+
+def score_arms(
+    store: RunStore, arms: Sequence[str], prompts: Sequence[str], evaluation: Evaluation
+) -> Scored:
+    """Score the pictures of ``arms``, the baseline among them, by every metric.
+
+    Raises:
+        ConfigError: if a metric can't be computed on them.
+    """
+    samples = [
+        sample_scores(metric, store, arms, prompts)
+        for metric in evaluation.metrics
+        if isinstance(metric, SampleMetric)
+    ]
+    side = store.open_image(BASELINE, 0).height
+    references = embed_references(evaluation.metrics, evaluation.reference, prompts, side)
+    sets = [
+        set_scores(metric, store, arms, prompts, references.of[metric.name])
+        for metric in evaluation.metrics
+        if isinstance(metric, SetMetric)
+    ]
+    return Scored(samples, sets, references)
 
 
 def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
@@ -60,24 +94,13 @@ def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
     run = store.read_run()
     assert run is not None, "a comparison is evaluated after it ran"
     arms, prompts = arms_of_run(run), run["request"]["prompts"]
-    names = [arm.name for arm in arms]
-    samples = [
-        sample_scores(metric, store, names, prompts)
-        for metric in evaluation.metrics
-        if isinstance(metric, SampleMetric)
-    ]
-    side = store.open_image(BASELINE, 0).height
-    references = embed_references(evaluation.metrics, evaluation.reference, prompts, side)
-    sets = [
-        set_scores(metric, store, names, prompts, references.of[metric.name])
-        for metric in evaluation.metrics
-        if isinstance(metric, SetMetric)
-    ]
-    rows = analyse(arms, prompts, samples, sets, evaluation.settings)
-    document = _document(store, run, arms, rows, samples, evaluation)
-    document |= _reference_part(references, evaluation)
-    document["warnings"] += references.warnings
-    for scores in sets:
+    scored = score_arms(store, [arm.name for arm in arms], prompts, evaluation)
+    rows = analyse(arms, prompts, scored.samples, scored.sets, evaluation.settings)
+    held = contests(arms, prompts, scored.samples, scored.sets, evaluation.settings)
+    document = _document(store, run, arms, rows, held, scored.samples, evaluation)
+    document |= _reference_part(scored.references, evaluation)
+    document["warnings"] += scored.references.warnings
+    for scores in scored.sets:
         document["warnings"] += few_samples(scores.metric, scores.features[BASELINE])
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(store.folder / "report.json", text.encode())
@@ -89,6 +112,7 @@ def _document(
     run: Mapping[str, Any],
     arms: Sequence[Arm],
     rows: Rows,
+    held: Mapping[str, Contest],
     samples: Sequence[SampleScores],
     evaluation: Evaluation,
 ) -> dict[str, Any]:
@@ -97,8 +121,9 @@ def _document(
     figures = {arm: {name: figure.to_dict() for name, figure in row.items()} for arm, row in rows.items()}
     flops = run["flops"]
     efficiency = {arm.name: {"flops_ratio": _plain(flops[BASELINE] / flops[arm.name])} for arm in arms}
-    times = _times(store, run, arms, records)
-    outcomes = _gate_outcomes(evaluation.gates, arms, figures, efficiency, times["arms"])
+    times = _times(store, run, arms, records, held)
+    won = {arm: {BEATS: contest.outcome} for arm, contest in held.items()}
+    outcomes = _gate_outcomes(evaluation.gates, arms, figures, efficiency, times["arms"], won)
     times["gates"] = [outcome for gate, outcome in outcomes if gate.timed]
     request = run["request"]
     return {
@@ -115,6 +140,7 @@ def _document(
         },
         "metrics": {metric.name: _describe(metric) for metric in evaluation.metrics},
         "figures": figures,
+        "contests": {arm: contest.to_dict() for arm, contest in held.items()},
         "scores": {s.metric.name: {arm: v.tolist() for arm, v in s.values.items()} for s in samples},
         "pictures": {
             arm.name: [digests[arm.name, i] for i in range(len(request["prompts"]))] for arm in arms
@@ -149,7 +175,11 @@ def _describe(metric: Metric) -> dict[str, Any]:
 
 
 def _times(
-    store: RunStore, run: Mapping[str, Any], arms: Sequence[Arm], records: Mapping[tuple[str, int], Any]
+    store: RunStore,
+    run: Mapping[str, Any],
+    arms: Sequence[Arm],
+    records: Mapping[tuple[str, int], Any],
+    held: Mapping[str, Contest],
 ) -> dict[str, Any]:
     timings = batch_timings(arms, records)
     first = min(run["request"]["batch_size"], len(run["request"]["prompts"]))
@@ -164,6 +194,8 @@ def _times(
     }
     return {
         "arms": by_arm,
+        # How long the control really took, as a share of the candidate's time.
+        "contests": {arm: timings.ratio(contest.against, arm).as_dict() for arm, contest in held.items()},
         "steps": {arm.name: _steps(store, arm.name)[1] for arm in arms if arm.role == "candidate"},
         "created": run["about"].get("created"),
         "command": run["about"].get("command"),
@@ -187,12 +219,13 @@ def _steps(store: RunStore, arm: str) -> tuple[list[dict[str, Any]], list[float]
 
 
 def _gate_outcomes(
-    gates: Sequence[Gate],
+    gates: Sequence[Gate | BeatsFewerSteps],
     arms: Sequence[Arm],
     figures: Mapping[str, Mapping[str, Any]],
     efficiency: Mapping[str, Mapping[str, Any]],
     timed: Mapping[str, Mapping[str, Any]],
-) -> list[tuple[Gate, dict[str, Any]]]:
+    won: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[Gate | BeatsFewerSteps, dict[str, Any]]]:
     def row(arm: str) -> dict[str, Any]:
         # Efficiency figures have no interval of their own, except the speed-up.
         flat = {
@@ -200,7 +233,7 @@ def _gate_outcomes(
             for name, value in {**efficiency[arm], **timed[arm]}.items()
             if isinstance(value, Mapping)
         }
-        return {**figures[arm], **flat}
+        return {**figures[arm], **flat, **won.get(arm, {})}
 
     return [
         (gate, gate.check(arm.name, row(arm.name)))

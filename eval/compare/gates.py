@@ -3,7 +3,8 @@
 A gate is ``[ARM:]METRIC[.PART]>=VALUE`` (or ``<=``). It holds for every candidate, or for the one named. ``METRIC`` is
 a measured metric, ``speedup`` (wall-clock, baseline over candidate), ``flops_ratio`` or ``seconds`` (per picture).
 ``PART`` is ``low`` or ``high`` (ends of the interval), ``change`` (against the baseline), ``change.low`` or
-``change.high``; without it the figure itself.
+``change.high``; without it the figure itself. ``[ARM:]beats_fewer_steps`` holds for a candidate that won against plain
+sampling in the same time.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from hasten._errors import ConfigError, suggestion
+from hasten.eval.compare.contest import BEATS
 
-__all__ = ["TIMED", "Gate", "parse_gates"]
+__all__ = ["TIMED", "BeatsFewerSteps", "Gate", "parse_gates"]
 
 #: Quantities that depend on how fast the machine was, and so differ from one run to the next.
 TIMED = frozenset({"speedup", "seconds"})
 _EFFICIENCY = (*sorted(TIMED), "flops_ratio")
 _PARTS = ("value", "low", "high", "change", "change.low", "change.high")
+_BEATS = re.compile(rf"\s*(?:(?P<arm>[^:<>=]+):)?\s*{BEATS}\s*")
 _GATE = re.compile(
     r"\s*(?:(?P<arm>[^:<>=]+):)?\s*(?P<metric>\w+)(?:\.(?P<part>[\w.]+))?\s*(?P<sign>>=|<=)\s*(?P<bound>\S+)\s*"
 )
@@ -61,7 +64,25 @@ class Gate:
         return {"gate": self.text, "arm": arm, "measured": where, "held": bool(held)}
 
 
-def parse_gates(texts: Collection[str], metrics: Collection[str], arms: Collection[str]) -> list[Gate]:
+@dataclass(frozen=True)
+class BeatsFewerSteps:
+    """The condition to have won against plain sampling in the same time."""
+
+    text: str
+    arm: str | None
+
+    timed: ClassVar[bool] = False
+    """The pictures decide."""
+
+    def check(self, arm: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Outcome for one candidate; without a control to beat it is missed. Arguments as of :meth:`Gate.check`."""
+        outcome = row.get(BEATS)
+        return {"gate": self.text, "arm": arm, "measured": outcome, "held": outcome == "won"}
+
+
+def parse_gates(
+    texts: Collection[str], metrics: Collection[str], arms: Collection[str]
+) -> list[Gate | BeatsFewerSteps]:
     """Understand the gates before any work is spent.
 
     Args:
@@ -75,14 +96,16 @@ def parse_gates(texts: Collection[str], metrics: Collection[str], arms: Collecti
     return [_parse(text, metrics, arms) for text in texts]
 
 
-def _parse(text: str, metrics: Collection[str], arms: Collection[str]) -> Gate:
+def _parse(text: str, metrics: Collection[str], arms: Collection[str]) -> Gate | BeatsFewerSteps:
+    if beats := _BEATS.fullmatch(text):
+        return BeatsFewerSteps(text, _named(text, beats["arm"], arms))
     match = _GATE.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"--gate {text}: write METRIC>=VALUE or METRIC<=VALUE, for example speedup.low>=1.3"
+            f"--gate {text}: write METRIC>=VALUE or METRIC<=VALUE, for example speedup.low>=1.3, or {BEATS}"
         )
     known = [*metrics, *_EFFICIENCY]
-    metric, part, arm = match["metric"], match["part"] or "value", match["arm"]
+    metric, part = match["metric"], match["part"] or "value"
     if metric not in known:
         raise ConfigError(
             f"--gate {text}: {metric!r} is not measured{suggestion(metric, known)} Measured: {', '.join(known)}."
@@ -91,12 +114,19 @@ def _parse(text: str, metrics: Collection[str], arms: Collection[str]) -> Gate:
         raise ConfigError(
             f"--gate {text}: a figure has {', '.join(_PARTS)}, not {part!r}{suggestion(part, _PARTS)}"
         )
-    if arm is not None and arm.strip() not in arms:
-        raise ConfigError(
-            f"--gate {text}: no configuration is called {arm.strip()!r}; there are {', '.join(arms)}"
-        )
+    arm = _named(text, match["arm"], arms)
     try:
         bound = float(match["bound"])
     except ValueError as error:
         raise ConfigError(f"--gate {text}: {match['bound']!r} is not a number") from error
-    return Gate(text, arm.strip() if arm is not None else None, metric, part, match["sign"] == ">=", bound)
+    return Gate(text, arm, metric, part, match["sign"] == ">=", bound)
+
+
+def _named(text: str, arm: str | None, arms: Collection[str]) -> str | None:
+    if arm is None:
+        return None
+    if arm.strip() not in arms:
+        raise ConfigError(
+            f"--gate {text}: no configuration is called {arm.strip()!r}; there are {', '.join(arms)}"
+        )
+    return arm.strip()

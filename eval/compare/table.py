@@ -34,6 +34,8 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
             console.print(f"[bold]{escape(headline(document, arm['name']))}[/]", highlight=False)
     console.print(_speed_table(document))
     console.print(_quality_table(document))
+    if document["contests"]:
+        console.print(_contest_table(document))
     level = f"{100 * document['settings']['level']:g} %"
     notes = [
         f"{arm['name']}, first batch, by latent size: {forwards_text(document, arm['name'])}"
@@ -45,6 +47,11 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
     ]
     if any(metric["against_baseline"] for metric in document["metrics"].values()):
         notes += [f"{arm['name']} {sameness_text(arm)}" for arm in document["arms"] if arm["sameness"]]
+    notes += [
+        f"{arm}: the intervals against {contest['against']!r} hold together for all metrics that decide"
+        for arm, contest in list(document["contests"].items())[:1]
+        if sum(difference["decides"] for difference in contest["differences"].values()) > 1
+    ]
     notes += [f"in brackets: {level} intervals; differences are over pairs of the same prompt and seed"]
     if any(metric["miniature"] for metric in document["metrics"].values()):
         notes.append(MINIATURE_NOTE)
@@ -81,4 +88,21 @@ def _quality_table(document: Mapping[str, Any]) -> Table:
             if figure is not None:
                 cells = (f"  {arm['name']}", estimate_text(figure["value"]), change_text(figure))
                 table.add_row(*map(escape, cells))
+    return table
+
+
+def _contest_table(document: Mapping[str, Any]) -> Table:
+    """Candidates against plain sampling in their time, a block of rows for each."""
+    table = Table(title="against plain sampling in the same time", box=box.SIMPLE_HEAD)
+    for heading in ("configuration, metric", "difference", "better"):
+        table.add_column(heading, justify="left" if "," in heading else "right")
+    for arm, contest in document["contests"].items():
+        title = f"[bold]{escape(arm)}[/], {contest['outcome']} ({contest['steps']} steps)"
+        table.add_row(title, "", "")
+        for metric, difference in contest["differences"].items():
+            if document["metrics"][metric]["against_baseline"]:
+                continue  # closeness to the baseline says nothing about who is better
+            side = difference["better"] or "undecided"
+            cells = (f"  {metric}", change_text(difference), side if difference["decides"] else f"({side})")
+            table.add_row(*map(escape, cells))
     return table

@@ -11,9 +11,11 @@ from hasten.eval.statistics import NO_DISCORDANT
 __all__ = [
     "MINIATURE_NOTE",
     "change_text",
+    "contest_text",
     "estimate_text",
     "forwards_text",
     "headline",
+    "measured_text",
     "memory_text",
     "number",
     "sameness_text",
@@ -32,6 +34,7 @@ _SAMENESS = {
     "distributional": "gives another output of the same seed by design: closeness to the baseline says nothing about "
     "its quality",
 }
+_CONTROL = "plain sampling in the same time"
 _OUTCOMES = {
     "held": "within the margin of {}",
     "missed": "beyond the margin of {}",
@@ -56,7 +59,7 @@ def estimate_text(estimate: Mapping[str, Any], signed: bool = False) -> str:
 
 
 def change_text(figure: Mapping[str, Any]) -> str:
-    """The difference to the baseline with its interval, empty without one."""
+    """The difference (to the baseline, or to a control) with its interval, empty without one."""
     change = figure["change"]
     if change is None:
         return ""
@@ -102,22 +105,49 @@ def sameness_text(arm: Mapping[str, Any]) -> str:
     return _SAMENESS[arm["sameness"]]
 
 
-def verdict_text(figure: Mapping[str, Any]) -> str:
-    """Outcome of the non-inferiority test in words, empty without a margin."""
-    verdict = figure["verdict"]
-    return "" if verdict is None else _OUTCOMES[verdict["outcome"]].format(number(verdict["margin"]))
+def contest_text(document: Mapping[str, Any], arm: str) -> str:
+    """Won, undecided or lost against plain sampling in the same time, and by which metrics; empty without a control."""
+    contest = document["contests"].get(arm)
+    if contest is None:
+        return ""
+    share = number(document["times"]["contests"][arm]["value"])
+    who = f"{_CONTROL} ({contest['steps']} steps in {share} of its time)"
+    deciding = {name: found for name, found in contest["differences"].items() if found["decides"]}
+    if not deciding:
+        return f"undecided against {who}, because no metric judges a picture by itself"
+    found = ", ".join(f"{name} {change_text(difference)}" for name, difference in deciding.items())
+    return f"{contest['outcome']} against {who}: {found}"
+
+
+def verdict_text(document: Mapping[str, Any], arm: str, metric: str) -> str:
+    """Outcome of the non-inferiority test in words, and whether the control is better; empty without a margin."""
+    verdict = document["figures"][arm][metric]["verdict"]
+    if verdict is None:
+        return ""
+    text = _OUTCOMES[verdict["outcome"]].format(number(verdict["margin"]))
+    contest = document["contests"].get(arm)
+    if contest is not None and contest["differences"][metric]["better"] == "control":
+        text += f", but {_CONTROL} ({contest['steps']} steps) is better"
+    return text
+
+
+def measured_text(gate: Mapping[str, Any]) -> str:
+    """What a gate measured: a figure or an outcome."""
+    measured = gate["measured"]
+    return measured if isinstance(measured, str) else number(measured)
 
 
 def headline(document: Mapping[str, Any], arm: str) -> str:
-    """One candidate in one sentence: speed, each metric that has a margin, and the gates it missed."""
+    """One candidate in one sentence: speed, who won at equal time, each metric with a margin, and missed gates."""
     figures = document["figures"][arm]
-    parts = [f"{arm}: {speed_text(document, arm)} the baseline's speed"]
+    parts = [f"{arm}: {speed_text(document, arm)} the baseline's speed", contest_text(document, arm)]
     judged = {name: figure for name, figure in figures.items() if figure["verdict"] is not None}
-    parts += [f"{name} {change_text(figure)} ({verdict_text(figure)})" for name, figure in judged.items()]
-    if not judged:
-        parts.append("no margin was set, so nothing is concluded about quality")
-    gates = [gate for gate in (*document["gates"], *document["times"]["gates"]) if gate["arm"] == arm]
     parts += [
-        f"gate {gate['gate']} missed at {number(gate['measured'])}" for gate in gates if not gate["held"]
+        f"{name} {change_text(figure)} from the baseline ({verdict_text(document, arm, name)})"
+        for name, figure in judged.items()
     ]
-    return "; ".join(parts)
+    if not judged:
+        parts.append("no margin was set, so nothing is concluded about the loss from the baseline")
+    gates = [gate for gate in (*document["gates"], *document["times"]["gates"]) if gate["arm"] == arm]
+    parts += [f"gate {gate['gate']} missed at {measured_text(gate)}" for gate in gates if not gate["held"]]
+    return "; ".join(filter(None, parts))

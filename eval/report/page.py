@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from hasten.eval.compare.wording import (
     change_text,
     estimate_text,
     headline,
+    measured_text,
     memory_text,
     number,
     sameness_text,
@@ -53,6 +55,7 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
             style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),
             script=Markup((_TEMPLATES / "report.js").read_text("utf-8")),
             headlines={arm: headline(document, arm) for arm in candidates},
+            verdict=partial(verdict_text, document),
             outcome={arm: _outcome(document, arm) for arm in candidates},
             speeds={arm["name"]: speed_text(document, arm["name"]) for arm in document["arms"]},
             memory={arm["name"]: memory_text(document, arm["name"]) for arm in document["arms"]},
@@ -87,22 +90,27 @@ def _environment() -> Environment:
     environment.filters |= {
         "change": change_text,
         "estimate": estimate_text,
+        "measured": measured_text,
         "number": number,
         "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True),
         "slug": slug,
-        "verdict": verdict_text,
     }
     return environment
 
 
 def _outcome(document: Mapping[str, Any], arm: str) -> str:
-    """The worst thing that is known about a candidate: missed, undecided, held, or open without a margin or gate."""
+    """The worst thing known about a candidate, in this order: missed (a margin or gate), lost, undecided, won (against
+    plain sampling in the same time), held; open without a margin, gate or control.
+    """
     verdicts = [
         f["verdict"]["outcome"] for f in document["figures"][arm].values() if f["verdict"] is not None
     ]
     gates = [g for g in (*document["gates"], *document["times"]["gates"]) if g["arm"] == arm]
     verdicts += ["held" if gate["held"] else "missed" for gate in gates]
-    return next((outcome for outcome in ("missed", "undecided", "held") if outcome in verdicts), "open")
+    if contest := document["contests"].get(arm):
+        verdicts.append(contest["outcome"])
+    order = ("missed", "lost", "undecided", "won", "held")
+    return next((outcome for outcome in order if outcome in verdicts), "open")
 
 
 def _shown(document: Mapping[str, Any]) -> list[str]:

@@ -32,7 +32,8 @@ are split over the processes.
 
 [bold]Gates[/] make the exit code 3 when missed. METRIC>=VALUE or METRIC<=VALUE, with METRIC.low or METRIC.high for an
 end of the interval and METRIC.change (.low, .high) for the difference to the baseline; speedup, seconds and flops_ratio
-count as metrics. NAME:METRIC>=VALUE concerns one configuration.
+count as metrics. NAME:METRIC>=VALUE concerns one configuration. NAME:beats_fewer_steps asks that it won against plain
+sampling in the same time.
 
 [bold]Examples[/]
 

@@ -20,6 +20,7 @@ from hasten._generation import prepare_folder
 from hasten._lock import owned
 from hasten._processes import Processes
 from hasten.eval.compare.engine import BASELINE
+from hasten.eval.compare.wording import measured_text
 
 if TYPE_CHECKING:
     from hasten.eval.compare.document import Evaluation
@@ -168,5 +169,5 @@ def _say(text: str) -> None:
 def _complain(missed: Sequence[Mapping[str, Any]]) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for outcome in missed:
-        measured = "nothing" if outcome["measured"] is None else f"{outcome['measured']:.4g}"
+        measured = "nothing" if outcome["measured"] is None else measured_text(outcome)
         console.print(f"gate missed: {outcome['gate']} ({outcome['arm']}: measured {measured})", markup=False)

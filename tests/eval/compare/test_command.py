@@ -55,6 +55,12 @@ def test_a_run_leaves_records_pictures_and_both_reports(finished: Path) -> None:
     assert len((finished / "records.jsonl").read_text().splitlines()) == 20
     assert report["figures"]["repeat"]["psnr"]["value"]["value"] == 100
     assert report["steps"]["accelerated"][0]["facts"]["bottleneck"]
+    contest = report["contests"]["accelerated"]
+    assert (contest["against"], contest["steps"], contest["outcome"]) == ("fewer steps", 2, "undecided")
+    assert {name: found["decides"] for name, found in contest["differences"].items()} == {
+        "mini_parser": True,
+        "psnr": False,
+    }
 
 
 def test_a_rerun_measures_the_same_apart_from_times(compare: Compare, finished: Path, tmp_path: Path) -> None:
@@ -69,9 +75,13 @@ def test_a_rerun_measures_the_same_apart_from_times(compare: Compare, finished: 
 def test_another_judgement_of_the_same_run_makes_no_picture_again(compare: Compare, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("images/*/*.png")}
     gates = ("--gate", "psnr>=99", "--gate", "flops_ratio>=1.01", "--gate", "seconds<=600")
+    gates += ("--gate", "accelerated:beats_fewer_steps")
     result = compare(*OPTIONS, "-m", "psnr", "--out", finished, "--no-report", *gates)
     assert result.exit_code == 3
     assert "gate missed: psnr>=99" in result.stderr
+    missed = "gate missed: accelerated:beats_fewer_steps (accelerated: measured undecided)"
+    assert missed in result.stderr
+    assert "undecided against plain sampling in the same time (2 steps" in result.output.replace("\n", " ")
     assert "seconds" not in result.stderr
     assert before == {path: path.stat().st_mtime_ns for path in finished.glob("images/*/*.png")}
 

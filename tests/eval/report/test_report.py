@@ -115,6 +115,22 @@ def test_every_figure_of_the_document_is_on_the_page(text: str, document: dict[s
     assert "not comparable with published" in text
 
 
+def test_the_winner_is_named_on_the_page(text: str, document: dict[str, Any]) -> None:
+    from html import unescape
+
+    from hasten.eval.compare.wording import contest_text, verdict_text
+
+    contest = document["contests"][NAME]
+    assert contest["against"] == "fewer steps"
+    assert set(contest["differences"]) == {"mini_parser", "psnr", "ssim"}
+    page = unescape(unescape(text))
+    assert contest_text(document, NAME) in page
+    assert verdict_text(document, NAME, "mini_parser") in page
+    # True renders of other prompts on one side, on the other pictures that lost a little.
+    assert contest["outcome"] == "won"
+    assert "<strong>Missed</strong>" in text  # the gate, which is worse than having won is good
+
+
 def test_charts_take_their_colours_from_the_page(text: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
     assert len(charts) == 4  # three metrics and one timeline
