@@ -134,7 +134,9 @@ def verdict_text(document: Mapping[str, Any], arm: str, metric: str) -> str:
 def measured_text(gate: Mapping[str, Any]) -> str:
     """What a gate measured: a figure or an outcome."""
     measured = gate["measured"]
-    return measured if isinstance(measured, str) else number(measured)
+    if measured is None or isinstance(measured, str):
+        return measured or number(None)
+    return f"{measured:.4g}"  # a digit more than elsewhere: a gate is often missed by little
 
 
 def headline(document: Mapping[str, Any], arm: str) -> str:
