@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten._attention import AttentionSeam
 from hasten._clock import Clock, expected_batch
+from hasten._culprit import Faults
 from hasten._denoiser import DenoiserSeam
 from hasten._errors import HastenError, UnsupportedError
 from hasten._gate import Forward, open_gates
@@ -75,8 +76,8 @@ class Attachment:
             arguments = self.target.bind(args, kwargs)
         except TypeError:
             return stock(pipe, *args, **kwargs)  # the pipeline has its own words for a wrong argument
-        table = guarded(self.table, self._culprits)
-        with self._session() as recorder:
+        table = guarded(self.table, self._culprits, faults := Faults())
+        with self._session(faults) as recorder:
             self._check()
 
             def once(call: RunCall) -> Any:
@@ -102,7 +103,7 @@ class Attachment:
         Raises:
             UnsupportedError: a technique works on whole pipeline calls, which a loop is not.
         """
-        table = guarded(self.table, self._culprits)
+        table = guarded(self.table, self._culprits, faults := Faults())
         whole = dict.fromkeys(owner for owner, _ in (*table.run.items, *table.prompt.items))
         if whole:
             raise UnsupportedError(
@@ -110,9 +111,9 @@ class Attachment:
                 f"call the pipeline, or remove it first with accel.remove(...)"
             )
         call = RunCall(self.target.pipe, self.target, self.target.call_arguments(**arguments))
-        call = _with_cache(table, call)
-        with self._session() as recorder:
+        with self._session(faults) as recorder:
             self._check()
+            call = _with_cache(table, call)
             with self._installed(table, call, recorder) as run:
                 yield run
 
@@ -125,9 +126,9 @@ class Attachment:
         refuse_step_caches(self.target, {name: self._planned[name].claims for name in self.names})
 
     @contextmanager
-    def _session(self) -> Iterator[Recorder]:
+    def _session(self, faults: Faults) -> Iterator[Recorder]:
         """One call of the user: collects rows over all of its runs, and ends in one report."""
-        with self._turns.taken(), self._remembered(), self._reported() as recorder:
+        with self._turns.taken(), self._remembered(), self._reported() as recorder, faults.named():
             yield recorder
 
     @contextmanager

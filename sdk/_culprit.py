@@ -20,7 +20,7 @@ from typing import Any
 
 from hasten._errors import HastenError, PluginError
 
-__all__ = ["Culprit", "explain"]
+__all__ = ["Culprit", "Faults", "InRun", "explain"]
 
 _HOST = str(Path(__file__).parent) + os.sep
 
@@ -45,10 +45,13 @@ class Culprit:
         try:
             yield
         except BaseException as error:
-            if _is_no_fault(error) or any(error is other for other in passed):
+            if _is_no_fault(error) or _among(error, passed):
                 raise
-            text = f"{self.title} failed in {place}: {explain(error)}{_origin(error.__traceback__)}"
-            raise PluginError(text) from error
+            raise self.failed(place, error) from error
+
+    def failed(self, place: str, error: BaseException) -> PluginError:
+        """The error for what the code called in ``place`` raised."""
+        return PluginError(f"{self.title} failed in {place}: {explain(error)}{_origin(error.__traceback__)}")
 
     def returned(self, value: Any, place: str, wanted: str) -> PluginError:
         """The error for a wrong result: ``wanted`` says what to return instead."""
@@ -59,9 +62,63 @@ class Culprit:
         return PluginError(f"{self.title} {rule}")
 
 
+class Faults:
+    """What handlers raised during one call of the pipeline.
+
+    Such an error passes through the run as it is, because a technique may end a run from inside and catch that in its
+    run handler; it gets its name where it leaves the call.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[BaseException, Culprit, str]] = []
+
+    def note(self, error: BaseException, culprit: Culprit, place: str) -> None:
+        """Remember who raised ``error``, unless that is known."""
+        if not _among(error, [noted for noted, *_ in self._noted]):
+            self._noted.append((error, culprit, place))
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Around the whole call.
+
+        Raises:
+            PluginError: in the place of an error that was noted.
+        """
+        try:
+            yield
+        except BaseException as error:
+            for noted, culprit, place in self._noted:
+                if noted is error:
+                    raise culprit.failed(place, error) from error
+            raise
+        finally:
+            self._noted.clear()
+
+
+@dataclass(frozen=True)
+class InRun(Culprit):
+    """A culprit whose errors are noted, to be named at the end of the call."""
+
+    faults: Faults
+
+    @contextmanager
+    def during(self, place: str, passed: Sequence[BaseException] = ()) -> Iterator[None]:
+        """Note what the code in the block raises, and let it pass."""
+        try:
+            yield
+        except BaseException as error:
+            if not _is_no_fault(error) and not _among(error, passed):
+                self.faults.note(error, self, place)
+            raise
+
+
 def explain(error: BaseException) -> str:
     """An error in one line: its kind and its message."""
     return f"{type(error).__name__}: {error}"
+
+
+def _among(error: BaseException, others: Sequence[BaseException]) -> bool:
+    return any(error is other for other in others)
 
 
 def _is_no_fault(error: BaseException) -> bool:

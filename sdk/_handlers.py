@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hasten._attention import AttentionCall
-from hasten._culprit import Culprit
+from hasten._culprit import Culprit, Faults, InRun
 from hasten._denoiser import DenoiserCall
 from hasten._run import RunCall
 from hasten._seams import AttentionEntry, ModuleEntry, SeamTable
@@ -25,8 +25,13 @@ _Seen = list[Any]
 """What ``proceed`` gave, as far as a seam wants to compare with it; tensors are not kept."""
 
 
-def guarded(table: SeamTable, culprits: Mapping[str, Culprit]) -> SeamTable:
+def guarded(table: SeamTable, culprits: Mapping[str, Culprit], faults: Faults) -> SeamTable:
     """A snapshot of ``table`` with every handler guarded.
+
+    Args:
+        table: what techniques registered.
+        culprits: whom to name, by technique.
+        faults: told of what handlers raise.
 
     Chains are immutable, so that removing a technique in mid-run takes effect with the next run.
     """
@@ -39,10 +44,11 @@ def guarded(table: SeamTable, culprits: Mapping[str, Culprit]) -> SeamTable:
         "modules": _module,
         "attention": _attention,
     }
+    in_run = {owner: InRun(culprit.title, faults) for owner, culprit in culprits.items()}
     snapshot = SeamTable(table.order)
     for kind in table.kinds():
         chain: Chain[Any] = getattr(table, kind)
-        setattr(snapshot, kind, chain.mapped(partial(_guarded, guards[kind], culprits)))
+        setattr(snapshot, kind, chain.mapped(partial(_guarded, guards[kind], in_run)))
     return snapshot
 
 

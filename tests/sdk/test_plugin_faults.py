@@ -271,6 +271,65 @@ def test_a_proceed_that_outlives_its_forward_is_refused(shared: Any, register: A
             kept[0]()
 
 
+class _EnoughError(BaseException):
+    """A technique's own."""
+
+
+def test_a_technique_may_end_a_run_from_inside_and_catch_that(shared: Any, register: Any) -> None:
+    def listen(call: Any, proceed: Any) -> Any:
+        try:
+            proceed(call.replace_arguments({"num_inference_steps": 3}))
+        except _EnoughError as enough:
+            heard.append(enough.args)
+        asking.clear()
+        return proceed(call)
+
+    def answer(call: Any, proceed: Any) -> Any:
+        if asking:
+            raise _EnoughError(sorted(call.kwargs)[0])
+        return proceed(call)
+
+    heard: list[Any] = []
+    asking = [True]
+    unlisted = technique(denoiser=answer)
+    unlisted.name = "unlisted"
+    register(technique(run=listen, denoiser=answer))
+    register(unlisted, "another")
+    with hasten.accelerate(shared, ["made"]) as accel:
+        one_step(shared)
+        assert heard == [("encoder_hidden_states",)]
+        assert accel.report().error is None
+    asking.append(True)
+    with (
+        hasten.accelerate(shared, ["scale", "unlisted"]),
+        pytest.raises(
+            PluginError, match="technique 'unlisted' failed in its denoiser handler at step 0"
+        ) as caught,
+    ):
+        one_step(shared)
+    assert type(caught.value.__cause__) is _EnoughError
+
+
+def test_a_fault_in_a_loop_of_the_users_own_is_named(shared: Any, register: Any) -> None:
+    def fail(call: Any, proceed: Any) -> Any:
+        raise LookupError("no")
+
+    given: list[Any] = []
+    hook = shared.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append((args, kwargs)), with_kwargs=True
+    )
+    one_step(shared)
+    hook.remove()
+    args, kwargs = given[0]
+    register(technique(denoiser=fail))
+    accel = hasten.accelerate(shared, ["made"])
+    with pytest.raises(PluginError, match="'made' failed in its denoiser handler at step 0"), accel.run():
+        shared.transformer(*args, **kwargs)
+    with pytest.raises(ZeroDivisionError), accel.run():
+        _ = 1 // 0
+    accel.restore()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
