@@ -104,7 +104,7 @@ def page() -> str:
     """The page in Markdown."""
     from families import FAMILIES
 
-    from hasten._plugins import host
+    from hasten.commands import host
 
     adapters = {id(adapter): adapter for adapter in host().registry.adapters.values()}.values()
     lines = [
@@ -141,8 +141,7 @@ def together() -> list[str]:
     """What two techniques on one pipeline lead to, over every family that accepts each of them alone."""
     from families import FAMILIES
 
-    from hasten._conflicts import TESTED
-    from hasten._plugins import host
+    from hasten.commands import TESTED, host
 
     names = sorted(host().registry.techniques)
     alone = {name: {family for family in FAMILIES if planned(family, [name]) == "planned"} for name in names}

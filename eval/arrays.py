@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.sources import ImageSource
+from hasten.extend import ConfigError
 
 __all__ = ["ArraySource", "npz_members", "what_is_wrong"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from hasten._hookspecs import hookimpl
+from hasten.extend import hookimpl
 
 #: Name -> (module, class, fixed options, one line).
 METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {

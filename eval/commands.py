@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hasten._hookspecs import hookimpl
+from hasten.extend import hookimpl
 
 if TYPE_CHECKING:
     import typer

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hasten._errors import ConfigError
-from hasten._processes import Processes
+from hasten.commands import Processes
 from hasten.eval.functional.moments import Moments, merge_all
+from hasten.extend import ConfigError
 
 ValueT = TypeVar("ValueT")
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten._errors import CheckpointError, ConfigError
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.moments import Moments
 from hasten.eval.loading import Loaded, batches
 from hasten.eval.networks.features import FeatureNetwork
 from hasten.eval.sources import ImageSource
+from hasten.extend import CheckpointError, ConfigError
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 
 
 @dataclass(frozen=True)

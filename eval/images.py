@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
-from hasten._pictures import to_rgb
+from hasten.extend import ConfigError
+from hasten.files import to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.functional.frechet import covariance_factor, frechet_distance, frechet_distance_to
 from hasten.eval.functional.mmd import Kernel, KernelSums, discrepancy, kernel_sums
 from hasten.eval.functional.moments import Moments, check_features
 from hasten.eval.statistics import Estimate, assign_groups, jackknife_estimate
 from hasten.eval.statistics.jackknife import GROUPS
+from hasten.extend import ConfigError
 
 
 def _leave_out_distances(

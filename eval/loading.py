@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hasten._errors import ConfigError
 from hasten.eval.sources import ImageSource
+from hasten.extend import ConfigError
 
 
 @dataclass

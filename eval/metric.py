@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.images import check_images, check_pair
 from hasten.eval.statistics import Estimate
+from hasten.extend import ConfigError
 
 #: One tensor per name, one row per sample; on the CPU.
 Features = Mapping[str, Tensor]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric as TorchMetric
 
-from hasten._errors import ConfigError
 from hasten.eval.functional.frechet import frechet_distance
 from hasten.eval.functional.moments import Moments, merge_all
 from hasten.eval.metric import Batch, Metric, SampleMetric, SetMetric
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
+from hasten.extend import ConfigError
 
 
 def _merge_packed(stacked: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten._errors import CheckpointError, ConfigError
 from hasten.eval.arrays import what_is_wrong
 from hasten.eval.features import atomic_write
 from hasten.eval.fingerprint import Fingerprint, require_same
 from hasten.eval.functional.moments import Moments
+from hasten.extend import CheckpointError, ConfigError
 
 __all__ = ["Statistics", "load_statistics", "save_statistics"]
 

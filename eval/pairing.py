@@ -11,9 +11,8 @@ from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hasten._document import parse_json
-from hasten._errors import ConfigError
-from hasten._text import read_lines, read_text
+from hasten.extend import ConfigError
+from hasten.files import parse_json, read_lines, read_text
 
 __all__ = ["Manifest", "Order", "ambiguity", "natural_key", "sort_names"]
 
@@ -171,7 +170,7 @@ def _stem(name: str) -> str:
 
 
 def _is_picture(name: str) -> bool:
-    from hasten._pictures import picture_suffixes  # the command line needs Order alone, without Pillow
+    from hasten.files import picture_suffixes
 
     return PurePosixPath(name).suffix.lower() in picture_suffixes()
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
-from hasten._pictures import Listing, describe_unread, list_folder, list_names, read_rgb
 from hasten.eval.pairing import Manifest, Order, ambiguity, sort_names
+from hasten.extend import ConfigError
+from hasten.files import Listing, describe_unread, list_folder, list_names, read_rgb
 
 #: Suffixes whose images lost something when they were written (or may have).
 _LOSSY = frozenset(

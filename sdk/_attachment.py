@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hasten._adapters.base import Guidance, LatentLayout, Moments
 from hasten._attention import AttentionSeam
 from hasten._clock import Clock, expected_batch
 from hasten._culprit import Faults
@@ -28,7 +29,6 @@ from hasten._subclass import stock_class
 from hasten._target import Target
 from hasten._timesteps import nothing_to_run
 from hasten._turns import Turns
-from hasten.pipelines.adapters._base import Guidance, LatentLayout, Moments
 
 if TYPE_CHECKING:
     from hasten._enabled import Enabled

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from hasten.pipelines.adapters._base import Guidance, LatentSize
+    from hasten._adapters.base import Guidance, LatentSize
     from hasten.schedules.noise import NoiseLevel
 
 __all__ = ["Branch", "Clock", "Step", "expected_batch"]

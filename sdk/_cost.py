@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hasten._adapters.base import Guidance, LatentSize
 from hasten._clock import expected_batch
 from hasten._errors import UnsupportedError
 from hasten._flops import Tokens, forward_flops
 from hasten._timesteps import by_step, planned_levels
-from hasten.pipelines.adapters._base import Guidance, LatentSize
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hasten._results import Predictions
 from hasten._run import Run
 
 if TYPE_CHECKING:
-    from hasten.pipelines.adapters._base import Moments
+    from hasten._adapters.base import Moments
 
 __all__ = ["DenoiserCall", "DenoiserHandler", "DenoiserSeam", "unwrapped"]
 
@@ -97,7 +97,7 @@ class DenoiserSeam:
         self.name, self._module, self._run, self._layout = name, module, run, layout
         self._watch = watch
         self._around = around
-        self._parameters = _parameter_names(module)
+        self._parameters = parameter_names(module)
         self._trail: Trail = []
         self._predictions = Predictions()
         self._chain: Proceed = self._compute
@@ -196,7 +196,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else module
 
 
-def _parameter_names(module: nn.Module) -> tuple[str, ...]:
+def parameter_names(module: nn.Module) -> tuple[str, ...]:
     """Names of the forward's parameters, from the class: an instance's ``forward`` may be an offloading hook."""
     names = tuple(inspect.signature(type(unwrapped(module)).forward).parameters)
     return names[1:]

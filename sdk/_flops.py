@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from hasten.pipelines.adapters._base import LatentSize
+from hasten._adapters.base import LatentSize
 
 __all__ = ["Tokens", "forward_flops"]
 

@@ -211,12 +211,12 @@ def _scheduler(factory: Any, culprit: Culprit) -> Any:
 
 def _cache(factory: Any, culprit: Culprit) -> Any:
     def make(cache: Any, call: RunCall) -> Any:
-        from hasten.pipelines.var.cache import KVCache
+        from hasten._adapters.kv_cache import KVCache
 
         with culprit.during("its cache factory"):
             made = factory(cache, call)
         if made is not None and not isinstance(made, KVCache):
-            wanted = "a hasten.pipelines.var.cache.KVCache, or None for the pipeline's own"
+            wanted = "a hasten.extend.KVCache, or None for the pipeline's own"
             raise culprit.returned(made, "its cache factory", wanted)
         return made
 

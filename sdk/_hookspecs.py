@@ -14,11 +14,11 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from hasten._adapters.base import Adapter
     from hasten._models import Model
     from hasten._plan import Plan
     from hasten._report import Report
     from hasten._technique import Finding, Technique
-    from hasten.pipelines.adapters._base import Adapter
 
 __all__ = ["HOOKS", "PROJECT", "hookimpl", "hookspec"]
 
@@ -56,6 +56,11 @@ def hasten_register_commands(app: typer.Typer) -> None:
 
 
 @hookspec
+def hasten_register_benchmarks(group: typer.Typer) -> None:
+    """Add commands to ``group``, which is ``hasten bench``."""
+
+
+@hookspec
 def hasten_plan(plan: Plan) -> Iterable[Finding] | None:
     """Comment on ``plan`` with findings; one of severity ``error`` refuses the acceleration."""
 
@@ -71,6 +76,7 @@ HOOKS = (
     hasten_register_metrics,
     hasten_register_models,
     hasten_register_commands,
+    hasten_register_benchmarks,
     hasten_plan,
     hasten_run_finished,
 )

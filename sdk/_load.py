@@ -11,11 +11,15 @@ from typing import Any
 
 from hasten._document import parse_json
 from hasten._errors import CheckpointError, ConfigError, HastenError, UnsupportedError
+from hasten._models import Model, read_settings
+from hasten._plugins import host
 from hasten._text import read_text
 
-__all__ = ["load", "pipeline_class"]
+__all__ = ["find_model", "load", "load_saved", "model_folder", "pipeline_class"]
 
 _MINI = "mini/"
+_MORE = ("mini/t2i-unet", "mini/t2v-dit", "mini/t2v-unet", "mini/var", "mini/infinity")
+"""Models of the distribution ``hasten-miniatures``, which may not be installed."""
 _INDEX = "model_index.json"
 _OWN = {
     "VARPipeline": "hasten.pipelines.var.pipeline",
@@ -38,10 +42,8 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
         CheckpointError: a saved pipeline is damaged or incomplete.
     """
     name = str(name_or_path)
-    if name.startswith(_MINI):
-        from hasten.pipelines import mini
-
-        return mini.load(name, **options)
+    if name in host().registry.models or name.startswith(_MINI):
+        return load_saved(model_folder(name), **options)
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         return _load_folder(Path(folder), options)
@@ -57,6 +59,59 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
             f"{name!r} is no local folder and could not be fetched from the hub: {error}. Without a network, give the "
             f"folder of a downloaded pipeline, or try a bundled miniature ({_MINI}...)."
         ) from error
+
+
+def load_saved(folder: Path, **options: Any) -> Any:
+    """Load a saved miniature, in single precision unless told otherwise, without the components it was saved without.
+
+    Args:
+        folder: holds the pipeline and its ``hasten.json``.
+        **options: passed on to ``from_pretrained``.
+
+    Raises:
+        CheckpointError: the folder is damaged, or has no ``hasten.json``.
+    """
+    import torch
+
+    if "torch_dtype" not in options:
+        options.setdefault("dtype", torch.float32)
+    absent = dict.fromkeys(read_settings(folder).get("absent", ()))
+    return _load_folder(folder, absent | options)
+
+
+def find_model(name: str) -> Model:
+    """The model of that name.
+
+    Raises:
+        UnsupportedError: no plugin offers one.
+    """
+    models = host().registry.models
+    if name in models:
+        return models[name]
+    if name in _MORE:
+        raise UnsupportedError(
+            f"{name!r} is part of the distribution hasten-miniatures, which is not installed: run `pip install "
+            "./examples/miniatures` in a checkout of hasten"
+        )
+    known = ", ".join(dict.fromkeys((*models, *_MORE)))
+    raise UnsupportedError(f"no model is called {name!r}; there are {known}")
+
+
+def model_folder(name: str) -> Path:
+    """Where the saved pipeline of a model lies.
+
+    Raises:
+        UnsupportedError: no plugin offers the model.
+        CheckpointError: the weights are missing.
+    """
+    model = find_model(name)
+    if not (model.folder / "model_index.json").is_file():
+        short = name.rpartition("/")[2]
+        raise CheckpointError(
+            f"the weights of {name!r} are missing from {model.folder}; install the distribution again, or make them "
+            f"with `hasten mini train {short}` and `hasten mini export {short} {model.folder}`"
+        )
+    return model.folder
 
 
 def pipeline_class(folder: Path) -> Any:

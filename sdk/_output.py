@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten._errors import CheckpointError, ConfigError
 from hasten._generation import Job, Sample
-from hasten._records import append_lines, read_lines, read_sealed, repair, seal, write_atomically
+from hasten._records import append_lines, read_records, read_sealed, repair, seal, write_atomically
 from hasten._saved import is_intact, save_frames
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class OutputFolder:
         """
         found: dict[int, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("manifest*.jsonl")):
-            for number, record in enumerate(read_lines(path), 1):
+            for number, record in enumerate(read_records(path), 1):
                 self._require_record(path, number, record)
                 picture = self.folder / record["file"]
                 if is_intact(picture, record.get("sha256")) if verify else picture.exists():

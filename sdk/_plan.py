@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hasten._adapters.base import LatentLayout
 from hasten._config import Config
 from hasten._conflicts import check_claims, untested_pairs
 from hasten._enabled import Enabled
@@ -16,7 +17,6 @@ from hasten._step_caches import refuse_step_caches
 from hasten._target import Target
 from hasten._technique import Finding
 from hasten._timesteps import nothing_to_run
-from hasten.pipelines.adapters._base import LatentLayout
 
 if TYPE_CHECKING:
     from hasten._claims import Claim

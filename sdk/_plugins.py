@@ -186,6 +186,10 @@ class Host:
         for others in (set(plugins.values()) - built_in, built_in):
             self._manager.subset_hook_caller(hook, others)(app=app)
 
+    def add_benchmarks(self, group: object) -> None:
+        """Let every plugin add to ``hasten bench``, a ``typer.Typer``; one that fails is recorded and skipped."""
+        self._manager.hook.hasten_register_benchmarks(group=group)
+
     def comment(self, plan: Plan) -> list[Finding]:
         """Findings of every ``hasten_plan`` hook, each prefixed with the plugin it came from.
 
@@ -305,6 +309,8 @@ class Host:
             return Guard(culprit, hook, findings, combined, fail)
         if hook == "hasten_run_finished":
             return Guard(culprit, hook, nothing, _unchanged, warn)
+        if hook == "hasten_register_benchmarks":
+            return Guard(culprit, hook, nothing, _unchanged, record_it)
         if hook == "hasten_register_commands":
             around = partial(self._contribute, record)
             return Guard(culprit, hook, nothing, _unchanged, record_it, around)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hasten._errors import CheckpointError, HastenError
 
-__all__ = ["append_lines", "read_lines", "read_sealed", "repair", "seal", "write_atomically"]
+__all__ = ["append_lines", "read_records", "read_sealed", "repair", "seal", "write_atomically"]
 
 _SEAL = "sha256"
 
@@ -44,7 +44,7 @@ def _write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """Records of a file; a last line without its newline (a kill in the middle of a write) is not one.
 
     Raises:

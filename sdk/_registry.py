@@ -12,7 +12,7 @@ from hasten._models import Model
 from hasten._technique import Sameness, Technique, TechniqueConfig
 
 if TYPE_CHECKING:
-    from hasten.pipelines.adapters._base import Adapter
+    from hasten._adapters.base import Adapter
 
 __all__ = ["RESERVED", "Metric", "Registry"]
 
@@ -118,7 +118,7 @@ class Registry:
         families = ", ".join(sorted({adapter.family for adapter in self.adapters.values()})) or "none"
         raise UnsupportedError(
             f"no adapter describes {type(pipe).__name__} or a class it derives from. Known families: {families}. "
-            "Write a hasten.pipelines.adapters.Adapter for it and register it with hasten_register_adapters "
+            "Write a hasten.extend.Adapter for it and register it with hasten_register_adapters "
             "(docs/plugins.md shows how)."
         )
 
@@ -195,7 +195,7 @@ def _are_types(value: object) -> bool:
 
 
 def _check_adapter(adapter: Adapter) -> None:
-    from hasten.pipelines.adapters._base import Adapter
+    from hasten._adapters.base import Adapter
 
     if not isinstance(adapter, Adapter):
         raise PluginError(f"{adapter!r} is no hasten.pipelines.adapters.Adapter")

@@ -208,7 +208,7 @@ class Seams:
         Raises:
             UnsupportedError: the family does not generate scale by scale.
         """
-        from hasten.pipelines.adapters._base import ScaleSchedule
+        from hasten._adapters.base import ScaleSchedule
 
         self._target.capability(ScaleSchedule)
         self._table.cache = self._table.cache.plus(self.owner, factory)

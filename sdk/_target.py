@@ -13,7 +13,7 @@ from hasten._plugins import host
 if TYPE_CHECKING:
     from torch import nn
 
-    from hasten.pipelines.adapters._base import Adapter, LatentLayout, Moments
+    from hasten._adapters.base import Adapter, LatentLayout, Moments
 
 __all__ = ["Target"]
 
@@ -71,7 +71,7 @@ class Target:
         Raises:
             UnsupportedError: the adapter has no layout.
         """
-        from hasten.pipelines.adapters._base import LatentLayout
+        from hasten._adapters.base import LatentLayout
 
         return self.capability(LatentLayout)
 
@@ -82,7 +82,7 @@ class Target:
         Raises:
             UnsupportedError: the adapter has neither.
         """
-        from hasten.pipelines.adapters._base import LatentLayout, ScaleSchedule
+        from hasten._adapters.base import LatentLayout, ScaleSchedule
 
         found = self.adapter.capability(ScaleSchedule)
         return found or self.capability(LatentLayout)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hasten._adapters.base import LatentSize
 from hasten._errors import UnsupportedError
 from hasten._subclass import stock_class
-from hasten.pipelines.adapters._base import LatentSize
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:

@@ -12,10 +12,63 @@ from typing import TYPE_CHECKING
 from hasten._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hasten._adapters.base import (
+        Adapter,
+        Guidance,
+        LatentLayout,
+        LatentSize,
+        Moments,
+        Prediction,
+        ScaleSchedule,
+    )
+    from hasten._adapters.decoders import (
+        CausalDecoder,
+        ChunkedDecoder,
+        FrameDecoder,
+        PictureDecoder,
+        TiledDecoder,
+    )
+    from hasten._adapters.frames import (
+        FrameAxis,
+        FrameLayer,
+        FrameMixing,
+        LayerKind,
+        Rotary,
+        attention_names,
+        frame_layers,
+        self_attentions,
+        separable,
+    )
+    from hasten._adapters.kv_cache import KVCache
+    from hasten._adapters.layouts import (
+        ConditionedVideoLayout,
+        ImageLayout,
+        PackedLayout,
+        TokenLayout,
+        VideoLayout,
+        image_pixels,
+        resize_clean,
+        unknown_size,
+    )
+    from hasten._adapters.paths import FlowPath, Path, VariancePreservingPath
+    from hasten._adapters.scan import ScannedUnits, UNetUnits
+    from hasten._adapters.tokens import AttentionTokens, JointTokens, TokenGrid, UNetTokens
+    from hasten._adapters.units import (
+        BlockUnit,
+        Cut,
+        Grain,
+        PrunableUnits,
+        SkipJoint,
+        SkipResnet,
+        SkipTensor,
+        SkipTransformer2D,
+        Structure,
+        UnitGroup,
+    )
     from hasten._attention import AttentionCall, Proceed, attention_layers, check_layers
     from hasten._claims import Access, Claim
-    from hasten._cost import StepCost, branches, call_size
-    from hasten._denoiser import DenoiserCall, unwrapped
+    from hasten._cost import StepCost, branches, call_size, planned_steps
+    from hasten._denoiser import DenoiserCall, parameter_names, unwrapped
     from hasten._errors import (
         CheckpointError,
         ConfigError,
@@ -30,13 +83,17 @@ if TYPE_CHECKING:
     from hasten._files import read_fields, read_json
     from hasten._hookspecs import hookimpl
     from hasten._journal import OwnedJournal
-    from hasten._models import Captions, Model, Split
+    from hasten._models import Captions, Model, Split, read_settings
+    from hasten._module_state import ModuleState
     from hasten._plan import Plan
     from hasten._pretrained import load_checked
     from hasten._ranks import Ranks
-    from hasten._report import Report
+    from hasten._recorder import Stopwatch
+    from hasten._report import Report, StepRecord
     from hasten._run import Run, RunCall
     from hasten._seams import Seams, submodule
+    from hasten._step_caches import step_caches
+    from hasten._subclass import stock_class
     from hasten._target import Target
     from hasten._technique import Finding, Forecast, Sameness, StepForecast, Technique, TechniqueConfig
     from hasten._timesteps import by_step, dynamic_shift, levels_of, planned_levels
@@ -123,10 +180,12 @@ __all__ = [
     "HastenError",
     "ImageLayout",
     "JointTokens",
+    "KVCache",
     "LatentLayout",
     "LatentSize",
     "LayerKind",
     "Model",
+    "ModuleState",
     "Moments",
     "NoiseLevel",
     "NumericalError",
@@ -156,6 +215,8 @@ __all__ = [
     "Split",
     "StepCost",
     "StepForecast",
+    "StepRecord",
+    "Stopwatch",
     "Structure",
     "Target",
     "Technique",
@@ -191,13 +252,15 @@ __all__ = [
     "resize_clean",
     "self_attentions",
     "separable",
+    "step_caches",
+    "stock_class",
     "submodule",
     "suggestion",
     "unknown_size",
     "unwrapped",
 ]
 
-_HOMES = {
+_HOMES: dict[str, tuple[str, ...]] = {
     "hasten._errors": (
         "CheckpointError",
         "ConfigError",
@@ -234,7 +297,10 @@ _HOMES = {
         "Claim",
     ),
     "hasten._plan": ("Plan",),
-    "hasten._report": ("Report",),
+    "hasten._report": (
+        "Report",
+        "StepRecord",
+    ),
     "hasten._target": ("Target",),
     "hasten._seams": (
         "Seams",
@@ -247,6 +313,7 @@ _HOMES = {
     ),
     "hasten._denoiser": (
         "DenoiserCall",
+        "parameter_names",
         "unwrapped",
     ),
     "hasten._attention": (
@@ -256,10 +323,15 @@ _HOMES = {
         "check_layers",
     ),
     "hasten._ranks": ("Ranks",),
+    "hasten._recorder": ("Stopwatch",),
+    "hasten._module_state": ("ModuleState",),
+    "hasten._step_caches": ("step_caches",),
+    "hasten._subclass": ("stock_class",),
     "hasten._cost": (
         "StepCost",
         "branches",
         "call_size",
+        "planned_steps",
     ),
     "hasten._timesteps": (
         "by_step",
@@ -268,7 +340,7 @@ _HOMES = {
         "planned_levels",
     ),
     "hasten.schedules.noise": ("NoiseLevel",),
-    "hasten.pipelines.adapters._base": (
+    "hasten._adapters.base": (
         "Adapter",
         "Guidance",
         "LatentLayout",
@@ -277,7 +349,8 @@ _HOMES = {
         "Prediction",
         "ScaleSchedule",
     ),
-    "hasten.pipelines.adapters._layouts": (
+    "hasten._adapters.kv_cache": ("KVCache",),
+    "hasten._adapters.layouts": (
         "ConditionedVideoLayout",
         "ImageLayout",
         "PackedLayout",
@@ -287,18 +360,18 @@ _HOMES = {
         "resize_clean",
         "unknown_size",
     ),
-    "hasten.pipelines.adapters._paths": (
+    "hasten._adapters.paths": (
         "FlowPath",
         "Path",
         "VariancePreservingPath",
     ),
-    "hasten.pipelines.adapters._tokens": (
+    "hasten._adapters.tokens": (
         "AttentionTokens",
         "JointTokens",
         "TokenGrid",
         "UNetTokens",
     ),
-    "hasten.pipelines.adapters._frames": (
+    "hasten._adapters.frames": (
         "FrameAxis",
         "FrameLayer",
         "FrameMixing",
@@ -309,14 +382,14 @@ _HOMES = {
         "self_attentions",
         "separable",
     ),
-    "hasten.pipelines.adapters._decoders": (
+    "hasten._adapters.decoders": (
         "CausalDecoder",
         "ChunkedDecoder",
         "FrameDecoder",
         "PictureDecoder",
         "TiledDecoder",
     ),
-    "hasten.pipelines.adapters._units": (
+    "hasten._adapters.units": (
         "BlockUnit",
         "Cut",
         "Grain",
@@ -328,7 +401,7 @@ _HOMES = {
         "Structure",
         "UnitGroup",
     ),
-    "hasten.pipelines.adapters._scan": (
+    "hasten._adapters.scan": (
         "ScannedUnits",
         "UNetUnits",
     ),
@@ -336,6 +409,7 @@ _HOMES = {
         "Captions",
         "Model",
         "Split",
+        "read_settings",
     ),
 }
 

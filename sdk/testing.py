@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import hasten
+from hasten._adapters.base import Adapter, LatentLayout
 from hasten._attention import attention_layers
 from hasten._claims import Access, Claim
 from hasten._denoiser import DenoiserCall
@@ -37,7 +38,6 @@ from hasten._plugins import host
 from hasten._seams import Seams
 from hasten._target import Target
 from hasten._technique import Technique, TechniqueConfig
-from hasten.pipelines.adapters._base import Adapter, LatentLayout
 
 __all__ = ["AdapterContract", "PipelineContract", "TechniqueContract"]
 

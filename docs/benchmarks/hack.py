@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import hasten
-from hasten._machine import describe_machine
+from hasten.commands import describe_machine
 from hasten.eval.efficiency.timing import synchronize
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.infinity.pipeline import InfinityPipeline

@@ -257,7 +257,7 @@ def as_run(measured: dict[str, Any]) -> Run:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    from hasten._machine import describe_machine
+    from hasten.commands import describe_machine
 
     return {**describe_machine(), "cores": os.cpu_count()}
 

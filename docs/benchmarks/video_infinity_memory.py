@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hasten.extend import FrameDecoder
 from hasten.pipelines.adapters import find
-from hasten.pipelines.adapters._decoders import FrameDecoder
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import as_pixels
 from hasten.plugins.video_infinity.encode import Film

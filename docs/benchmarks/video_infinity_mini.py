@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 import hasten
-from hasten._machine import describe_machine
+from hasten.commands import describe_machine
 from hasten.pipelines import mini
 from hasten.pipelines.mini import product_name
 from hasten.schedules.clips import partition

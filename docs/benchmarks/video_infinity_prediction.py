@@ -20,7 +20,7 @@ from diffusers import UNet3DConditionModel, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hasten.pipelines.adapters._frames import FrameMixing, LayerKind
+from hasten.extend import FrameMixing, LayerKind
 from hasten.pipelines.adapters.text_to_video import UNet3DFrames
 from hasten.pipelines.adapters.wan import WanFrames
 from hasten.plugins.video_infinity.cost import Link, Part, attention_bytes, efficiency, norm_bytes

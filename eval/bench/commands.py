@@ -1,24 +1,27 @@
-"""The command group ``hasten bench``. A new benchmark is a module with ``register(group)``, named in ``_MODULES``."""
+"""The command group ``hasten bench``, to which plugins add their benchmarks."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import typer
 
-from hasten._hookspecs import hookimpl
+from hasten.commands import host
+from hasten.eval.bench import evaluation
+from hasten.extend import hookimpl
 
-__all__ = ["hasten_register_commands"]
-
-_MODULES = ("hasten.eval.bench.attention", "hasten.eval.bench.evaluation")
+__all__ = ["hasten_register_benchmarks", "hasten_register_commands"]
 
 
 @hookimpl
 def hasten_register_commands(app: typer.Typer) -> None:
-    """Add the group with all of its benchmarks."""
+    """Add the group with the benchmarks of all plugins."""
     group = typer.Typer(
         help="Time parts of hasten on this machine, each beside its plain alternative.", no_args_is_help=True
     )
-    for module in _MODULES:
-        import_module(module).register(group)
+    host().add_benchmarks(group)
     app.add_typer(group, name="bench")
+
+
+@hookimpl
+def hasten_register_benchmarks(group: typer.Typer) -> None:
+    """Add the benchmarks of evaluation."""
+    evaluation.register(group)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from hasten._cli import _options as common
+from hasten import commands as common
 from hasten.eval.bench.show import show
 
 if TYPE_CHECKING:

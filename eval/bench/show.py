@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hasten._console import Console
+from hasten.commands import Console
 
 __all__ = ["show"]
 
@@ -25,7 +25,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (
         notes: lines below the table.
         as_json: print JSON.
     """
-    from hasten._machine import describe_machine
+    from hasten.commands import describe_machine
 
     machine = describe_machine()
     if as_json:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hasten._errors import ConfigError, suggestion
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.scores import SampleScores, SetScores
 from hasten.eval.efficiency.timing import Timings
@@ -25,6 +24,7 @@ from hasten.eval.statistics import (
     paired_tests,
     ratio_of_sums,
 )
+from hasten.extend import ConfigError, suggestion
 
 __all__ = [
     "Figure",

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hasten._records import write_atomically
 from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, check_margins, sanity
 from hasten.eval.compare.contest import BEATS, Contest, contests
 from hasten.eval.compare.engine import BASELINE, Arm
@@ -23,6 +22,7 @@ from hasten.eval.compare.scores import (
 )
 from hasten.eval.compare.store import RunStore
 from hasten.eval.metric import Metric, SampleMetric, SetMetric
+from hasten.files import write_atomically
 
 __all__ = ["Evaluation", "Scored", "evaluate_run", "missed_gates", "score_arms"]
 

@@ -14,13 +14,13 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hasten._generation import Job, Sample, generate
-from hasten._technique import Sameness
+from hasten.commands import Job, Sample, generate
+from hasten.extend import Sameness
 
 if TYPE_CHECKING:
-    from hasten._config import Config
-    from hasten._report import Report
+    from hasten.commands import Config
     from hasten.eval.efficiency.timing import Timings
+    from hasten.extend import Report
 
 __all__ = [
     "BASELINE",
@@ -86,7 +86,7 @@ class Arm:
     @property
     def sameness(self) -> Sameness | None:
         """The weakest promise of its techniques about the same seed; ``None`` without techniques."""
-        from hasten._plugins import host
+        from hasten.commands import host
 
         promises = (
             [host().technique(entry.name).sameness for entry in self.config.techniques] if self.config else []
@@ -96,7 +96,7 @@ class Arm:
     @property
     def varies_by_prompt(self) -> bool:
         """Whether one of its techniques takes longer for some prompts than for others."""
-        from hasten._plugins import host
+        from hasten.commands import host
 
         entries = self.config.techniques if self.config else ()
         return any(host().technique(entry.name).varies_by_prompt for entry in entries)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.compare.reference import Reference, embed_references
 from hasten.eval.compare.scores import few_samples
 from hasten.eval.distributed import gather, own_part
@@ -16,6 +15,7 @@ from hasten.eval.loading import Loaded, batches
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
 from hasten.eval.sources import ImageSource, check_paired
 from hasten.eval.statistics import Estimate, mean_estimate, ratio_of_sums
+from hasten.extend import ConfigError
 
 __all__ = ["FolderScores", "Pictures", "score_pictures"]
 

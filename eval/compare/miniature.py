@@ -22,6 +22,7 @@ from hasten.eval.metric import Batch, Features, Need, SampleMetric, SetMetric
 from hasten.eval.metrics.alignment import ClipScore
 from hasten.eval.metrics.sets import Cmmd, Fid
 from hasten.eval.networks.clip import ClipNetwork
+from hasten.extend import CheckpointError
 
 if TYPE_CHECKING:
     from hasten.eval.networks.features import FeatureNetwork

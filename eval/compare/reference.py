@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hasten._errors import ConfigError
-from hasten._pictures import describe_unread
 from hasten.eval.arrays import PICTURES, npz_members
 from hasten.eval.distributed import gather, own_part
 from hasten.eval.functional.moments import Moments
@@ -17,6 +15,8 @@ from hasten.eval.metric import Batch, Features, Metric, SetMetric, concatenate
 from hasten.eval.metrics.sets import Fid
 from hasten.eval.moments_file import load_statistics
 from hasten.eval.sources import ImageSource, open_source
+from hasten.extend import ConfigError
+from hasten.files import describe_unread
 
 __all__ = ["Embedded", "Reference", "embed_references"]
 

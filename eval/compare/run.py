@@ -8,10 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hasten._config import Config
-from hasten._errors import ConfigError, suggestion
-from hasten._generation import Job
-from hasten._processes import PATIENCE, Processes, wait_for
+from hasten.commands import PATIENCE, Config, Job, Processes, wait_for
 from hasten.eval.compare.engine import (
     BASELINE,
     CONTROLS,
@@ -29,6 +26,7 @@ from hasten.eval.compare.engine import (
     warm_up,
 )
 from hasten.eval.compare.store import Record, RunStore, slug
+from hasten.extend import ConfigError, suggestion
 
 __all__ = ["GENERATING", "Progress", "Request", "arms_of_run", "run_comparison"]
 
@@ -198,8 +196,7 @@ def _opening(pipe: Any, request: Request, about: Mapping[str, Any], progress: Pr
 
 def _steps_are_free(pipe: Any) -> bool:
     """Whether the number of steps can be chosen: a pipeline that generates scale by scale has one for each."""
-    from hasten._target import Target
-    from hasten.pipelines.adapters._base import ScaleSchedule
+    from hasten.extend import ScaleSchedule, Target
 
     return Target.of(pipe).adapter.capability(ScaleSchedule) is None
 

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hasten._errors import ConfigError
-from hasten._plugins import host
+from hasten.commands import host
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.store import RunStore
 from hasten.eval.images import to_uint8
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
+from hasten.extend import ConfigError
 
 __all__ = [
     "SampleScores",

@@ -17,9 +17,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten._records import append_lines, read_lines, read_sealed, repair, seal, write_atomically
-from hasten._saved import is_intact, picture_files, save_frames
+from hasten.extend import CheckpointError, ConfigError
+from hasten.files import (
+    append_lines,
+    is_intact,
+    picture_files,
+    read_records,
+    read_sealed,
+    repair,
+    save_frames,
+    seal,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -188,7 +197,7 @@ class RunStore:
         """
         found: dict[tuple[str, int], Record] = {}
         for path in sorted((self.folder / "records").glob("rank-*.jsonl")):
-            for number, line in enumerate(read_lines(path), 1):
+            for number, line in enumerate(read_records(path), 1):
                 record = _record(path, number, line)
                 if not verify or is_intact(self.folder / record.file, record.sha256):
                     found[record.arm, record.index] = record

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hasten._console import Console
+from hasten.commands import Console
 from hasten.eval.compare.wording import (
     MINIATURE_NOTE,
     change_text,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from scipy import stats  # type: ignore[import-untyped]
 
-from hasten._errors import ConfigError
 from hasten.eval.statistics import Estimate
 from hasten.eval.statistics.estimate import check_level
+from hasten.extend import ConfigError
 
 
 def synchronize(device: torch.device | str | None) -> None:

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.functional.mmd import normalized
+from hasten.extend import ConfigError
 
 #: ``cosine``: mean cosine. ``percent``: 100 times that. ``torchmetrics``: the same, the *mean* clamped at 0.
 #: ``clamped``: each sample clamped at 0 (DeepCache, BK-SDM). ``original``: 2.5 max(cos, 0) (Hessel et al.

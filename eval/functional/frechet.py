@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.functional.moments import Moments, as_float64, check_features
+from hasten.extend import ConfigError
 
 _log = logging.getLogger("hasten")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.functional.moments import as_float64
+from hasten.extend import ConfigError
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

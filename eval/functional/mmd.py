@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.functional.moments import as_float64, check_features
+from hasten.extend import ConfigError
 
 #: Rows of the kernel matrix in memory at once.
 BLOCK = 2048

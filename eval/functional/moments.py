@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 
 #: Rows converted to float64 at once.
 _BLOCK = 4096

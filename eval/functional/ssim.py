@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.images import check_pair
+from hasten.extend import ConfigError
 
 #: ``valid`` averages over the region the whole window covers, as the reference implementation does;
 #: ``torchmetrics`` reflects at the borders and averages over the full image.

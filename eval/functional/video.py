@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.functional.pixel import capped, psnr
 from hasten.eval.images import check_images
+from hasten.extend import ConfigError
 
 #: Compares two batches of images, ``[F, 3, H, W]`` each, to ``[F]``.
 PairMetric = Callable[[Tensor, Tensor], Tensor]

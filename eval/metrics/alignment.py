@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.alignment import (
     ClipScale,
@@ -20,6 +19,7 @@ from hasten.eval.functional.alignment import (
 from hasten.eval.metric import Batch, Features, Need, SampleMetric
 from hasten.eval.networks.blip import Blip2Network, BlipNetwork, TextNorm
 from hasten.eval.networks.clip import as_clip
+from hasten.extend import ConfigError
 
 _TEXT: frozenset[Need] = frozenset({"image", "prompt"})
 

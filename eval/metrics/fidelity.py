@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.alignment import cosine
 from hasten.eval.functional.pixel import PSNR_CAP, capped, psnr
 from hasten.eval.functional.ssim import Variant, ms_ssim, ssim
 from hasten.eval.functional.video import consistency_curve
 from hasten.eval.metric import Batch, Features, Need, SampleMetric
+from hasten.extend import ConfigError
 
 _PAIRED: frozenset[Need] = frozenset({"image", "baseline"})
 

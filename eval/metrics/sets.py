@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten._errors import ConfigError
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.frechet import covariance_factor, frechet_distance_to, noise_floor
 from hasten.eval.functional.mmd import (
@@ -29,6 +28,7 @@ from hasten.eval.intervals import frechet_difference, frechet_estimate, mmd_diff
 from hasten.eval.metric import Batch, Features, Need, SetFigure, SetMetric
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
 from hasten.eval.statistics import Estimate
+from hasten.extend import ConfigError
 
 _SET: frozenset[Need] = frozenset({"image", "reference"})
 

@@ -15,6 +15,7 @@ from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.lpips import lpips_distance, lpips_input
 from hasten.eval.images import check_pair
 from hasten.eval.networks.features import inference
+from hasten.extend import CheckpointError, ConfigError
 
 #: Channels of the five taps.
 CHANNELS = (64, 192, 384, 256, 256)

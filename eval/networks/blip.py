@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten._errors import ConfigError
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.resize import clip_normalize, pil_uint8
 from hasten.eval.networks.features import inference
+from hasten.extend import ConfigError
 
 #: ``hf``: the prompt as it is, cut only at the position limit. ``lavis``: LAVIS' caption cleaning and 32
 #: tokens.

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hasten._errors import ConfigError, suggestion
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.resize import (
     Resizer,
@@ -22,6 +21,7 @@ from hasten.eval.functional.resize import (
 )
 from hasten.eval.images import check_images
 from hasten.eval.networks.inception import SIDE, load_inception
+from hasten.extend import ConfigError, suggestion
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def write_report(store: RunStore, document: Mapping[str, Any]) -> Path:
     Raises:
         HastenError: if the file cannot be written.
     """
-    from hasten._records import write_atomically
     from hasten.eval.report.page import render_page
+    from hasten.files import write_atomically
 
     target = store.folder / "report.html"
     write_atomically(target, render_page(store, document).encode())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hasten._shown import printable
+from hasten.commands import printable
 from hasten.eval.compare.engine import BASELINE, REPEAT
 from hasten.eval.compare.store import slug
 from hasten.eval.compare.wording import (

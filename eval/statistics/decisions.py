@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 
-from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import Estimate, check_level
+from hasten.extend import ConfigError
 
 
 @dataclass(frozen=True)

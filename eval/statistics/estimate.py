@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 
 FloatArray = NDArray[np.float64]
 

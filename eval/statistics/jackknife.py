@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
-from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import Estimate, as_samples, check_level, cluster_index
+from hasten.extend import ConfigError
 
 #: Groups unless the caller says otherwise.
 GROUPS = 25

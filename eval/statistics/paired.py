@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats  # type: ignore[import-untyped]
 
-from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import (
     RESAMPLES,
     Estimate,
@@ -22,6 +21,7 @@ from hasten.eval.statistics.estimate import (
     cluster_index,
     cluster_sums,
 )
+from hasten.extend import ConfigError
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray, axis: int = -1) -> FloatArray:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats  # type: ignore[import-untyped]
 
-from hasten._errors import ConfigError
 from hasten.eval.statistics.estimate import (
     RESAMPLES,
     Estimate,
@@ -20,6 +19,7 @@ from hasten.eval.statistics.estimate import (
     cluster_index,
     cluster_sums,
 )
+from hasten.extend import ConfigError
 
 NO_DISCORDANT = "no discordant cluster"
 """Method of a paired interval where not one pair differs, so that nothing could be resampled."""

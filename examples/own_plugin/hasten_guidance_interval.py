@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 import hasten
-from hasten.pipelines.adapters import Guidance, LatentLayout
+from hasten.extend import Guidance, LatentLayout
 
 
 class GuidanceIntervalConfig(hasten.TechniqueConfig):

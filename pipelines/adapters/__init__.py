@@ -11,31 +11,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from hasten._hookspecs import hookimpl
-from hasten.pipelines.adapters._base import (
-    Adapter,
-    Guidance,
-    LatentLayout,
-    LatentSize,
-    Moments,
-    Prediction,
-    ScaleSchedule,
-)
-from hasten.pipelines.adapters._frames import FrameMixing
+from hasten.commands import host
+from hasten.extend import Adapter, hookimpl
 
-__all__ = [
-    "Adapter",
-    "FrameMixing",
-    "Guidance",
-    "LatentLayout",
-    "LatentSize",
-    "Moments",
-    "Prediction",
-    "ScaleSchedule",
-    "families",
-    "find",
-    "hasten_register_adapters",
-]
+__all__ = ["families", "find", "hasten_register_adapters"]
 
 _FAMILIES = (
     "animatediff",
@@ -78,15 +57,9 @@ def hasten_register_adapters(register: Callable[[Adapter], None]) -> None:
 
 
 def find(pipe: Any) -> Adapter:
-    """The built-in adapter of the most specific class of ``pipe`` that is known.
-
-    Plugins' adapters are known to the host, see ``hasten.plan``.
+    """The adapter of the most specific class of ``pipe`` that is known.
 
     Raises:
         UnsupportedError: the family is unknown, or this pipeline of it is refused.
     """
-    from hasten._registry import Registry
-
-    registry = Registry()
-    hasten_register_adapters(lambda adapter: registry.add_adapter("hasten", adapter))
-    return registry.adapter(pipe)
+    return host().registry.adapter(pipe)

@@ -9,9 +9,15 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter
-from hasten.pipelines.adapters._decoders import PictureDecoder
-from hasten.pipelines.adapters._frames import FrameAxis, FrameLayer, FrameMixing, LayerKind, attention_names
+from hasten.extend import (
+    Adapter,
+    FrameAxis,
+    FrameLayer,
+    FrameMixing,
+    LayerKind,
+    PictureDecoder,
+    attention_names,
+)
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 from hasten.pipelines.adapters.text_to_video import TextToVideoLayout, temporal_transformer
 

@@ -7,9 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter
-from hasten.pipelines.adapters._layouts import ImageLayout
-from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.extend import Adapter, FlowPath, ImageLayout, Path
 
 
 class AuraFlowLayout(ImageLayout):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
+from hasten.extend import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters.flux import FluxLayout
 
 

@@ -9,20 +9,22 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize
-from hasten.pipelines.adapters._decoders import ChunkedDecoder
-from hasten.pipelines.adapters._frames import (
+from hasten.extend import (
+    Adapter,
+    ChunkedDecoder,
     FrameAxis,
     FrameLayer,
     FrameMixing,
+    JointTokens,
+    LatentSize,
     LayerKind,
+    Path,
     Rotary,
+    VariancePreservingPath,
+    VideoLayout,
     self_attentions,
     separable,
 )
-from hasten.pipelines.adapters._layouts import VideoLayout
-from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
-from hasten.pipelines.adapters._tokens import JointTokens
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize
-from hasten.pipelines.adapters._layouts import unknown_size
+from hasten.extend import Adapter, LatentSize, unknown_size
 from hasten.pipelines.adapters.flux import FluxLayout
 
 

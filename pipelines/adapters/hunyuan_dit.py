@@ -7,10 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize
-from hasten.pipelines.adapters._layouts import ImageLayout
-from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
-from hasten.pipelines.adapters._tokens import AttentionTokens
+from hasten.extend import Adapter, AttentionTokens, ImageLayout, LatentSize, Path, VariancePreservingPath
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 

@@ -8,20 +8,22 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, Guidance
-from hasten.pipelines.adapters._decoders import TiledDecoder
-from hasten.pipelines.adapters._frames import (
+from hasten.extend import (
+    Adapter,
+    FlowPath,
     FrameLayer,
     FrameMixing,
+    Guidance,
+    JointTokens,
     LayerKind,
+    Path,
     Rotary,
+    TiledDecoder,
+    VideoLayout,
     attention_names,
     self_attentions,
     separable,
 )
-from hasten.pipelines.adapters._layouts import VideoLayout
-from hasten.pipelines.adapters._paths import FlowPath, Path
-from hasten.pipelines.adapters._tokens import JointTokens
 
 _MIXED = "it mixes a clean picture into the noisy latents, and only the pipeline knows where"
 

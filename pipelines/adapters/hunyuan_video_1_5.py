@@ -7,9 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, Guidance
-from hasten.pipelines.adapters._layouts import ConditionedVideoLayout
-from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.extend import Adapter, ConditionedVideoLayout, FlowPath, Guidance, Path
 
 
 class HunyuanVideo15Layout(ConditionedVideoLayout):

@@ -9,22 +9,23 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hasten._errors import UnsupportedError
-from hasten._subclass import stock_class
-from hasten.pipelines.adapters._base import Adapter
-from hasten.pipelines.adapters._decoders import TiledDecoder
-from hasten.pipelines.adapters._frames import (
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    FlowPath,
     FrameAxis,
     FrameLayer,
     FrameMixing,
     LayerKind,
+    Path,
     Rotary,
+    TiledDecoder,
+    TokenLayout,
+    UnsupportedError,
     attention_names,
     self_attentions,
+    stock_class,
 )
-from hasten.pipelines.adapters._layouts import TokenLayout
-from hasten.pipelines.adapters._paths import FlowPath, Path
-from hasten.pipelines.adapters._tokens import AttentionTokens
 
 
 class LTXLayout(TokenLayout):

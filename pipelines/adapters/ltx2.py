@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize
-from hasten.pipelines.adapters._layouts import TokenLayout
-from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.extend import Adapter, FlowPath, LatentSize, Path, TokenLayout
 from hasten.schedules.noise import NoiseLevel
 
 _CONDITIONED = "its conditions are tokens with timesteps of their own, beside those of the audio"

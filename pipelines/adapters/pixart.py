@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize
-from hasten.pipelines.adapters._layouts import ImageLayout
-from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
-from hasten.pipelines.adapters._scan import ScannedUnits
-from hasten.pipelines.adapters._tokens import AttentionTokens
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    ImageLayout,
+    LatentSize,
+    Path,
+    ScannedUnits,
+    VariancePreservingPath,
+)
 
 
 class PixArtLayout(ImageLayout):

@@ -9,11 +9,17 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, Guidance, LatentSize
-from hasten.pipelines.adapters._layouts import PackedLayout, unknown_size
-from hasten.pipelines.adapters._paths import FlowPath, Path
-from hasten.pipelines.adapters._scan import ScannedUnits
-from hasten.pipelines.adapters._tokens import JointTokens
+from hasten.extend import (
+    Adapter,
+    FlowPath,
+    Guidance,
+    JointTokens,
+    LatentSize,
+    PackedLayout,
+    Path,
+    ScannedUnits,
+    unknown_size,
+)
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 

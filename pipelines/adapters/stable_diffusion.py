@@ -7,11 +7,15 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter
-from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
-from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
-from hasten.pipelines.adapters._scan import UNetUnits
-from hasten.pipelines.adapters._tokens import UNetTokens
+from hasten.extend import (
+    Adapter,
+    ImageLayout,
+    Path,
+    UNetTokens,
+    UNetUnits,
+    VariancePreservingPath,
+    image_pixels,
+)
 
 CONCATENATES = (
     "it appends condition channels to the latents, which a forward at another size would resize as noise"

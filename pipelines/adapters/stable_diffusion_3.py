@@ -11,11 +11,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize
-from hasten.pipelines.adapters._layouts import ImageLayout
-from hasten.pipelines.adapters._paths import FlowPath, Path
-from hasten.pipelines.adapters._scan import ScannedUnits
-from hasten.pipelines.adapters._tokens import JointTokens
+from hasten.extend import Adapter, FlowPath, ImageLayout, JointTokens, LatentSize, Path, ScannedUnits
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED
 
 

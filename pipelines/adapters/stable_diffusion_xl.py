@@ -12,9 +12,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter
-from hasten.pipelines.adapters._scan import UNetUnits
-from hasten.pipelines.adapters._tokens import UNetTokens
+from hasten.extend import Adapter, UNetTokens, UNetUnits
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED, StableDiffusionLayout
 
 

@@ -8,11 +8,19 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize
-from hasten.pipelines.adapters._decoders import PictureDecoder
-from hasten.pipelines.adapters._frames import FrameAxis, FrameLayer, FrameMixing, LayerKind, attention_names
-from hasten.pipelines.adapters._layouts import VideoLayout
-from hasten.pipelines.adapters._paths import Path, VariancePreservingPath
+from hasten.extend import (
+    Adapter,
+    FrameAxis,
+    FrameLayer,
+    FrameMixing,
+    LatentSize,
+    LayerKind,
+    Path,
+    PictureDecoder,
+    VariancePreservingPath,
+    VideoLayout,
+    attention_names,
+)
 
 
 class TextToVideoLayout(VideoLayout):

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, LatentSize, ScaleSchedule
-from hasten.pipelines.adapters._scan import ScannedUnits
-from hasten.pipelines.adapters._units import BlockUnit, Cut, Grain, UnitGroup
+from hasten.extend import Adapter, BlockUnit, Cut, Grain, LatentSize, ScaleSchedule, ScannedUnits, UnitGroup
 from hasten.schedules.noise import NoiseLevel
 from hasten.schedules.scales import Schedule
 

@@ -8,20 +8,22 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter, Guidance
-from hasten.pipelines.adapters._decoders import CausalDecoder
-from hasten.pipelines.adapters._frames import (
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    CausalDecoder,
+    ConditionedVideoLayout,
+    FlowPath,
     FrameLayer,
     FrameMixing,
+    Guidance,
     LayerKind,
+    Path,
     Rotary,
     attention_names,
     self_attentions,
     separable,
 )
-from hasten.pipelines.adapters._layouts import ConditionedVideoLayout
-from hasten.pipelines.adapters._paths import FlowPath, Path
-from hasten.pipelines.adapters._tokens import AttentionTokens
 
 
 class WanLayout(ConditionedVideoLayout):

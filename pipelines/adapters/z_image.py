@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from hasten.pipelines.adapters._base import Adapter
-from hasten.pipelines.adapters._layouts import ImageLayout, image_pixels
-from hasten.pipelines.adapters._paths import FlowPath, Path
+from hasten.extend import Adapter, FlowPath, ImageLayout, Path, image_pixels
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 

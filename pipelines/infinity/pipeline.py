@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError, KVCache
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.var.base import NextScalePipeline, ScaleCallback, check_output_type, check_steps
-from hasten.pipelines.var.cache import KVCache
 from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
 from hasten.pipelines.var.text import encode_prompts
 from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer

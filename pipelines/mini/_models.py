@@ -26,14 +26,6 @@ __all__ = [
 ]
 
 _PREFIX = "mini/"
-_ELSEWHERE = (
-    "mini/t2i-unet",
-    "mini/t2v-dit",
-    "mini/t2v-unet",
-    "mini/var",
-    "mini/infinity",
-)
-"""Those of the distribution ``hasten-miniatures``."""
 
 
 def names() -> list[str]:
@@ -48,14 +40,7 @@ def path(name: str) -> Path:
         UnsupportedError: the name is unknown, or the miniature is not installed.
         CheckpointError: the weights are missing.
     """
-    model = _known(name)
-    if not (model.folder / "model_index.json").is_file():
-        short = model.name.removeprefix(_PREFIX)
-        raise CheckpointError(
-            f"the weights of {model.name!r} are missing from {model.folder}; install the distribution again, or make "
-            f"them with `hasten mini train {short}` and `hasten mini export {short} {model.folder}`"
-        )
-    return model.folder
+    return model_folder(_full(name))
 
 
 def load(name: str, **options: Any) -> DiffusionPipeline:
@@ -67,7 +52,7 @@ def load(name: str, **options: Any) -> DiffusionPipeline:
 
     Raises:
         UnsupportedError: the name is unknown, or the miniature is not installed.
-        CheckpointError: the weights are missing.
+        CheckpointError: the weights are missing or damaged.
     """
     return load_folder(path(name), **options)
 
@@ -137,7 +122,7 @@ def captions(model: str) -> Captions:
     Raises:
         UnsupportedError: the model is unknown or not installed.
     """
-    return _known(model).captions
+    return find_model(_full(model)).captions
 
 
 def _folder(name_or_path: str | Path) -> Path:
@@ -145,14 +130,5 @@ def _folder(name_or_path: str | Path) -> Path:
     return folder if folder.is_dir() else path(str(name_or_path))
 
 
-def _known(name: str) -> Model:
-    full = name if name.startswith(_PREFIX) else _PREFIX + name
-    found = host().registry.models.get(full)
-    if found is not None:
-        return found
-    if full in _ELSEWHERE:
-        raise UnsupportedError(
-            f"{full!r} is part of the distribution hasten-miniatures, which is not installed: run `pip install "
-            "./examples/miniatures` in a checkout of hasten"
-        )
-    raise UnsupportedError(f"no miniature is called {name!r}; there are {', '.join((*names(), *_ELSEWHERE))}")
+def _full(name: str) -> str:
+    return name if name.startswith(_PREFIX) else _PREFIX + name

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hasten._hookspecs import hookimpl
-from hasten._models import Captions, Model, Split
+from hasten.extend import Captions, Model, Split, hookimpl
 from hasten.pipelines.mini.scenes import is_scene_caption, sample_scene
 
 __all__ = ["SCENES", "WEIGHTS"]

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hasten._errors import ConfigError
-from hasten._models import Split
+from hasten.extend import ConfigError, Split
 
 if TYPE_CHECKING:
     from torch import Tensor

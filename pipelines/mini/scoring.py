@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 from hasten.pipelines.mini.parser import Found, Observation, observe
 from hasten.pipelines.mini.scenes import PLACES, ROW_OFFSETS, Group, Scene, parse_caption
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hasten.pipelines.var.cache import DenseKVCache, KVCache
+    from hasten.extend import KVCache
+    from hasten.pipelines.var.cache import DenseKVCache
     from hasten.pipelines.var.pipeline import VARPipeline
     from hasten.pipelines.var.scheduler import NextScaleScheduler
     from hasten.pipelines.var.transformer import NextScaleTransformer

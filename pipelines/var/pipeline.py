@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError, KVCache
 from hasten.pipelines.var.base import NextScalePipeline, ScaleCallback, check_output_type, check_steps
-from hasten.pipelines.var.cache import KVCache
 from hasten.pipelines.var.scheduler import Generators
 from hasten.pipelines.var.text import encode_prompts
 from hasten.pipelines.var.transformer import Conditioning

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 
 __all__ = ["NextScaleScheduler", "filter_logits", "sample"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 
 __all__ = ["encode_prompts"]
 

@@ -17,8 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten._errors import ConfigError
-from hasten.pipelines.var.cache import KVCache
+from hasten.extend import ConfigError, KVCache
 from hasten.pipelines.var.layers import (
     Block,
     BlockInputs,

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hasten._denoiser import unwrapped
-from hasten._errors import UnsupportedError
-from hasten._module_state import ModuleState
-from hasten.pipelines.adapters._units import PrunableUnits, Structure
+from hasten.extend import ModuleState, PrunableUnits, Structure, UnsupportedError, unwrapped
 from hasten.plugins.aptp.bundle import Bundle, probe_weights
 from hasten.plugins.aptp.surgery import refuse_hooks, without_adapters
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = ["Base", "plain_base", "prepare"]
 

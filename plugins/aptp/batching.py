@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten._errors import UnsupportedError
-from hasten._run import RunCall
-from hasten.pipelines.adapters._base import ScaleSchedule
+from hasten.extend import RunCall, ScaleSchedule, UnsupportedError
 
 __all__ = ["check_splittable", "drawn_once", "merge", "part_of_call"]
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hasten._cli._outputs import hold_folder
-from hasten._shown import printable
+from hasten.commands import hold_folder, printable
 
 if TYPE_CHECKING:
     from hasten.plugins.aptp.make.study import Study
@@ -50,10 +49,9 @@ def prepare(
     """Encode captioned pictures once: latents, conditions, router embeddings."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    from hasten._errors import ConfigError
-    from hasten._load import load
-    from hasten._pictures import describe_unread, list_folder
-    from hasten._target import Target
+    from hasten.commands import load
+    from hasten.extend import ConfigError, Target
+    from hasten.files import describe_unread, list_folder
     from hasten.plugins.aptp.encoder import make_encoder
     from hasten.plugins.aptp.make.capture import Conditioner
     from hasten.plugins.aptp.make.data import captioned_pictures, scene_pictures
@@ -88,7 +86,7 @@ def measure_latency(
     ffn: Annotated[int, typer.Option(min=1, help="Channels of a feed-forward unit.")] = 64,
 ) -> None:
     """Measure the latency table that `search --on time` sets its budgets on, at the size of the prepared data."""
-    from hasten.pipelines.adapters._units import PrunableUnits
+    from hasten.extend import PrunableUnits
     from hasten.plugins.aptp.timetable import measure_table
 
     with _study(context, model, work, ffn) as study:
@@ -224,7 +222,7 @@ def import_published(
     encoder: Annotated[str, typer.Option(help="Sentence model of the router.")] = MPNET,
 ) -> None:
     """Turn the published checkpoints into a bundle; shapes are read from the tensors, no pickle is loaded."""
-    from hasten._load import load
+    from hasten.commands import load
     from hasten.plugins.aptp.importer import import_checkpoints
 
     hold_folder(context, folder)
@@ -249,7 +247,7 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compile", help="Compile base and experts.")] = False,
 ) -> None:
     """Measure a forward of every expert beside the base, at the size the bundle was made for."""
-    from hasten._load import load
+    from hasten.commands import load
     from hasten.plugins.aptp.latency import measure
 
     rows = measure(load(model).to(device), bundle, batch=batch, rounds=rounds, compiled=compiled)
@@ -316,7 +314,7 @@ def _study(
     """The model and its prepared data, on the device accelerate chooses, in the process group a launcher asks for."""
     from accelerate import PartialState
 
-    from hasten._load import load
+    from hasten.commands import load
     from hasten.plugins.aptp.make.data import Prepared
     from hasten.plugins.aptp.make.study import Study
     from hasten.plugins.aptp.manifest import GrainEntry
@@ -336,7 +334,7 @@ def _show_traffic(rows: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from hasten._console import Console
+    from hasten.commands import Console
 
     table = Table(title="Where prompts go: share of each expert")
     table.add_column("kind of prompt")
@@ -351,7 +349,7 @@ def _show_traffic(rows: Any) -> None:
 def _show_times(rows: Any) -> None:
     from rich.table import Table
 
-    from hasten._console import Console
+    from hasten.commands import Console
 
     table = Table(title="Time of a forward beside the base, median of interleaved rounds")
     for column in ("expert", "share of MACs", "share of time", "95 % interval", "milliseconds"):
@@ -368,7 +366,7 @@ def _show_table(table: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from hasten._console import Console
+    from hasten.commands import Console
 
     shown = Table(title=f"Milliseconds by share of the units kept, {escape(str(table.about['device']))}")
     for column in ("module", "kept", "milliseconds"):
@@ -382,7 +380,7 @@ def _show_table(table: Any) -> None:
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    from hasten._errors import ConfigError
+    from hasten.extend import ConfigError
 
     try:
         return tuple(float(part) for part in text.split(","))
@@ -394,7 +392,7 @@ def _show(manifest: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from hasten._console import Console
+    from hasten.commands import Console
 
     table = Table(title=f"{len(manifest.experts)} experts of {escape(manifest.base.name)}")
     for column in ("expert", "multiply-accumulates", "share", "parameters", "traffic"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from hasten._technique import TechniqueConfig
+from hasten.extend import TechniqueConfig
 
 __all__ = ["AptpConfig"]
 

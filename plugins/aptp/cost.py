@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hasten.pipelines.adapters._base import LatentSize
-from hasten.pipelines.adapters._units import PrunableUnits, Structure
+from hasten.extend import LatentSize, PrunableUnits, Structure
 from hasten.plugins.aptp.plan import PruningPlan
 
 __all__ = ["Attended", "Budget", "Cost", "CostModel", "Layer", "open_gate"]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hasten._errors import UnsupportedError
+from hasten.extend import UnsupportedError
 
 __all__ = ["Encoder", "PipelineEncoder", "SentenceEncoder", "make_encoder"]
 

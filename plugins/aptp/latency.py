@@ -10,12 +10,9 @@ from typing import Any
 
 import torch
 
-from hasten._denoiser import unwrapped
-from hasten._target import Target
 from hasten.eval.efficiency.timing import interleave
 from hasten.eval.statistics import Estimate
-from hasten.pipelines.adapters import LatentSize
-from hasten.pipelines.adapters._units import PrunableUnits
+from hasten.extend import LatentSize, PrunableUnits, Target, unwrapped
 from hasten.plugins.aptp.base import prepare
 from hasten.plugins.aptp.bundle import Bundle
 

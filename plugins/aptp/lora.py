@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError
-from hasten.pipelines.adapters._units import Structure
+from hasten.extend import CheckpointError, Structure
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels
 

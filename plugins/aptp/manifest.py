@@ -114,7 +114,7 @@ class SizeEntry(_Entry):
 
 
 class GrainEntry(_Entry):
-    """See :class:`~hasten.pipelines.adapters._units.Grain`."""
+    """See :class:`~hasten._adapters.units.Grain`."""
 
     ffn: int = 64
     ffn_units: int | None = None

@@ -7,20 +7,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten._claims import Access, Claim
-from hasten._errors import HastenError, UnsupportedError
-from hasten._hookspecs import hookimpl
-from hasten._step_caches import step_caches
-from hasten._technique import Finding, Technique
-from hasten.pipelines.adapters._base import ScaleSchedule
-from hasten.pipelines.adapters._units import PrunableUnits, Structure
+from hasten.extend import (
+    Access,
+    Claim,
+    Finding,
+    HastenError,
+    PrunableUnits,
+    ScaleSchedule,
+    Structure,
+    Technique,
+    UnsupportedError,
+    hookimpl,
+    step_caches,
+)
 from hasten.plugins.aptp.config import AptpConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hasten._seams import Seams
-    from hasten._target import Target
+    from hasten.extend import Seams, Target
     from hasten.plugins.aptp.bundle import Bundle
 
 __all__ = ["BUNDLES", "Aptp"]

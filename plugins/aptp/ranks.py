@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hasten._errors import HastenError
+from hasten.extend import HastenError
 from hasten.plugins.aptp.router import Decision
 
 __all__ = ["agree"]

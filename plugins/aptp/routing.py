@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hasten._denoiser import DenoiserCall
-from hasten._run import RunCall
+from hasten.extend import DenoiserCall, RunCall
 from hasten.plugins.aptp.batching import check_splittable, drawn_once, merge, part_of_call, sample_indices
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.config import AptpConfig
@@ -24,7 +23,7 @@ from hasten.plugins.aptp.router import BASE, Decision, random_expert
 from hasten.plugins.aptp.segments import segment_of
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = ["Routing", "decide"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hasten._denoiser import _parameter_names, unwrapped
+from hasten.extend import parameter_names, unwrapped
 from hasten.plugins.aptp.surgery import clone_tree
 
 __all__ = ["segment_of", "segmented"]
@@ -28,7 +28,7 @@ def segmented(
         bounds: flow times at which the expert changes, falling.
         time: flow time of a forward, from its arguments by name.
     """
-    names = _parameter_names(experts[0])
+    names = parameter_names(experts[0])
     twin = clone_tree(unwrapped(experts[0]))
 
     def forward(*args: Any, **kwargs: Any) -> Any:

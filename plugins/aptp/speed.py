@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from hasten.pipelines.adapters import LatentSize
-from hasten.pipelines.adapters._scan import UNetUnits
-from hasten.pipelines.adapters._units import Grain
+from hasten.extend import Grain, LatentSize, UNetUnits
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.latency import Timed, compare_forwards
 from hasten.plugins.aptp.make.space import Space

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._units import Cut, Structure
+from hasten.extend import Cut, Structure, UnsupportedError
 from hasten.plugins.aptp.plan import PruningPlan
 
 __all__ = [

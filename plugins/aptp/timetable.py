@@ -20,8 +20,7 @@ from typing_extensions import Self
 from hasten._errors import CheckpointError
 from hasten._files import read_fields
 from hasten.eval.efficiency.timing import synchronize
-from hasten.pipelines.adapters import LatentSize
-from hasten.pipelines.adapters._units import PrunableUnits, Structure, UnitGroup
+from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, UnitGroup
 from hasten.plugins.aptp.cost import open_gate
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned

@@ -31,8 +31,8 @@ def _spectrum(
     ] = None,
 ) -> None:
     """Fit the power spectrum of a model's latents, which tells `bottleneck` how long it may stay at low resolution."""
-    from hasten._cli._outputs import hold_file
-    from hasten._pictures import describe_unread, list_folder
+    from hasten.commands import hold_file
+    from hasten.files import describe_unread, list_folder
 
     if out is not None:
         hold_file(context, out)
@@ -59,8 +59,8 @@ def fit_model(model: str, images: Path, side: int | None, limit: int, device: st
         ConfigError: the folder is unusable, or the native size is not known and ``side`` is ``None``.
         UnsupportedError: the model has no autoencoder, or one whose units are not known.
     """
-    from hasten._errors import UnsupportedError
-    from hasten._load import load
+    from hasten.commands import load
+    from hasten.extend import UnsupportedError
     from hasten.plugins.bottleneck.fit import fit_folder
 
     pipe = load(model)
@@ -73,9 +73,7 @@ def fit_model(model: str, images: Path, side: int | None, limit: int, device: st
 
 def _native_side(pipe: Any) -> int:
     """Short side in pixels of a call without a size."""
-    from hasten._cost import call_size
-    from hasten._errors import ConfigError
-    from hasten._target import Target
+    from hasten.extend import ConfigError, Target, call_size
 
     target = Target.of(pipe)
     size = call_size(target, target.call_arguments())

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from hasten._technique import TechniqueConfig
+from hasten.extend import TechniqueConfig
 
 __all__ = ["BottleneckConfig", "Scale", "Stage"]
 

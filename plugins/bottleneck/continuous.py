@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hasten.pipelines.adapters._base import LatentSize
+from hasten.extend import LatentSize
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.levels import Resolutions, resolve
 from hasten.plugins.bottleneck.math import expand_prediction, low_state, path_of
 
 if TYPE_CHECKING:
-    from hasten._denoiser import DenoiserCall
-    from hasten._target import Target
+    from hasten.extend import DenoiserCall, Target
 
 __all__ = ["VirtualResolution"]
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hasten._errors import ConfigError, UnsupportedError
-from hasten._pictures import describe_unread, list_folder, read_rgb
+from hasten.extend import ConfigError, UnsupportedError
+from hasten.files import describe_unread, list_folder, read_rgb
 from hasten.schedules.spectrum import Spectrum, fit_spectrum
 
 __all__ = ["FittedSpectrum", "encode", "fit_folder"]

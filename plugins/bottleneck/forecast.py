@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hasten._cost import StepCost, planned_steps
-from hasten._technique import Finding, Forecast, StepForecast
-from hasten._timesteps import dynamic_shift
-from hasten.pipelines.adapters._base import LatentSize
+from hasten.extend import Finding, Forecast, LatentSize, StepCost, StepForecast, dynamic_shift, planned_steps
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.levels import Resolutions, resolve, spectrum_for
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = ["call_findings", "forecast"]
 

@@ -6,9 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hasten._cost import call_size
-from hasten._errors import ConfigError
-from hasten.pipelines.adapters._base import LatentSize, Prediction
+from hasten.extend import ConfigError, LatentSize, Prediction, call_size
 from hasten.plugins.bottleneck.config import BottleneckConfig, Scale
 from hasten.plugins.bottleneck.math import runs_low
 from hasten.plugins.bottleneck.spectra import UNKNOWN, KnownSpectrum, known_spectrum
@@ -24,7 +22,7 @@ from hasten.schedules.resolution import (
 from hasten.schedules.spectrum import Spectrum
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = [
     "FALLBACK_MIN_PIXELS",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hasten.pipelines.adapters._base import Prediction
+from hasten.extend import Prediction
 from hasten.schedules.dct import dct_expand, dct_truncate
 from hasten.schedules.noise import NoiseLevel
 from hasten.schedules.resolution import Path, amplitude_ratio, shift_level

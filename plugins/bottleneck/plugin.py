@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hasten._claims import Access, Claim
-from hasten._hookspecs import hookimpl
-from hasten._technique import Finding, Forecast, Technique
-from hasten.pipelines.adapters._base import LatentLayout
+from hasten.extend import Access, Claim, Finding, Forecast, LatentLayout, Technique, hookimpl
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.levels import spectrum_for
 
 if TYPE_CHECKING:
-    from hasten._report import StepRecord
-    from hasten._seams import Seams
-    from hasten._target import Target
+    from hasten.extend import Seams, StepRecord, Target
 
 __all__ = ["Bottleneck"]
 

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hasten._denoiser import DenoiserCall, unwrapped
-from hasten._errors import HastenError, UnsupportedError
-from hasten._technique import Finding
-from hasten.pipelines.adapters._base import LatentSize
+from hasten.extend import DenoiserCall, Finding, HastenError, LatentSize, UnsupportedError, unwrapped
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.staged import StageRun, staged_scheduler
 from hasten.plugins.bottleneck.stages import is_flow, plan_stages, preset_for
@@ -25,8 +22,7 @@ from hasten.schedules.dct import dct_truncate
 from hasten.schedules.lanczos import lanczos_resize
 
 if TYPE_CHECKING:
-    from hasten._run import RunCall
-    from hasten._target import Target
+    from hasten.extend import RunCall, Target
 
 __all__ = ["Restart", "Transition", "call_refusal", "findings", "planned_run", "resize_clean"]
 

@@ -19,13 +19,12 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from hasten._errors import HastenError
-from hasten._timesteps import levels_of
+from hasten.extend import HastenError, levels_of
 from hasten.plugins.bottleneck.stages import PlannedStage, stage_scheduler
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = ["StageRun", "Switch", "staged_scheduler"]
 

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hasten._errors import ConfigError, UnsupportedError
-from hasten.pipelines.adapters._base import LatentSize
+from hasten.extend import ConfigError, LatentSize, UnsupportedError
 from hasten.plugins.bottleneck.config import BottleneckConfig, Stage
 from hasten.plugins.bottleneck.levels import check_minimum, low_size
 from hasten.schedules.resolution import amplitude_ratio
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = ["PRESETS", "PlannedStage", "is_flow", "plan_stages", "preset_for", "stage_scheduler"]
 

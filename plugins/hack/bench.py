@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from hasten.pipelines.var.cache import DenseKVCache, KVCache
+from hasten.extend import KVCache
+from hasten.pipelines.var.cache import DenseKVCache
 from hasten.plugins.hack.calibration import Artefact
 from hasten.plugins.hack.config import HackConfig
 from hasten.plugins.hack.math import HeadStatistics

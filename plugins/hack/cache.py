@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten.pipelines.var.cache import KVCache
+from hasten.extend import KVCache
 from hasten.plugins.hack.config import HackConfig
 from hasten.plugins.hack.math import merge_evicted
 from hasten.plugins.hack.plan import CachePlan, HeadGroup

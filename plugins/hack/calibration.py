@@ -215,8 +215,7 @@ def calibrate(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> Artefact:
     Raises:
         UnsupportedError: the pipeline does not generate scale by scale.
     """
-    from hasten._target import Target
-    from hasten.pipelines.adapters._base import ScaleSchedule
+    from hasten.extend import ScaleSchedule, Target
 
     Target.of(pipe).capability(ScaleSchedule)
     given = call.get("prompt") if call.get("prompt") is not None else call.get("class_labels")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten._shown import printable
+from hasten.commands import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,10 +44,8 @@ def _calibrate(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
 ) -> None:
     """Tell contextual from structural heads of a VAR or Infinity model, for `--set hack.calibration=FILE`."""
-    from hasten._cli._loading import load_quietly
-    from hasten._cli._outputs import hold_file
-    from hasten._errors import ConfigError
-    from hasten._plugins import host
+    from hasten.commands import hold_file, host, load_quietly
+    from hasten.extend import ConfigError
     from hasten.plugins.hack.calibration import calibrate
     from hasten.plugins.hack.math import contextual_heads
 
@@ -84,9 +82,8 @@ def _kv(
     """Measure bytes and time of exact and compressed caches on a published model's attention, with random tensors."""
     import json
 
-    from hasten._console import Console
-    from hasten._errors import ConfigError, suggestion
-    from hasten._machine import describe_machine
+    from hasten.commands import Console, describe_machine
+    from hasten.extend import ConfigError, suggestion
     from hasten.plugins.hack.bench import SHAPES, measure
 
     if shape not in SHAPES:

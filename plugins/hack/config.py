@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from hasten._technique import TechniqueConfig
+from hasten.extend import TechniqueConfig
 from hasten.schedules.kv_budget import MINIMUM
 
 __all__ = ["HackConfig", "Policy"]

@@ -12,7 +12,7 @@ from torch import nn
 from hasten.plugins.hack.plan import CachePlan
 
 if TYPE_CHECKING:
-    from hasten._journal import OwnedJournal
+    from hasten.extend import OwnedJournal
 
 __all__ = ["permute_heads", "reordered"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 from hasten.plugins.hack.calibration import Artefact
 from hasten.plugins.hack.config import HackConfig
 from hasten.plugins.hack.math import contextual_heads

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hasten._claims import Access, Claim
-from hasten._hookspecs import hookimpl
-from hasten._technique import Finding, Technique
-from hasten.pipelines.adapters._base import ScaleSchedule
+from hasten.extend import Access, Claim, Finding, ScaleSchedule, Technique, hookimpl
 from hasten.plugins.hack.config import HackConfig
 
 if TYPE_CHECKING:
-    from hasten._denoiser import DenoiserCall
-    from hasten._run import RunCall
-    from hasten._seams import Seams
-    from hasten._target import Target
+    from hasten.extend import DenoiserCall, RunCall, Seams, Target
     from hasten.plugins.hack.calibration import Artefact
     from hasten.plugins.hack.plan import CachePlan
     from hasten.schedules.scales import Schedule

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hasten._attention import attention_layers
-from hasten._denoiser import unwrapped
-from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._base import LatentSize
-from hasten.pipelines.adapters._tokens import AttentionTokens, TokenGrid
+from hasten.extend import (
+    AttentionTokens,
+    LatentSize,
+    TokenGrid,
+    UnsupportedError,
+    attention_layers,
+    unwrapped,
+)
 from hasten.plugins.rettention.config import CacheType, RettentionConfig
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = ["SparseLayer", "affordable", "require_room", "residual_dtype", "sparse_layers"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._errors import UnsupportedError
+from hasten.extend import UnsupportedError
 
 __all__ = ["Key", "ResidualCache", "Statistics", "signature"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from hasten._technique import TechniqueConfig
+from hasten.extend import TechniqueConfig
 from hasten.plugins.rettention.kernels import KernelName
 from hasten.plugins.rettention.masks import MaskMode
 

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hasten._cost import StepCost, planned_steps
-from hasten._errors import HastenError
-from hasten._technique import Finding, Forecast, StepForecast
-from hasten.pipelines.adapters._base import LatentSize
+from hasten.extend import Finding, Forecast, HastenError, LatentSize, StepCost, StepForecast, planned_steps
 from hasten.plugins.rettention.budget import (
     SparseLayer,
     affordable,
@@ -27,7 +24,7 @@ from hasten.schedules.noise import NoiseLevel
 from hasten.schedules.sparse_steps import Phase, SparseSteps
 
 if TYPE_CHECKING:
-    from hasten._target import Target
+    from hasten.extend import Target
 
 __all__ = ["call_findings", "forecast"]
 

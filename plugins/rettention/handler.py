@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hasten._cost import branches, call_size
-from hasten._denoiser import unwrapped
-from hasten._errors import UnsupportedError
-from hasten._timesteps import by_step, planned_levels
-from hasten.pipelines.adapters._base import LatentSize
-from hasten.pipelines.adapters._tokens import AttentionTokens, TokenGrid
+from hasten.extend import (
+    AttentionTokens,
+    LatentSize,
+    TokenGrid,
+    UnsupportedError,
+    branches,
+    by_step,
+    call_size,
+    planned_levels,
+    unwrapped,
+)
 from hasten.plugins.rettention.budget import affordable, require_room, residual_dtype, sparse_layers
 from hasten.plugins.rettention.cache import Key, ResidualCache, Statistics, signature
 from hasten.plugins.rettention.config import RettentionConfig
@@ -27,9 +32,7 @@ from hasten.schedules.sparse_steps import Phase, SparseSteps, warmup_steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from hasten._attention import AttentionCall, Proceed
-    from hasten._run import Run
-    from hasten._target import Target
+    from hasten.extend import AttentionCall, Proceed, Run, Target
 
 __all__ = ["SparseAttention", "planned_schedule"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten.extend import TokenGrid
 from hasten.plugins.rettention.masks import Box, MaskShape, mask_shape
 
 if TYPE_CHECKING:

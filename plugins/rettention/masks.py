@@ -11,8 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hasten._errors import ConfigError
-from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten.extend import ConfigError, TokenGrid
 
 __all__ = ["Box", "MaskMode", "MaskShape", "mask_shape"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hasten._errors import UnsupportedError
+from hasten.extend import UnsupportedError
 from hasten.plugins.rettention.layout import SparseLayout
 
 if TYPE_CHECKING:
-    from hasten._attention import AttentionCall
+    from hasten.extend import AttentionCall
 
 __all__ = ["Operands", "computed_type", "key_padding", "require_exact"]
 

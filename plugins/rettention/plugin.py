@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from hasten._claims import Access, Claim
-from hasten._errors import UnsupportedError, suggestion
-from hasten._hookspecs import hookimpl
-from hasten._technique import Finding, Forecast, Technique
-from hasten.pipelines.adapters._base import LatentLayout
-from hasten.pipelines.adapters._tokens import AttentionTokens
+from hasten.extend import (
+    Access,
+    AttentionTokens,
+    Claim,
+    Finding,
+    Forecast,
+    LatentLayout,
+    Technique,
+    UnsupportedError,
+    hookimpl,
+    suggestion,
+)
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.schedules.sparse_steps import Phase
 
 if TYPE_CHECKING:
-    from hasten._report import StepRecord
-    from hasten._seams import Seams
-    from hasten._target import Target
+    from hasten.extend import Seams, StepRecord, Target
 
 __all__ = ["Rettention"]
 
@@ -40,7 +44,7 @@ class Rettention(Technique[RettentionConfig]):
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse pipelines whose steps are not told by falling levels or that have no layer to work on, and compiled
         ones; say which kernel it will be."""
-        from hasten._attention import check_layers
+        from hasten.extend import check_layers
 
         if reason := target.layout.clock_refusal(target.pipe):
             yield Finding("error", reason)
@@ -82,7 +86,7 @@ class Rettention(Technique[RettentionConfig]):
         Raises:
             UnsupportedError: a pattern of ``layers`` names none, or there are none.
         """
-        from hasten._attention import attention_layers
+        from hasten.extend import attention_layers
 
         tokens = target.capability(AttentionTokens)
         known = [name for name in attention_layers(target) if tokens.selects(name.partition(".")[2])]
@@ -120,3 +124,11 @@ class Rettention(Technique[RettentionConfig]):
 def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
     """Offer the technique to the host."""
     register(Rettention)
+
+
+@hookimpl
+def hasten_register_benchmarks(group: Any) -> None:
+    """Offer ``hasten bench attention``."""
+    from hasten.plugins.rettention import bench
+
+    bench.register(group)

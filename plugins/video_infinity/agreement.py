@@ -15,9 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten._run import RunCall
-from hasten._target import Target
+from hasten.extend import CheckpointError, ConfigError, RunCall, Target
 from hasten.plugins.video_infinity.checkpoint import (
     Checkpoints,
     Saved,

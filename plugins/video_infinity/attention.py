@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten._attention import AttentionCall
-from hasten.pipelines.adapters._frames import LayerKind, Rotary
+from hasten.extend import AttentionCall, LayerKind, Rotary
 from hasten.plugins.video_infinity.capture import project
 from hasten.plugins.video_infinity.clip import ClipForward, Layer, current_clip
 from hasten.plugins.video_infinity.dual import ContextKeys, DualAttention, Keys, OwnKeys

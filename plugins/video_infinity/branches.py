@@ -9,9 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hasten._denoiser import DenoiserCall
-from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._base import Guidance
+from hasten.extend import DenoiserCall, Guidance, UnsupportedError
 from hasten.plugins.video_infinity.processes import Processes
 from hasten.plugins.video_infinity.session import Session
 from hasten.plugins.video_infinity.transport import all_gather

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._errors import CheckpointError
-from hasten._records import read_sealed, seal
+from hasten.extend import CheckpointError
+from hasten.files import read_sealed, seal
 
 __all__ = ["Checkpoints", "Saved", "read_identity", "write_identity"]
 

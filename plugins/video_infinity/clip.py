@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hasten.pipelines.adapters._frames import FrameMixing, Rotary
+from hasten.extend import FrameMixing, Rotary
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.exchange import Exchange, Pending
 from hasten.schedules.clips import Scope

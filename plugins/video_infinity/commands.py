@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten._cli import _options as options
+from hasten import commands as options
 
 if TYPE_CHECKING:
-    from hasten._console import Console
+    from hasten.commands import Console
     from hasten.plugins.video_infinity.film import Filmed
 
 __all__ = ["add_commands"]
@@ -80,8 +80,7 @@ def _video(
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
-    from hasten._cli._loading import load_quietly
-    from hasten._cli._outputs import hold_file, hold_folder
+    from hasten.commands import hold_file, hold_folder, load_quietly
     from hasten.plugins.video_infinity.encode import check_output
 
     settings = options.configuration(config, ["video_infinity"], sets)
@@ -123,7 +122,7 @@ def _film(
     """Make the video, the first process telling how far it is."""
     import torch
 
-    from hasten._console import Console
+    from hasten.commands import Console
     from hasten.plugins.video_infinity.film import write_video
 
     console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
@@ -156,7 +155,7 @@ def _telling(console: Console) -> Iterator[Callable[[str], None]]:
 def _show(filmed: Filmed, as_json: bool) -> None:
     from rich.markup import escape
 
-    from hasten._console import Console
+    from hasten.commands import Console
 
     if as_json:
         typer.echo(json.dumps({**asdict(filmed), "path": str(filmed.path)}, indent=2))
@@ -184,7 +183,7 @@ def _techniques(
 
 
 def _rate(text: str) -> Fraction:
-    from hasten._errors import ConfigError
+    from hasten.extend import ConfigError
 
     try:
         rate = Fraction(text)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._run import RunCall
-from hasten.pipelines.adapters._decoders import FrameDecoder
+from hasten.extend import FrameDecoder, RunCall
 from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["as_pixels", "decode_whole", "unpacked"]

@@ -14,13 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._denoiser import DenoiserCall
-from hasten._errors import ConfigError, UnsupportedError
-from hasten._generation import prepare_folder
-from hasten._ranks import Ranks
-from hasten._run import RunCall
-from hasten._target import Target
-from hasten.pipelines.adapters._frames import FrameMixing, Rotary
+from hasten.commands import prepare_folder
+from hasten.extend import (
+    ConfigError,
+    DenoiserCall,
+    FrameMixing,
+    Ranks,
+    Rotary,
+    RunCall,
+    Target,
+    UnsupportedError,
+)
 from hasten.plugins.video_infinity.agreement import agree, begin_checkpoints, resume, run_facts
 from hasten.plugins.video_infinity.branches import Branches, own_branch
 from hasten.plugins.video_infinity.clip import ClipForward, current_clip

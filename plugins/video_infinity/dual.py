@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hasten._attention import AttentionCall
+from hasten.extend import AttentionCall
 from hasten.plugins.video_infinity.clip import ClipForward
 from hasten.plugins.video_infinity.math import entropy_scale, merge_segments, rotate
 from hasten.plugins.video_infinity.segments import attend

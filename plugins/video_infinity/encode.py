@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from hasten._errors import ConfigError, HastenError, suggestion
+from hasten.extend import ConfigError, HastenError, suggestion
 
 __all__ = ["Film", "PictureFolder", "check_output", "join_segments"]
 
@@ -38,7 +38,7 @@ def check_output(path: Path, codec: str) -> None:
     Raises:
         ConfigError: PyAV is missing, the codec is unknown or does not fit the file, or the folder cannot be written.
     """
-    from hasten._generation import prepare_folder
+    from hasten.commands import prepare_folder
 
     if path.suffix == "":
         prepare_folder(path)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hasten._recorder import Stopwatch
+from hasten.extend import Stopwatch
 from hasten.plugins.video_infinity.lockstep import Lockstep
 from hasten.plugins.video_infinity.transport import Flight, Transport, as_bytes
 

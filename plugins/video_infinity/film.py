@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
-from hasten._target import Target
-from hasten.pipelines.adapters._decoders import FrameDecoder
+from hasten.extend import ConfigError, FrameDecoder, Target
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import as_pixels, unpacked
 from hasten.plugins.video_infinity.divide import gather_latents, keep_local

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hasten._errors import ConfigError, RankError
+from hasten.extend import ConfigError, RankError
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.processes import Processes
 from hasten.plugins.video_infinity.pulse import Pulse

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hasten._claims import Access, Claim
-from hasten._errors import HastenError, UnsupportedError
-from hasten._hookspecs import hookimpl
-from hasten._technique import Finding, Technique
-from hasten.pipelines.adapters._base import LatentLayout
-from hasten.pipelines.adapters._frames import FrameLayer, FrameMixing, LayerKind, frame_layers
+from hasten.extend import (
+    Access,
+    Claim,
+    Finding,
+    FrameLayer,
+    FrameMixing,
+    HastenError,
+    LatentLayout,
+    LayerKind,
+    Technique,
+    UnsupportedError,
+    frame_layers,
+    hookimpl,
+)
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 
 if TYPE_CHECKING:
-    from hasten._seams import Seams
-    from hasten._target import Target
+    from hasten.extend import Seams, Target
 
 __all__ = ["VideoInfinity"]
 
@@ -67,8 +74,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
         """Say that the call cannot be divided, or not like this."""
-        from hasten._cost import call_size
-        from hasten._run import RunCall
+        from hasten.extend import RunCall, call_size
         from hasten.plugins.video_infinity.divide import partitioned, require_divisible
         from hasten.plugins.video_infinity.joining import expected
         from hasten.plugins.video_infinity.session import video_frames
@@ -85,7 +91,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Put the handlers on the seams."""
-        from hasten._seams import submodule
+        from hasten.extend import submodule
         from hasten.plugins.video_infinity import layers as handlers
         from hasten.plugins.video_infinity.attention import attention_inside, attention_layer
         from hasten.plugins.video_infinity.divide import Division
@@ -118,7 +124,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 
 
 def _layers(target: Target) -> dict[str, FrameLayer]:
-    from hasten._denoiser import unwrapped
+    from hasten.extend import unwrapped
 
     mixing = target.capability(FrameMixing)
     found: dict[str, FrameLayer] = {}

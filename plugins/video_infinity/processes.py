@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from hasten._errors import ConflictError, HastenError, RankError
-from hasten._lock import owned
+from hasten.commands import owned
+from hasten.extend import ConflictError, HastenError, RankError
 from hasten.plugins.video_infinity.pulse import PATIENCE, Pulse
 from hasten.plugins.video_infinity.transport import Alone, Distributed, Transport
 

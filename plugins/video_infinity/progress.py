@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from hasten._errors import RankError
+from hasten.extend import RankError
 from hasten.plugins.video_infinity.processes import Processes
 from hasten.plugins.video_infinity.pulse import PATIENCE
 

@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from hasten._denoiser import DenoiserCall
-from hasten._errors import UnsupportedError
-from hasten._run import RunCall
-from hasten.pipelines.adapters._frames import FrameMixing
+from hasten.extend import DenoiserCall, FrameMixing, RunCall, UnsupportedError
 
 __all__ = ["encode_prompts", "listening"]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten._attention import AttentionCall
+from hasten.extend import AttentionCall
 from hasten.plugins.video_infinity.capture import Projections, project
 from hasten.plugins.video_infinity.clip import ClipForward, Layer
 from hasten.plugins.video_infinity.dual import ContextKeys, Keys

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from hasten._denoiser import unwrapped
-from hasten._target import Target
-from hasten.pipelines.adapters._frames import FrameMixing, attention_names
+from hasten.extend import FrameMixing, Target, attention_names, unwrapped
 
 __all__ = ["unknown_modules"]
 

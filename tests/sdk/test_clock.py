@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from hasten._adapters.base import Guidance, LatentSize
 from hasten._clock import Clock, Step, expected_batch
-from hasten.pipelines.adapters._base import Guidance, LatentSize
 from hasten.schedules.noise import NoiseLevel
 
 SIZE = LatentSize(8, 8)

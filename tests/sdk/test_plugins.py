@@ -200,7 +200,7 @@ def test_misspelt_hooks_and_arguments_are_refused() -> None:
 
 
 def test_most_specific_adapter_wins() -> None:
-    from hasten.pipelines.adapters._base import Adapter
+    from hasten._adapters.base import Adapter
 
     class Base: ...
 

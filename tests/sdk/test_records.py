@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hasten._errors import CheckpointError, HastenError
-from hasten._records import append_lines, read_lines, repair, write_atomically
+from hasten._records import append_lines, read_records, repair, write_atomically
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def test_lines_come_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     append_lines(path, [{"n": 0}])
     append_lines(path, [{"n": 1}, {"n": 2}])
-    assert [record["n"] for record in read_lines(path)] == [0, 1, 2]
+    assert [record["n"] for record in read_records(path)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kept", range(1, 9))
@@ -37,11 +37,11 @@ def test_a_torn_last_line_is_dropped_wherever_it_was_cut(tmp_path: Path, kept: i
     append_lines(path, [{"n": 0}])
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"n": 1}\n'[:kept])
-    assert read_lines(path) == [{"n": 0}]
+    assert read_records(path) == [{"n": 0}]
     repair(path)
     assert path.read_bytes() == whole
     append_lines(path, [{"n": 2}])
-    assert [record["n"] for record in read_lines(path)] == [0, 2]
+    assert [record["n"] for record in read_records(path)] == [0, 2]
 
 
 def test_a_full_disk_leaves_no_part_of_a_record(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_no_part_of_a_record(tmp_path: Path) -> None:
         append_lines(path, [{"n": 1}, {"text": "x" * 100}])
     assert path.read_bytes() == before
     append_lines(path, [{"n": 1}])
-    assert len(read_lines(path)) == 2
+    assert len(read_records(path)) == 2
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
@@ -70,4 +70,4 @@ def test_a_damaged_whole_line_is_named(tmp_path: Path, damage: bytes) -> None:
     append_lines(path, [{"n": 0}])
     path.write_bytes(path.read_bytes() + damage)
     with pytest.raises(CheckpointError, match=r"a\.jsonl:2"):
-        read_lines(path)
+        read_records(path)

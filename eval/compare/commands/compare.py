@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten._cli import _options as common
-from hasten._errors import ConfigError
-from hasten._generation import Job
+from hasten import commands as common
+from hasten.commands import Job
 from hasten.eval.compare.commands import options
+from hasten.extend import ConfigError
 
 if TYPE_CHECKING:
-    from hasten._config import Config
+    from hasten.commands import Config
     from hasten.eval.compare.document import Evaluation
     from hasten.eval.compare.reference import Reference
     from hasten.eval.compare.run import Request

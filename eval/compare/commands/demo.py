@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hasten._cli import _options as common
-from hasten._generation import Job
+from hasten import commands as common
+from hasten.commands import Job
 from hasten.eval.compare.commands import options
 
 __all__ = ["register"]

@@ -10,15 +10,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hasten._cli import _options as common
-from hasten._cli._outputs import hold_file
-from hasten._console import Console
-from hasten._errors import ConfigError
-from hasten._prompts import read_prompts
-from hasten._shown import printable
+from hasten import commands as common
+from hasten.commands import Console, hold_file, printable
 from hasten.eval.compare.commands import options
 from hasten.eval.distributed import gather, gather_moments, launched, own_part
 from hasten.eval.pairing import Order
+from hasten.extend import ConfigError
+from hasten.files import read_prompts
 
 if TYPE_CHECKING:
     from hasten.eval.compare.folders import FolderScores

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten._document import parse_yaml
-from hasten._errors import ConfigError, HastenError, suggestion
+from hasten.extend import ConfigError, HastenError, suggestion
+from hasten.files import parse_yaml
 
 if TYPE_CHECKING:
     from hasten.eval.metric import Metric
@@ -109,7 +109,7 @@ def metric_names(text: str | None, default: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: names the nearest metric that exists.
     """
-    from hasten._plugins import host
+    from hasten.commands import host
 
     if text is None:
         return tuple(default)

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hasten._cli._loading import load_quietly
-from hasten._console import Console
-from hasten._generation import prepare_folder
-from hasten._lock import owned
-from hasten._processes import Processes
+from hasten.commands import Console, Processes, load_quietly, owned, prepare_folder
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.wording import measured_text
 
@@ -79,7 +75,7 @@ def _run(
     quiet: bool,
 ) -> RunStore:
     from hasten import __version__
-    from hasten._machine import describe_machine
+    from hasten.commands import describe_machine
     from hasten.eval.compare.run import GENERATING, run_comparison
 
     pipe = load_quietly(request.model, processes.device(device), dtype, request.job.call)
@@ -144,8 +140,8 @@ def _finish(store: RunStore, evaluation: Evaluation, html: bool, missing: str | 
 
 def _save_grid(store: RunStore, document: Mapping[str, Any]) -> Path:
     """The first prompts as one picture: every row that shows another picture than the baseline's."""
-    from hasten._grid import comparison_grid
-    from hasten._records import write_atomically
+    from hasten.commands import comparison_grid
+    from hasten.files import write_atomically
 
     prompts = document["prompts"][:_GRID_ROWS]
     same = document["pictures"][BASELINE]

@@ -9,10 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._denoiser import _parameter_names, unwrapped
-from hasten._errors import UnsupportedError
-from hasten._target import Target
-from hasten.pipelines.adapters import Guidance, LatentSize, Prediction
+from hasten.extend import (
+    Guidance,
+    LatentSize,
+    Prediction,
+    Target,
+    UnsupportedError,
+    parameter_names,
+    unwrapped,
+)
 from hasten.schedules.noise import NoiseLevel
 
 __all__ = ["Conditioner", "target_of"]
@@ -134,7 +139,7 @@ def target_of(kind: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sig
 def _capture(target: Target, prompts: list[str], size: LatentSize) -> dict[str, Any]:
     pipe = target.pipe
     denoiser = unwrapped(next(iter(target.denoisers.values())))
-    names = _parameter_names(denoiser)
+    names = parameter_names(denoiser)
 
     def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _CapturedError(dict(zip(names, args)) | kwargs)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hasten._config import Config
-from hasten._generation import Job
+from hasten.commands import Config, Job
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.make.traffic import Traffic, save_traffic, traffic
 from hasten.plugins.aptp.manifest import Manifest
@@ -50,8 +49,8 @@ def compare(
     Returns:
         Where :data:`ROUTED` prompts go, by kind of prompt; also in ``traffic.json``.
     """
-    from hasten._cli import _options as common
-    from hasten._load import load
+    from hasten import commands as common
+    from hasten.commands import load
     from hasten.eval.compare.analysis import Settings
     from hasten.eval.compare.commands import options
     from hasten.eval.compare.commands.perform import perform

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten._errors import ConfigError
+from hasten.extend import ConfigError
 from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.study import Study, relative_error
 from hasten.plugins.aptp.make.tune import Tuned, TuneOptions, Tuner

@@ -167,7 +167,7 @@ class Loop:
 def _progress(name: str, first: int, last: int, total: int) -> Any:
     from rich.progress import track
 
-    from hasten._console import Console
+    from hasten.commands import Console
 
     console = Console(stderr=True)
     return track(

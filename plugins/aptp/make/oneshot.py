@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten._errors import ConfigError
-from hasten.pipelines.adapters._units import Cut
+from hasten.extend import ConfigError, Cut
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
 from hasten.plugins.aptp.make.fit import fit_router
 from hasten.plugins.aptp.make.study import Study, relative_error

@@ -9,8 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
-from hasten.pipelines.adapters._units import Structure
+from hasten.extend import ConfigError, Structure
 from hasten.plugins.aptp.cost import Budget
 from hasten.plugins.aptp.plan import PruningPlan
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten._target import Target
-from hasten.pipelines.adapters._units import PrunableUnits, Structure
+from hasten.extend import PrunableUnits, Structure, Target
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.make.capture import Conditioner, target_of
 from hasten.plugins.aptp.make.data import Batch, Prepared

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from hasten._errors import UnsupportedError
+from hasten.extend import UnsupportedError
 from hasten.plugins.rettention.kernels._base import Epilogue, SparseKernel
 from hasten.plugins.rettention.layout import SparseLayout
 

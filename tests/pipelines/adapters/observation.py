@@ -13,7 +13,8 @@ import torch
 from families import FAMILIES, seeded
 from torch import Tensor, nn
 
-from hasten.pipelines.adapters import Adapter, LatentLayout, find
+from hasten.extend import Adapter, LatentLayout
+from hasten.pipelines.adapters import find
 from hasten.schedules.noise import NoiseLevel
 
 

@@ -10,8 +10,9 @@ from families import FAMILIES, LATENT
 from observation import Observation, observe
 from test_layouts import HALF
 
-from hasten.pipelines.adapters import LatentLayout, LatentSize, find
-from hasten.pipelines.adapters._layouts import resize_clean
+from hasten._adapters.layouts import resize_clean
+from hasten.extend import LatentLayout, LatentSize
+from hasten.pipelines.adapters import find
 from hasten.schedules.dct import dct_truncate
 from hasten.schedules.noise import NoiseLevel
 

@@ -11,7 +11,8 @@ import pytest
 from families import FAMILIES, _unet
 
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters import LatentLayout, ScaleSchedule, families, find, hasten_register_adapters
+from hasten.extend import LatentLayout, ScaleSchedule
+from hasten.pipelines.adapters import families, find, hasten_register_adapters
 
 OWN = ("VARPipeline", "InfinityPipeline")
 """Pipelines of this project rather than of diffusers."""

@@ -11,7 +11,7 @@ from families import LATENT, call_kwargs
 from observation import Observation, observe
 from torch import Tensor
 
-from hasten.pipelines.adapters import LatentSize, Prediction
+from hasten.extend import LatentSize, Prediction
 from hasten.schedules.dct import dct_truncate
 from hasten.schedules.noise import NoiseLevel
 

@@ -10,9 +10,9 @@ import diffusers
 import pytest
 import torch
 
+from hasten._adapters.paths import FlowPath, VariancePreservingPath
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters import Prediction
-from hasten.pipelines.adapters._paths import FlowPath, VariancePreservingPath
+from hasten.extend import Prediction
 from hasten.schedules.noise import NoiseLevel
 
 

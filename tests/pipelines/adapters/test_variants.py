@@ -10,7 +10,8 @@ from test_find import OWN
 from test_layouts import low_level, same
 
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters import LatentLayout, families, find
+from hasten.extend import LatentLayout
+from hasten.pipelines.adapters import families, find
 from hasten.schedules.dct import dct_truncate
 
 

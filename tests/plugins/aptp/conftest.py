@@ -7,9 +7,9 @@ import families
 import pytest
 import torch
 
+from hasten._adapters.units import Grain, PrunableUnits, Structure
 from hasten._target import Target
-from hasten.pipelines.adapters import LatentSize
-from hasten.pipelines.adapters._units import Grain, PrunableUnits, Structure
+from hasten.extend import LatentSize
 
 DIFFUSION = ("sd15", "sdxl", "sd3", "flux", "pixart-sigma", "pixart-alpha", "qwen-image")
 PRUNABLE = (*DIFFUSION, "var-class", "var-text")

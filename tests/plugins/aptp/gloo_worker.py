@@ -11,7 +11,7 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 def make_study(data: Path) -> Any:
     """A tiny U-Net with twelve pictures."""
     from hasten._target import Target
-    from hasten.pipelines.adapters import LatentSize
+    from hasten.extend import LatentSize
     from hasten.plugins.aptp.encoder import PipelineEncoder
     from hasten.plugins.aptp.make.capture import Conditioner
     from hasten.plugins.aptp.make.data import prepare, scene_pictures

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hasten
+from hasten._adapters.units import PrunableUnits
 from hasten._errors import CheckpointError, UnsupportedError
 from hasten._target import Target
-from hasten.pipelines.adapters._units import PrunableUnits
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.manifest import Manifest, file_digest
 

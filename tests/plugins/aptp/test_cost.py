@@ -4,10 +4,10 @@ import pytest
 import torch
 from families import TEXT
 
+from hasten._adapters.scan import UNetUnits
+from hasten._adapters.units import Grain
 from hasten.eval.efficiency import count_flops
-from hasten.pipelines.adapters import LatentSize
-from hasten.pipelines.adapters._scan import UNetUnits
-from hasten.pipelines.adapters._units import Grain
+from hasten.extend import LatentSize
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hasten._adapters.units import Grain, PrunableUnits
 from hasten._errors import CheckpointError
 from hasten._target import Target
-from hasten.pipelines.adapters._units import Grain, PrunableUnits
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.codes import CodeRouter, gate_vector
 from hasten.plugins.aptp.importer import import_checkpoints, read_router

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import hasten
 from hasten._errors import CheckpointError, ConfigError
 from hasten._target import Target
-from hasten.pipelines.adapters import LatentSize
+from hasten.extend import LatentSize
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.encoder import PipelineEncoder
 from hasten.plugins.aptp.make.capture import Conditioner

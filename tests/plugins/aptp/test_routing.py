@@ -9,7 +9,7 @@ from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 import hasten
 from hasten._errors import ConfigError, ConflictError, UnsupportedError
 from hasten._fingerprint import fingerprint
-from hasten.pipelines.adapters import LatentSize
+from hasten.extend import LatentSize
 from hasten.plugins.aptp.config import AptpConfig
 from hasten.plugins.aptp.groups import Group, group_prompts
 from hasten.plugins.aptp.router import BASE, Decision, random_expert

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
+from hasten._adapters.units import Grain
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._units import Grain
 from hasten.plugins.aptp.gates import gated, masks
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import clone_tree, nested_order, pruned, reordered, skeleton

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hasten._adapters.units import Grain
 from hasten._errors import CheckpointError, ConfigError
-from hasten.pipelines.adapters._units import Grain
 from hasten.plugins.aptp import timetable
 from hasten.plugins.aptp.make.space import Space
 from hasten.plugins.aptp.plan import PruningPlan

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.pipelines.adapters._base import Prediction
+from hasten._adapters.base import Prediction
 from hasten.plugins.bottleneck.math import expand_prediction, low_state
 from hasten.schedules.dct import apply_separable, cosine_basis
 from hasten.schedules.noise import NoiseLevel

@@ -12,9 +12,9 @@ from families import FAMILIES, call_kwargs
 from torch.utils.flop_counter import FlopCounterMode
 
 import hasten
+from hasten._adapters.base import LatentSize
 from hasten._flops import Tokens, forward_flops
 from hasten._target import Target
-from hasten.pipelines.adapters._base import LatentSize
 
 
 def on_meta(kind: str, **config: Any) -> Any:

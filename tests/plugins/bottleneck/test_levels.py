@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hasten
+from hasten._adapters.base import LatentSize, Prediction
 from hasten._errors import CheckpointError, ConfigError, NumericalError
 from hasten._target import Target
-from hasten.pipelines.adapters._base import LatentSize, Prediction
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.levels import (
     FALLBACK_MIN_PIXELS,

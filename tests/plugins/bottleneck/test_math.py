@@ -7,7 +7,7 @@ from gaussian import IdealDenoiser, Toy, from_coefficients, power_of, to_coeffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.pipelines.adapters._base import Prediction
+from hasten._adapters.base import Prediction
 from hasten.plugins.bottleneck.math import (
     clean_estimate,
     expand_prediction,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten._adapters.tokens import TokenGrid
 
 
 def band_mask(grid: TokenGrid, keep_ratio: float) -> Tensor:

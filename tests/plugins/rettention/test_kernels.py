@@ -10,8 +10,8 @@ import pytest
 import torch
 from slow import attention, band_mask, box_mask, qkv
 
+from hasten._adapters.tokens import TokenGrid
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._tokens import TokenGrid
 from hasten.plugins.rettention.kernels import Epilogue, SparseKernel, choose_kernel, load_kernel
 from hasten.plugins.rettention.kernels.flex import FlexKernel
 from hasten.plugins.rettention.kernels.fused import attend, operator, recorded

@@ -6,8 +6,8 @@ import pytest
 import torch
 from slow import band_mask, box_mask
 
+from hasten._adapters.tokens import TokenGrid
 from hasten._errors import ConfigError
-from hasten.pipelines.adapters._tokens import TokenGrid
 from hasten.plugins.rettention.layout import SparseLayout
 from hasten.plugins.rettention.masks import MaskShape, mask_shape
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from slow import attention, band_mask, qkv
 
-from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten._adapters.tokens import TokenGrid
 from hasten.plugins.rettention.math import denominator_ratio, merge, ramped, rescaled, reshape, residual
 
 GRID = TokenGrid(1, 6, 10, before=4)

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import hasten
-from hasten.eval.bench.attention import SHAPES
-from hasten.eval.bench.measured import Problem, measure
+from hasten._adapters.tokens import TokenGrid
 from hasten.eval.efficiency.timing import interleave
-from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten.plugins.rettention.bench import SHAPES
 from hasten.plugins.rettention.config import RettentionConfig
+from hasten.plugins.rettention.measured import Problem, measure
 
 BENCHMARKS = Path(__file__).parents[3] / "docs" / "benchmarks"
 

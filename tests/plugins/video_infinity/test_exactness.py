@@ -11,8 +11,8 @@ from clip_reference import FAMILIES, JOINT, TEMPORAL, frame_mask, masked
 from families import TEXT, baseline
 
 import hasten
+from hasten._adapters.frames import FrameMixing, LayerKind
 from hasten.pipelines.adapters import find
-from hasten.pipelines.adapters._frames import FrameMixing, LayerKind
 from hasten.schedules.clips import global_frames
 
 FRAMES = 7

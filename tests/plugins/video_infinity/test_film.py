@@ -24,9 +24,9 @@ from families import FAMILIES, baseline, seeded
 from PIL import Image
 
 import hasten
+from hasten._adapters.decoders import FrameDecoder, TiledDecoder
 from hasten._errors import ConfigError, HastenError
 from hasten.pipelines.adapters import find
-from hasten.pipelines.adapters._decoders import FrameDecoder, TiledDecoder
 from hasten.pipelines.adapters.ltx import LTXDecoder
 from hasten.plugins.video_infinity import encode
 from hasten.plugins.video_infinity.checkpoint import write_whole

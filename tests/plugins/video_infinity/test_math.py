@@ -131,8 +131,8 @@ def test_anchored_positions_stay_in_the_table() -> None:
 def _case(family: str) -> tuple[Any, Any]:
     from clip_cases import build
 
+    from hasten._adapters.frames import FrameMixing
     from hasten.pipelines.adapters import find
-    from hasten.pipelines.adapters._frames import FrameMixing
 
     pipe = build(family)
     return pipe, find(pipe).capability(FrameMixing)

@@ -11,8 +11,8 @@ from clip_cases import build, call, run
 from clip_launch import run_cases
 from families import baseline
 
+from hasten._adapters.frames import FrameMixing, LayerKind
 from hasten.pipelines.adapters import find
-from hasten.pipelines.adapters._frames import FrameMixing, LayerKind
 from hasten.plugins.video_infinity.cost import attention_bytes, norm_bytes
 
 TOLERANCE = 1e-5

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import nn
 from typing_extensions import override
 
+from hasten._adapters.base import LatentSize
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._base import LatentSize
 
 __all__ = ["AttentionTokens", "JointTokens", "TokenGrid", "UNetTokens"]
 

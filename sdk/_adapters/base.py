@@ -66,7 +66,7 @@ class ScaleSchedule(Moments):
     """Generation scale by scale, each scale one forward that reads the keys and values of the scales before it.
 
     The pipeline's call takes a ``kv_cache``, and its transformer a ``cache``, a
-    :class:`hasten.pipelines.var.cache.KVCache`.
+    :class:`hasten.extend.KVCache`.
     """
 
     without = "it does not generate scale by scale with a cache of keys and values"

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._units import (
+from hasten._adapters.units import (
     BlockUnit,
     Cut,
     Grain,
@@ -21,6 +20,7 @@ from hasten.pipelines.adapters._units import (
     Structure,
     UnitGroup,
 )
+from hasten._errors import UnsupportedError
 
 __all__ = ["ScannedUnits", "UNetUnits"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hasten.pipelines.adapters._base import LatentSize
+from hasten._adapters.base import LatentSize
 
 __all__ = [
     "BlockUnit",

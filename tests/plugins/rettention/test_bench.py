@@ -8,10 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from hasten._adapters.tokens import TokenGrid
 from hasten._cli._app import build_app
-from hasten.eval.bench.measured import Problem, measure
-from hasten.pipelines.adapters._tokens import TokenGrid
 from hasten.plugins.rettention.config import RettentionConfig
+from hasten.plugins.rettention.measured import Problem, measure
 
 RUN = CliRunner()
 

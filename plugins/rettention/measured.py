@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from hasten._errors import ConfigError
 from hasten.eval.efficiency.timing import interleave
 from hasten.eval.statistics import Estimate
-from hasten.pipelines.adapters._tokens import TokenGrid
+from hasten.extend import ConfigError, TokenGrid
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.kernels import SparseKernel, choose_kernel
 from hasten.plugins.rettention.layout import SparseLayout

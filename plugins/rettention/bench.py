@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten._errors import ConfigError, suggestion
 from hasten.eval.bench.show import show
+from hasten.extend import ConfigError, suggestion
 
 if TYPE_CHECKING:
-    from hasten.eval.bench.measured import Measured, Problem
+    from hasten.plugins.rettention.measured import Measured, Problem
 
 __all__ = ["SHAPES", "register"]
 
@@ -67,7 +67,7 @@ def _command(
 ) -> None:
     import torch
 
-    from hasten.eval.bench.measured import measure
+    from hasten.plugins.rettention.measured import measure
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -97,9 +97,9 @@ def _problem(
     import torch
     from pydantic import ValidationError
 
-    from hasten.eval.bench.measured import Problem
-    from hasten.pipelines.adapters._tokens import TokenGrid
+    from hasten.extend import TokenGrid
     from hasten.plugins.rettention.config import RettentionConfig
+    from hasten.plugins.rettention.measured import Problem
 
     if name not in SHAPES:
         raise ConfigError(

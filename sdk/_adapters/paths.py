@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from hasten._adapters.base import Prediction
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._base import Prediction
 from hasten.schedules.noise import NoiseLevel
 
 

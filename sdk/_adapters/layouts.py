@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
+from hasten._adapters.base import LatentLayout, LatentSize, Prediction
+from hasten._adapters.paths import FlowPath, Path
 from hasten._errors import UnsupportedError
-from hasten.pipelines.adapters._base import LatentLayout, LatentSize, Prediction
-from hasten.pipelines.adapters._paths import FlowPath, Path
 from hasten.schedules.dct import dct_expand, dct_truncate
 from hasten.schedules.noise import NoiseLevel
 
