@@ -19,8 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hasten._pretrained import load_checked
-from hasten._weights import REMEDY
+from hasten.weights import REMEDY, load_checked
 
 __all__ = ["FPS", "VideoCrafterUNet"]
 

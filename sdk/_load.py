@@ -69,14 +69,22 @@ def load_saved(folder: Path, **options: Any) -> Any:
         **options: passed on to ``from_pretrained``.
 
     Raises:
-        CheckpointError: the folder is damaged, or has no ``hasten.json``.
+        CheckpointError: a file is damaged, the weights are not those of the model, or there is no ``hasten.json``.
     """
     import torch
 
+    from hasten._pretrained import load_checked
+
     if "torch_dtype" not in options:
         options.setdefault("dtype", torch.float32)
-    absent = dict.fromkeys(read_settings(folder).get("absent", ()))
-    return _load_folder(folder, absent | options)
+    given = dict.fromkeys(read_settings(folder).absent) | options
+    kind = pipeline_class(folder)
+    return load_checked(
+        lambda: kind.from_pretrained(folder, local_files_only=True, **given),
+        folder,
+        "reinstall it, or export the miniature again",
+        replaced=given,
+    )
 
 
 def find_model(name: str) -> Model:

@@ -80,13 +80,11 @@ if TYPE_CHECKING:
         UnsupportedError,
         suggestion,
     )
-    from hasten._files import read_fields, read_json
     from hasten._hookspecs import hookimpl
     from hasten._journal import OwnedJournal
     from hasten._models import Captions, Model, Split, read_settings
     from hasten._module_state import ModuleState
     from hasten._plan import Plan
-    from hasten._pretrained import load_checked
     from hasten._ranks import Ranks
     from hasten._recorder import Stopwatch
     from hasten._report import Report, StepRecord
@@ -97,59 +95,6 @@ if TYPE_CHECKING:
     from hasten._target import Target
     from hasten._technique import Finding, Forecast, Sameness, StepForecast, Technique, TechniqueConfig
     from hasten._timesteps import by_step, dynamic_shift, levels_of, planned_levels
-    from hasten._weights import check_fit, read_tensors, read_torch, read_weights
-    from hasten.pipelines.adapters._base import (
-        Adapter,
-        Guidance,
-        LatentLayout,
-        LatentSize,
-        Moments,
-        Prediction,
-        ScaleSchedule,
-    )
-    from hasten.pipelines.adapters._decoders import (
-        CausalDecoder,
-        ChunkedDecoder,
-        FrameDecoder,
-        PictureDecoder,
-        TiledDecoder,
-    )
-    from hasten.pipelines.adapters._frames import (
-        FrameAxis,
-        FrameLayer,
-        FrameMixing,
-        LayerKind,
-        Rotary,
-        attention_names,
-        frame_layers,
-        self_attentions,
-        separable,
-    )
-    from hasten.pipelines.adapters._layouts import (
-        ConditionedVideoLayout,
-        ImageLayout,
-        PackedLayout,
-        TokenLayout,
-        VideoLayout,
-        image_pixels,
-        resize_clean,
-        unknown_size,
-    )
-    from hasten.pipelines.adapters._paths import FlowPath, Path, VariancePreservingPath
-    from hasten.pipelines.adapters._scan import ScannedUnits, UNetUnits
-    from hasten.pipelines.adapters._tokens import AttentionTokens, JointTokens, TokenGrid, UNetTokens
-    from hasten.pipelines.adapters._units import (
-        BlockUnit,
-        Cut,
-        Grain,
-        PrunableUnits,
-        SkipJoint,
-        SkipResnet,
-        SkipTensor,
-        SkipTransformer2D,
-        Structure,
-        UnitGroup,
-    )
     from hasten.schedules.noise import NoiseLevel
 
 __all__ = [
@@ -235,20 +180,16 @@ __all__ = [
     "branches",
     "by_step",
     "call_size",
-    "check_fit",
     "check_layers",
     "dynamic_shift",
     "frame_layers",
     "hookimpl",
     "image_pixels",
     "levels_of",
-    "load_checked",
+    "parameter_names",
     "planned_levels",
-    "read_fields",
-    "read_json",
-    "read_tensors",
-    "read_torch",
-    "read_weights",
+    "planned_steps",
+    "read_settings",
     "resize_clean",
     "self_attentions",
     "separable",
@@ -273,17 +214,6 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "suggestion",
     ),
     "hasten._hookspecs": ("hookimpl",),
-    "hasten._files": (
-        "read_fields",
-        "read_json",
-    ),
-    "hasten._pretrained": ("load_checked",),
-    "hasten._weights": (
-        "check_fit",
-        "read_tensors",
-        "read_torch",
-        "read_weights",
-    ),
     "hasten._technique": (
         "Finding",
         "Forecast",

@@ -8,6 +8,7 @@ from hasten._lazy import lazy_names
 
 if TYPE_CHECKING:
     from hasten._document import parse_json, parse_yaml, read_json_lines
+    from hasten._files import as_fields, inside, read_fields, read_json
     from hasten._pictures import (
         Listing,
         describe_unread,
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Listing",
     "append_lines",
+    "as_fields",
     "describe_unread",
+    "inside",
     "is_intact",
     "list_folder",
     "list_names",
@@ -33,6 +36,8 @@ __all__ = [
     "parse_yaml",
     "picture_files",
     "picture_suffixes",
+    "read_fields",
+    "read_json",
     "read_json_lines",
     "read_lines",
     "read_prompts",
@@ -48,6 +53,12 @@ __all__ = [
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
+    "hasten._files": (
+        "as_fields",
+        "inside",
+        "read_fields",
+        "read_json",
+    ),
     "hasten._document": (
         "parse_json",
         "parse_yaml",

@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hasten._errors import ConfigError, suggestion
 from hasten.eval.compare.contest import BEATS
+from hasten.extend import ConfigError, suggestion
 
 __all__ = ["TIMED", "BeatsFewerSteps", "Gate", "parse_gates"]
 

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten._errors import CheckpointError
-from hasten._pretrained import load_checked
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.images import from_float
 from hasten.eval.metric import Batch, Features, Need, SampleMetric, SetMetric
@@ -23,6 +21,7 @@ from hasten.eval.metrics.alignment import ClipScore
 from hasten.eval.metrics.sets import Cmmd, Fid
 from hasten.eval.networks.clip import ClipNetwork
 from hasten.extend import CheckpointError
+from hasten.weights import load_checked
 
 if TYPE_CHECKING:
     from hasten.eval.networks.features import FeatureNetwork

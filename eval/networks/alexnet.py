@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten._weights import read_weights
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.lpips import lpips_distance, lpips_input
 from hasten.eval.images import check_pair
 from hasten.eval.networks.features import inference
 from hasten.extend import CheckpointError, ConfigError
+from hasten.weights import read_weights
 
 #: Channels of the five taps.
 CHANNELS = (64, 192, 384, 256, 256)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten._weights import check_fit, read_weights
+from hasten.extend import CheckpointError, ConfigError
+from hasten.weights import check_fit, read_weights
 
 #: Input side in pixels and length of the features.
 SIDE, FEATURES = 299, 2048

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._errors import ConfigError
-from hasten._weights import built, put, read_weights, require
+from hasten.extend import ConfigError
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.var.checkpoints import fetch
 from hasten.pipelines.var.original import check_depth, check_pair, level_widths, map_block, split_three
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten.pipelines.var.transformer import NextScaleTransformer
 from hasten.schedules.scales import infinity_schedule
+from hasten.weights import built, put, read_weights, require
 
 __all__ = ["VARIANTS", "Variant", "load_infinity", "map_tokenizer", "map_transformer"]
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten._errors import CheckpointError, UnsupportedError
-from hasten._load import pipeline_class
-from hasten._models import Captions, Model, Split, read_settings
-from hasten._plugins import host
-from hasten._pretrained import load_checked
+from hasten.commands import find_model, host, load_saved, model_folder
+from hasten.extend import Captions, Split, read_settings
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -58,26 +55,13 @@ def load(name: str, **options: Any) -> DiffusionPipeline:
 
 
 def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
-    """Load an exported pipeline, without the components that its ``hasten.json`` lists as absent.
+    """Load an exported miniature, without the components that its ``hasten.json`` lists as absent.
 
     Raises:
         CheckpointError: a file is damaged, or the weights are not those of the model.
     """
-    import torch
-
-    if "torch_dtype" not in options:
-        options.setdefault("dtype", torch.float32)
-    given = dict.fromkeys(read_settings(folder).absent) | options
-
-    def load_all() -> DiffusionPipeline:
-        pipe: DiffusionPipeline = pipeline_class(folder).from_pretrained(
-            folder, local_files_only=True, **given
-        )
-        return pipe
-
-    remedy = "reinstall it, or export the miniature again"
-    loaded: DiffusionPipeline = load_checked(load_all, folder, remedy, replaced=given)
-    return loaded
+    pipe: DiffusionPipeline = load_saved(folder, **options)
+    return pipe
 
 
 def recommended_call(name_or_path: str | Path) -> dict[str, Any]:

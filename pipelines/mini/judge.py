@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten._errors import CheckpointError
-from hasten._weights import check_fit, read_tensors
+from hasten.extend import CheckpointError
 from hasten.pipelines.mini.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -23,6 +22,7 @@ from hasten.pipelines.mini.scenes import (
     Group,
     Scene,
 )
+from hasten.weights import check_fit, read_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,13 +13,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from torch import Tensor
 from typing_extensions import Self
 
-from hasten._errors import ConfigError
-from hasten._pretrained import load_checked
-from hasten._weights import REMEDY
+from hasten.extend import ConfigError
 from hasten.pipelines.var.cache import DenseKVCache, KVCache
 from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
 from hasten.pipelines.var.tokenizer import ScaleTokenizer
 from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
+from hasten.weights import REMEDY, load_checked
 
 __all__ = ["NextScalePipeline", "ScaleEnd", "Settings"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hasten._errors import CheckpointError
+from hasten.extend import CheckpointError
 
 __all__ = ["fetch"]
 

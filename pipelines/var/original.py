@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten._weights import built, put, read_weights, require
+from hasten.extend import CheckpointError, ConfigError
 from hasten.pipelines.var.checkpoints import fetch
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten.pipelines.var.transformer import NextScaleTransformer
 from hasten.pipelines.var.vq_model import MultiScaleVQModel
 from hasten.schedules.scales import VAR_SCHEDULES, Schedule, check_schedule, token_ends
+from hasten.weights import built, put, read_weights, require
 
 __all__ = ["VARIANTS", "load_var", "map_block", "map_tokenizer", "map_transformer", "split_three"]
 

@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError
-from hasten._files import inside, read_fields
-from hasten._weights import check_fit, read_tensors
-from hasten.pipelines.adapters._units import Structure
+from hasten.extend import CheckpointError, Structure
+from hasten.files import inside, read_fields
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.lora import DOWN, UP, merge_update
 from hasten.plugins.aptp.manifest import (
@@ -28,6 +26,7 @@ from hasten.plugins.aptp.manifest import (
 from hasten.plugins.aptp.plan import PlanFields, PruningPlan
 from hasten.plugins.aptp.router import PrototypeRouter, Router
 from hasten.plugins.aptp.surgery import clone_tree, nested_order, pruned, reordered, skeleton
+from hasten.weights import check_fit, read_tensors
 
 __all__ = ["Bundle", "Expert", "expert_entries", "probe_weights", "save_bundle"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten._errors import CheckpointError
+from hasten.extend import CheckpointError
 from hasten.plugins.aptp.manifest import REMEDY
 from hasten.plugins.aptp.math import depth_probabilities, mean_gates, open_probability
 from hasten.plugins.aptp.router import check_names, check_router

@@ -12,12 +12,8 @@ from pydantic import BaseModel, PositiveInt, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from hasten._errors import CheckpointError
-from hasten._files import read_fields
-from hasten._target import Target
-from hasten._weights import check_fit, read_tensors, require
-from hasten.pipelines.adapters import LatentSize
-from hasten.pipelines.adapters._units import PrunableUnits, Structure
+from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, Target
+from hasten.files import read_fields
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
 from hasten.plugins.aptp.codes import CodeRouter
 from hasten.plugins.aptp.cost import CostModel
@@ -31,6 +27,7 @@ from hasten.plugins.aptp.manifest import (
 )
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import skeleton
+from hasten.weights import check_fit, read_tensors, require
 
 __all__ = ["MIRROR", "import_checkpoints", "plan_from_shapes", "read_router"]
 

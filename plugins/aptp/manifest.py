@@ -10,9 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from hasten._errors import CheckpointError
-from hasten._files import as_fields, read_json
-from hasten.pipelines.adapters._units import Grain
+from hasten.extend import CheckpointError, Grain
+from hasten.files import as_fields, read_json
 
 __all__ = [
     "REMEDY",

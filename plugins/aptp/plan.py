@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from hasten._errors import UnsupportedError, suggestion
-from hasten.pipelines.adapters._units import Structure, UnitGroup
+from hasten.extend import Structure, UnitGroup, UnsupportedError, suggestion
 
 __all__ = ["PlanFields", "PruningPlan"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten._errors import CheckpointError
+from hasten.extend import CheckpointError
 from hasten.plugins.aptp.manifest import REMEDY
 
 __all__ = [

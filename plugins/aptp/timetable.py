@@ -17,10 +17,9 @@ from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hasten._errors import CheckpointError
-from hasten._files import read_fields
 from hasten.eval.efficiency.timing import synchronize
 from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, UnitGroup
+from hasten.files import read_fields
 from hasten.plugins.aptp.cost import open_gate
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned

@@ -84,7 +84,7 @@ def _native_side(pipe: Any) -> int:
 
 def _merge(path: Path, fitted: dict[str, Any]) -> None:
     """Write into ``path``, keeping what else the file holds."""
-    from hasten._files import read_json
+    from hasten.files import read_json
 
     remedy = "remove it or choose another file"
     kept = read_json(path, "what it holds besides", remedy) if path.exists() else {}

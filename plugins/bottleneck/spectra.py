@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hasten._files import read_fields
+from hasten.files import read_fields
 from hasten.schedules.spectrum import Spectrum
 
 __all__ = ["SIDECAR", "UNKNOWN", "KnownSpectrum", "known_spectrum", "read_sidecar"]

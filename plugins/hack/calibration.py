@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
-from hasten._errors import CheckpointError
-from hasten._files import as_fields, read_json
+from hasten.extend import CheckpointError
+from hasten.files import as_fields, read_json
 from hasten.pipelines.var.cache import DenseKVCache
 from hasten.plugins.hack.math import (
     HeadStatistics,

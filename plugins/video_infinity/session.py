@@ -12,12 +12,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, PositiveInt
 
-from hasten._errors import ConfigError, UnsupportedError
-from hasten._files import read_fields
-from hasten._run import RunCall
-from hasten._target import Target
-from hasten.pipelines.adapters._base import Prediction
-from hasten.pipelines.adapters._frames import FrameMixing
+from hasten.extend import ConfigError, FrameMixing, Prediction, RunCall, Target, UnsupportedError
+from hasten.files import read_fields
 from hasten.plugins.video_infinity.checkpoint import Checkpoints, Saved
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.exchange import Exchange, Places

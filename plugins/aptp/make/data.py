@@ -12,15 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten._document import read_json_lines
-from hasten._errors import CheckpointError, ConfigError, UnsupportedError
-from hasten._files import read_json
-from hasten._pictures import describe_unread, list_folder, read_rgb
-from hasten._text import read_text
-from hasten._weights import check_fit, read_tensors, require
-from hasten.pipelines.adapters import LatentSize
+from hasten.extend import CheckpointError, ConfigError, LatentSize, UnsupportedError
+from hasten.files import describe_unread, list_folder, read_json, read_json_lines, read_rgb, read_text
 from hasten.plugins.aptp.encoder import Encoder
 from hasten.plugins.aptp.make.capture import Conditioner
+from hasten.weights import check_fit, read_tensors, require
 
 __all__ = ["Batch", "Prepared", "captioned_pictures", "prepare", "scene_pictures"]
 

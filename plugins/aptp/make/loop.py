@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError, HastenError
-from hasten._weights import check_fit, read_noted, read_tensors
+from hasten.extend import CheckpointError, HastenError
 from hasten.plugins.aptp.make.ranks import average_gradients, rank, same_everywhere
+from hasten.weights import check_fit, read_noted, read_tensors
 
 __all__ = ["Loop", "step_generators"]
 

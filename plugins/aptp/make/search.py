@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten._files import read_fields
+from hasten.extend import CheckpointError, ConfigError
+from hasten.files import read_fields
 from hasten.plugins.aptp.gates import gated
 from hasten.plugins.aptp.make.importance import importance
 from hasten.plugins.aptp.make.loop import Loop

@@ -12,8 +12,7 @@ import torch
 from pydantic import BaseModel, Field, Json
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten._weights import read_noted, read_tensors
+from hasten.extend import CheckpointError, ConfigError
 from hasten.plugins.aptp.lora import DOWN, UP
 from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.ranks import rank
@@ -21,6 +20,7 @@ from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.study import Noisy, Study, features, relative_error
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels, pruned
+from hasten.weights import read_noted, read_tensors
 
 __all__ = ["TuneOptions", "Tuned", "Tuner", "tune"]
 
