@@ -95,13 +95,14 @@ def contests(
     Intervals of the deciding metrics hold together (Bonferroni), so that a candidate that is no better than its
     control wins in at most ``(1 - level) / 2`` of all comparisons, whatever the number of metrics.
     """
-    deciding = deciding_metrics([scores.metric for scores in (*samples, *sets)], settings.margins or {})
+    measured: list[SampleScores | SetScores] = [*samples, *sets]
+    deciding = deciding_metrics([scores.metric for scores in measured], settings.margins or {})
     joint = replace(settings, level=1 - (1 - settings.level) / max(1, len(deciding)))
     found = {}
     for control in arms:
         for name in control.time_of:
             differences = {}
-            for scores in (*samples, *sets):
+            for scores in measured:
                 decides = scores.metric.name in deciding
                 used = joint if decides else settings
                 differences[scores.metric.name] = _difference(
