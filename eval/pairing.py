@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +17,7 @@ from hasten.files import parse_json, read_lines, read_text
 __all__ = ["Manifest", "Order", "ambiguity", "natural_key", "sort_names"]
 
 
-class Order(str, Enum):
+class Order(StrEnum):
     """How file names are sorted: numbers in them by value, or character by character."""
 
     natural = "natural"

@@ -2,11 +2,12 @@
 
 One machine:      torchrun --nproc-per-node 2 examples/long_video.py mini/t2v-dit out.mp4 143
 Several machines: examples/long_video_nodes.sh
-One process:      python examples/long_video.py ./my-video-model out.mp4 143
+A model of yours: python examples/long_video.py ./my-wan out.mp4 321 --prompt "a lighthouse in a storm" \\
+                      --dtype bfloat16 --clip-frames 21
 """
 
+import argparse
 import os
-import sys
 
 import torch
 
@@ -15,27 +16,53 @@ from hasten.pipelines import mini
 from hasten.plugins.video_infinity.film import write_video
 
 PROMPT = "a large red circle moving right on a white background"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def main(model: str, out: str, frames: str, steps: str = "20") -> None:
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description="Make a long video over several processes.")
+    parser.add_argument("model", help="mini/t2v-dit, a local folder or a hub id")
+    parser.add_argument("out", help="a file ending in .mp4, .mov or .mkv, or a folder for PNGs")
+    parser.add_argument("frames", type=int, help="frames of the video")
+    parser.add_argument("steps", type=int, nargs="?", default=20, help="denoising steps (20)")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 elsewhere, unless given")
+    parser.add_argument("--clip-frames", type=int, default=9, help="latent frames of a clip, at most (9)")
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--guidance-scale", type=float)
+    return parser.parse_args()
+
+
+def main(given: argparse.Namespace) -> None:
     """Make the video; every process runs the same lines."""
-    torch.set_num_threads(1)
-    pipe = hasten.load(model)
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        pipe.to("cuda")
+    else:
+        torch.set_num_threads(1)
+    dtype = given.dtype or ("bfloat16" if gpu else "float32")
+    pipe = hasten.load(given.model, dtype=getattr(torch, dtype)).to("cuda" if gpu else "cpu")
     first = os.environ.get("RANK", "0") == "0"
     pipe.set_progress_bar_config(disable=not first)
-    call = {
-        **(mini.recommended_call(model) | {"guidance_scale": 4.0} if model.startswith("mini/") else {}),
-        "prompt": PROMPT,
-        "num_frames": int(frames),
-        "num_inference_steps": int(steps),
+    call = {}
+    if given.model.startswith("mini/"):
+        call = mini.recommended_call(given.model) | {"guidance_scale": 4.0}
+    call |= {
+        name: value
+        for name in ("height", "width", "guidance_scale")
+        if (value := getattr(given, name)) is not None
+    }
+    call |= {
+        "prompt": given.prompt,
+        "num_frames": given.frames,
+        "num_inference_steps": given.steps,
         "generator": torch.Generator().manual_seed(0),
     }
     # With a checkpoint folder the same command resumes, also with fewer processes.
-    options = {"clip_frames": 9, "checkpoint": f"{out}.checkpoint"}
-    filmed = write_video(pipe, out, call, options, fps=8)
+    options = {"clip_frames": given.clip_frames, "checkpoint": f"{given.out}.checkpoint"}
+    filmed = write_video(pipe, given.out, call, options, fps=8)
     if first:
         print(
             f"{filmed.frames} frames in {filmed.path}, {filmed.world} processes, {filmed.denoise_seconds:.1f} s"
@@ -43,4 +70,4 @@ def main(model: str, out: str, frames: str, steps: str = "20") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(arguments())

@@ -10,14 +10,13 @@ to video that builds on Stable Diffusion 2.1.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from hasten.weights import REMEDY, load_checked
 

@@ -14,9 +14,13 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 __all__ = ["apply_separable", "cosine_basis", "dct_expand", "dct_truncate", "truncation_matrix"]
 
@@ -24,12 +28,12 @@ _CACHED_MATRICES = 128
 
 
 @lru_cache(maxsize=_CACHED_MATRICES)
-def cosine_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+def cosine_basis(size: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
     """Orthonormal DCT-II matrix ``C``: ``C @ x`` are the cosine coefficients of ``x``.
 
     Args:
         size: number of samples, at least 1.
-        dtype: floating-point type of the result.
+        dtype: floating-point type of the result; float32 unless given.
         device: where the result lives.
 
     Returns:
@@ -43,7 +47,7 @@ def cosine_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.de
         frequency = sample[:, None]
         basis = torch.cos(math.pi / size * (sample + 0.5) * frequency) * math.sqrt(2.0 / size)
         basis[0] /= math.sqrt(2.0)
-        return basis.to(device=device, dtype=dtype)
+        return basis.to(device=device, dtype=dtype or torch.float32)
 
 
 @lru_cache(maxsize=_CACHED_MATRICES)
@@ -51,7 +55,7 @@ def truncation_matrix(
     full: int,
     low: int,
     taper: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """The one-dimensional ``D`` that takes ``full`` samples to ``low``.
@@ -60,7 +64,7 @@ def truncation_matrix(
         full: samples before, at least ``low``.
         low: samples after, at least 1.
         taper: fade the last ``taper`` coefficients out with a half cosine (0 is exact; less than ``low``).
-        dtype: floating-point type of the result.
+        dtype: floating-point type of the result; float32 unless given.
         device: where the result lives.
 
     Returns:
@@ -73,7 +77,7 @@ def truncation_matrix(
     with torch.inference_mode(False):
         kept = cosine_basis(full, torch.float64)[:low] * _window(low, taper)[:, None]
         matrix = cosine_basis(low, torch.float64).T @ kept
-        return matrix.to(device=device, dtype=dtype)
+        return matrix.to(device=device, dtype=dtype or torch.float32)
 
 
 def _window(size: int, taper: int) -> Tensor:

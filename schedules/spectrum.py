@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from hasten.schedules.dct import apply_separable, cosine_basis
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Spectrum", "fit_spectrum", "radial_power"]
 

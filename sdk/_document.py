@@ -120,11 +120,8 @@ def _yaml(text: str, source: str | None) -> Document:
 
 
 def _toml(text: str, source: str | None) -> Document:
-    try:
-        import tomllib
-    except ModuleNotFoundError as error:  # Python 3.10
-        remedy = "TOML files need Python 3.11 or later; write YAML or JSON"
-        raise ConfigError(remedy, source=source) from error
+    import tomllib
+
     if long := _LONG_KEY.search(text):
         raise ConfigError(_TOO_DEEP, source=source, line=text.count("\n", 0, long.start()) + 1)
     try:

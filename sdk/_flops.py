@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
 
 from hasten._adapters.base import LatentSize
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Tokens", "forward_flops"]
 
@@ -50,7 +53,7 @@ def forward_flops(denoiser: nn.Module, tokens: Tokens) -> float:
     total = 0.0
     for name, module in denoiser.named_modules():
         here = Tokens(round(tokens.image * _unet_share(denoiser, name)), tokens.text) if unet else tokens
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)):
             total += 2.0 * module.weight.numel() * _rows(name, here, joint)
         elif _is_attention(module):
             total += 4.0 * _width(module) * _pairs(name, module, here, joint)
@@ -82,14 +85,14 @@ def _pairs(name: str, attention: nn.Module, tokens: Tokens, joint: bool) -> floa
 
 
 def _is_attention(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "to_q", None), nn.Linear) or isinstance(
-        getattr(module, "to_qkv", None), nn.Linear
+    return isinstance(getattr(module, "to_q", None), torch.nn.Linear) or isinstance(
+        getattr(module, "to_qkv", None), torch.nn.Linear
     )
 
 
 def _width(attention: Any) -> int:
     """Width of all heads together."""
-    if isinstance(getattr(attention, "to_q", None), nn.Linear):
+    if isinstance(getattr(attention, "to_q", None), torch.nn.Linear):
         return int(attention.to_q.out_features)
     return int(attention.to_qkv.out_features) // 3
 

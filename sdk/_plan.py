@@ -55,6 +55,8 @@ class Plan:
             will fail, while another may be fine.
         untested: pairs of techniques without a recorded combination test.
         patches: seams and attributes in use, from the outside in; known once attached.
+        device: where the pipeline computes.
+        dtype: number format of its denoiser.
     """
 
     pipeline: str
@@ -63,6 +65,8 @@ class Plan:
     findings: tuple[Finding, ...] = ()
     untested: tuple[tuple[str, str], ...] = ()
     patches: tuple[str, ...] = ()
+    device: str = ""
+    dtype: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
@@ -114,7 +118,15 @@ def make_plan(target: Target, config: Config, call: Mapping[str, Any]) -> tuple[
     planned = tuple(
         PlannedTechnique(t.name, t.options, claims[t.name], t.forecast(target, arguments)) for t in techniques
     )
-    plan = Plan(target.name, target.adapter.family, planned, tuple(findings), untested_pairs(claims))
+    plan = Plan(
+        target.name,
+        target.adapter.family,
+        planned,
+        tuple(findings),
+        untested_pairs(claims),
+        device=target.device,
+        dtype=target.dtype,
+    )
     comments = host().comment(plan)
     _refuse("a plugin", target, comments)
     return replace(plan, findings=(*findings, *comments)), techniques

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["render_plan", "render_report"]
 
-_WIDTH = 110
+_WIDTH = 80
+"""Columns, those of a terminal that nobody has widened."""
 
 
 def render_report(report: Report) -> str:
@@ -43,7 +44,8 @@ def render_report(report: Report) -> str:
 
 def render_plan(plan: Plan) -> str:
     """A plan as text: techniques from the outside in, findings, forecasts."""
-    parts: list[RenderableType] = [escape(f"{plan.pipeline} (family {plan.family}), outermost first:")]
+    place = f" on {plan.device} in {plan.dtype}" if plan.device and plan.dtype else ""
+    parts: list[RenderableType] = [escape(f"{plan.pipeline} (family {plan.family}){place}, outermost first:")]
     if not plan.techniques:
         parts.append("  no technique: calls are measured, nothing is changed")
     for number, technique in enumerate(plan.techniques, 1):

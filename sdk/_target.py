@@ -47,6 +47,19 @@ class Target:
         found = {name: getattr(self.pipe, name, None) for name in self.adapter.denoisers}
         return {name: module for name, module in found.items() if module is not None}
 
+    @property
+    def device(self) -> str:
+        """Where the pipeline computes, also when its modules wait elsewhere."""
+        return str(getattr(self.pipe, "_execution_device", ""))
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the first denoiser's first floating-point weight."""
+        weights = (
+            p for module in self.denoisers.values() for p in module.parameters() if p.is_floating_point()
+        )
+        return str(next(weights).dtype).removeprefix("torch.") if self.denoisers else ""
+
     def capability(self, kind: type[CapabilityT]) -> CapabilityT:
         """The family's implementation of a capability class.
 

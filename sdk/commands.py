@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from hasten._cli._loading import load_quietly
     from hasten._cli._options import (
         ConfigFile,
+        Device,
+        Dtype,
         Enable,
         Frames,
+        Guidance,
+        Height,
         Json,
         ModelName,
         NumPrompts,
@@ -20,12 +24,16 @@ if TYPE_CHECKING:
         Seed,
         Set,
         Steps,
+        Width,
         call_arguments,
         choose_model,
+        choose_place,
         choose_prompts,
+        choose_seed,
         configuration,
     )
     from hasten._cli._outputs import hold_file, hold_folder
+    from hasten._cli._progress import showing_progress
     from hasten._config import Config
     from hasten._conflicts import TESTED
     from hasten._console import Console
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from hasten._load import find_model, load, load_saved, model_folder
     from hasten._lock import owned
     from hasten._machine import describe_machine
+    from hasten._placement import Placement
     from hasten._plugins import host
     from hasten._processes import PATIENCE, Processes, wait_for
     from hasten._shown import printable
@@ -44,12 +53,17 @@ __all__ = [
     "Config",
     "ConfigFile",
     "Console",
+    "Device",
+    "Dtype",
     "Enable",
     "Frames",
+    "Guidance",
+    "Height",
     "Job",
     "Json",
     "ModelName",
     "NumPrompts",
+    "Placement",
     "Processes",
     "Prompt",
     "PromptsFile",
@@ -57,9 +71,12 @@ __all__ = [
     "Seed",
     "Set",
     "Steps",
+    "Width",
     "call_arguments",
     "choose_model",
+    "choose_place",
     "choose_prompts",
+    "choose_seed",
     "comparison_grid",
     "configuration",
     "describe_machine",
@@ -75,14 +92,19 @@ __all__ = [
     "owned",
     "prepare_folder",
     "printable",
+    "showing_progress",
     "wait_for",
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "hasten._cli._options": (
         "ConfigFile",
+        "Device",
+        "Dtype",
         "Enable",
         "Frames",
+        "Guidance",
+        "Height",
         "Json",
         "ModelName",
         "NumPrompts",
@@ -91,11 +113,16 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Seed",
         "Set",
         "Steps",
+        "Width",
         "call_arguments",
         "choose_model",
+        "choose_place",
         "choose_prompts",
+        "choose_seed",
         "configuration",
     ),
+    "hasten._cli._progress": ("showing_progress",),
+    "hasten._placement": ("Placement",),
     "hasten._cli._loading": ("load_quietly",),
     "hasten._cli._outputs": (
         "hold_file",

@@ -52,16 +52,13 @@ if TYPE_CHECKING:
     )
     from hasten._adapters.paths import FlowPath, Path, VariancePreservingPath
     from hasten._adapters.scan import ScannedUnits, UNetUnits
+    from hasten._adapters.skips import SkipJoint, SkipResnet, SkipTensor, SkipTransformer2D
     from hasten._adapters.tokens import AttentionTokens, JointTokens, TokenGrid, UNetTokens
     from hasten._adapters.units import (
         BlockUnit,
         Cut,
         Grain,
         PrunableUnits,
-        SkipJoint,
-        SkipResnet,
-        SkipTensor,
-        SkipTransformer2D,
         Structure,
         UnitGroup,
     )
@@ -324,12 +321,14 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Cut",
         "Grain",
         "PrunableUnits",
+        "Structure",
+        "UnitGroup",
+    ),
+    "hasten._adapters.skips": (
         "SkipJoint",
         "SkipResnet",
         "SkipTensor",
         "SkipTransformer2D",
-        "Structure",
-        "UnitGroup",
     ),
     "hasten._adapters.scan": (
         "ScannedUnits",

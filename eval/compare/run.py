@@ -47,6 +47,7 @@ class Request:
         candidates: name -> configuration.
         fewer_steps: candidate -> steps of its equal-time control; measured in the warm-up where not given.
         controls: which control rows to add.
+        dtype: number format of the pipeline.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Request:
     candidates: Mapping[str, Config]
     fewer_steps: Mapping[str, int] = field(default_factory=dict)
     controls: Sequence[str] = CONTROLS
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         taken = {slug(name): name for name in (BASELINE, REPEAT, OTHER_SEED, FEWER_STEPS)}
@@ -93,6 +95,7 @@ class Request:
             "candidates": {name: config.to_dict() for name, config in self.candidates.items()},
             "fewer_steps": dict(self.fewer_steps),
             "controls": list(self.controls),
+            "dtype": self.dtype,
         }
 
     def measured_arms(self) -> list[Arm]:

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -20,6 +19,9 @@ from hasten.extend import (
 )
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 from hasten.pipelines.adapters.text_to_video import TextToVideoLayout, temporal_transformer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class AnimateDiffFrames(FrameMixing):

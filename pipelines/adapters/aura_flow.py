@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, ImageLayout, Path
+from hasten.extend import Adapter, FlowPath, ImageLayout, LatentSize, Path
 
 
 class AuraFlowLayout(ImageLayout):
@@ -23,6 +24,13 @@ class AuraFlowLayout(ImageLayout):
         """``sample_size`` of the transformer."""
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side
+
+    @override
+    def largest(self, pipe: Any) -> LatentSize | None:
+        """The square grid that positions are cropped from; the configuration counts its cells."""
+        config = pipe.transformer.config
+        side = math.isqrt(config.pos_embed_max_size) * config.patch_size
+        return LatentSize(side, side)
 
 
 ADAPTER = Adapter(family="aura-flow", pipelines=("AuraFlowPipeline",), capabilities=(AuraFlowLayout(),))

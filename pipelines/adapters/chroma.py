@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from hasten.extend import Adapter, Guidance, LatentSize
 from hasten.pipelines.adapters.flux import FluxLayout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ChromaLayout(FluxLayout):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -26,6 +25,9 @@ from hasten.extend import (
     separable,
 )
 from hasten.pipelines.adapters.stable_diffusion import CONCATENATES
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class CogVideoXLayout(VideoLayout):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -20,6 +19,9 @@ from hasten.extend import (
     ScannedUnits,
 )
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CONCATENATES = (
     "it appends condition channels to every token, which a forward at another size would resize as noise"

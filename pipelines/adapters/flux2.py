@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from typing_extensions import override
 
 from hasten.extend import Adapter, LatentSize, unknown_size
 from hasten.pipelines.adapters.flux import FluxLayout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Flux2Layout(FluxLayout):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -24,6 +23,9 @@ from hasten.extend import (
     self_attentions,
     separable,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MIXED = "it mixes a clean picture into the noisy latents, and only the pipeline knows where"
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -26,6 +25,9 @@ from hasten.extend import (
     self_attentions,
     stock_class,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class LTXLayout(TokenLayout):

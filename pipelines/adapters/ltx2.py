@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from typing_extensions import override
 
 from hasten.extend import Adapter, FlowPath, LatentSize, Path, TokenLayout
 from hasten.schedules.noise import NoiseLevel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CONDITIONED = "its conditions are tokens with timesteps of their own, beside those of the audio"
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -21,6 +20,9 @@ from hasten.extend import (
     unknown_size,
 )
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class QwenImageLayout(PackedLayout):

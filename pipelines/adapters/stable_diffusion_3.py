@@ -24,6 +24,13 @@ class StableDiffusion3Layout(ImageLayout):
         return FlowPath()
 
     @override
+    def largest(self, pipe: Any) -> LatentSize | None:
+        """The grid that positions are cropped from."""
+        config = pipe.transformer.config
+        side = config.pos_embed_max_size * config.patch_size
+        return LatentSize(side, side)
+
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """``StableDiffusion3InpaintPipeline`` appends channels for models with 33 of them."""
         config = pipe.transformer.config

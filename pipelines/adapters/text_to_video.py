@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -21,6 +20,9 @@ from hasten.extend import (
     VideoLayout,
     attention_names,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class TextToVideoLayout(VideoLayout):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten.extend import Adapter, BlockUnit, Cut, Grain, LatentSize, ScaleSchedule, ScannedUnits, UnitGroup
 from hasten.schedules.noise import NoiseLevel
 from hasten.schedules.scales import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class NextScaleSchedule(ScaleSchedule):

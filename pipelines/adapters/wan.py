@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
 from typing_extensions import override
 
 from hasten.extend import (
@@ -24,6 +23,9 @@ from hasten.extend import (
     self_attentions,
     separable,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class WanLayout(ConditionedVideoLayout):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from hasten.extend import Adapter, FlowPath, ImageLayout, Path, image_pixels
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ZImageLayout(ImageLayout):

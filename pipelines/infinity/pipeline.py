@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Self
 
 from hasten.extend import ConfigError, KVCache
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from hasten.extend import ConfigError, KVCache
 from hasten.pipelines.var.base import NextScalePipeline, ScaleCallback, check_output_type, check_steps

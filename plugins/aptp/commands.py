@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hasten import commands as common
 from hasten.commands import hold_folder, printable
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ def prepare(
     model: ModelArgument,
     work: WorkOption = Path("aptp"),
     data: Annotated[
-        Path | None, typer.Option(help="Folder of pictures with captions. [scenes, for a miniature]")
+        Path | None, typer.Option(help="Folder of pictures with captions. (default: scenes, for a miniature)")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Scenes to draw, without --data.")] = 2000,
-    height: Annotated[int | None, typer.Option(min=8, help="Pixels. [the model's own]")] = None,
-    width: Annotated[int | None, typer.Option(min=8, help="Pixels. [the model's own]")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="Pixels. (default: the model's own)")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Pixels. (default: the model's own)")] = None,
     encoder: Annotated[
         str, typer.Option(help="Text encoder component, or a sentence model.")
     ] = "text_encoder",
@@ -166,7 +167,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to write the bundle.")],
     work: WorkOption = Path("aptp"),
     mean_cost: Annotated[
-        float | None, typer.Option(help="Mean share of the cost. [middle of the experts']")
+        float | None, typer.Option(help="Mean share of the cost. (default: middle of the experts')")
     ] = None,
     prompts: Annotated[int, typer.Option(min=8, help="Calibration prompts.")] = 512,
     draws: Annotated[int, typer.Option(min=1, help="Noise draws for each, at four levels.")] = 2,
@@ -243,14 +244,17 @@ def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     batch: Annotated[int, typer.Option(min=1, help="Samples in a forward.")] = 1,
     rounds: Annotated[int, typer.Option(min=3, help="Interleaved repetitions.")] = 9,
-    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    device: common.Device = None,
+    dtype: common.Dtype = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile base and experts.")] = False,
 ) -> None:
     """Measure a forward of every expert beside the base, at the size the bundle was made for."""
     from hasten.commands import load
     from hasten.plugins.aptp.latency import measure
 
-    rows = measure(load(model).to(device), bundle, batch=batch, rounds=rounds, compiled=compiled)
+    place = common.choose_place(None, device, dtype)
+    pipe = load(model, dtype=place.torch_dtype).to(place.device)
+    rows = measure(pipe, bundle, batch=batch, rounds=rounds, compiled=compiled)
     _show_times(rows)
 
 
@@ -259,19 +263,19 @@ def speed(
     shape: Annotated[Literal["sd21", "sdxl"], typer.Argument(help="A published U-Net, with random weights.")],
     side: Annotated[int, typer.Option(min=8, help="Latent pixels of a side.")] = 32,
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", help="Samples, repeatable. [1 and 4]")
+        list[int] | None, typer.Option("--batch", help="Samples, repeatable. (default: 1 and 4)")
     ] = None,
     share: Annotated[float, typer.Option(min=0.05, max=1, help="Of the multiply-accumulates.")] = 0.7,
     rounds: Annotated[int, typer.Option(min=3, help="Interleaved repetitions.")] = 9,
-    device: Annotated[str, typer.Option(help="torch device; half precision on a GPU.")] = "cpu",
+    device: common.Device = None,
+    dtype: common.Dtype = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile both.")] = False,
 ) -> None:
     """Measure what a plan at a share of the operations gains in time: all groups cut alike, no block gone."""
-    import torch
-
     from hasten.plugins.aptp.speed import SHAPES, even_plan_time
 
-    model = SHAPES[shape]().to(device, torch.float32 if device == "cpu" else torch.float16)
+    place = common.choose_place(None, device, dtype)
+    model = SHAPES[shape]().to(place.device, place.torch_dtype)
     for batch in batches or [1, 4]:
         row = even_plan_time(model, side, batch, share=share, rounds=rounds, compiled=compiled)
         typer.echo(
@@ -289,21 +293,25 @@ def evaluate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", help="Text with one on each line, JSON Lines, JSON, CSV or TSV. [a miniature's own]"
+            "--prompts",
+            help="Text with one on each line, JSON Lines, JSON, CSV or TSV. (default: a miniature's own)",
         ),
     ] = None,
     num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Pictures of each row.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,
     fewer_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the equal-time control. [measured first]")
+        int | None, typer.Option(min=1, help="Steps of the equal-time control. (default: measured first)")
     ] = None,
     seed: SeedOption = 0,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
 ) -> None:
     """Compare base, routed experts, one static expert of equal mean cost, random routing, fewer steps at equal time."""
     from hasten.plugins.aptp.make.evaluate import compare
 
+    place = common.choose_place(None, device, dtype)
     hold_folder(context, out)
-    rows = compare(model, bundle, out, prompts, num_prompts, batch_size, fewer_steps, seed)
+    rows = compare(model, bundle, out, prompts, num_prompts, batch_size, fewer_steps, seed, place)
     _show_traffic(rows)
 
 

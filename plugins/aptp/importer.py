@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, PositiveInt, model_validator
 from torch import Tensor
-from typing_extensions import Self
 
 from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, Target
 from hasten.files import read_fields

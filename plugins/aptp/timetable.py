@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from hasten.eval.efficiency.timing import synchronize
 from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, UnitGroup

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hasten import commands as options
+
+if TYPE_CHECKING:
+    from hasten.commands import Placement
 
 __all__ = ["add_commands", "fit_model"]
 
@@ -21,10 +26,11 @@ def _spectrum(
     model: Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")],
     images: Annotated[Path, typer.Argument(help="Folder of photographs; about 100 are enough.")],
     side: Annotated[
-        int | None, typer.Option(min=64, help="Pixels a side. [default: the size the model was made for]")
+        int | None, typer.Option(min=64, help="Pixels a side. (default: the size the model was made for)")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Use at most so many images.")] = 100,
-    device: Annotated[str, typer.Option(help="Where the autoencoder runs.")] = "cpu",
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
     out: Annotated[
         Path | None,
         typer.Option(help="Also write it here; as hasten.json beside the model it is used by itself."),
@@ -36,7 +42,7 @@ def _spectrum(
 
     if out is not None:
         hold_file(context, out)
-    fitted = fit_model(model, images, side, limit, device)
+    fitted = fit_model(model, images, side, limit, options.choose_place(None, device, dtype))
     if out is not None:
         _merge(out, fitted)
     typer.echo(json.dumps(fitted, indent=2))
@@ -45,7 +51,7 @@ def _spectrum(
         typer.echo(f"{images}: not read: {describe_unread(unread)}", err=True)
 
 
-def fit_model(model: str, images: Path, side: int | None, limit: int, device: str) -> dict[str, Any]:
+def fit_model(model: str, images: Path, side: int | None, limit: int, place: Placement) -> dict[str, Any]:
     """The fitted spectrum of a model's autoencoder, as it stands in ``hasten.json``.
 
     Args:
@@ -53,7 +59,7 @@ def fit_model(model: str, images: Path, side: int | None, limit: int, device: st
         images: folder of images.
         side: pixels a side; ``None`` takes the model's native size.
         limit: at most so many images.
-        device: where the autoencoder runs.
+        place: where the autoencoder runs, and in which number format.
 
     Raises:
         ConfigError: the folder is unusable, or the native size is not known and ``side`` is ``None``.
@@ -68,7 +74,7 @@ def fit_model(model: str, images: Path, side: int | None, limit: int, device: st
     if vae is None:
         raise UnsupportedError(f"{model}: this {type(pipe).__name__} has no autoencoder to measure")
     chosen = _native_side(pipe) if side is None else side
-    return fit_folder(vae.float().to(device), images, chosen, limit).to_dict()
+    return fit_folder(vae.to(place.device, place.torch_dtype), images, chosen, limit).to_dict()
 
 
 def _native_side(pipe: Any) -> int:

@@ -11,13 +11,17 @@ Tensors are (..., H, W). Nothing here rounds: callers pass single precision or b
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
 
 from hasten.extend import Prediction
 from hasten.schedules.dct import dct_expand, dct_truncate
 from hasten.schedules.noise import NoiseLevel
 from hasten.schedules.resolution import Path, amplitude_ratio, shift_level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["clean_estimate", "expand_prediction", "low_state", "path_of", "prediction_at", "runs_low"]
 

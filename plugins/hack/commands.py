@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hasten import commands as options
 from hasten.commands import printable
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ def _calibrate(
         list[int] | None, typer.Option("--label", help="A class number; repeat for several.")
     ] = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts of a miniature's own data set.")] = 8,
-    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Torch device.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
 ) -> None:
     """Tell contextual from structural heads of a VAR or Infinity model, for `--set hack.calibration=FILE`."""
     from hasten.commands import hold_file, host, load_quietly
@@ -50,13 +51,14 @@ def _calibrate(
     from hasten.plugins.hack.math import contextual_heads
 
     hold_file(context, out)
-    pipe = load_quietly(model, device, dtype)
+    seed, place = options.choose_seed(None, seed), options.choose_place(None, device, dtype)
     known = host().registry.models.get(model)
-    call: dict[str, Any] = known.call if known is not None else {}
+    call: dict[str, Any] = dict(known.call) if known is not None else {}
     call |= {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     texts = prompt or (known.captions.prompts(num_prompts, seed) if known is not None and not label else None)
     if texts is None and not label:
         raise ConfigError("nothing to calibrate with: give --prompt TEXT, or --label NUMBER")
+    pipe = load_quietly(model, place, call)
     what = {"prompt": texts} if texts else {"class_labels": label}
     artefact = calibrate(pipe, {**call, **what}, seed)
     artefact.write(out)
@@ -70,14 +72,15 @@ def _calibrate(
 def _kv(
     shape: Annotated[str, typer.Argument(help="var-d16, var-d30, var-d36, infinity-2b or infinity-8b.")],
     ratio: Annotated[
-        list[float] | None, typer.Option(help="Ratios to measure; repeat. [0.5 0.7 0.9]")
+        list[float] | None, typer.Option(help="Ratios to measure; repeat. (default: 0.5 0.7 0.9)")
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Run so many layers only, and scale up.")] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures in the batch.")] = 1,
     exact: Annotated[bool, typer.Option(help="Measure the exact cache, too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs; medians are shown.")] = 1,
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: options.Device = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    as_json: options.Json = False,
 ) -> None:
     """Measure bytes and time of exact and compressed caches on a published model's attention, with random tensors."""
     import json
@@ -90,9 +93,13 @@ def _kv(
         raise ConfigError(
             f"no shape is called {shape!r}{suggestion(shape, SHAPES)} There are {', '.join(SHAPES)}."
         )
+    place = options.choose_place(None, device, dtype)
     wanted = [*([None] if exact else []), *(ratio if ratio is not None else (0.5, 0.7, 0.9))]
     rounds = [
-        [measure(shape, r, layers=layers, pictures=pictures, device=device) for r in wanted]
+        [
+            measure(shape, r, layers=layers, pictures=pictures, device=place.device, dtype=place.torch_dtype)
+            for r in wanted
+        ]
         for _ in range(repeats)
     ]
     if as_json:

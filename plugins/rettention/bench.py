@@ -47,21 +47,23 @@ def register(group: typer.Typer) -> None:
 
 def _command(
     shape: Annotated[
-        list[str] | None, typer.Option(help="Name of a shape; repeatable. [n4096, pixart-1024]")
+        list[str] | None, typer.Option(help="Name of a shape; repeatable. (default: n4096, pixart-1024)")
     ] = None,
     keep_ratio: Annotated[
-        list[float] | None, typer.Option(help="Nominal share of kept keys; repeatable. [0.0625]")
+        list[float] | None, typer.Option(help="Nominal share of kept keys; repeatable. (default: 0.0625)")
     ] = None,
     mask: Annotated[str, typer.Option(help="Mask of the technique.")] = "block",
-    tile: Annotated[int | None, typer.Option(min=1, help="Positions per tile. [chosen]")] = None,
+    tile: Annotated[int | None, typer.Option(min=1, help="Positions per tile. (default: chosen)")] = None,
     kernel: Annotated[str, typer.Option(help="Kernel, or auto.")] = "auto",
     heads: Annotated[int | None, typer.Option(min=1, help="Heads instead of the shape's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples instead of the shape's.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[
-        str | None, typer.Option(help="Torch device. [cuda where there is one, else cpu]")
+        str | None, typer.Option(help="Torch device. (default: cuda where there is one, else cpu)")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's default]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. (default: torch's default)")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, each of every variant.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

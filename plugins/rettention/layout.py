@@ -7,13 +7,16 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from hasten.extend import TokenGrid
 from hasten.plugins.rettention.masks import Box, MaskShape, mask_shape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hasten.plugins.rettention.config import RettentionConfig
+
+    Placed = tuple[Tensor, Tensor, Tensor]
 
 __all__ = ["SparseLayout", "TileGroup"]
 
@@ -145,9 +148,6 @@ class SparseLayout:
     def from_tiles(self, x: Tensor) -> Tensor:
         """Inverse of :meth:`to_tiles`."""
         return x if self.places is None else x.index_select(-2, self.places)
-
-
-Placed = tuple[Tensor, Tensor, Tensor]
 
 
 def _groups(shape: MaskShape) -> list[Placed]:

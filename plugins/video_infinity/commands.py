@@ -43,16 +43,9 @@ _Out = Annotated[
         help="A file ending in .mp4, .mov or .mkv (default video.mp4); without an ending, a folder of PNGs."
     ),
 ]
-_Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.")]
-_Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.")]
-_Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")]
 _Rate = Annotated[str, typer.Option(help="Frames per second: a number or a fraction like 24000/1001.")]
 _Codec = Annotated[str, typer.Option(help="Encoder, by FFmpeg's name.")]
 _Checkpoint = Annotated[Path | None, typer.Option(help="Folder for resuming.")]
-_Device = Annotated[
-    str | None, typer.Option(help="Torch device; on several GPUs each process takes its own.")
-]
-_Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 
 
 def add_commands(app: Any) -> None:
@@ -68,14 +61,14 @@ def _video(
     out: _Out = None,
     seed: options.Seed = None,
     steps: options.Steps = None,
-    height: _Height = None,
-    width: _Width = None,
-    guidance_scale: _Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    guidance_scale: options.Guidance = None,
     fps: _Rate = "8",
     codec: _Codec = "libx264",
     checkpoint: _Checkpoint = None,
-    device: _Device = None,
-    dtype: _Dtype = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
     sets: options.Set = None,
     config: options.ConfigFile = None,
     as_json: options.Json = False,
@@ -88,7 +81,7 @@ def _video(
     out = out or Path(settings.out or "video.mp4")
     check_output(out, codec)
     hold_file(context, out)
-    seed = seed if seed is not None else settings.seed or 0
+    seed, place = options.choose_seed(settings, seed), options.choose_place(settings, device, dtype)
     limit = None if prompt or settings.prompts else 1  # one of a miniature's own
     texts = options.choose_prompts(name, settings, prompt, None, limit, seed)
     given = {
@@ -102,7 +95,7 @@ def _video(
     techniques, own = _techniques(settings, texts, checkpoint)
     if own.get("checkpoint") is not None:
         hold_folder(context, own["checkpoint"], "--checkpoint")
-    pipe = load_quietly(name, device or _own_device(), dtype, call)
+    pipe = load_quietly(name, place, call)
     filmed = _film(pipe, out, {**call, "prompt": texts[0]}, own, techniques, seed, _rate(fps), codec, as_json)
     if filmed.rank == 0:
         _show(filmed, as_json)
@@ -192,14 +185,3 @@ def _rate(text: str) -> Fraction:
     if rate <= 0:
         raise ConfigError(f"--fps {text} must be positive")
     return rate
-
-
-def _own_device() -> str | None:
-    """The GPU of this process, where ``torchrun`` started several on a machine."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK")
-    if local is None or not torch.cuda.is_available():
-        return None
-    torch.cuda.set_device(int(local))
-    return f"cuda:{local}"

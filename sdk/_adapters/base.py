@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hasten.schedules.noise import NoiseLevel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CapabilityT = TypeVar("CapabilityT")
 
@@ -141,6 +142,10 @@ class LatentLayout(Moments):
         ``None`` for a family with one denoiser. The pipeline chooses by *its* timestep, so a technique that
         runs a forward at another level may ask an expert for a level it was not trained on.
         """
+        return None
+
+    def largest(self, pipe: Any) -> LatentSize | None:  # noqa: ARG002
+        """The largest latent that the model has positions for; ``None`` where there is no limit."""
         return None
 
     def refusal(self, pipe: Any) -> str | None:  # noqa: ARG002

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from hasten._adapters.base import LatentLayout, LatentSize, Prediction
@@ -19,6 +17,9 @@ from hasten._adapters.paths import FlowPath, Path
 from hasten._errors import UnsupportedError
 from hasten.schedules.dct import dct_expand, dct_truncate
 from hasten.schedules.noise import NoiseLevel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ImageLayout(LatentLayout):
@@ -138,7 +139,7 @@ class ImageLayout(LatentLayout):
     def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
         """From given latents, else ``height`` and ``width``, rounded down as the pipelines do."""
         given = arguments.get("latents")
-        if isinstance(given, Tensor) and given.ndim == self.ndim:
+        if isinstance(given, torch.Tensor) and given.ndim == self.ndim:
             return self.given_size(given)
         height, width = self.call_pixels(pipe, arguments)
         step = getattr(pipe, self.factor) * self.multiple
@@ -277,7 +278,7 @@ class PackedLayout(ImageLayout):
         """Tokens of ``latent``, then zeros for the reference tokens, whose outputs the pipelines drop."""
         tokens = super().encode_output(pipe, kwargs, latent)
         references = kwargs[self.latents].shape[1] - tokens.shape[1]
-        return functional.pad(tokens, (0, 0, 0, references))
+        return torch.nn.functional.pad(tokens, (0, 0, 0, references))
 
 
 class TokenLayout(VideoLayout):
@@ -357,5 +358,5 @@ def _dtype(packed: Tensor | list[Tensor]) -> torch.dtype:
 
 def _resize_mask(mask: Tensor, size: LatentSize) -> Tensor:
     """Nearest neighbour over the last two axes of (B, C, F, H, W)."""
-    flat = functional.interpolate(mask.flatten(1, 2), (size.height, size.width), mode="nearest")
+    flat = torch.nn.functional.interpolate(mask.flatten(1, 2), (size.height, size.width), mode="nearest")
     return flat.unflatten(1, mask.shape[1:3])

@@ -10,17 +10,19 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from hasten._adapters.base import Prediction
 from hasten._errors import UnsupportedError
 from hasten.schedules.noise import NoiseLevel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Path(ABC):

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from hasten._adapters.units import (
     BlockUnit,
     Cut,
     Grain,
     PrunableUnits,
-    SkipJoint,
-    SkipResnet,
-    SkipTensor,
-    SkipTransformer2D,
     Structure,
     UnitGroup,
 )
 from hasten._errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["ScannedUnits", "UNetUnits"]
 
@@ -53,6 +51,8 @@ class ScannedUnits(PrunableUnits):
 
     def blocks(self, denoiser: nn.Module) -> Iterator[BlockUnit]:
         """Blocks of a transformer."""
+        from hasten._adapters.skips import SkipJoint, SkipTensor
+
         for path, module in denoiser.named_modules():
             name = type(module).__name__
             if name in _JOINT:
@@ -67,6 +67,8 @@ class UNetUnits(ScannedUnits):
 
     def blocks(self, denoiser: Any) -> Iterator[BlockUnit]:
         """Resnets whose hidden input is as wide as their output, and transformers."""
+        from hasten._adapters.skips import SkipTransformer2D
+
         hidden = denoiser.conv_in.out_channels
         parts = [(f"down_blocks.{i}", block, False) for i, block in enumerate(denoiser.down_blocks)]
         if denoiser.mid_block is not None:
@@ -103,6 +105,8 @@ class UNetUnits(ScannedUnits):
 
 
 def _resnet_block(path: str, resnet: Any, hidden: int) -> BlockUnit:
+    from hasten._adapters.skips import SkipResnet
+
     refusal = None
     if hidden != resnet.out_channels:
         refusal = f"it changes the width from {hidden} to {resnet.out_channels} channels"
@@ -115,7 +119,7 @@ def _groups(path: str, module: Any, grain: Grain) -> Iterator[UnitGroup]:
     name = type(module).__name__
     if name == "ResnetBlock2D":
         yield _resnet(path, module, grain)
-    elif isinstance(getattr(module, "to_q", None), nn.Module) and hasattr(module, "heads"):
+    elif isinstance(getattr(module, "to_q", None), torch.nn.Module) and hasattr(module, "heads"):
         yield _heads(path, module)
     elif name == "FeedForward":
         yield _feed_forward(path, module, grain)
@@ -126,7 +130,7 @@ def _groups(path: str, module: Any, grain: Grain) -> Iterator[UnitGroup]:
 def _resnet(path: str, module: Any, grain: Grain) -> UnitGroup:
     norm = module.norm2
     refusal = None
-    if not isinstance(norm, nn.GroupNorm):
+    if not isinstance(norm, torch.nn.GroupNorm):
         return UnitGroup(f"{path}:resnet", "resnet", 1, (), refusal=f"its norm is a {type(norm).__name__}")
     units, size = norm.num_groups, norm.num_channels // norm.num_groups
     cuts = [Cut(f"{path}.conv1", "out", size), Cut(f"{path}.norm2", "out", size)]
@@ -158,7 +162,7 @@ def _heads(path: str, module: Any) -> UnitGroup:
     ]
     for name in ("to_k_ip", "to_v_ip"):
         layers = getattr(getattr(module, "processor", None), name, None)
-        if isinstance(layers, (nn.ModuleList, list)):
+        if isinstance(layers, (torch.nn.ModuleList, list)):
             cuts += [Cut(f"{path}.processor.{name}.{i}", "out", dim) for i in range(len(layers))]
     if getattr(module, "to_out", None) is not None:
         cuts.append(Cut(f"{path}.to_out.0", "in", queries))
@@ -210,8 +214,8 @@ def _check_layer(path: str, module: nn.Module) -> None:
             f"pipe.unload_lora_weights() first, or give the LoRA to hasten.plugins.aptp.lora.slice_lora"
         )
     weight: Any = getattr(module, "weight", None)
-    plain = isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm))
-    if not plain or type(weight) is not nn.Parameter or not weight.is_floating_point():
+    plain = isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm))
+    if not plain or type(weight) is not torch.nn.Parameter or not weight.is_floating_point():
         raise UnsupportedError(
             f"layer {path!r} ({type(module).__name__}) is quantised, sharded or of an unknown kind and can't be cut; "
             f"load the denoiser in a plain floating-point type"

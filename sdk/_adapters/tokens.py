@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
 from typing_extensions import override
 
 from hasten._adapters.base import LatentSize
 from hasten._errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["AttentionTokens", "JointTokens", "TokenGrid", "UNetTokens"]
 

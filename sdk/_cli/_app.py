@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
 
 from hasten._cli._contributions import Contributions
+from hasten._cli._mistakes import explain
+from hasten._cli._startup import postpone, quieten
 from hasten._console import Console
 from hasten._culprit import Culprit
 from hasten._errors import ConfigError, HastenError, PluginError
@@ -29,6 +30,16 @@ class _Group(TyperGroup):
     owners: ClassVar[Mapping[str, PluginRecord]] = {}
     """Whose a command is, where it comes from an external plugin."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for command in self.commands.values():
+            _tidy(command)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        _hide_values(params)  # here, because the options of completion are added to a finished group
+        return params
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -42,6 +53,9 @@ class _Group(TyperGroup):
             _errors.print("[yellow]interrupted[/]")
             raise typer.Exit(130) from interrupt
         except BaseException as error:
+            if isinstance(error, ValueError) and (refusal := explain(error)) is not None:
+                _complain(refusal)
+                raise typer.Exit(2) from error
             plugin = self.owners.get(ctx.invoked_subcommand)
             if plugin is None or _ends_command(error):
                 raise
@@ -62,7 +76,20 @@ def _failure(plugin: PluginRecord, command: str, error: BaseException) -> Hasten
         return named
 
 
-def _complain(error: HastenError) -> None:
+def _hide_values(options: Iterable[Any]) -> None:
+    """A switch takes no value, so help shows none beside it: ``--json``, not ``--json <bool>``."""
+    for option in options:
+        if getattr(option, "is_bool_flag", False) and option.metavar is None:
+            option.metavar = ""
+
+
+def _tidy(command: Any) -> None:
+    _hide_values([*command.params, command.get_help_option(typer.Context(command))])
+    for inner in getattr(command, "commands", {}).values():
+        _tidy(inner)
+
+
+def _complain(error: HastenError | str) -> None:
     _errors.print("[bold red]error:[/]", end=" ")
     _errors.print(str(error), markup=False)
 
@@ -90,7 +117,6 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
-        add_completion=False,
     )
     app.callback()(_root)
     for module in (_generate, _plan, _plugins, _schema):
@@ -112,9 +138,8 @@ def _root(
 
 def main() -> None:
     """Entry point of the ``hasten`` command."""
-    # Importing these libraries reports, line by line, which optional packages they do without.
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
+    quieten()
+    postpone("torch")
     try:
         app = build_app()
     except KeyboardInterrupt:

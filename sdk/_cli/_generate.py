@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from hasten._cli import _options as options
 from hasten._cli._loading import load_quietly
 from hasten._cli._outputs import hold_folder
+from hasten._cli._progress import showing_progress
 from hasten._config import Config
 from hasten._console import Console
 from hasten._generation import Job, generate, prepare_folder
@@ -48,18 +48,16 @@ def _command(
     prompt: options.Prompt = None,
     prompts: options.PromptsFile = None,
     num_prompts: options.NumPrompts = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder. [out]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. (default: out)")] = None,
     seed: options.Seed = None,
     steps: options.Steps = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    height: options.Height = None,
+    width: options.Width = None,
     frames: options.Frames = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    guidance_scale: options.Guidance = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="Torch device, for example cuda. [where it loads]")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also generate without acceleration.")] = False,
     enable: options.Enable = None,
     sets: options.Set = None,
@@ -68,7 +66,7 @@ def _command(
 ) -> None:
     settings = options.configuration(config, enable, sets)
     model = options.choose_model(model, settings)
-    seed = seed if seed is not None else settings.seed or 0
+    seed, place = options.choose_seed(settings, seed), options.choose_place(settings, device, dtype)
     texts = options.choose_prompts(model, settings, prompt, prompts, num_prompts, seed)
     folder = hold_folder(context, out if out is not None else settings.out or "out")
     given = {
@@ -85,10 +83,10 @@ def _command(
         runs["accelerated"] = settings
     processes = Processes.from_environment()
     outputs = {
-        name: OutputFolder(prepare_folder(folder / name), _request(model, job, dtype, run), processes)
+        name: OutputFolder(prepare_folder(folder / name), _request(model, job, place.dtype, run), processes)
         for name, run in runs.items()
     }
-    pipe = load_quietly(model, processes.device(device), dtype, call)
+    pipe = load_quietly(model, place, call)
     summary = {
         name: _run(pipe, job, run, outputs[name], processes, name, quiet=as_json)
         for name, run in runs.items()
@@ -101,7 +99,7 @@ def _command(
         _print_summary(summary)
 
 
-def _request(model: str, job: Job, dtype: str | None, run: Config | None) -> dict[str, Any]:
+def _request(model: str, job: Job, dtype: str, run: Config | None) -> dict[str, Any]:
     return {
         "model": model,
         **asdict(job),
@@ -123,18 +121,15 @@ def _run(
 
     done = set(output.records())
     accelerated = nullcontext() if settings is None else hasten.accelerate(pipe, settings)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        accelerated as acceleration,
-        Progress(*columns, console=Console(stderr=True), disable=quiet or processes.rank > 0) as progress,
-    ):
+    with accelerated as acceleration, showing_progress(quiet=quiet or processes.rank > 0) as tell:
         own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
-        task = progress.add_task(name, total=len(own), completed=len(done.intersection(own)))
+        tell(name, len(done.intersection(own)), len(own))
         for start, batch in missing_batches(job, done, processes):
             for sample in generate(pipe, batch):
                 if start + sample.index not in done:
                     output.add(replace(sample, index=start + sample.index))
-                    progress.advance(task)
+                    done.add(start + sample.index)
+                    tell(name, len(done.intersection(own)), len(own))
         if acceleration is not None and acceleration.report().steps and processes.rank == 0:
             (output.folder / "report.json").write_text(acceleration.report().to_json(), encoding="utf-8")
     if processes.rank == 0:

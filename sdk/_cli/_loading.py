@@ -1,27 +1,23 @@
-"""Loading a pipeline for a command: no progress bars of the libraries; device, dtype and call checked."""
+"""Loading a pipeline for a command: what can be known is checked first; no progress bars of the libraries."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
+from hasten._cli._preflight import check_arguments, check_before_loading
 from hasten._errors import ConfigError
+from hasten._placement import Placement
 
 __all__ = ["load_quietly"]
 
-_OPTIONS = {"num_inference_steps": "steps", "num_frames": "frames"}
-"""Arguments of a pipeline call whose option has another name."""
 
-
-def load_quietly(
-    model: str, device: str | None = None, dtype: str | None = None, call: Iterable[str] = ()
-) -> Any:
-    """The pipeline ``model``, on ``device``, in ``dtype``, for calls with the arguments ``call``.
+def load_quietly(model: str, place: Placement, call: Mapping[str, Any] | None = None) -> Any:
+    """The pipeline ``model`` on its device, in its number format, for calls with the arguments ``call``.
 
     Raises:
-        ConfigError: if dtype or device do not exist, or the pipeline has no such argument.
-        HastenError: if the model cannot be loaded.
+        ConfigError: the pipeline cannot be called so, or does not fit on the device.
+        HastenError: the model cannot be loaded.
     """
     import diffusers.utils.logging
     import torch
@@ -29,29 +25,18 @@ def load_quietly(
 
     import hasten
 
-    options: dict[str, Any] = {}
-    if dtype is not None:
-        options["torch_dtype"] = getattr(torch, dtype, None)
-        if not isinstance(options["torch_dtype"], torch.dtype):
-            raise ConfigError(f"--dtype {dtype} is not a torch dtype; use float32, bfloat16 or float16")
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipe = hasten.load(model, **options)
-    _check_call(pipe, call)
+    check_before_loading(model, call or {})
+    pipe = hasten.load(model, dtype=place.torch_dtype)
+    check_arguments(type(pipe), call or {})
     pipe.set_progress_bar_config(disable=True)
-    if device is None:
-        return pipe
     try:
-        return pipe.to(device)
+        if place.device.startswith("cuda:"):
+            torch.cuda.set_device(place.device)  # for what asks for the current device: collectives
+        return pipe.to(place.device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device} cannot be used: {error}") from error
-
-
-def _check_call(pipe: Any, names: Iterable[str]) -> None:
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for name in names:
-        if name not in parameters:
-            option = _OPTIONS.get(name, name)
-            raise ConfigError(f"{type(pipe).__name__} has no argument {name!r}: leave out `{option}`")
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{model} cannot be moved to {place.device} in {place.dtype}: {reason}. Choose another --device or --dtype."
+        ) from error

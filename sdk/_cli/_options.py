@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +15,16 @@ from hasten._prompts import read_prompts
 
 if TYPE_CHECKING:
     from hasten._config import Config
+    from hasten._placement import Placement
 
 __all__ = [
     "ConfigFile",
+    "Device",
+    "Dtype",
     "Enable",
     "Frames",
+    "Guidance",
+    "Height",
     "Json",
     "ModelName",
     "NumPrompts",
@@ -27,20 +33,41 @@ __all__ = [
     "Seed",
     "Set",
     "Steps",
+    "Width",
     "call_arguments",
     "choose_model",
+    "choose_place",
     "choose_prompts",
+    "choose_seed",
     "configuration",
+    "technique_names",
 ]
+
+
+def technique_names() -> list[str]:
+    """What a shell completes to after ``--enable``."""
+    return sorted(host().registry.techniques)
+
+
+def _model_names() -> list[str]:
+    return sorted(host().registry.models)
+
 
 ModelName = Annotated[
     str | None,
-    typer.Argument(help="A bundled miniature ([bold]mini/t2i-dit[/]), a local diffusers folder or a hub id."),
+    typer.Argument(
+        autocompletion=_model_names,
+        help="A bundled miniature ([bold]mini/t2i-dit[/]), a local diffusers folder or a hub id.",
+    ),
 ]
 Enable = Annotated[
     list[str] | None,
     typer.Option(
-        "--enable", "-e", metavar="NAME", help="Enable a technique; repeat for several, outermost first."
+        "--enable",
+        "-e",
+        metavar="NAME",
+        autocompletion=technique_names,
+        help="Enable a technique; repeat for several, outermost first.",
     ),
 ]
 Set = Annotated[
@@ -50,7 +77,9 @@ Set = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file (YAML, TOML or JSON).")
 ]
-Prompt = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for several.")]
+Prompt = Annotated[
+    list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt; repeat for several.")
+]
 PromptsFile = Annotated[
     Path | None,
     typer.Option(
@@ -61,10 +90,23 @@ NumPrompts = Annotated[
     int | None, typer.Option("--num-prompts", min=1, help="How many prompts to use at most.")
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of the first prompt; prompt i uses seed + i. [0]")
+    int | None, typer.Option("--seed", help="Seed of the first prompt; prompt i uses seed + i. (default: 0)")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
 Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Frames of a video.")]
+Height = Annotated[int | None, typer.Option("--height", min=1, help="Height in pixels.")]
+Width = Annotated[int | None, typer.Option("--width", min=1, help="Width in pixels.")]
+Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance scale.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Torch device: cpu, cuda, cuda:1, mps. (default: a GPU if there is one)"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="float32, bfloat16 or float16. (default: half precision on a GPU, else float32)"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
 
@@ -90,6 +132,37 @@ def choose_model(name: str | None, config: Config) -> str:
             "no model: name one (for example mini/t2i-dit) or set `model:` in the configuration file"
         )
     return name if name is not None else str(config.model)
+
+
+def choose_place(config: Config | None, device: str | None, dtype: str | None) -> Placement:
+    """Device and number format of the command line, else of the file, else what suits this machine.
+
+    Under a launcher each process takes a GPU of its own.
+
+    Raises:
+        ConfigError: there is no such device or format.
+    """
+    from hasten._placement import placement
+    from hasten._processes import Processes
+
+    if config is not None:
+        device, dtype = device or config.device, dtype or config.dtype
+    return placement(Processes.from_environment().device(device), dtype)
+
+
+def choose_seed(config: Config | None, seed: int | None) -> int:
+    """The seed of the command line, else the file's, else 0.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    if seed is None:
+        seed = (config and config.seed) or 0
+    if (
+        not 0 <= seed < 2**63
+    ):  # what both torch and numpy take, with room for prompts and controls to count up
+        raise ConfigError(f"seed {seed} is out of range: choose one from 0 to {2**63 - 1}")
+    return seed
 
 
 def choose_prompts(
@@ -121,7 +194,11 @@ def _configured_prompts(config: Config) -> tuple[str, ...]:
 
 
 def call_arguments(model: str, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the pipeline call: a miniature's recommended ones, then the file's, then the command line's."""
+    """Arguments of the pipeline call: a miniature's recommended ones, then the file's, then the command line's.
+
+    Raises:
+        ConfigError: a number is not finite.
+    """
     layers: list[Mapping[str, Any]] = []
     known = host().registry.models.get(model)
     if known is not None:
@@ -136,4 +213,7 @@ def call_arguments(model: str, config: Config, given: Mapping[str, Any]) -> dict
         }
     )
     layers.append(given)
+    scale = given.get("guidance_scale")
+    if scale is not None and not math.isfinite(scale):
+        raise ConfigError(f"--guidance-scale {scale} is not a finite number")
     return {name: value for layer in layers for name, value in layer.items() if value is not None}

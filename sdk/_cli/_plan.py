@@ -36,9 +36,11 @@ def register(app: typer.Typer) -> None:
 def _command(
     model: options.ModelName = None,
     steps: options.Steps = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    height: options.Height = None,
+    width: options.Width = None,
     frames: options.Frames = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
     warm_up: Annotated[bool, typer.Option("--warm-up", help="Run once and show measured times.")] = False,
     enable: options.Enable = None,
     sets: options.Set = None,
@@ -51,7 +53,7 @@ def _command(
     model = options.choose_model(model, settings)
     given = {"num_inference_steps": steps, "height": height, "width": width, "num_frames": frames}
     call = options.call_arguments(model, settings, given)
-    pipe = load_quietly(model, call=call)
+    pipe = load_quietly(model, options.choose_place(settings, device, dtype), call)
     plan = hasten.plan(pipe, settings, **call)
     measured = _measure(pipe, settings, model, call) if warm_up else None
     if as_json:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_NAMED = 3
+"""So many things of a kind are listed by name."""
 _HELP = """List techniques, where they come from, and plugins that failed to load; or one technique's options.
 
 [bold]Examples[/]
@@ -80,10 +82,17 @@ def _broken(record: PluginRecord) -> dict[str, Any]:
 
 
 def _counted(provides: tuple[str, ...]) -> str:
-    # Two dozen adapters would drown the table; techniques and metrics are named.
-    adapters = sum(item.startswith("adapter ") for item in provides)
-    named = [item for item in provides if not item.startswith("adapter ")]
-    return ", ".join(named + ([f"{adapters} adapters"] if adapters else []))
+    """Names, kind by kind; of a kind with many, their number: two dozen adapters would drown the table."""
+    kinds: dict[str, list[str]] = {}
+    for item in provides:
+        kind, _, name = item.partition(" ")
+        kinds.setdefault(kind, []).append(name)
+    return ", ".join(
+        f"{len(names)} {kind}s"
+        if len(names) > _NAMED
+        else f"{kind}{'s' * (len(names) > 1)} {', '.join(names)}"
+        for kind, names in kinds.items()
+    )
 
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:

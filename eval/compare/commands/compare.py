@@ -21,7 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_SHARED = ("model", "prompts", "num_prompts", "seed", "steps", "height", "width", "frames", "guidance_scale")
+_SHARED = (
+    "model",
+    "prompts",
+    "num_prompts",
+    "seed",
+    "steps",
+    "height",
+    "width",
+    "frames",
+    "guidance_scale",
+    "device",
+    "dtype",
+)
 """What configurations have to agree in to be compared."""
 _HELP = """Compare configurations with the plain pipeline: speed, quality, intervals, verdicts, and a report to look at.
 
@@ -60,10 +72,10 @@ def _command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/compare"),
     seed: common.Seed = None,
     steps: common.Steps = None,
-    height: options.Height = None,
-    width: options.Width = None,
+    height: common.Height = None,
+    width: common.Width = None,
     frames: common.Frames = None,
-    guidance_scale: options.Guidance = None,
+    guidance_scale: common.Guidance = None,
     batch_size: options.BatchSize = 8,
     fewer_steps: options.FewerSteps = None,
     metrics: options.Metrics = None,
@@ -75,8 +87,8 @@ def _command(
     margin: options.Margins = None,
     gate: options.Gates = None,
     level: options.Level = 0.95,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: common.Json = False,
 ) -> None:
@@ -85,7 +97,7 @@ def _command(
     configurations = _configurations(config, enable, sets)
     first = next(iter(configurations.values()))
     model = common.choose_model(model, first)
-    seed = seed if seed is not None else first.seed or 0
+    seed, place = common.choose_seed(first, seed), common.choose_place(first, device, dtype)
     texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
     given = {
         "num_inference_steps": steps,
@@ -95,18 +107,18 @@ def _command(
         "guidance_scale": guidance_scale,
     }
     job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
-    request = _request(model, job, configurations, fewer_steps or ())
+    request = _request(model, job, configurations, fewer_steps or (), place.dtype)
     real = _reference(reference, reference_count, workers, skip_bad)
     evaluation = _evaluation(request, metrics, metric_option or (), real, margin or (), gate or (), level)
-    perform(request, evaluation, out, device=device, dtype=dtype, html=report, as_json=as_json)
+    perform(request, evaluation, out, place.device, html=report, as_json=as_json)
 
 
 def _request(
-    model: str, job: Job, configurations: Mapping[str, Config], fewer_steps: Sequence[str]
+    model: str, job: Job, configurations: Mapping[str, Config], fewer_steps: Sequence[str], dtype: str
 ) -> Request:
     from hasten.eval.compare.run import Request
 
-    return Request(model, job, configurations, _fewer_steps(fewer_steps, configurations))
+    return Request(model, job, configurations, _fewer_steps(fewer_steps, configurations), dtype=dtype)
 
 
 def _reference(path: Path | None, count: int | None, workers: int, skip_bad: bool) -> Reference | None:

@@ -42,15 +42,17 @@ def register(app: typer.Typer) -> None:
 def _command(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
     num_prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = 40,
-    seed: Annotated[int, typer.Option(help="Seed of the first prompt; prompt i uses seed + i.")] = 0,
+    seed: common.Seed = None,
     steps: common.Steps = None,
     batch_size: options.BatchSize = 8,
     enable: common.Enable = None,
     sets: common.Set = None,
     config: common.ConfigFile = None,
     fewer_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the equal-time control. [from a measurement]")
+        int | None, typer.Option(min=1, help="Steps of the equal-time control. (default: from a measurement)")
     ] = None,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
     as_json: common.Json = False,
 ) -> None:
     from hasten.eval.compare.analysis import Settings
@@ -63,10 +65,12 @@ def _command(
     if config is None and not enable:
         enable, sets = ["bottleneck"], [*_SETTINGS, *(sets or [])]
     settings = common.configuration(config, enable, sets)
+    seed, place = common.choose_seed(settings, seed), common.choose_place(settings, device, dtype)
     call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps})
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
     fewer = {} if fewer_steps is None else {"accelerated": fewer_steps}
-    request = Request(_MODEL, job, {"accelerated": settings}, fewer, controls=(FEWER_STEPS,))
+    request = Request(_MODEL, job, {"accelerated": settings}, fewer, (FEWER_STEPS,), place.dtype)
     metrics = options.build_metrics(options.metric_names(_METRICS, ()), ())
     margins = dict.fromkeys(("mini_classifier", "mini_parser"), _MARGIN)
-    perform(request, Evaluation(metrics, None, Settings(seed=seed, margins=margins)), out, as_json=as_json)
+    evaluation = Evaluation(metrics, None, Settings(seed=seed, margins=margins))
+    perform(request, evaluation, out, place.device, as_json=as_json)

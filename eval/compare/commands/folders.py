@@ -13,7 +13,6 @@ from rich.table import Table
 from hasten import commands as common
 from hasten.commands import Console, hold_file, printable
 from hasten.eval.compare.commands import options
-from hasten.eval.distributed import gather, gather_moments, launched, own_part
 from hasten.eval.pairing import Order
 from hasten.extend import ConfigError
 from hasten.files import read_prompts
@@ -96,6 +95,7 @@ def _command(
         raise ConfigError("give --generated FOLDER and --metrics NAME,NAME (or: hasten eval doctor)")
     from hasten.eval.compare.folders import Pictures, score_pictures
     from hasten.eval.compare.reference import Reference
+    from hasten.eval.distributed import launched
     from hasten.eval.sources import open_source
 
     names = options.metric_names(metrics, ())
@@ -129,6 +129,7 @@ def _statistics(
     workers: options.Workers = 0,
     skip_bad: options.SkipBad = False,
 ) -> None:
+    from hasten.eval.distributed import gather, gather_moments, launched, own_part
     from hasten.eval.features import stream_moments
     from hasten.eval.metrics.sets import Fid
     from hasten.eval.moments_file import Statistics, save_statistics

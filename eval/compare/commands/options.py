@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchSize",
     "Configs",
-    "Device",
-    "Dtype",
     "FewerSteps",
     "Gates",
-    "Guidance",
-    "Height",
     "Level",
     "Margins",
     "MetricOption",
@@ -30,7 +26,6 @@ __all__ = [
     "Reference",
     "ReferenceCount",
     "SkipBad",
-    "Width",
     "Workers",
     "build_metrics",
     "metric_names",
@@ -41,7 +36,7 @@ __all__ = [
 Metrics = Annotated[
     str | None,
     typer.Option(
-        "--metrics", "-m", metavar="NAME,NAME", help="What to measure. [whatever needs no download]"
+        "--metrics", "-m", metavar="NAME,NAME", help="What to measure. (default: whatever needs no download)"
     ),
 ]
 MetricOption = Annotated[
@@ -68,13 +63,10 @@ Configs = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="A configuration file; repeat to compare several."),
 ]
-Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels.")]
-Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels.")]
-Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")]
 FewerSteps = Annotated[
     list[str] | None,
-    typer.Option(metavar="N|NAME=N", help="Steps of the equal-time control. [from a measurement]"),
+    typer.Option(metavar="N|NAME=N", help="Steps of the equal-time control. (default: from a measurement)"),
 ]
 Margins = Annotated[
     list[str] | None, typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable.")
@@ -83,8 +75,6 @@ Gates = Annotated[
     list[str] | None,
     typer.Option(metavar="METRIC>=VALUE", help="Exit with 3 unless this holds; repeatable."),
 ]
-Device = Annotated[str | None, typer.Option(help="Torch device. [where it loads]")]
-Dtype = Annotated[str | None, typer.Option(help="Torch dtype, for example bfloat16.")]
 Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the intervals.")]
 
 #: What people call a metric -> the name it has here.

@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hasten.commands import Console, Processes, load_quietly, owned, prepare_folder
+from hasten.commands import (
+    Console,
+    Placement,
+    Processes,
+    load_quietly,
+    owned,
+    prepare_folder,
+    showing_progress,
+)
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.wording import measured_text
 
@@ -32,9 +39,8 @@ def perform(
     request: Request,
     evaluation: Evaluation,
     out: Path,
+    device: str,
     *,
-    device: str | None = None,
-    dtype: str | None = None,
     html: bool = True,
     as_json: bool = False,
 ) -> None:
@@ -44,8 +50,7 @@ def perform(
         request: what to compare.
         evaluation: how to judge it.
         out: folder of the run.
-        device: torch device of the pipeline; where it loads by itself unless given.
-        dtype: of the pipeline.
+        device: torch device of the pipeline.
         html: write ``report.html``; where what it is made with is missing, that is said, and the rest is done.
         as_json: print the content of ``report.json`` instead of tables.
 
@@ -60,7 +65,7 @@ def perform(
     if missing is not None and processes.rank == 0:
         _say(missing)
     with owned(prepare_folder(out)):
-        store = _run(request, out, processes, device, dtype, quiet=as_json)
+        store = _run(request, out, processes, device, quiet=as_json)
         if processes.rank == 0:
             _finish(store, evaluation, html, missing, as_json)
 
@@ -69,8 +74,7 @@ def _run(
     request: Request,
     folder: Path,
     processes: Processes,
-    device: str | None,
-    dtype: str | None,
+    device: str,
     *,
     quiet: bool,
 ) -> RunStore:
@@ -78,7 +82,7 @@ def _run(
     from hasten.commands import describe_machine
     from hasten.eval.compare.run import GENERATING, run_comparison
 
-    pipe = load_quietly(request.model, processes.device(device), dtype, request.job.call)
+    pipe = load_quietly(request.model, Placement(device, request.dtype), request.job.call)
     about = {
         "hasten": __version__,
         "machine": describe_machine(),
@@ -87,22 +91,22 @@ def _run(
         "dtype": str(getattr(pipe, "dtype", "")),
         "processes": processes.world,
         "command": shlex.join(["hasten", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet or processes.rank > 0) as progress:
-        task = progress.add_task("warming up", total=None)
+    console, worked = Console(stderr=True, quiet=quiet or processes.rank > 0), False
+    with showing_progress(quiet=console.quiet, console=console) as tell:
 
         def advance(stage: str, done: int, total: int) -> None:
-            if stage == GENERATING and done == total and not progress.tasks[task].completed:
+            nonlocal worked
+            if stage == GENERATING and done == total and not worked:
                 console.print(
                     f"nothing left to generate: pictures and times in {folder} are those of an earlier run; "
                     "remove it or choose another --out to measure again",
                     markup=False,
                     highlight=False,
                 )
-            progress.update(task, description=stage, completed=done, total=total)
+            worked = True
+            tell(stage, done, total)
 
         return run_comparison(pipe, request, folder, processes=processes, about=about, progress=advance)
 

@@ -113,12 +113,17 @@ def evaluate_model(
 
 @contextmanager
 def _pictures(total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
+    from hasten.commands import showing_progress
 
-    with Progress(console=Console(stderr=True), disable=not total) as progress:
-        task = progress.add_task("pictures", total=total)
-        yield lambda done: progress.advance(task, done)
+    count = 0
+    with showing_progress(quiet=not total) as tell:
+
+        def advance(done: int) -> None:
+            nonlocal count
+            count += done
+            tell("pictures", count, total)
+
+        yield advance
 
 
 def _print_rows(rows: Sequence[Row]) -> None:

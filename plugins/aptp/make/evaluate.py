@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hasten.commands import Config, Job
+from hasten.commands import Config, Job, Placement
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.make.traffic import Traffic, save_traffic, traffic
 from hasten.plugins.aptp.manifest import Manifest
@@ -43,6 +43,7 @@ def compare(
     batch_size: int,
     fewer_steps: int | None,
     seed: int,
+    place: Placement,
 ) -> list[Traffic]:
     """Run the comparison and write its report (see ``hasten compare``), and where the prompts go.
 
@@ -62,12 +63,12 @@ def compare(
     candidates = configurations(bundle)
     first = next(iter(candidates.values()))
     routed = common.choose_prompts(model, first, None, prompts, max(count, ROUTED), seed)
-    rows = traffic(load(model), bundle, routed)
+    rows = traffic(load(model, dtype=place.torch_dtype).to(place.device), bundle, routed)
     save_traffic(rows, out)
     texts = routed[:count]
     job = Job(texts, seed, common.call_arguments(model, first, {}), batch_size)
     metrics = options.build_metrics(default_metrics(texts), [])
     fewer = {} if fewer_steps is None else dict.fromkeys(candidates, fewer_steps)
-    request = Request(model, job, candidates, fewer)
-    perform(request, Evaluation(metrics, None, Settings(0.95, seed, {}), ()), out, html=True)
+    request = Request(model, job, candidates, fewer, dtype=place.dtype)
+    perform(request, Evaluation(metrics, None, Settings(0.95, seed, {}), ()), out, place.device)
     return rows

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,17 +164,10 @@ class Loop:
             curve.write_text("".join(line + "\n" for line in kept), "utf-8")
 
 
-def _progress(name: str, first: int, last: int, total: int) -> Any:
-    from rich.progress import track
+def _progress(name: str, first: int, last: int, total: int) -> Iterator[int]:
+    from hasten.commands import showing_progress
 
-    from hasten.commands import Console
-
-    console = Console(stderr=True)
-    return track(
-        range(first, last),
-        description=name,
-        total=total,
-        completed=first,
-        console=console,
-        disable=rank() != 0,
-    )
+    with showing_progress(quiet=rank() != 0) as tell:
+        for step in range(first, last):
+            yield step
+            tell(name, step + 1, total)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
 
 from hasten.plugins.rettention.layout import SparseLayout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Epilogue", "SparseKernel"]
 

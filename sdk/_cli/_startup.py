@@ -1,0 +1,56 @@
+"""What the command line does before anything else, so that help and listings answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+__all__ = ["postpone", "quieten"]
+
+
+class _Postponed(ModuleType):
+    """Stands in for a module until something of it is used.
+
+    ``importlib.util.LazyLoader`` does not do: the second ``import`` of a module already reads its ``__spec__``, which
+    makes it load.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        module = importlib.import_module(self.__name__)
+        for key, value in vars(module).items():
+            self.__dict__.setdefault(key, value)  # next time without asking
+        return getattr(module, name)
+
+
+def postpone(name: str) -> None:
+    """Make ``import name`` free: the module is executed when something of it is first used.
+
+    Torch takes longer to import than all of ``hasten``, and neither help nor listings use it.
+    """
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is not None:
+        sys.modules[name] = _Postponed(name)
+        sys.modules[name].__spec__ = spec
+
+
+def quieten() -> None:
+    """Keep to themselves what the libraries report of packages they do without, and of their own deprecations.
+
+    What goes wrong still comes as an exception; a variable that the user has set wins.
+    """
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    if sys.warnoptions:
+        return
+    libraries = r"(torch|diffusers|transformers|huggingface_hub|accelerate|torchmetrics)(\.|$)"
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=libraries)
+    logging.getLogger("torch").setLevel(logging.ERROR)
