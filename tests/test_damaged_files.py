@@ -396,6 +396,14 @@ def originals(tmp_path_factory):
     return give
 
 
+SWEPT = [
+    pytest.param(name, marks=pytest.mark.slow) if kind.foreign else name
+    for name, kind in CASES.items()
+    if kind.json
+]
+"""Cases for the sweep over values; where diffusers builds a model each time, it takes long."""
+
+
 @pytest.fixture(params=CASES)
 def case(request):
     return CASES[request.param]()
@@ -455,6 +463,7 @@ def test_a_damaged_tensor_is_named(case, fresh):
                 assert word in said, (name, key, harm, said)
 
 
+@pytest.mark.parametrize("case", SWEPT, indirect=True)
 def test_any_value_in_a_json_file_loads_or_is_named(case, fresh):
     """Nothing but CheckpointError comes out, whatever stands where; a text never passes for a number."""
     for name in case.json:
