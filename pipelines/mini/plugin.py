@@ -29,5 +29,4 @@ SCENES = Captions(
 @hookimpl
 def hasten_register_models(register: Callable[[Model], None]) -> None:
     """Offer the bundled miniatures."""
-    for name in ("t2i-dit", "t2i-dit-1024"):
-        register(Model(f"mini/{name}", WEIGHTS / name, SCENES))
+    register(Model("mini/t2i-dit", WEIGHTS / "t2i-dit", SCENES))

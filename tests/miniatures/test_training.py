@@ -158,7 +158,7 @@ def test_a_run_that_began_otherwise_is_another_run(tmp_path):
 
 def test_a_run_can_begin_with_a_bundled_model(tmp_path):
     begun = beginning("mini/t2i-dit")
-    assert begun.recipe == "t2i-dit"
+    assert begun.recipe == "t2i-dit-1024"
     assert all(weight.dtype == torch.float32 for weight in begun.weights.values())
     model, own = build_transformer(), build_transformer().get_buffer("pos_embed.pos_embed")
     TextToImage1024.inherit(None, model, begun.weights)

@@ -19,8 +19,7 @@ from hasten_miniatures.runs import bundled_in, load_trained
 __all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table", "product"]
 
 PRODUCTS = {
-    "t2i-dit": "t2i_dit",
-    "t2i-dit-1024": "t2i_dit_1024",
+    "t2i-dit": "t2i_dit_1024",
     "t2i-unet": "t2i_unet",
     "t2v-dit": "t2v_dit",
     "t2v-unet": "t2v_unet",
@@ -141,8 +140,8 @@ def _write_readme(
         file.chmod(0o644)  # they come out readable by their owner alone
     size = sum(file.stat().st_size for file in weights)
     bundled = [run for run in runs[:-1] if not (root / run).is_dir()]
-    if bundled:
-        owners = " and ".join(f"`{owner}`" for owner in dict.fromkeys(bundled_in(run) for run in bundled))
+    owners = " and ".join(f"`{o}`" for o in dict.fromkeys(map(bundled_in, bundled)) if o != title)
+    if owners:
         text = f"{text.rstrip()}\n\nIts {' and '.join(bundled)} parts are copies of those of {owners}."
     records = [r for run in runs if run not in bundled for r in read_chain(root / run)]
     page = readme(title, text, records, figures, size)

@@ -84,8 +84,9 @@ def read_chain(folder: Path) -> list[dict[str, Any]]:
     while "begun_with" in chain[0]:
         begun = chain[0]["begun_with"]
         if "bundled" in begun:
-            own = begun["bundled"] == f"mini/{chain[0]['recipe']}"
-            return [*begun.get("chain", ()), *chain] if own else chain  # older records hold no chain
+            earlier = begun.get("chain", ())  # older records hold none
+            refined = bool(earlier) and earlier[-1]["recipe"] == chain[0]["recipe"]
+            return [*earlier, *chain] if refined else chain
         chain.insert(0, begun)
     return chain
 

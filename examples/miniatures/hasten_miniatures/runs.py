@@ -64,7 +64,7 @@ RUNS: dict[str, Entry] = {
 _BUNDLED = {
     "autoencoder": "t2i-dit/vae",
     "text-image": "t2i-dit/text_encoder",
-    "t2i-dit": "t2i-dit/transformer",
+    "t2i-dit-1024": "t2i-dit/transformer",
     "t2i-unet": "t2i-unet/unet",
     "video-autoencoder": "t2v-dit/vae",
     "var-tokenizer": "var/vae",
@@ -126,7 +126,7 @@ def _natural_beginning(name: str, root: Path) -> str | Path | None:
     first = RUNS[name].begins_with
     if first is None:
         return None
-    return root / first if (root / first).is_dir() else f"mini/{first}"
+    return root / first if (root / first).is_dir() else bundled_in(first)
 
 
 def recipe(

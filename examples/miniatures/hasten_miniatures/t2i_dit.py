@@ -1,4 +1,4 @@
-"""``mini/t2i-dit``: a StableDiffusion3Pipeline trained here from 64 tokens upwards to 256."""
+"""The first stage of ``mini/t2i-dit``: a denoiser of StableDiffusion3 trained from 64 tokens upwards to 256."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import Split, sample_scene
 from hasten_miniatures.autoencoder import encode, latent_spectrum
 from hasten_miniatures.contrastive import WIDTH
-from hasten_miniatures.evaluate import BARS, Row
+from hasten_miniatures.evaluate import Row
 from hasten_miniatures.pools import stored_pool
 from hasten_miniatures.precision import mixed_precision
-from hasten_miniatures.product import Product
 from hasten_miniatures.schedule import Schedule
 from hasten_miniatures.sheets import sample_sheet
 from hasten_miniatures.text import MAX_TOKENS, build_tokenizer
 from hasten_miniatures.training import Recipe
 
 __all__ = [
-    "PRODUCT",
     "Pool",
     "TextToImage",
     "assemble",
@@ -286,13 +284,6 @@ def assemble(vae: Any, tower: Any, transformer: Any, side: int) -> Any:
     )
 
 
-def _assemble_trained(root: Path) -> Any:
-    from hasten_miniatures.runs import load_autoencoder, load_text_tower, load_trained
-
-    denoiser = load_trained(TextToImage.name, root, build_transformer())
-    return assemble(load_autoencoder(root), load_text_tower(root), denoiser, CALL["height"])
-
-
 def settings(root: Path, side: int) -> dict[str, Any]:
     """What the ``hasten.json`` of a text-to-image miniature says besides the call.
 
@@ -323,31 +314,3 @@ def measure_images(
 
     scorers: dict[str, Any] = {"classifier": AttributeScorer(), "parser": PixelParser()}
     return evaluate(pipe, call, scorers, prompts, bars=bars, seed=seed, progress=progress)
-
-
-_TEXT = """
-A stock `StableDiffusion3Pipeline` for captioned scenes of one to three simple objects, trained by `hasten` from 64 to
-256 image tokens. Both CLIP slots hold the same text tower, the one of the bundled contrastive model; there is no T5.
-
-```python
-pipe = hasten.load("mini/t2i-dit")
-image = pipe(
-    "a large red circle on the left and a small blue star on the right on a white background",
-    **hasten.pipelines.mini.recommended_call("mini/t2i-dit"),
-).images[0]
-```
-
-With diffusers alone: `StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)`.
-`max_sequence_length=0` drops the zero tokens that stand for the missing T5; the pipeline's default works too, slower.
-Figures of miniatures show trends and are not comparable with published ones.
-"""
-
-PRODUCT = Product(
-    text=_TEXT,
-    runs=("autoencoder", "text-image", TextToImage.name),
-    call=CALL,
-    assemble=_assemble_trained,
-    settings=partial(settings, side=CALL["height"]),
-    measure=partial(measure_images, bars=BARS),
-    samples=4,
-)

@@ -54,8 +54,8 @@ def beginning(source: str | Path) -> Beginning:
 def _bundled(name: str) -> Beginning:
     from hasten_miniatures.export import product
 
-    folder, recipe = path(name), name.removeprefix("mini/")
-    parts = product(recipe).trained
+    folder, made = path(name), product(name.removeprefix("mini/"))
+    recipe, parts = made.runs[-1], made.trained
     if parts:
         weights = {f"{part}.{key}": value for part in parts for key, value in _part(folder / part).items()}
     else:

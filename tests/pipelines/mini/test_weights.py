@@ -19,7 +19,6 @@ from hasten_miniatures.training import step_generator
 FOLDER = mini.path("mini/t2i-dit")
 LIMITS = {
     "t2i-dit": 10,
-    "t2i-dit-1024": 10,
     "t2i-unet": 6,
     "t2v-dit": 8,
     "t2v-unet": 5,
@@ -113,10 +112,10 @@ def test_latents_are_normalised_and_their_spectrum_is_recorded(pipe):
     assert law["beta"] > 0
 
 
-@pytest.mark.parametrize(("side", "least"), [(128, 0.85), (64, 0.8)])
+@pytest.mark.parametrize(("side", "least"), [(256, 0.85), (128, 0.8)])
 def test_a_small_sample_shows_what_it_is_asked_for(pipe, scorer, side, least):
     captions = mini.prompts(4, 3) + mini.prompts(2, 3, "held_out")
-    call = mini.recommended_call("mini/t2i-dit") | {"height": side, "width": side, "num_inference_steps": 16}
+    call = mini.recommended_call("mini/t2i-dit") | {"height": side, "width": side, "num_inference_steps": 14}
     images = generate(pipe, captions, call)
     assert images[0].size == (side, side)
     for judge in (scorer, PixelParser()):
@@ -125,8 +124,8 @@ def test_a_small_sample_shows_what_it_is_asked_for(pipe, scorer, side, least):
 
 def test_a_plain_call_with_its_zero_text_tokens_works(pipe):
     caption = "a large red circle in the centre on a white background"
-    image = pipe(caption, generator=torch.Generator().manual_seed(0), num_inference_steps=12).images[0]
-    assert image.size == (128, 128)
+    image = pipe(caption, generator=torch.Generator().manual_seed(0), num_inference_steps=8).images[0]
+    assert image.size == (256, 256)
     assert PixelParser().score([image], [caption]).right[0] >= 5
 
 
@@ -137,28 +136,14 @@ def test_the_bars_are_met(pipe, scorer):
     assert not [row for row in rows if row.missed]
 
 
-def test_the_larger_pictures_have_1024_tokens_and_copies_of_the_smaller_ones_parts(pipe):
-    large = mini.load("mini/t2i-dit-1024")
+def test_pictures_have_1024_tokens(pipe):
     seen = []
-    large.transformer.pos_embed.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
-    call = mini.recommended_call("mini/t2i-dit-1024") | {"num_inference_steps": 1, "output_type": "latent"}
-    latents = large("a large red circle in the centre on a white background", **call).images
+    handle = pipe.transformer.pos_embed.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+    call = mini.recommended_call("mini/t2i-dit") | {"num_inference_steps": 1, "output_type": "latent"}
+    latents = pipe("a large red circle in the centre on a white background", **call).images
+    handle.remove()
     assert latents.shape == (1, 4, 64, 64)
     assert set(seen) == {1024}
-    for part in ("vae", "text_encoder"):
-        pairs = zip(getattr(pipe, part).state_dict().values(), getattr(large, part).state_dict().values())
-        assert all(torch.equal(a, b) for a, b in pairs)
-
-
-@pytest.mark.slow
-def test_the_larger_pictures_meet_their_bars(scorer):
-    large = mini.load("mini/t2i-dit-1024")
-    call = mini.recommended_call("mini/t2i-dit-1024")
-    captions = mini.prompts(8, 3) + mini.prompts(8, 3, "held_out")
-    images = generate(large, captions, call)
-    assert images[0].size == (256, 256)
-    for judge in (scorer, PixelParser()):
-        assert judge.score(images, captions).mean >= 0.8
 
 
 @pytest.mark.slow
