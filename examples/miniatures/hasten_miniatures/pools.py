@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from hasten import CheckpointError
-from hasten.extend import read_weights
+from hasten.weights import read_weights
 
 __all__ = ["stored_pool"]
 

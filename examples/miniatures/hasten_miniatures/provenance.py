@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hasten import CheckpointError
-from hasten.extend import read_fields, read_json
+from hasten.files import read_fields, read_json
 
 __all__ = [
     "describe_hardware",

@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hasten import ConfigError
-from hasten.extend import load_checked
+from hasten import CheckpointError, ConfigError
 from hasten.pipelines import mini
+from hasten.weights import load_checked
 from hasten_miniatures.checkpoints import read_average
 from hasten_miniatures.provenance import has_record
 from hasten_miniatures.training import Recipe, train
@@ -170,8 +170,14 @@ def bundled_in(part: str) -> str:
 
 
 def load_bundled(part: str, cls: Any) -> Any:
-    """The packaged part as ``cls``, in single precision, frozen."""
+    """The packaged part as ``cls``, in single precision, frozen.
+
+    Raises:
+        CheckpointError: it is damaged or not installed.
+    """
     folder = _bundled(part)
+    if folder is None:
+        raise CheckpointError(f"{bundled_in(part)!r}, which holds the {part}, is not installed")
     model = load_checked(lambda: cls.from_pretrained(folder), folder, "reinstall hasten")
     return model.float().eval().requires_grad_(False)
 

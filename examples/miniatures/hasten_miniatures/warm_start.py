@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hasten import CheckpointError
-from hasten.extend import read_tensors
+from hasten.weights import read_tensors
 from hasten.pipelines.mini import path
 from hasten_miniatures.checkpoints import read_average
 from hasten_miniatures.provenance import read_record, read_shipped_chain
