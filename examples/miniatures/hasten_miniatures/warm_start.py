@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from hasten import CheckpointError
-from hasten.weights import read_tensors
 from hasten.pipelines.mini import path
+from hasten.weights import read_tensors
 from hasten_miniatures.checkpoints import read_average
 from hasten_miniatures.provenance import read_record, read_shipped_chain
 
