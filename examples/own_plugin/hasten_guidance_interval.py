@@ -8,17 +8,30 @@ branch alone and hands it to the pipeline as both branches: ``u + w * (c - u)`` 
 # ruff: noqa: ARG002 (the host passes arguments that a technique may not need)
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from pydantic import Field, model_validator
 
-import hasten
-from hasten.extend import Guidance, LatentLayout
+from hasten.extend import (
+    Access,
+    Claim,
+    DenoiserCall,
+    Finding,
+    Guidance,
+    LatentLayout,
+    Seams,
+    Target,
+    Technique,
+    TechniqueConfig,
+    hookimpl,
+)
+
+Proceed = Callable[[DenoiserCall], object]
+"""Computes the forward: the next technique, or the denoiser itself."""
 
 
-class GuidanceIntervalConfig(hasten.TechniqueConfig):
+class GuidanceIntervalConfig(TechniqueConfig):
     """Levels are flow-equivalent: 1 is pure noise, 0 is clean."""
 
     start: float = Field(1.0, ge=0, le=1, description="highest level with guidance")
@@ -31,7 +44,7 @@ class GuidanceIntervalConfig(hasten.TechniqueConfig):
         return self
 
 
-class GuidanceInterval(hasten.Technique[GuidanceIntervalConfig]):
+class GuidanceInterval(Technique[GuidanceIntervalConfig]):
     """Skips the unconditional branch outside of an interval of levels."""
 
     name = "guidance_interval"
@@ -39,23 +52,21 @@ class GuidanceInterval(hasten.Technique[GuidanceIntervalConfig]):
     config_class = GuidanceIntervalConfig
     requires = (LatentLayout,)
 
-    def claims(self, target: Any) -> Sequence[hasten.Claim]:
+    def claims(self, target: Target) -> list[Claim]:
         """Halving the batch and answering for a branch leaves no room for another that does so."""
-        return [hasten.Claim("batch.branches", hasten.Access.EXCLUSIVE)]
+        return [Claim("batch.branches", Access.EXCLUSIVE)]
 
-    def check(self, target: Any) -> Sequence[hasten.Finding]:
+    def check(self, target: Target) -> list[Finding]:
         """A guidance-distilled model has no second branch to save."""
         if target.layout.guidance is Guidance.EMBEDDED:
-            return [
-                hasten.Finding("error", "the model is guidance-distilled and runs no unconditional branch")
-            ]
+            return [Finding("error", "the model is guidance-distilled and runs no unconditional branch")]
         return []
 
-    def attach(self, target: Any, seams: Any) -> None:
+    def attach(self, target: Target, seams: Seams) -> None:
         """One handler around every denoiser forward."""
         seams.denoiser(self._forward)
 
-    def _forward(self, call: Any, proceed: Any) -> Any:
+    def _forward(self, call: DenoiserCall, proceed: Proceed) -> object:
         if self.config.stop <= call.step.noise.time <= self.config.start:
             return proceed(call)
         if call.step.branch == "both":
@@ -69,15 +80,16 @@ class GuidanceInterval(hasten.Technique[GuidanceIntervalConfig]):
             state.update(step=call.step.index, output=output)
         return output
 
-    def _conditional_half(self, call: Any, proceed: Any) -> Any:
+    def _conditional_half(self, call: DenoiserCall, proceed: Proceed) -> object:
         batch = len(next(iter(call.kwargs.values())))
-        output = proceed(call.replace_kwargs(_second_half(call.kwargs, batch)))
+        halves = {name: _second_half(value, batch) for name, value in call.kwargs.items()}
+        output = proceed(call.replace_kwargs(halves))
         call.run.record(self.name, skipped="uncond")
         sample = call.sample(output)
         return call.with_sample(output, torch.cat([sample, sample]))
 
 
-def _second_half(value: Any, batch: int) -> Any:
+def _second_half(value: object, batch: int) -> object:
     """The conditional half of everything that has a batch dimension; diffusers puts the unconditional one first."""
     if isinstance(value, torch.Tensor):
         return value[batch // 2 :] if value.ndim and len(value) == batch else value
@@ -86,7 +98,7 @@ def _second_half(value: Any, batch: int) -> Any:
     return value
 
 
-@hasten.hookimpl
-def hasten_register_techniques(register: Any) -> None:
+@hookimpl
+def hasten_register_techniques(register: Callable[[type[GuidanceInterval]], None]) -> None:
     """Offer the technique to `hasten`."""
     register(GuidanceInterval)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import hasten_diffusers_cache
 import pytest
 import torch
 from families import FAMILIES
@@ -15,7 +13,6 @@ from families import FAMILIES
 import hasten
 from hasten._fingerprint import fingerprint
 
-SOURCE = Path(__file__).parents[2] / "examples" / "diffusers_cache" / "hasten_diffusers_cache.py"
 NEVER_REUSED: dict[str, dict[str, Any]] = {
     "pyramid": {"spatial_attention_block_skip_range": 1, "spatial_attention_timestep_skip_range": [0, 1000]},
     "taylorseer": {"cache_interval": 1, "disable_cache_before_step": 0},
@@ -38,19 +35,12 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def plugin() -> Iterator[None]:
-    """The plugin, loaded from its source and registered for one test."""
+    """The plugin, registered for one test."""
     from hasten._plugins import host
 
-    spec = importlib.util.spec_from_file_location(SOURCE.stem, SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[SOURCE.stem] = module
-    spec.loader.exec_module(module)
-    unregister = host().register(module, SOURCE.stem)
+    unregister = host().register(hasten_diffusers_cache, "hasten_diffusers_cache")
     yield
     unregister()
-    del sys.modules[SOURCE.stem]
 
 
 def cached(pipe: Any, run: Any, family: str, kind: str, options: dict[str, Any]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hasten_guidance_interval
 import pytest
 import torch
 from families import FAMILIES
@@ -23,20 +23,12 @@ SOURCE = Path(__file__).parents[2] / "examples" / "own_plugin"
 
 @pytest.fixture
 def sample() -> Iterator[Any]:
-    """The sample plugin, loaded from its source and registered for one test."""
+    """The sample plugin, registered for one test."""
     from hasten._plugins import host
 
-    name = "hasten_guidance_interval"
-    spec = importlib.util.spec_from_file_location(name, SOURCE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    unregister = host().register(module, name)
-    yield module
+    unregister = host().register(hasten_guidance_interval, "hasten_guidance_interval")
+    yield hasten_guidance_interval
     unregister()
-    del sys.modules[name]
 
 
 @pytest.mark.parametrize("family", ["sd3", "wan", "sdxl", "ltx"])

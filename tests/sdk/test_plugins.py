@@ -16,7 +16,7 @@ from hasten._plugins import BUILT_IN, Host, host
 from hasten._registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs" / "plugins.md"
-SAMPLE = Path(__file__).parents[2] / "examples" / "own_plugin"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def distribution(folder: Path, name: str, module: str, source: str, version: str = "1.2") -> None:
@@ -316,14 +316,21 @@ def test_no_hook_is_documented_that_does_not_exist() -> None:
     assert documented == [hook.__name__ for hook in HOOKS]
 
 
-def test_tutorial_shows_the_sample_plugin_as_it_is() -> None:
+def test_the_guide_shows_the_tested_examples_as_they_are() -> None:
+    folders = ("every_other", "own_adapter", "own_plugin")
     sources = [
-        path.read_text() for path in (SAMPLE / "pyproject.toml", SAMPLE / "hasten_guidance_interval.py")
+        path.read_text() for folder in folders for path in (EXAMPLES / folder).glob("*.*") if path.is_file()
     ]
     blocks = re.findall(r"<!-- sample -->\n```\w+\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert len(blocks) >= 4
+    assert len(blocks) == 10
     for block in blocks:
         assert any(block in source for source in sources), block
+
+
+@pytest.mark.parametrize("source", [DOCS, *EXAMPLES.glob("*/*.py")], ids=lambda path: path.name)
+def test_nothing_private_is_imported_in_the_guide_and_the_examples(source: Path) -> None:
+    imports = re.findall(r"^ *(?:from|import) hasten.*", source.read_text(), re.MULTILINE)
+    assert [line for line in imports if re.search(r"[. ]_", line)] == []
 
 
 def test_every_slot_is_documented() -> None:
