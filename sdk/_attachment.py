@@ -194,10 +194,7 @@ class Attachment:
         layout = self.target.adapter.capability(LatentLayout)
         if layout is None or any(seam.forwards for seam in seams.values()):
             return False
-        try:
-            reason = nothing_to_run(self.target, call.arguments)
-        except UnsupportedError:  # the pipeline has just found out itself
-            return False
+        reason = nothing_to_run(self.target, call.arguments)
         if reason is not None:
             recorder.notes.append(f"{reason}: no technique had anything to do")
         return reason is not None

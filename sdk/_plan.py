@@ -16,7 +16,7 @@ from hasten._plugins import host
 from hasten._step_caches import refuse_step_caches
 from hasten._target import Target
 from hasten._technique import Finding
-from hasten._timesteps import nothing_to_run
+from hasten._timesteps import nothing_to_run, refused_steps
 
 if TYPE_CHECKING:
     from hasten._claims import Claim
@@ -146,10 +146,7 @@ def _findings_of_call(
     """What is known ahead of one pipeline call. A call without a step left is nothing to look at further."""
     layout = target.adapter.capability(LatentLayout)
     if layout is not None:
-        try:
-            problem = nothing_to_run(target, arguments)
-        except UnsupportedError as error:
-            problem = str(error)
+        problem = nothing_to_run(target, arguments) or refused_steps(target, arguments)
         if problem is not None:
             yield Finding("warning", f"{problem}; this call ends as it does without hasten")
             return

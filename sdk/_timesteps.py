@@ -28,6 +28,7 @@ __all__ = [
     "levels_of",
     "nothing_to_run",
     "planned_levels",
+    "refused_steps",
     "run_levels",
 ]
 
@@ -63,23 +64,32 @@ def run_levels(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> 
 
 
 def nothing_to_run(target: Target, arguments: Mapping[str, Any]) -> str | None:
-    """Why a call runs no denoising step at all; ``None`` if it runs one, or if its steps cannot be planned ahead.
+    """Why a call runs no denoising step at all; ``None`` if it runs one, or if its steps cannot be planned ahead."""
+    return _steps_problem(target, arguments)[0]
 
-    Raises:
-        UnsupportedError: its scheduler refuses the steps.
-    """
+
+def refused_steps(target: Target, arguments: Mapping[str, Any]) -> str | None:
+    """Why the scheduler refuses the steps of a call, ``None`` if it does not."""
+    return _steps_problem(target, arguments)[1]
+
+
+def _steps_problem(target: Target, arguments: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Why no step is left, and why the scheduler refuses them."""
     steps, scheduler = arguments.get("num_inference_steps"), getattr(target.pipe, "scheduler", None)
     if not isinstance(steps, int) or scheduler is None:
-        return None
+        return None, None
     names = ["num_inference_steps"]
     if steps >= 1:
-        # How many steps there are does not depend on the shift.
-        scheduler = _set(target, arguments, 1.0 if scheduler.config.get("use_dynamic_shifting") else None)
-        if range(len(scheduler.timesteps))[_window(target, arguments, scheduler)]:
-            return None
+        try:  # how many steps there are does not depend on the shift
+            scheduler = _set(target, arguments, 1.0 if scheduler.config.get("use_dynamic_shifting") else None)
+            left = range(len(scheduler.timesteps))[_window(target, arguments, scheduler)]
+        except UnsupportedError as error:
+            return None, str(error)
+        if left:
+            return None, None
         names += ["strength", "denoising_start", "denoising_end"]
     told = ", ".join(f"{name}={arguments[name]}" for name in names if arguments.get(name) is not None)
-    return f"no steps are left to run at {told}"
+    return f"no steps are left to run at {told}", None
 
 
 def _asked(target: Target, arguments: Mapping[str, Any]) -> int:

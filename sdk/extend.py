@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from hasten._subclass import stock_class
     from hasten._target import Target
     from hasten._technique import Finding, Forecast, Sameness, StepForecast, Technique, TechniqueConfig
-    from hasten._timesteps import by_step, dynamic_shift, levels_of, planned_levels
+    from hasten._timesteps import by_step, dynamic_shift, levels_of, nothing_to_run, planned_levels
     from hasten.schedules.noise import NoiseLevel
 
 __all__ = [
@@ -183,6 +183,7 @@ __all__ = [
     "hookimpl",
     "image_pixels",
     "levels_of",
+    "nothing_to_run",
     "parameter_names",
     "planned_levels",
     "planned_steps",
@@ -264,6 +265,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "by_step",
         "dynamic_shift",
         "levels_of",
+        "nothing_to_run",
         "planned_levels",
     ),
     "hasten.schedules.noise": ("NoiseLevel",),

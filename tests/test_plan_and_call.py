@@ -24,6 +24,11 @@ SAMPLE = (
     ("cogvideox-rope", "bottleneck, nearly all low", {"num_inference_steps": 2}),
     ("StableDiffusionXLImg2ImgPipeline", "rettention", {"denoising_start": 0.999}),
     ("FluxInpaintPipeline", "bottleneck", {"num_inference_steps": 0}),
+    ("sd15", "bottleneck, restart", {"num_inference_steps": 0}),
+    ("sdxl", "bottleneck, restart", {"num_inference_steps": 8, "denoising_end": 0.5}),
+    ("text-to-video", "video_infinity, own scope", {"num_inference_steps": 0}),
+    ("FluxKontextInpaintPipeline", "rettention", {"height": 16, "width": 16}),
+    ("Flux2KleinInpaintPipeline", "bottleneck", {"height": 16, "width": 16}),
 )
 """One of each kind of outcome; the whole grid is marked slow."""
 

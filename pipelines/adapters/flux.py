@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from hasten.extend import (
     PackedLayout,
     Path,
     ScannedUnits,
+    image_pixels,
+    stock_class,
 )
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
@@ -63,13 +66,28 @@ class FluxLayout(PackedLayout):
 
     @override
     def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """Kontext keeps only the aspect ratio of ``height`` and ``width``, and fills ``max_area``."""
-        height, width = super().call_pixels(pipe, arguments)
+        """Kontext keeps only the aspect ratio of ``height`` and ``width``, and fills ``max_area``.
+
+        Where it inpaints, the picture decides.
+        """
         area = arguments.get("max_area")
+        if area is not None and arguments.get("mask_image") is not None:
+            return _kontext_pixels(pipe, arguments)
+        height, width = super().call_pixels(pipe, arguments)
         if area is None:
             return height, width
         ratio = width / height
         return round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+
+
+def _kontext_pixels(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """Size of the picture, or unless told not to, the one that Kontext was trained on with the nearest aspect ratio."""
+    height, width = image_pixels(pipe, arguments["image"])
+    if not arguments.get("_auto_resize", True):
+        return height, width
+    trained = sys.modules[stock_class(pipe).__module__].PREFERRED_KONTEXT_RESOLUTIONS
+    _, width, height = min((abs(width / height - w / h), w, h) for w, h in trained)
+    return height, width
 
 
 class FluxTokens(JointTokens):

@@ -33,6 +33,20 @@ class Flux2Layout(FluxLayout):
             raise unknown_size(pipe)
         return super().default_pixels(pipe, arguments)
 
+    @override
+    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Where Klein inpaints, the picture decides, whatever ``height`` and ``width`` say."""
+        image = arguments.get("image")
+        if image is None or arguments.get("mask_image") is None:
+            return super().call_pixels(pipe, arguments)
+        height, width = pipe._get_raw_image_size(image[0] if isinstance(image, list) else image)
+        if height * width > _LARGEST:
+            raise unknown_size(pipe)
+        return height, width
+
+
+_LARGEST = 1024 * 1024
+"""Pixels of a picture above which the pipeline shrinks it."""
 
 ADAPTER = Adapter(
     family="flux2",

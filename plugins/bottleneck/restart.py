@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hasten.extend import DenoiserCall, Finding, HastenError, LatentSize, UnsupportedError, unwrapped
+from hasten.extend import (
+    DenoiserCall,
+    Finding,
+    HastenError,
+    LatentSize,
+    UnsupportedError,
+    nothing_to_run,
+    unwrapped,
+)
 from hasten.plugins.bottleneck.config import BottleneckConfig
 from hasten.plugins.bottleneck.staged import StageRun, staged_scheduler
 from hasten.plugins.bottleneck.stages import is_flow, plan_stages, preset_for
@@ -76,7 +84,11 @@ def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
 def call_refusal(target: Target, arguments: Mapping[str, Any]) -> str | None:
     """Why a call with these arguments cannot be made of stages, or ``None``."""
     given = [name for name in _PICTURES if arguments.get(name) is not None]
-    return _builds_on_a_picture(target, given) if given else None
+    if given:
+        return _builds_on_a_picture(target, given)
+    if arguments.get("denoising_end") is not None:
+        return "denoising_end would end the run between stages, at a low resolution; use mode='continuous'"
+    return None
 
 
 def _builds_on_a_picture(target: Target, arguments: list[str]) -> str:
@@ -121,7 +133,9 @@ class Restart:
         self._target = target
 
     def stage_scheduler(self, scheduler: Any, call: RunCall) -> Any:
-        """The scheduler of one run."""
+        """The scheduler of one run: the pipeline's own for a call without a step."""
+        if nothing_to_run(self._target, call.arguments):
+            return scheduler
         if reason := call_refusal(self._target, call.arguments):
             raise UnsupportedError(reason)
         size = self._target.layout.call_size(call.pipe, call.arguments)

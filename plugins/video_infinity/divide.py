@@ -24,6 +24,7 @@ from hasten.extend import (
     RunCall,
     Target,
     UnsupportedError,
+    nothing_to_run,
 )
 from hasten.plugins.video_infinity.agreement import agree, begin_checkpoints, resume, run_facts
 from hasten.plugins.video_infinity.branches import Branches, own_branch
@@ -86,7 +87,9 @@ class Division:
         """The session of the last call."""
 
     def run(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
-        """Divide one pipeline call, and put the video together again."""
+        """Divide one pipeline call, and put the video together again. One without a step is not divided."""
+        if nothing_to_run(self._target, call.arguments):
+            return proceed(call)
         processes = join(self._config, torch.device(call.pipe._execution_device))
         processes.where = "at the start"
         if self._config.checkpoint is None:
