@@ -128,6 +128,7 @@ def compare_schedulers(family: str, chosen: Iterable[tuple[str, dict[str, Any]]]
         ("sd3", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, ["refused", "ran"]),
         ("sd3", "DPMSolverMultistepInverseScheduler", {}, ["refused", "refused"]),
         ("sd3", "LCMScheduler", {}, ["refused", "ran"]),
+        ("sd3", "CMStochasticIterativeScheduler", {}, ["refused", "refused"]),
     ],
 )
 def test_schedulers_of_every_kind(

@@ -113,8 +113,10 @@ class FlowPath(Path):
 
     @override
     def untold(self, scheduler: Any) -> str | None:
-        """The number of training timesteps is needed, and nothing else."""
-        if scheduler.config.get("num_train_timesteps") is None:
+        """Timesteps have to lie between 0 and the number of training timesteps."""
+        trained: Any = scheduler.config.get("num_train_timesteps")
+        times: Any = getattr(_probed(scheduler), "timesteps", ())
+        if trained is None or (len(times) and float(times[0]) > (1.0 + _BEYOND) * trained):
             return f"the timesteps of its scheduler {type(scheduler).__name__} have no known scale"
         return None
 
