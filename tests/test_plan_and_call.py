@@ -211,7 +211,7 @@ def test_without_a_step_a_call_ends_as_stock(kind: str, changes: dict[str, Any],
     for technique in ("bottleneck", "rettention"):
         plan = hasten.plan(pipe, TECHNIQUES[technique], **arguments)
         assert any("no steps are left to run at " in finding.message for finding in plan.findings)
-        assert "no steps are left" in str(plan)
+        assert "no steps are left" in " ".join(str(plan).split())
         with hasten.accelerate(pipe, TECHNIQUES[technique]) as acceleration:
             found = Outcome.of(pipe, arguments)
             report = acceleration.report()
@@ -219,4 +219,4 @@ def test_without_a_step_a_call_ends_as_stock(kind: str, changes: dict[str, Any],
         if isinstance(stock.value, torch.Tensor):
             assert torch.equal(found.value, stock.value)
         assert any("no steps are left" in note for note in report.notes)
-        assert "no steps are left" in str(report)
+        assert "no steps are left" in " ".join(str(report).split())

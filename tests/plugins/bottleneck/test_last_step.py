@@ -63,7 +63,7 @@ def test_a_run_that_the_user_ends_early_is_told_of() -> None:
         baseline(pipe, "flux", callback_on_step_end=stop)
         (note,) = acceleration.report().notes
     assert "the last forward was at low resolution" in note
-    assert note in str(acceleration.report())
+    assert note in " ".join(str(acceleration.report()).split())
 
 
 def test_one_step_has_no_effect_and_is_told_of() -> None:
