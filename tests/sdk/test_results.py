@@ -164,7 +164,9 @@ def test_what_is_no_prediction_is_refused(
         run(flux, "flux")
 
 
-@pytest.mark.parametrize("wrong", [(), "abc", {}, [], object()], ids=["tuple", "text", "mapping", "list", "object"])
+@pytest.mark.parametrize(
+    "wrong", [(), "abc", {}, [], object()], ids=["tuple", "text", "mapping", "list", "object"]
+)
 def test_odd_objects_are_refused(flux: Any, run: Any, register: Any, wrong: Any) -> None:
     register(made("culprit", denoiser=lambda call, proceed: (proceed(call), wrong)[1]))
     with hasten.accelerate(flux, ["culprit"]), pytest.raises(hasten.PluginError, match="'culprit' returned"):
