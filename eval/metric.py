@@ -59,7 +59,8 @@ class Metric(ABC):
     """Base of all metrics. Figures are comparable only where :meth:`fingerprint` is equal.
 
     Class attributes: ``name`` (what a user types), ``needs``, ``higher_is_better``, ``unit`` (empty for
-    none), ``published`` (whether its figures may be compared with published ones).
+    none), ``published`` (whether its figures may be compared with published ones), ``tolerance`` (largest loss
+    that fewer plain steps may have unless the user sets a margin; ``None`` where only the user can say).
     """
 
     name: str
@@ -68,6 +69,7 @@ class Metric(ABC):
     higher_is_better: bool
     unit: str = ""
     published: ClassVar[bool] = True
+    tolerance: ClassVar[float | None] = None
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:

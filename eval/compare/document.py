@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hasten.eval.compare.analysis import Rows, Settings, analyse, batch_timings, check_margins, sanity
+from hasten.eval.compare.analysis import Figure, Rows, Settings, analyse, batch_timings, check_margins, sanity
 from hasten.eval.compare.contest import BEATS, Contest, contests
-from hasten.eval.compare.engine import BASELINE, Arm
+from hasten.eval.compare.engine import BASELINE, KNEE, Arm
 from hasten.eval.compare.gates import BeatsFewerSteps, Gate
+from hasten.eval.compare.knee import Judge, Ladder
 from hasten.eval.compare.reference import Embedded, Reference, embed_references
 from hasten.eval.compare.run import arms_of_run
 from hasten.eval.compare.scores import (
@@ -22,9 +23,10 @@ from hasten.eval.compare.scores import (
 )
 from hasten.eval.compare.store import RunStore
 from hasten.eval.metric import Metric, SampleMetric, SetMetric
+from hasten.eval.statistics import NO_DISCORDANT, pairs_needed
 from hasten.files import write_atomically
 
-__all__ = ["Evaluation", "Scored", "evaluate_run", "missed_gates", "score_arms"]
+__all__ = ["Evaluation", "Scored", "evaluate_run", "missed_gates", "rung_judge", "score_arms"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,43 @@ def score_arms(
     return Scored(samples, sets, references)
 
 
+def rung_judge(evaluation: Evaluation, ladder: Ladder) -> Judge:
+    """Scores a rung of the ladder by the metrics that have a margin there.
+
+    Returns:
+        A function of the store, the rung's name and the prompts. It returns for each metric the ``change`` from the
+        reference, the ``outcome`` of the test of non-inferiority, whether the rung ``held``, and, where the outcome is
+        undecided, about how many prompts are ``needed``. A rung in which no prompt differs has held, however few
+        prompts there are: to stop there would leave the knee where it is easily beaten.
+    """
+    margins = ladder.margins
+    own = replace(
+        evaluation,
+        metrics=[metric for metric in evaluation.metrics if metric.name in margins],
+        settings=replace(evaluation.settings, margins=margins, level=ladder.level),
+        gates=(),
+    )
+
+    def judge(store: RunStore, name: str, prompts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        scored = score_arms(store, [BASELINE, name], prompts, own)
+        arms = [Arm(BASELINE, "baseline", 1), Arm(name, "candidate", 1)]
+        rows = analyse(arms, prompts, scored.samples, scored.sets, own.settings)
+        return {metric: _rung_figure(figure) for metric, figure in rows[name].items()}
+
+    return judge
+
+
+def _rung_figure(figure: Figure) -> dict[str, Any]:
+    change, verdict = figure.change, figure.verdict
+    assert change is not None
+    assert verdict is not None
+    held = verdict.outcome == "held" or change.method == NO_DISCORDANT
+    needed = None
+    if not held and verdict.outcome == "undecided" and verdict.margin > 0 and change.se > 0:
+        needed = pairs_needed(verdict.margin, change.se * change.clusters**0.5, level=change.level)
+    return {"change": change.as_dict(), "outcome": verdict.outcome, "held": held, "needed": needed}
+
+
 def evaluate_run(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
     """Score the pictures of a finished run, write ``report.json``, and return its content.
 
@@ -130,7 +169,13 @@ def _document(
         "schema": 1,
         **{key: request[key] for key in ("model", "seed", "call", "batch_size", "prompts")},
         "arms": [
-            {**fields, "sameness": arm.sameness, "flops": flops[arm.name], **efficiency[arm.name]}
+            {
+                **fields,
+                "solver": arm.solver,
+                "sameness": arm.sameness,
+                "flops": flops[arm.name],
+                **efficiency[arm.name],
+            }
             for fields, arm in zip(run["arms"], arms, strict=True)
         ],
         "settings": {
@@ -140,6 +185,7 @@ def _document(
         },
         "metrics": {metric.name: _describe(metric) for metric in evaluation.metrics},
         "figures": figures,
+        "knee": run.get("knee"),
         "contests": {arm: contest.to_dict() for arm, contest in held.items()},
         "scores": {s.metric.name: {arm: v.tolist() for arm, v in s.values.items()} for s in samples},
         "pictures": {
@@ -182,10 +228,16 @@ def _times(
     held: Mapping[str, Contest],
 ) -> dict[str, Any]:
     timings = batch_timings(arms, records)
+    knee = run.get("knee")
+    # Where no fewer steps held, the reference itself is the knee.
+    start = None if knee is None else KNEE if knee["steps"] < knee["reference"] else BASELINE
     first = min(run["request"]["batch_size"], len(run["request"]["prompts"]))
     by_arm = {
         arm.name: {
             "speedup": {"value": timings.ratio(BASELINE, arm.name).as_dict()},
+            **(
+                {} if start is None else {"speedup_knee": {"value": timings.ratio(start, arm.name).as_dict()}}
+            ),
             "seconds": _plain(timings.median(arm.name) / first),
             **_profile(run["profiles"].get(arm.name)),
             "batches": list(timings.seconds[arm.name]),
@@ -240,6 +292,11 @@ def _gate_outcomes(
         for gate in gates
         for arm in arms
         if arm.role == "candidate" and gate.arm in (None, arm.name)
+    ] + [
+        # A candidate that could not run at the knee, or had none to run at, meets no condition.
+        (gate, gate.check(gate.arm, {}))
+        for gate in gates
+        if gate.arm is not None and gate.arm not in {arm.name for arm in arms}
     ]
 
 

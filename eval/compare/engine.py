@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -18,14 +18,17 @@ from hasten.commands import Job, Sample, generate
 from hasten.extend import Sameness
 
 if TYPE_CHECKING:
+    from hasten import Acceleration
     from hasten.commands import Config
     from hasten.eval.efficiency.timing import Timings
     from hasten.extend import Report
 
 __all__ = [
+    "AT_KNEE",
     "BASELINE",
     "CONTROLS",
     "FEWER_STEPS",
+    "KNEE",
     "OTHER_SEED",
     "REPEAT",
     "ROUNDS",
@@ -45,6 +48,9 @@ BASELINE = "baseline"
 REPEAT = "repeat"
 OTHER_SEED = "other seed"
 FEWER_STEPS = "fewer steps"
+KNEE = "knee"
+AT_KNEE = " at the knee"
+"""What the names of candidates that begin at the knee end with."""
 CONTROLS = (REPEAT, OTHER_SEED, FEWER_STEPS)
 """The rows without which the others can't be read."""
 
@@ -74,6 +80,7 @@ class Arm:
         config: techniques to enable, ``None`` for the stock pipeline.
         seed_offset: added to every seed.
         time_of: candidates whose time it takes, of the equal-time control.
+        solver: of :func:`hasten.eval.compare.solvers.other_solvers`; ``None`` for the pipeline's own.
     """
 
     name: str
@@ -82,6 +89,7 @@ class Arm:
     config: Config | None = None
     seed_offset: int = 0
     time_of: tuple[str, ...] = ()
+    solver: str | None = None
 
     @property
     def sameness(self) -> Sameness | None:
@@ -106,11 +114,18 @@ class Arm:
         call: Mapping[str, Any] = {**job.call, "num_inference_steps": self.steps}
         return replace(job, call=call, seed=job.seed + self.seed_offset)
 
-    def attached(self, pipe: Any) -> AbstractContextManager[Any]:
-        """The pipeline with this arm's techniques for the length of a ``with`` block."""
+    @contextmanager
+    def attached(self, pipe: Any) -> Iterator[Acceleration | None]:
+        """The pipeline with this arm's solver and techniques for the length of a ``with`` block."""
         import hasten
+        from hasten.eval.compare.solvers import solving_with
 
-        return nullcontext() if self.config is None else hasten.accelerate(pipe, self.config)
+        with solving_with(pipe, self.solver):
+            if self.config is None:
+                yield None
+            else:
+                with hasten.accelerate(pipe, self.config) as acceleration:
+                    yield acceleration
 
 
 @dataclass(frozen=True)
@@ -124,18 +139,24 @@ class Turn:
     report: Report | None
 
 
-def control_arms(steps: int, fewer: Mapping[str, int], controls: Collection[str] = CONTROLS) -> list[Arm]:
+def control_arms(
+    steps: int,
+    fewer: Mapping[str, int],
+    controls: Collection[str] = CONTROLS,
+    solvers: Mapping[str, str | None] | None = None,
+) -> list[Arm]:
     """The control rows.
 
     Args:
         steps: of the baseline.
         fewer: candidate -> steps that plain sampling gets done in that candidate's time.
         controls: which of :data:`CONTROLS` are wanted.
+        solvers: candidate -> its solver, which its equal-time control has too.
 
     Returns:
         The baseline once more (what differs is not due to any technique), the baseline from other noise (how
         much two equally good pictures differ), and for each candidate plain sampling in the same time; candidates
-        that come to the same number of steps share a row.
+        that come to the same number of steps of the same solver share a row.
     """
     arms = []
     if REPEAT in controls:
@@ -143,11 +164,13 @@ def control_arms(steps: int, fewer: Mapping[str, int], controls: Collection[str]
     if OTHER_SEED in controls:
         arms.append(Arm(OTHER_SEED, "control", steps, seed_offset=_SEED_OFFSET))
     if FEWER_STEPS in controls:
-        for count in dict.fromkeys(fewer.values()):
-            names = tuple(name for name, wanted in fewer.items() if wanted == count)
-            label = ", ".join(names) if len(names) < _NAMED else f"{count} of {steps}"
+        plain = {name: (count, (solvers or {}).get(name)) for name, count in fewer.items()}
+        for count, solver in dict.fromkeys(plain.values()):
+            names = tuple(name for name, wanted in plain.items() if wanted == (count, solver))
+            several = f"{count} of {steps}" + (f", {solver}" if solver else "")
+            label = ", ".join(names) if len(names) < _NAMED else several
             title = FEWER_STEPS if len(names) == len(fewer) else f"{FEWER_STEPS} ({label})"
-            arms.append(Arm(title, "control", count, time_of=names))
+            arms.append(Arm(title, "control", count, time_of=names, solver=solver))
     return arms
 
 
@@ -216,12 +239,16 @@ def warm_up(
     return interleave(tasks, rounds, device=device, seconds_of=attrgetter("seconds"))
 
 
-def equal_time_steps(steps: int, pace: Timings) -> dict[str, int]:
-    """Candidate -> steps that plain sampling gets done in its time; ``pace`` is that of :func:`warm_up`."""
+def equal_time_steps(steps: int, pace: Timings, plain: str = BASELINE) -> dict[str, int]:
+    """Row -> steps that plain sampling gets done in its time.
+
+    Args:
+        steps: of the row ``plain``.
+        pace: of :func:`warm_up`.
+        plain: a row without techniques.
+    """
     return {
-        name: max(1, round(steps * pace.ratio(name, BASELINE).value))
-        for name in pace.seconds
-        if name != BASELINE
+        name: max(1, round(steps * pace.ratio(name, plain).value)) for name in pace.seconds if name != plain
     }
 
 

@@ -1,10 +1,10 @@
 """Conditions a comparison must meet, for the user's CI: ``speedup.low>=1.3``, ``mini_classifier.change.low>=-0.05``.
 
 A gate is ``[ARM:]METRIC[.PART]>=VALUE`` (or ``<=``). It holds for every candidate, or for the one named. ``METRIC`` is
-a measured metric, ``speedup`` (wall-clock, baseline over candidate), ``flops_ratio`` or ``seconds`` (per picture).
-``PART`` is ``low`` or ``high`` (ends of the interval), ``change`` (against the baseline), ``change.low`` or
-``change.high``; without it the figure itself. ``[ARM:]beats_fewer_steps`` holds for a candidate that won against plain
-sampling in the same time.
+a measured metric, ``speedup`` (wall-clock, baseline over candidate), ``speedup_knee`` (knee over candidate),
+``flops_ratio`` or ``seconds`` (per picture). ``PART`` is ``low`` or ``high`` (ends of the interval), ``change``
+(against the baseline), ``change.low`` or ``change.high``; without it the figure itself. ``[ARM:]beats_fewer_steps``
+holds for a candidate that won against plain sampling in the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hasten.extend import ConfigError, suggestion
 __all__ = ["TIMED", "BeatsFewerSteps", "Gate", "parse_gates"]
 
 #: Quantities that depend on how fast the machine was, and so differ from one run to the next.
-TIMED = frozenset({"speedup", "seconds"})
+TIMED = frozenset({"speedup", "speedup_knee", "seconds"})
 _EFFICIENCY = (*sorted(TIMED), "flops_ratio")
 _PARTS = ("value", "low", "high", "change", "change.low", "change.high")
 _BEATS = re.compile(rf"\s*(?:(?P<arm>[^:<>=]+):)?\s*{BEATS}\s*")

@@ -105,6 +105,7 @@ class AttributeMetric(SampleMetric):
     needs: frozenset[Need] = frozenset({"image", "prompt"})
     higher_is_better = True
     published = False
+    tolerance = 0.02
 
     def _scorer(self) -> Any:
         raise NotImplementedError

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hasten.commands import PATIENCE, Config, Job, Processes, wait_for
 from hasten.eval.compare.engine import (
+    AT_KNEE,
     BASELINE,
     CONTROLS,
     FEWER_STEPS,
+    KNEE,
     OTHER_SEED,
     REPEAT,
     ROUNDS,
     Arm,
-    Turn,
     control_arms,
     equal_time_steps,
     flops_of,
     profile,
-    turns,
     warm_up,
 )
-from hasten.eval.compare.store import Record, RunStore, slug
-from hasten.extend import ConfigError, suggestion
+from hasten.eval.compare.knee import Judge, Knee, Ladder, find_knee
+from hasten.eval.compare.making import make_pictures, wait_for_pictures
+from hasten.eval.compare.store import RunStore, slug
+from hasten.extend import ConfigError, HastenError, suggestion
 
 __all__ = ["GENERATING", "Progress", "Request", "arms_of_run", "run_comparison"]
 
@@ -48,6 +50,7 @@ class Request:
         fewer_steps: candidate -> steps of its equal-time control; measured in the warm-up where not given.
         controls: which control rows to add.
         dtype: number format of the pipeline.
+        ladder: where to look for the knee of the step curve; ``None`` to leave it out.
     """
 
     model: str
@@ -56,10 +59,11 @@ class Request:
     fewer_steps: Mapping[str, int] = field(default_factory=dict)
     controls: Sequence[str] = CONTROLS
     dtype: str = "float32"
+    ladder: Ladder | None = None
 
     def __post_init__(self) -> None:
-        taken = {slug(name): name for name in (BASELINE, REPEAT, OTHER_SEED, FEWER_STEPS)}
-        for name in self.candidates:
+        taken = {slug(name): name for name in (BASELINE, REPEAT, OTHER_SEED, FEWER_STEPS, KNEE)}
+        for name in self.judged:
             if not slug(name) or slug(name) in taken:
                 other = taken.get(slug(name), "")
                 raise ConfigError(
@@ -67,9 +71,9 @@ class Request:
                 )
             taken[slug(name)] = name
         for name in self.fewer_steps:
-            if name not in self.candidates:
+            if name not in self.judged:
                 raise ConfigError(
-                    f"--fewer-steps: no configuration is called {name!r}{suggestion(name, self.candidates)}"
+                    f"--fewer-steps: no configuration is called {name!r}{suggestion(name, self.judged)}"
                 )
         if not self.candidates:
             raise ConfigError("nothing to compare with the baseline: give --enable NAME or --config FILE")
@@ -77,6 +81,14 @@ class Request:
             raise ConfigError("the number of denoising steps is not known: give --steps")
         if len(self.job.prompts) < 2:
             raise ConfigError("a comparison needs at least two prompts; intervals come from how they differ")
+        if self.ladder is not None:
+            _check_ladder(self.ladder, self.steps)
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of all candidates: from the reference and, where a knee is looked for, from there."""
+        at_knee = [name + AT_KNEE for name in self.candidates] if self.ladder is not None else []
+        return (*self.candidates, *at_knee)
 
     @property
     def steps(self) -> int:
@@ -96,6 +108,7 @@ class Request:
             "fewer_steps": dict(self.fewer_steps),
             "controls": list(self.controls),
             "dtype": self.dtype,
+            "ladder": None if self.ladder is None else asdict(self.ladder),
         }
 
     def measured_arms(self) -> list[Arm]:
@@ -103,6 +116,16 @@ class Request:
         steps = self.steps
         candidates = [Arm(name, "candidate", steps, config) for name, config in self.candidates.items()]
         return [Arm(BASELINE, "baseline", steps), *candidates]
+
+
+def _check_ladder(ladder: Ladder, reference: int) -> None:
+    wrong = [steps for steps in ladder.steps if not 1 <= steps < reference]
+    if wrong:
+        raise ConfigError(
+            f"--ladder: {wrong[0]} steps are not between 1 and the {reference} of the reference, exclusive"
+        )
+    if not ladder.steps:
+        raise ConfigError(f"no rung of the ladder is below the reference's {reference} steps: give --ladder")
 
 
 def run_comparison(
@@ -114,6 +137,7 @@ def run_comparison(
     about: Mapping[str, Any] | None = None,
     progress: Progress = lambda *_: None,
     patience: float = PATIENCE,
+    judge: Judge | None = None,
 ) -> RunStore:
     """Make every picture that is not there yet.
 
@@ -126,33 +150,57 @@ def run_comparison(
         progress: called with what is being done (``"warming up"``, ``"measuring"``, :data:`GENERATING`), how much of
             it this process has done, and all it has to do: calls of the pipeline, and then pictures.
         patience: seconds to wait for other processes without any progress of theirs.
+        judge: scores the rungs of the ladder, for a request that has one.
 
     Raises:
         ConfigError: if the folder holds another run.
         HastenError: from a configuration, the run, or the disk.
     """
     store = RunStore(folder, processes.rank)
-    fresh = _open(store, pipe, request, processes, about or {}, progress, patience)
+    store.check_request(request.to_dict())
+    knee = None
+    if request.ladder is not None and store.read_run() is None:
+        knee = _knee(pipe, request, folder, judge, processes, progress, patience)
+    fresh = _open(store, pipe, request, knee, processes, about or {}, progress, patience)
     run = store.read_run()
     assert run is not None
     arms = arms_of_run(run)
-    _make(pipe, store, arms, request, processes, progress, warm=fresh and processes.rank == 0)
+
+    def warm() -> None:
+        # A process that comes later, or again, must not time its own start-up.
+        if not fresh or processes.rank > 0:
+            warm_up(pipe, arms[: len(request.candidates) + 1], request.job, 1, partial(progress, _WARMING_UP))
+
+    make_pictures(pipe, store, arms, request.job, processes, partial(progress, GENERATING), warm)
     if processes.rank == 0:
-        total = len(arms) * len(request.job.prompts)
-        names, count = {arm.name for arm in arms}, len(request.job.prompts)
-
-        def made() -> int:
-            return sum(arm in names and 0 <= i < count for arm, i in store.records(verify=False))
-
-        wait_for(made, total, "pictures", patience=patience)
+        wait_for_pictures(store, arms, len(request.job.prompts), patience)
         store.merge([arm.name for arm in arms])
     return store
+
+
+def _knee(
+    pipe: Any,
+    request: Request,
+    folder: Path,
+    judge: Judge | None,
+    processes: Processes,
+    progress: Progress,
+    patience: float,
+) -> Knee | None:
+    """The knee of the step curve, ``None`` where the number of steps can't be chosen."""
+    assert request.ladder is not None
+    assert judge is not None, "a ladder needs somebody who judges its rungs"
+    if not _steps_are_free(pipe):
+        return None
+    asked, place = request.to_dict(), folder / "ladder"
+    return find_knee(pipe, request.job, request.ladder, asked, place, judge, processes, progress, patience)
 
 
 def _open(
     store: RunStore,
     pipe: Any,
     request: Request,
+    knee: Knee | None,
     processes: Processes,
     about: Mapping[str, Any],
     progress: Progress,
@@ -164,21 +212,30 @@ def _open(
     if store.read_run() is not None:
         return False
     if processes.rank == 0:
-        store.begin(_opening(pipe, request, about, progress))
+        store.begin(_opening(pipe, request, knee, about, progress))
     else:
         wait_for(lambda: store.run_file.exists(), 1, "run.json", patience=patience)
         store.check_request(request.to_dict())
     return True
 
 
-def _opening(pipe: Any, request: Request, about: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Content of ``run.json``: warms up, which decides the equal-time control, and counts FLOPs."""
-    measured = request.measured_arms()
-    rounds = 1 if set(request.candidates) <= set(request.fewer_steps) else ROUNDS
+def _opening(
+    pipe: Any, request: Request, knee: Knee | None, about: Mapping[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """Content of ``run.json``: warms up, which decides the equal-time controls, and counts FLOPs."""
+    at_knee, notes = _arms_at_knee(pipe, request, knee)
+    measured = [*request.measured_arms(), *at_knee]
+    judged = {arm.name: arm for arm in measured if arm.role == "candidate"}
+    rounds = 1 if set(judged) <= set(request.fewer_steps) else ROUNDS
     pace = warm_up(pipe, measured, request.job, rounds, partial(progress, _WARMING_UP))
-    fewer = {**equal_time_steps(request.steps, pace), **request.fewer_steps}
+    paced = equal_time_steps(request.steps, pace)
+    if at_knee:
+        beside = equal_time_steps(at_knee[0].steps, pace, KNEE)
+        paced |= {arm.name: beside[arm.name] for arm in at_knee[1:]}
+    fewer = {name: request.fewer_steps.get(name, paced[name]) for name in judged}
     controls = [name for name in request.controls if name != FEWER_STEPS or _steps_are_free(pipe)]
-    arms = [*measured, *control_arms(request.steps, fewer, controls)]
+    solvers = {name: arm.solver for name, arm in judged.items()}
+    arms = [*measured, *control_arms(request.steps, fewer, controls, solvers)]
     own_work = [arm for arm in arms if arm.name not in (REPEAT, OTHER_SEED)]
     looks = iter(range(len(arms) + len(own_work)))
 
@@ -193,8 +250,30 @@ def _opening(pipe: Any, request: Request, about: Mapping[str, Any], progress: Pr
         "flops": {arm.name: look(flops_of, arm) for arm in arms},
         "warm_up": pace.as_dict(),
         "profiles": {arm.name: look(profile, arm) for arm in own_work},
+        "knee": None if knee is None else {**knee.to_dict(), "notes": [*knee.notes, *notes]},
         "about": dict(about),
     }
+
+
+def _arms_at_knee(pipe: Any, request: Request, knee: Knee | None) -> tuple[list[Arm], list[str]]:
+    """The knee, and every candidate from there; notes on those that can't run with its steps and solver."""
+    import hasten
+    from hasten.eval.compare.solvers import solving_with
+
+    if knee is None or not knee.below:
+        return [], []
+    arms = [Arm(KNEE, "control", knee.steps, solver=knee.solver)]
+    notes = []
+    for name, config in request.candidates.items():
+        arm = Arm(name + AT_KNEE, "candidate", knee.steps, config, solver=knee.solver)
+        try:
+            with solving_with(pipe, knee.solver):
+                hasten.plan(pipe, config, **arm.job(request.job).call)
+        except HastenError as error:
+            notes.append(f"{name} does not run at the knee: {error}")
+        else:
+            arms.append(arm)
+    return arms, notes
 
 
 def _steps_are_free(pipe: Any) -> bool:
@@ -213,6 +292,7 @@ def _arm_to_dict(arm: Arm) -> dict[str, Any]:
         "config": config,
         "seed_offset": arm.seed_offset,
         "time_of": list(arm.time_of),
+        "solver": arm.solver,
     }
 
 
@@ -228,51 +308,3 @@ def arms_of_run(run: Mapping[str, Any]) -> list[Arm]:
         )
         for fields in run["arms"]
     ]
-
-
-def _make(
-    pipe: Any,
-    store: RunStore,
-    arms: Sequence[Arm],
-    request: Request,
-    processes: Processes,
-    progress: Progress,
-    *,
-    warm: bool,
-) -> None:
-    job, done = request.job, set(store.records())
-    own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
-    total = len(own) * len(arms)
-    finished = sum((arm.name, i) in done for arm in arms for i in own)
-    tell = partial(progress, GENERATING)
-
-    def missing(arm: Arm, batch: int) -> bool:
-        first = batch * job.batch_size
-        indices = range(first, min(first + job.batch_size, len(job.prompts)))
-        # What the techniques did is kept of the first batch, and measured anew where that was lost.
-        lost = batch == 0 and arm.role == "candidate" and not store.has_steps(arm.name)
-        return processes.owns(batch) and (lost or any((arm.name, i) not in done for i in indices))
-
-    if finished < total and not warm:
-        # A process that comes later, or again, must not time its own start-up.
-        warm_up(pipe, request.measured_arms(), job, 1, partial(progress, _WARMING_UP))
-    tell(finished, total)
-    for turn in turns(pipe, arms, job, missing):
-        finished += _keep(store, turn, done)
-        tell(finished, total)
-
-
-def _keep(store: RunStore, turn: Turn, done: set[tuple[str, int]]) -> int:
-    """Write what a batch made, except what was there before; how many pictures that was."""
-    name, records = turn.arm.name, []
-    if turn.report is not None and turn.batch == 0:
-        store.save_steps(name, turn.report.to_dict())
-    for sample in turn.samples:
-        if (name, sample.index) in done:
-            continue
-        file, digest = store.save_frames(name, sample.index, sample.frames)
-        seconds = round(turn.seconds, 6)
-        records.append(Record(name, sample.index, sample.seed, file, digest, turn.batch, seconds, store.rank))
-    store.add(records)
-    done.update((name, record.index) for record in records)
-    return len(records)

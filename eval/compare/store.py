@@ -145,7 +145,9 @@ class RunStore:
             ConfigError: names what differs.
         """
         run = self.read_run()
-        before = run["request"] if run is not None else dict(request)
+        if run is None:
+            return
+        before = run["request"]
         # Through JSON, because that turned tuples into lists in the file.
         now = json.loads(json.dumps(request))
         different = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))

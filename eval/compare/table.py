@@ -17,11 +17,13 @@ from hasten.eval.compare.wording import (
     estimate_text,
     forwards_text,
     headline,
+    knee_text,
     memory_text,
     number,
     sameness_text,
     speed_text,
     stages_text,
+    steps_text,
 )
 
 __all__ = ["print_report"]
@@ -37,7 +39,8 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
     if document["contests"]:
         console.print(_contest_table(document))
     level = f"{100 * document['settings']['level']:g} %"
-    notes = [
+    notes = [knee_text(document), *((document["knee"] or {}).get("notes", ()))]
+    notes += [
         f"{arm['name']}, first batch, by latent size: {forwards_text(document, arm['name'])}"
         for arm in document["arms"]
         if document["steps"].get(arm["name"])
@@ -64,7 +67,9 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
 def _speed_table(document: Mapping[str, Any]) -> Table:
     title = f"{document['model']}, {len(document['prompts'])} prompts, same seeds"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD)
-    for heading in ("", "steps", "s / picture", "speed-up", "FLOPs", "memory"):
+    kneed = document["knee"] is not None
+    against = ("vs knee",) if kneed else ()
+    for heading in ("", "steps", "s / picture", "speed-up", *against, "FLOPs", "memory"):
         table.add_column(heading, justify="left" if not heading else "right")
     for arm in document["arms"]:
         name, plain = arm["name"], arm["role"] == "baseline"
@@ -72,7 +77,8 @@ def _speed_table(document: Mapping[str, Any]) -> Table:
         speed = "" if plain else speed_text(document, name)
         flops = "" if plain else f"1/{arm['flops_ratio']['value']:.2f}"
         memory = memory_text(document, name)
-        table.add_row(escape(name), str(arm["steps"]), seconds, escape(speed), flops, memory)
+        beside = (escape(speed_text(document, name, "speedup_knee")),) if kneed else ()
+        table.add_row(escape(name), steps_text(arm), seconds, escape(speed), *beside, flops, memory)
     return table
 
 

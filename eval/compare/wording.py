@@ -15,12 +15,14 @@ __all__ = [
     "estimate_text",
     "forwards_text",
     "headline",
+    "knee_text",
     "measured_text",
     "memory_text",
     "number",
     "sameness_text",
     "speed_text",
     "stages_text",
+    "steps_text",
     "verdict_text",
 ]
 
@@ -69,10 +71,45 @@ def change_text(figure: Mapping[str, Any]) -> str:
     return estimate_text(change, signed=True)
 
 
-def speed_text(document: Mapping[str, Any], arm: str) -> str:
-    """Speed-up with its interval."""
-    speed = document["times"]["arms"][arm]["speedup"]["value"]
+def speed_text(document: Mapping[str, Any], arm: str, against: str = "speedup") -> str:
+    """Speed-up with its interval, against the baseline or (``"speedup_knee"``) the knee; empty where unknown."""
+    speed = document["times"]["arms"][arm].get(against)
+    if speed is None:
+        return ""
+    speed = speed["value"]
     return f"{speed['value']:.2f}x [{number(speed['low'])}, {number(speed['high'])}]"
+
+
+def steps_text(arm: Mapping[str, Any]) -> str:
+    """Steps of a row, and its solver where that is not the pipeline's own."""
+    return f"{arm['steps']} ({arm['solver']})" if arm["solver"] else str(arm["steps"])
+
+
+def knee_text(document: Mapping[str, Any]) -> str:
+    """Where the knee of the step curve is and how that was found, in one sentence."""
+    knee = document["knee"]
+    if knee is None:
+        return (
+            "no knee of the step curve was looked for, so speed-ups are against the baseline's steps alone "
+            "(--margin METRIC=VALUE and --knee)"
+        )
+    margins = ", ".join(f"{name} {number(margin)}" for name, margin in knee["margins"].items())
+    tried = "; ".join(map(_rung_text, knee["rungs"]))
+    place = f"the knee is {steps_text(knee)} plain steps of {knee['reference']}"
+    if knee["steps"] == knee["reference"]:
+        place = f"the knee is the baseline: no fewer than {knee['reference']} steps held"
+    return f"{place}, within {margins}, over {knee['prompts']} prompts ({tried})"
+
+
+def _rung_text(rung: Mapping[str, Any]) -> str:
+    if rung["held"]:
+        return f"{steps_text(rung)} held"
+    worst = {name: figure for name, figure in rung["figures"].items() if not figure["held"]}
+    needed = max((figure["needed"] or 0 for figure in worst.values()), default=0)
+    text = f"{steps_text(rung)} did not: " + ", ".join(
+        f"{name} {change_text(figure)}" for name, figure in worst.items()
+    )
+    return text + (f", undecided, about {needed} prompts would tell" if needed else "")
 
 
 def forwards_text(document: Mapping[str, Any], arm: str) -> str:
@@ -142,7 +179,10 @@ def measured_text(gate: Mapping[str, Any]) -> str:
 def headline(document: Mapping[str, Any], arm: str) -> str:
     """One candidate in one sentence: speed, who won at equal time, each metric with a margin, and missed gates."""
     figures = document["figures"][arm]
-    parts = [f"{arm}: {speed_text(document, arm)} the baseline's speed", contest_text(document, arm)]
+    speed = f"{arm}: {speed_text(document, arm)} the baseline's speed"
+    if at_knee := speed_text(document, arm, "speedup_knee"):
+        speed += f" and {at_knee} the knee's"
+    parts = [speed, contest_text(document, arm)]
     judged = {name: figure for name, figure in figures.items() if figure["verdict"] is not None}
     parts += [
         f"{name} {change_text(figure)} from the baseline ({verdict_text(document, arm, name)})"

@@ -19,12 +19,14 @@ from hasten.eval.compare.wording import (
     change_text,
     estimate_text,
     headline,
+    knee_text,
     measured_text,
     memory_text,
     number,
     sameness_text,
     speed_text,
     stages_text,
+    steps_text,
     verdict_text,
 )
 from hasten.eval.report.charts import marks, pareto, timeline
@@ -58,6 +60,10 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
             verdict=partial(verdict_text, document),
             outcome={arm: _outcome(document, arm) for arm in candidates},
             speeds={arm["name"]: speed_text(document, arm["name"]) for arm in document["arms"]},
+            beside_knee={
+                arm["name"]: speed_text(document, arm["name"], "speedup_knee") for arm in document["arms"]
+            },
+            knee=knee_text(document),
             memory={arm["name"]: memory_text(document, arm["name"]) for arm in document["arms"]},
             stages={arm["name"]: stages_text(document, arm["name"]) for arm in document["arms"]},
             source=document["times"]["arms"][BASELINE].get("memory", {}).get("source", ""),
@@ -94,6 +100,7 @@ def _environment() -> Environment:
         "number": number,
         "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True),
         "slug": slug,
+        "steps": steps_text,
     }
     return environment
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,8 +38,11 @@ _SHARED = (
 """What configurations have to agree in to be compared."""
 _HELP = """Compare configurations with the plain pipeline: speed, quality, intervals, verdicts, and a report to look at.
 
-Same prompts and seeds for every row, batches interleaved. Three controls are always added: the baseline repeated, the
-baseline from other seeds, and plain sampling with as many steps as fit into each configuration's time.
+Same prompts and seeds for every row, batches interleaved. First the knee of the step curve is found: the fewest plain
+steps, over the solvers that suit the pipeline, that lose no more than the margin. Every configuration runs from the
+baseline's steps and from the knee, and every speed-up is stated against both ([bold]--no-knee[/] leaves it out). Three
+controls are always added: the baseline repeated, the baseline from other seeds, and plain sampling with as many steps
+as fit into each configuration's time.
 Run again after an interruption: nothing is repeated. Under [bold]torchrun[/] or [bold]accelerate launch[/] the prompts
 are split over the processes.
 
@@ -85,6 +89,8 @@ def _command(
     workers: options.Workers = 0,
     skip_bad: options.SkipBad = False,
     margin: options.Margins = None,
+    knee: options.Knee = None,
+    ladder: options.LadderSteps = None,
     gate: options.Gates = None,
     level: options.Level = 0.95,
     device: common.Device = None,
@@ -93,6 +99,8 @@ def _command(
     as_json: common.Json = False,
 ) -> None:
     from hasten.eval.compare.commands.perform import perform
+    from hasten.eval.compare.engine import AT_KNEE
+    from hasten.eval.compare.run import Request
 
     configurations = _configurations(config, enable, sets)
     first = next(iter(configurations.values()))
@@ -107,18 +115,17 @@ def _command(
         "guidance_scale": guidance_scale,
     }
     job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
-    request = _request(model, job, configurations, fewer_steps or (), place.dtype)
+    request = Request(
+        model, job, configurations, _fewer_steps(fewer_steps or (), configurations), dtype=place.dtype
+    )
     real = _reference(reference, reference_count, workers, skip_bad)
-    evaluation = _evaluation(request, metrics, metric_option or (), real, margin or (), gate or (), level)
+    judged = [*configurations, *(name + AT_KNEE for name in configurations if knee is not False)]
+    evaluation = _evaluation(
+        request, metrics, metric_option or (), real, margin or (), gate or (), judged, level
+    )
+    found = options.ladder_of(knee, ladder, evaluation, reference=request.steps, prompts=len(texts))
+    request = replace(request, ladder=found)
     perform(request, evaluation, out, place.device, html=report, as_json=as_json)
-
-
-def _request(
-    model: str, job: Job, configurations: Mapping[str, Config], fewer_steps: Sequence[str], dtype: str
-) -> Request:
-    from hasten.eval.compare.run import Request
-
-    return Request(model, job, configurations, _fewer_steps(fewer_steps, configurations), dtype=dtype)
 
 
 def _reference(path: Path | None, count: int | None, workers: int, skip_bad: bool) -> Reference | None:
@@ -134,6 +141,7 @@ def _evaluation(
     reference: Reference | None,
     margins: Sequence[str],
     gates: Sequence[str],
+    judged: Sequence[str],
     level: float,
 ) -> Evaluation:
     """How the run will be judged; everything that could be wrong about it is found now."""
@@ -143,7 +151,7 @@ def _evaluation(
     from hasten.eval.compare.scores import default_metrics
 
     names = options.metric_names(metrics, default_metrics(request.job.prompts))
-    conditions = parse_gates(gates, names, request.candidates)
+    conditions = parse_gates(gates, names, judged)
     settings = Settings(level, request.job.seed, options.parse_margins(margins))
     made = options.build_metrics(names, metric_options)
     if reference is None:

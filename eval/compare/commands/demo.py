@@ -19,12 +19,16 @@ _SETTINGS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.12")
 _METRICS = "mini_classifier,mini_parser,mini_text_image,psnr"
 _MARGIN = 0.05
 """Share of the attributes that may be lost."""
+_LADDER = (14, 10)
+_LADDER_PROMPTS = 24
+"""Enough of a ladder for a demonstration that is to take minutes."""
 _HELP = """Generate with a bundled trained miniature, plain and accelerated, and show what was gained and lost.
 
-Same prompts, same seeds, batches of all rows interleaved. The last row is plain sampling with as many steps as fit
-into the accelerated run's time: the alternative every acceleration has to beat. Quality figures on a miniature say
-nothing about published FID or CLIP scores. The same as [bold]hasten compare[/] with the settings chosen, fewer
-metrics, and only that one control.
+First a short ladder of steps over some of the prompts finds the knee: the fewest plain steps within the margin. Then
+same prompts, same seeds, batches of all rows interleaved, accelerated from the usual steps and from the knee. The last
+rows are plain sampling with as many steps as fit into the accelerated runs' time: the alternative that every
+acceleration has to beat. Quality figures on a miniature say nothing about published FID or CLIP scores. The same as
+[bold]hasten compare[/] with the settings chosen, fewer metrics, a short ladder, and only that one kind of control.
 
 [bold]Examples[/]
 
@@ -53,6 +57,8 @@ def _command(
     ] = None,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    knee: options.Knee = None,
+    ladder: options.LadderSteps = None,
     as_json: common.Json = False,
 ) -> None:
     from hasten.eval.compare.analysis import Settings
@@ -69,8 +75,10 @@ def _command(
     call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps})
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
     fewer = {} if fewer_steps is None else {"accelerated": fewer_steps}
-    request = Request(_MODEL, job, {"accelerated": settings}, fewer, (FEWER_STEPS,), place.dtype)
     metrics = options.build_metrics(options.metric_names(_METRICS, ()), ())
     margins = dict.fromkeys(("mini_classifier", "mini_parser"), _MARGIN)
     evaluation = Evaluation(metrics, None, Settings(seed=seed, margins=margins))
+    reference, count = int(call["num_inference_steps"]), min(num_prompts, _LADDER_PROMPTS)
+    found = options.ladder_of(knee, ladder, evaluation, reference=reference, prompts=count, default=_LADDER)
+    request = Request(_MODEL, job, {"accelerated": settings}, fewer, (FEWER_STEPS,), place.dtype, found)
     perform(request, evaluation, out, place.device, as_json=as_json)

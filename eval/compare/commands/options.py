@@ -12,6 +12,8 @@ from hasten.extend import ConfigError, HastenError, suggestion
 from hasten.files import parse_yaml
 
 if TYPE_CHECKING:
+    from hasten.eval.compare.document import Evaluation
+    from hasten.eval.compare.knee import Ladder
     from hasten.eval.metric import Metric
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "Configs",
     "FewerSteps",
     "Gates",
+    "Knee",
+    "LadderSteps",
     "Level",
     "Margins",
     "MetricOption",
@@ -28,6 +32,7 @@ __all__ = [
     "SkipBad",
     "Workers",
     "build_metrics",
+    "ladder_of",
     "metric_names",
     "parse_margins",
     "require_references",
@@ -67,6 +72,19 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per pipeline call."
 FewerSteps = Annotated[
     list[str] | None,
     typer.Option(metavar="N|NAME=N", help="Steps of the equal-time control. (default: from a measurement)"),
+]
+Knee = Annotated[
+    bool | None,
+    typer.Option(
+        "--knee/--no-knee",
+        help="Find the fewest plain steps within the margin, and run from there too. [if there is a margin]",
+    ),
+]
+LadderSteps = Annotated[
+    str | None,
+    typer.Option(
+        "--ladder", metavar="N,N", help="Steps to try for the knee. [each 1/sqrt(2) of the one above]"
+    ),
 ]
 Margins = Annotated[
     list[str] | None, typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable.")
@@ -217,3 +235,56 @@ def parse_margins(texts: Sequence[str]) -> dict[str, float]:
             )
         margins[name.strip()] = margin
     return margins
+
+
+def ladder_of(
+    wanted: bool | None,
+    text: str | None,
+    evaluation: Evaluation,
+    *,
+    reference: int,
+    prompts: int,
+    default: Sequence[int] | None = None,
+) -> Ladder | None:
+    """Where to look for the knee; ``None`` to leave it out.
+
+    Args:
+        wanted: of ``--knee`` or ``--no-knee``; ``None`` looks for it where a margin and a rung are at hand.
+        text: of ``--ladder``.
+        evaluation: the metrics and the user's margins; without any, the tolerances that the metrics bring.
+        reference: steps of the baseline.
+        prompts: how many to use.
+        default: rungs without ``--ladder``; those of :func:`hasten.eval.compare.knee.default_steps` unless given.
+
+    Raises:
+        ConfigError: if the options contradict each other or can't be met.
+    """
+    from hasten.eval.compare.knee import Ladder, default_steps
+
+    if wanted is False and text is not None:
+        raise ConfigError("--ladder and --no-knee contradict each other: leave one out")
+    steps = default_steps(reference) if default is None else [n for n in default if n < reference]
+    asked = wanted or text is not None
+    if wanted is False or not (steps or asked):
+        return None
+    known = {metric.name: metric.tolerance for metric in evaluation.metrics if metric.tolerance is not None}
+    margins = dict(evaluation.settings.margins or {}) or known
+    if not margins:
+        if asked:
+            able = [metric.name for metric in evaluation.metrics if "baseline" not in metric.needs]
+            raise ConfigError(
+                "the knee is the fewest steps within a margin: give --margin METRIC=VALUE "
+                f"(of what is measured, {', '.join(able) or 'nothing'} can have one), or --no-knee"
+            )
+        return None
+    judges = [metric for metric in evaluation.metrics if metric.name in margins]
+    fingerprints = {metric.name: metric.fingerprint().as_dict() for metric in judges}
+    rungs = _ladder_steps(text) if text is not None else tuple(steps)
+    return Ladder(rungs, margins, prompts, evaluation.settings.level, fingerprints)
+
+
+def _ladder_steps(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(f"--ladder {text}: write numbers of steps, for example 14,10,8,6")
+    return tuple(sorted({int(word) for word in words}, reverse=True))

@@ -65,13 +65,14 @@ def perform(
     if missing is not None and processes.rank == 0:
         _say(missing)
     with owned(prepare_folder(out)):
-        store = _run(request, out, processes, device, quiet=as_json)
+        store = _run(request, evaluation, out, processes, device, quiet=as_json)
         if processes.rank == 0:
             _finish(store, evaluation, html, missing, as_json)
 
 
 def _run(
     request: Request,
+    evaluation: Evaluation,
     folder: Path,
     processes: Processes,
     device: str,
@@ -80,6 +81,7 @@ def _run(
 ) -> RunStore:
     from hasten import __version__
     from hasten.commands import describe_machine
+    from hasten.eval.compare.document import rung_judge
     from hasten.eval.compare.run import GENERATING, run_comparison
 
     pipe = load_quietly(request.model, Placement(device, request.dtype), request.job.call)
@@ -108,7 +110,10 @@ def _run(
             worked = True
             tell(stage, done, total)
 
-        return run_comparison(pipe, request, folder, processes=processes, about=about, progress=advance)
+        judge = rung_judge(evaluation, request.ladder) if request.ladder is not None else None
+        return run_comparison(
+            pipe, request, folder, processes=processes, about=about, progress=advance, judge=judge
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -183,3 +183,67 @@ def test_help_of_every_command_shows_examples(words: tuple[str, ...]) -> None:
     result = CliRunner().invoke(build_app(), [*words, "--help"])
     assert result.exit_code == 0
     assert f"hasten {' '.join(words)}" in result.output
+
+
+@pytest.fixture(scope="module")
+def kneed(compare: Compare, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """With a margin that everything keeps to, so that the lowest rung is the knee."""
+    out = tmp_path_factory.mktemp("kneed")
+    knee = ("-m", "mini_parser", "--margin", "mini_parser=1", "--ladder", "2,3")
+    gates = ("--gate", "accelerated at the knee:speedup_knee>=0", "--gate", "speedup_knee>=0")
+    return out, compare(*OPTIONS, *knee, *gates, "--out", out)
+
+
+def test_every_speed_up_is_stated_against_the_knee_as_well(kneed: tuple[Path, Result]) -> None:
+    out, result = kneed
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert [rung["steps"] for rung in report["knee"]["rungs"]] == [3, 2]
+    assert (report["knee"]["steps"], report["knee"]["margins"]) == (2, {"mini_parser": 1.0})
+    arms = report["times"]["arms"]
+    assert arms["knee"]["speedup_knee"]["value"]["value"] == 1
+    assert arms["baseline"]["speedup_knee"]["value"]["value"] < 1
+    assert set(report["contests"]) == {"accelerated", "accelerated at the knee"}
+    said = " ".join(result.output.split())
+    assert "the knee is 2 plain steps of 4, within mini_parser 1, over 4 prompts (3 held; 2 held)" in said
+    assert "the knee's; " in said
+    page = (out / "report.html").read_text()
+    assert "The knee is 2 plain steps of 4" in page
+    assert "against the knee" in page
+
+
+def test_without_a_rung_that_holds_the_baseline_is_the_knee(compare: Compare, tmp_path: Path) -> None:
+    knee = ("-m", "mini_parser", "--margin", "mini_parser=0", "--ladder", "2", "--no-report")
+    gate = ("--gate", "accelerated at the knee:speedup>=0")
+    result = compare(*OPTIONS, *knee, *gate, "--out", tmp_path)
+    assert result.exit_code == 3
+    assert "gate missed: accelerated at the knee:speedup>=0" in result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["knee"]["steps"] == 4
+    arms = report["times"]["arms"]
+    assert arms["accelerated"]["speedup_knee"] == arms["accelerated"]["speedup"]
+    assert "the knee is the baseline: no fewer than 4 steps held" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ladder", "2", "--no-knee"), "contradict each other"),
+        (("--ladder", "few"), "write numbers of steps"),
+        (("--ladder", "9,2"), "9 steps are not between 1 and the 4"),
+        (("--knee",), "give --ladder"),
+        (("--ladder", "2", "-m", "psnr"), "give --margin METRIC=VALUE (of what is measured, nothing"),
+        (("--ladder", "2", "-m", "mini_text_image"), "(of what is measured, mini_text_image can have one)"),
+    ],
+)
+def test_a_knee_that_cannot_be_found_is_refused_before_the_model_is_loaded(
+    compare: Compare,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr("hasten.eval.compare.commands.perform.load_quietly", lambda *_: pytest.fail("loaded"))
+    result = compare(*OPTIONS, "--out", tmp_path, "-m", "mini_parser", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hasten._errors import ConfigError
 from hasten.eval.compare.analysis import Settings
 from hasten.eval.compare.contest import contests, deciding_metrics
 from hasten.eval.compare.engine import Arm
@@ -19,6 +18,7 @@ from hasten.eval.compare.wording import contest_text, headline, verdict_text
 from hasten.eval.metrics.fidelity import Psnr
 from hasten.eval.metrics.sets import Fid
 from hasten.eval.networks.features import FeatureNetwork
+from hasten.extend import ConfigError
 
 from .test_analysis import Error
 
