@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,16 +166,11 @@ def find_knee(
     while (following := next_rung(ladder.steps, solvers, decided)) is not None:
         steps, solver = following
         arm = Arm(f"{steps} steps{f', {solver}' if solver else ''}", "control", steps, solver=solver)
-
-        def tell(done: int, total: int, name: str = arm.name) -> None:
-            progress(f"{SEARCHING}: {name}", done, total)
-
+        tell = partial(progress, f"{SEARCHING}: {arm.name}")
         make_pictures(pipe, store, [baseline, arm], job, processes, tell)
         if processes.rank == 0:
             wait_for_pictures(store, [baseline, arm], len(job.prompts), patience)
-            figures = judge(store, arm.name, job.prompts)
-            held = all(figure["held"] for figure in figures.values())
-            _decide(store, [*decided, Rung(steps, solver, held, figures)])
+            _decide(store, decided, arm, judge(store, arm.name, job.prompts))
         else:
             wait_for(lambda: len(_decided(store)), len(decided) + 1, "the knee", patience=patience)
         decided = _decided(store)
@@ -227,8 +223,10 @@ def _working_solvers(pipe: Any, job: Job) -> tuple[list[str | None], list[str]]:
 _RUNGS = TypeAdapter(list[Rung])
 
 
-def _decide(store: RunStore, rungs: Sequence[Rung]) -> None:
-    write_atomically(store.folder / "rungs.json", seal({"rungs": [asdict(rung) for rung in rungs]}))
+def _decide(store: RunStore, before: Sequence[Rung], arm: Arm, figures: Mapping[str, Any]) -> None:
+    rung = Rung(arm.steps, arm.solver, all(figure["held"] for figure in figures.values()), figures)
+    rungs = [asdict(decided) for decided in (*before, rung)]
+    write_atomically(store.folder / "rungs.json", seal({"rungs": rungs}))
 
 
 def _decided(store: RunStore) -> list[Rung]:

@@ -257,23 +257,32 @@ def _opening(
 
 def _arms_at_knee(pipe: Any, request: Request, knee: Knee | None) -> tuple[list[Arm], list[str]]:
     """The knee, and every candidate from there; notes on those that can't run with its steps and solver."""
-    import hasten
-    from hasten.eval.compare.solvers import solving_with
-
     if knee is None or not knee.below:
         return [], []
     arms = [Arm(KNEE, "control", knee.steps, solver=knee.solver)]
     notes = []
     for name, config in request.candidates.items():
         arm = Arm(name + AT_KNEE, "candidate", knee.steps, config, solver=knee.solver)
-        try:
-            with solving_with(pipe, knee.solver):
-                hasten.plan(pipe, config, **arm.job(request.job).call)
-        except HastenError as error:
-            notes.append(f"{name} does not run at the knee: {error}")
+        problem = _problem_of(pipe, arm, request.job)
+        if problem:
+            notes.append(f"{name} does not run at the knee: {problem}")
         else:
             arms.append(arm)
     return arms, notes
+
+
+def _problem_of(pipe: Any, arm: Arm, job: Job) -> str:
+    """Why an arm can't run; empty if it can."""
+    import hasten
+    from hasten.eval.compare.solvers import solving_with
+
+    assert arm.config is not None
+    try:
+        with solving_with(pipe, arm.solver):
+            plan = hasten.plan(pipe, arm.config, **arm.job(job).call)
+    except HastenError as error:
+        return str(error)
+    return "; ".join(finding.message for finding in plan.findings if finding.severity == "error")
 
 
 def _steps_are_free(pipe: Any) -> bool:

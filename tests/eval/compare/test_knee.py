@@ -157,7 +157,7 @@ def test_the_pictures_of_the_ladder_are_kept_and_those_of_the_knee_are_the_same(
 def test_a_finished_search_is_not_made_again(finished: RunStore, request_of: Requests) -> None:
     again = run_comparison(None, laddered(request_of(), 3, 2), finished.folder)
     assert digests(again) == digests(finished)
-    with pytest.raises(ConfigError, match="another ladder"):
+    with pytest.raises(ConfigError, match="another fewer_steps, ladder"):
         run_comparison(None, request_of(), finished.folder)
 
 
