@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hasten.eval.compare.wording import forwards_text, headline
+from hasten.eval.compare.engine import AT_KNEE
+from hasten.eval.compare.wording import forwards_text, headline, knee_text
 from hasten.eval.statistics import NO_DISCORDANT
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,7 @@ _TITLES = {
 def distilled(report: dict[str, Any]) -> dict[str, Any]:
     """What the documentation needs of a ``report.json``: figures and times, no picture or prompt of its own."""
     times = report["times"]
+    timed = [key for key in ("speedup", "speedup_knee", "seconds") if key in times["arms"]["baseline"]]
     return {
         **{
             key: report[key]
@@ -46,9 +48,10 @@ def distilled(report: dict[str, Any]) -> dict[str, Any]:
         },
         "prompts": len(report["prompts"]),
         "arms": [
-            {**arm, **{key: times["arms"][arm["name"]][key]["value"] for key in ("speedup", "seconds")}}
+            {**arm, **{key: times["arms"][arm["name"]][key]["value"] for key in timed}}
             for arm in report["arms"]
         ],
+        "knee": knee_text(report),
         "verdicts": [headline(report, arm["name"]) for arm in report["arms"] if arm["role"] == "candidate"],
         "forwards": {name: forwards_text(report, name) for name in report["steps"]},
         "command": times["command"],
@@ -60,7 +63,17 @@ def results(document: dict[str, Any]) -> str:
     """A comparison as a table in Markdown."""
     machine = document["about"]["machine"]
     shares = [name for name in _TITLES if name in document["figures"]["baseline"]]
-    titles = ["", "steps", "s each", "wall-clock", "FLOPs", *(_TITLES[name] for name in shares), "PSNR, dB"]
+    kneed = ["against the knee"] if "speedup_knee" in document["arms"][0] else []
+    titles = [
+        "",
+        "steps",
+        "s each",
+        "wall-clock",
+        *kneed,
+        "FLOPs",
+        *(_TITLES[name] for name in shares),
+        "PSNR, dB",
+    ]
     lines = [_line(titles), "|" + "---|" * len(titles)]
     lines += [_row(arm, document["figures"][arm["name"]], shares) for arm in document["arms"]]
     lines += [
@@ -70,24 +83,31 @@ def results(document: dict[str, Any]) -> str:
         "ratio. Shares of what the prompts ask for, and the change from the baseline in points. PSNR: to the "
         f"baseline's output. In brackets {100 * document['settings']['level']:g} % intervals.",
     ]
-    if len(document["verdicts"]) == 1:
+    candidates = [arm["name"] for arm in document["arms"] if arm["role"] == "candidate"]
+    if len([name for name in candidates if not name.endswith(AT_KNEE)]) == 1:
         lines += ["", *(f"> {verdict}." for verdict in document["verdicts"])]
+        lines += [f"> {text[0].upper()}{text[1:]}." for text in [document.get("knee")] if text]
         lines += [f"> Denoiser forwards by latent size: {text}." for text in document["forwards"].values()]
     return "\n".join(lines)
 
 
 def _row(arm: dict[str, Any], figures: dict[str, Any], shares: list[str]) -> str:
-    plain, speed = arm["role"] == "baseline", arm["speedup"]
+    plain = arm["role"] == "baseline"
     cells = [
         arm["name"],
-        str(arm["steps"]),
+        f"{arm['steps']} ({arm['solver']})" if arm.get("solver") else str(arm["steps"]),
         f"{arm['seconds']:.3f}",
-        "1" if plain else f"{speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}]",
+        "1" if plain else _speed(arm["speedup"]),
+        *([_speed(arm["speedup_knee"])] if "speedup_knee" in arm else []),
         "1" if plain else f"{arm['flops_ratio']['value']:.2f}x less",
         *(_attributes(figures[metric]) for metric in shares),
         _decibels(figures["psnr"]["value"]) if "psnr" in figures else "",
     ]
     return _line(cells)
+
+
+def _speed(speed: dict[str, Any]) -> str:
+    return f"{speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}]"
 
 
 def _line(cells: list[str]) -> str:

@@ -115,16 +115,15 @@ def _command(
         "guidance_scale": guidance_scale,
     }
     job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
-    request = Request(
-        model, job, configurations, _fewer_steps(fewer_steps or (), configurations), dtype=place.dtype
-    )
+    request = Request(model, job, configurations, dtype=place.dtype)
     real = _reference(reference, reference_count, workers, skip_bad)
     judged = [*configurations, *(name + AT_KNEE for name in configurations if knee is not False)]
     evaluation = _evaluation(
         request, metrics, metric_option or (), real, margin or (), gate or (), judged, level
     )
     found = options.ladder_of(knee, ladder, evaluation, reference=request.steps, prompts=len(texts))
-    request = replace(request, ladder=found)
+    given_steps = _fewer_steps(fewer_steps or (), configurations)
+    request = replace(request, fewer_steps=given_steps, ladder=found)
     perform(request, evaluation, out, place.device, html=report, as_json=as_json)
 
 
