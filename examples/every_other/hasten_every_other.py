@@ -13,7 +13,7 @@ class EveryOther(Technique[TechniqueConfig]):
     config_class = TechniqueConfig
 
     def claims(self, target: Target) -> list[Claim]:
-        return [Claim("tokens.shape", Access.READS, follows_writes=False)]  # what is kept has one size
+        return [Claim("tokens.shape", Access.READS, follows_writes=False)]
 
     def attach(self, target: Target, seams: Seams) -> None:
         seams.denoiser(self.forward)

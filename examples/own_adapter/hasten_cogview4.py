@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class CogView4Layout(ImageLayout):
-    guidance = Guidance.SEQUENTIAL  # two forwards per step, the conditional one first
+    # Two forwards per step, the conditional one first.
+    guidance = Guidance.SEQUENTIAL
 
     @override
     def path(self, pipe: CogView4Pipeline) -> FlowPath:
-        return FlowPath(scale=1000.0)  # the timestep is 1000 times the flow time
+        # The timestep is 1000 times the flow time.
+        return FlowPath(scale=1000.0)
 
     @override
     def default_pixels(self, pipe: CogView4Pipeline, arguments: Mapping[str, object]) -> tuple[int, int]:
