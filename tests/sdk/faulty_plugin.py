@@ -9,20 +9,14 @@ from typing import Any
 import hasten
 
 
-class Disaster(BaseException):
-    """Not even an Exception."""
-
-
 RAISES: dict[str, type[BaseException]] = {
     "exception": ValueError,
     "exit": SystemExit,
     "cancelled": asyncio.CancelledError,
-    "disaster": Disaster,
 }
 RETURNS: dict[str, Callable[[], Any]] = {
     "none": lambda: None,
     "object": object,
-    "text": lambda: "garbage",
     "objects": lambda: [object()],
     "generator": lambda: (item for item in [object()]),
 }
