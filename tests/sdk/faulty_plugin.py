@@ -8,7 +8,6 @@ from typing import Any
 
 import hasten
 
-
 RAISES: dict[str, type[BaseException]] = {
     "exception": ValueError,
     "exit": SystemExit,
