@@ -27,15 +27,15 @@ def comparison_grid(
         An RGB image.
     """
     font = ImageFont.load_default(size=_TEXT)
-    label, header = 190, 3 * _TEXT
+    titles = [_wrap(title, cell) for title in columns]
+    lines = max(title.count("\n") + 1 for title in titles)
+    label, header = 190, (lines + 1) * _TEXT + _MARGIN // 2
     step = cell + _MARGIN
     width = label + step * len(columns) + _MARGIN
     sheet = Image.new("RGB", (width, header + step * len(rows) + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for x, title in enumerate(columns):
-        draw.multiline_text(
-            (label + x * step, _MARGIN // 2), _wrap(title, cell), fill="black", font=font, spacing=1
-        )
+    for x, title in enumerate(titles):
+        draw.multiline_text((label + x * step, _MARGIN // 2), title, fill="black", font=font, spacing=1)
     for y, prompt in enumerate(rows):
         top = header + y * step
         draw.multiline_text((_MARGIN, top), _wrap(prompt, label - 2 * _MARGIN), fill="black", font=font)

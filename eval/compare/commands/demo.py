@@ -19,9 +19,11 @@ _SETTINGS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.12")
 _METRICS = "mini_classifier,mini_parser,mini_text_image,psnr"
 _MARGIN = 0.05
 """Share of the attributes that may be lost."""
-_LADDER = (14, 10)
-_LADDER_PROMPTS = 24
-"""Enough of a ladder for a demonstration that is to take minutes."""
+_STEPS, _PROMPTS, _BATCH = 14, 16, 2
+"""Few, because a demonstration is to take minutes: steps that the model still does well with, and batches that leave
+enough of them to time.
+"""
+_LADDER, _LADDER_PROMPTS = (10, 8), 12
 _HELP = """Generate with a bundled trained miniature, plain and accelerated, and show what was gained and lost.
 
 First a short ladder of steps over some of the prompts finds the knee: the fewest plain steps within the margin. Then
@@ -45,10 +47,10 @@ def register(app: typer.Typer) -> None:
 
 def _command(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
-    num_prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = 40,
+    num_prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = _PROMPTS,
     seed: common.Seed = None,
     steps: common.Steps = None,
-    batch_size: options.BatchSize = 8,
+    batch_size: options.BatchSize = _BATCH,
     enable: common.Enable = None,
     sets: common.Set = None,
     config: common.ConfigFile = None,
@@ -72,7 +74,7 @@ def _command(
         enable, sets = ["bottleneck"], [*_SETTINGS, *(sets or [])]
     settings = common.configuration(config, enable, sets)
     seed, place = common.choose_seed(settings, seed), common.choose_place(settings, device, dtype)
-    call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps})
+    call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps or settings.steps or _STEPS})
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
     fewer = {} if fewer_steps is None else {"accelerated": fewer_steps}
     metrics = options.build_metrics(options.metric_names(_METRICS, ()), ())
