@@ -66,10 +66,10 @@ def print_report(document: Mapping[str, Any], console: Console, written: Sequenc
 
 def _speed_table(document: Mapping[str, Any]) -> Table:
     title = f"{document['model']}, {len(document['prompts'])} prompts, same seeds"
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     kneed = document["knee"] is not None
     against = ("vs knee",) if kneed else ()
-    for heading in ("", "steps", "s / picture", "speed-up", *against, "FLOPs", "memory"):
+    for heading in ("", "steps", "s each", "speed-up", *against, "FLOPs", "memory"):
         # Figures stay whole; names, which may be long, are folded.
         table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     for arm in document["arms"]:

@@ -31,8 +31,8 @@ def test_it_shows_the_shapes_that_ran_and_the_cost(finished: tuple[Path, Result]
     report = json.loads((out / "report.json").read_text())
     assert [arm["name"] for arm in report["arms"]] == ["baseline", "accelerated", "fewer steps"]
     sizes = {tuple(step["resolution"]) for step in report["steps"]["accelerated"]}
-    assert sizes == {(16, 16), (32, 32)}
-    assert "at 16x16 (" in result.output
+    assert sizes == {(32, 32), (64, 64)}
+    assert "at 32x32 (" in result.output
     assert "mini_parser" in result.output
     assert report["figures"]["accelerated"]["mini_parser"]["verdict"]["margin"] == 0.05
 
