@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -34,3 +35,10 @@ def test_an_upward_arrow_is_noticed(architecture: ModuleType) -> None:
     assert architecture.upward({("plugins", "host"): 1, ("host", "eval"): 1}) == [("host", "eval")]
     page = f"<!-- layers -->\n{architecture.drawn({('host', 'schedules'): 7})}<!-- /layers -->\n"
     assert architecture.read(page) == {("host", "schedules"): 7}
+
+
+def test_no_statement_of_a_picture_ends_early(architecture: ModuleType) -> None:
+    """Mermaid takes a semicolon for the end of a statement, and shows an error in the place of the picture."""
+    blocks = re.findall(r"```mermaid\n(.*?)```", architecture.PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    assert [block for block in blocks if ";" in block] == []
