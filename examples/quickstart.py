@@ -12,11 +12,13 @@ PROMPT = "a large red circle on the left and a small blue star on the right on a
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 out.mkdir(parents=True, exist_ok=True)
 pipe = hasten.load("mini/t2i-dit")
-call = {"num_inference_steps": 28, "guidance_scale": 3.0, "max_sequence_length": 0}
+call = {"num_inference_steps": 14, "guidance_scale": 3.0, "max_sequence_length": 0}
 
-print(hasten.plan(pipe, ["bottleneck"], **call))
+config = {"bottleneck": {"high_first": 1.0, "delta": 0.2}}
 
-with hasten.accelerate(pipe, ["bottleneck"]) as accel:
+print(hasten.plan(pipe, config, **call))
+
+with hasten.accelerate(pipe, config) as accel:
     fast = pipe(PROMPT, generator=torch.Generator().manual_seed(0), **call).images[0]
     print(accel.report())
     with accel.paused():  # the stock pipeline, for comparison
