@@ -8,17 +8,17 @@ import torch
 import hasten
 
 PROMPT = "two small green crosses at the top on a pink background"
-STEPS, GUIDANCE = 28, 3.0
+STEPS, GUIDANCE = 14, 3.0
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 out.mkdir(parents=True, exist_ok=True)
 pipe = hasten.load("mini/t2i-dit")
-accel = hasten.accelerate(pipe, ["bottleneck"])
+accel = hasten.accelerate(pipe, {"bottleneck": {"high_first": 1.0, "delta": 0.2}})
 
 with torch.no_grad():
     tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt(PROMPT, PROMPT, PROMPT, max_sequence_length=0)
     tokens, pooled = torch.cat([no_tokens, tokens]), torch.cat([no_pooled, pooled])
-    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     pipe.scheduler.set_timesteps(STEPS)
     with accel.run(prompt=PROMPT, num_inference_steps=STEPS):
         for t in pipe.scheduler.timesteps:

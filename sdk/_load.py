@@ -78,9 +78,8 @@ def load_saved(folder: Path, **options: Any) -> Any:
     if "torch_dtype" not in options:
         options.setdefault("dtype", torch.float32)
     given = dict.fromkeys(read_settings(folder).absent) | options
-    kind = pipeline_class(folder)
     return load_checked(
-        lambda: kind.from_pretrained(folder, local_files_only=True, **given),
+        lambda: pipeline_class(folder).from_pretrained(folder, local_files_only=True, **given),
         folder,
         "reinstall it, or export the miniature again",
         replaced=given,

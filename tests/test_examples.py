@@ -33,8 +33,8 @@ def test_scripts_run_and_draw(script: str, pictures: tuple[str, ...], tmp_path: 
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     for picture in pictures:
-        assert Image.open(tmp_path / picture).size == (128, 128)
-    assert "16" in result.stdout  # the low latent size stands in the report
+        assert Image.open(tmp_path / picture).size == (256, 256)
+    assert "32" in result.stdout  # the low latent size stands in the report
 
 
 def test_the_configuration_file_is_valid() -> None:

@@ -45,7 +45,7 @@ def merge_update(model: nn.Module, tensors: Mapping[str, Tensor], place: str) ->
         module = _module(model, path, name, place)
         if kind == DOWN:
             up = tensors[f"{path}.{UP}"]
-            if value.ndim < 2 or up.ndim != 2 or up.shape[1] != len(value):
+            if value.ndim < 2 or up.shape[1:2] != value.shape[:1] or up[0, 0].numel() != 1:
                 raise CheckpointError(
                     f"{place}: {name} {tuple(value.shape)} and its {UP} {tuple(up.shape)} make no update; get the "
                     f"bundle again"

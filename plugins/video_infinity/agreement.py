@@ -90,8 +90,7 @@ def agree(facts: Mapping[str, Any], config: VideoInfinityConfig, processes: Proc
     Raises:
         RankError: they are not; the same message on all of them.
     """
-    saving = {"checkpoint is set": config.checkpoint is not None, "checkpoint_every": config.checkpoint_every}
-    processes.agree({**facts, **saving})
+    processes.agree({**facts, "checkpoint_every": config.checkpoint_every})
 
 
 def resume(folder: Path | None, facts: Mapping[str, Any], processes: Processes) -> Resumed:

@@ -92,6 +92,8 @@ class Division:
             return proceed(call)
         processes = join(self._config, torch.device(call.pipe._execution_device))
         processes.where = "at the start"
+        # Holding the folder is an exchange of its own, in which all have to take part or none.
+        processes.agree({"checkpoint is set": self._config.checkpoint is not None})
         if self._config.checkpoint is None:
             return self._run(call, proceed, processes)
         with processes.hold(prepare_folder(self._config.checkpoint, "--checkpoint")):

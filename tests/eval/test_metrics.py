@@ -54,7 +54,8 @@ class TestRegistration:
         manager.register(builtin)
         manager.check_pending()
         names: list[str] = []
-        manager.hook.hasten_register_metrics(register=lambda name, factory, summary: names.append(name))
+        collect = {"register": lambda name, factory, summary: names.append(name)}
+        manager.hook.hasten_register_metrics.call_historic(kwargs=collect)
         assert names == list(builtin.METRICS)
 
     def test_importing_is_light(self) -> None:

@@ -36,7 +36,8 @@ def technique(attach: Callable[..., None], name: str = "extra") -> type[hasten.T
 def test_failure_half_way_through_attaching_unwinds(flux: Any) -> None:
     before = fingerprint(flux)
     with pytest.raises(
-        hasten.PluginError, match=r"technique 'count' failed in attach: RuntimeError: half-way"
+        hasten.PluginError,
+        match=r"technique 'count' failed in attach: RuntimeError: attaching failed half-way",
     ):
         hasten.accelerate(flux, {"scale": {}, "count": {"fail_to_attach": True}})
     assert fingerprint(flux) == before

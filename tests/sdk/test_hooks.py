@@ -18,8 +18,13 @@ from hasten._plugins import BUILT_IN, Host, PluginRecord, host
 
 from .test_plugins import METRIC, distribution
 
+ADDITIONS = {
+    "hasten_register_commands": lambda made: made.add_commands(object()),
+    "hasten_register_benchmarks": lambda made: made.add_benchmarks(object()),
+}
+"""Hooks that are called when the command line is built, not when a plugin is loaded."""
 REGISTERS = [
-    hook.__name__ for hook in HOOKS if "register" in hook.__name__ and "commands" not in hook.__name__
+    hook.__name__ for hook in HOOKS if "register" in hook.__name__ and hook.__name__ not in ADDITIONS
 ]
 FAULTS = {
     "exception": "raise ValueError('broken on purpose')",
@@ -102,12 +107,13 @@ def test_a_listener_that_fails_is_told_and_the_others_hear(made: Host, fault: st
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_commands_that_fail_are_recorded(made: Host, fault: str) -> None:
-    admit(made, body(fault, "hasten_register_commands"))
-    made.add_commands(object())
+@pytest.mark.parametrize("hook", ADDITIONS)
+def test_commands_that_fail_are_recorded(made: Host, fault: str, hook: str) -> None:
+    admit(made, body(fault, hook))
+    ADDITIONS[hook](made)
     (record,) = made.plugins
     assert record.error is not None
-    assert "broken on purpose" in record.error or "hasten_register_commands" in record.error
+    assert "broken on purpose" in record.error or hook in record.error
 
 
 @pytest.mark.parametrize("hook", [hook.__name__ for hook in HOOKS])
@@ -118,7 +124,8 @@ def test_an_interrupt_in_a_hook_interrupts(made: Host, hook: str) -> None:
     def use() -> None:
         admit(made, source)
         made.comment(plan())
-        made.add_commands(object())
+        for add in ADDITIONS.values():
+            add(made)
         made.run_finished(report())
 
     with pytest.raises(KeyboardInterrupt):

@@ -65,7 +65,7 @@ def test_load_local_folder(sd3: Any, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("no-such-folder", "no folder here, no bundled miniature"),
-        (Path("owner/name"), "no folder here, no bundled miniature"),
+        (Path("owner/name"), "there is no folder 'owner/name' here"),
         (".", r"holds no model_index.json"),
     ],
 )

@@ -54,7 +54,8 @@ def stretched(document: dict[str, Any]) -> dict[str, Any]:
     wide["prompts"] = [f"{prompt}, " * 8 + "x" * 120 for prompt in wide["prompts"]]
     for number in range(METRICS):
         name = f"a_rather_long_metric_{number}"
-        for part in (wide["metrics"], wide["scores"], *wide["figures"].values()):
+        differences = [contest["differences"] for contest in wide["contests"].values()]
+        for part in (wide["metrics"], wide["scores"], *wide["figures"].values(), *differences):
             if "mini_parser" in part:
                 part[name] = part["mini_parser"]
     wide["model"] = "/models/" + "a-folder-deep-down/" * 12 + "x" * 90
