@@ -50,7 +50,7 @@ def prepare(
     """Encode captioned pictures once: latents, conditions, router embeddings."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    from hasten.commands import load
+    from hasten.commands import host, load
     from hasten.extend import ConfigError, Target
     from hasten.files import describe_unread, list_folder
     from hasten.plugins.aptp.encoder import make_encoder
@@ -58,7 +58,7 @@ def prepare(
     from hasten.plugins.aptp.make.data import captioned_pictures, scene_pictures
     from hasten.plugins.aptp.make.data import prepare as write
 
-    miniature = model.startswith("mini/") or (Path(model) / "hasten.json").is_file()
+    miniature = model in host().registry.models or (Path(model) / "hasten.json").is_file()
     if data is None and not miniature:
         raise ConfigError("--data: name a folder of pictures with captions; only miniatures bring their own")
     hold_folder(context, work, "--work")

@@ -19,7 +19,7 @@ _SETTINGS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.2")
 _METRICS = "mini_classifier,mini_parser,mini_text_image,psnr"
 _MARGIN = 0.05
 """Share of the attributes that may be lost."""
-_STEPS, _PROMPTS, _BATCH = 14, 16, 2
+_STEPS, _PROMPTS, _BATCH = 14, 24, 2
 """Few, because a demonstration is to take minutes: steps that the model still does well with, and batches that leave
 enough of them to time.
 """
