@@ -77,7 +77,7 @@ Knee = Annotated[
     bool | None,
     typer.Option(
         "--knee/--no-knee",
-        help="Find the fewest plain steps within the margin, and run from there too. [if there is a margin]",
+        help="Find the fewest plain steps within the margin, and run from there too. (default: if there is a margin)",
     ),
 ]
 LadderSteps = Annotated[

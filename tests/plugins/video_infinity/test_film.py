@@ -205,7 +205,9 @@ def film(family: str, out: str, options: dict[str, Any]) -> None:
         Path(f"{out}.json").write_text(json.dumps([filmed.frames, filmed.world, sorted(filmed.traffic)]))
 
 
-@pytest.mark.parametrize(("family", "count"), [("text-to-video", 7), ("wan", 25)])
+@pytest.mark.parametrize(
+    ("family", "count"), [("text-to-video", 7), pytest.param("wan", 25, marks=pytest.mark.slow)]
+)
 def test_two_processes_write_one_file(family: str, count: int, tmp_path: Path) -> None:
     options = {"halo": 1, "global_frames": 2, "clips": 3, "timeout_s": 60.0}
     for world in (1, 2):
