@@ -83,7 +83,9 @@ Knee = Annotated[
 LadderSteps = Annotated[
     str | None,
     typer.Option(
-        "--ladder", metavar="N,N", help="Steps to try for the knee. [each 1/sqrt(2) of the one above]"
+        "--ladder",
+        metavar="N,N",
+        help="Steps to try for the knee. (default: each 1/sqrt(2) of the one above)",
     ),
 ]
 Margins = Annotated[
