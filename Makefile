@@ -52,7 +52,7 @@ lint:
 
 types:
 	$(BIN)/mypy -p hasten -p hasten_miniatures
-	$(BIN)/mypy examples/every_other examples/own_plugin
+	$(BIN)/mypy examples/every_other
 
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -13,6 +13,9 @@ __all__ = ["TESTED", "check_claims", "first_collision", "untested_pairs"]
 TESTED: dict[frozenset[str], str] = {
     frozenset({"aptp", "bottleneck"}): "tests/plugins/aptp/test_compose.py",
     frozenset({"aptp", "rettention"}): "tests/plugins/aptp/test_compose.py",
+    frozenset(
+        {"bottleneck", "guidance_interval"}
+    ): "tests/plugins/guidance_interval/test_guidance_interval.py",
     frozenset({"bottleneck", "rettention"}): "tests/plugins/rettention/test_composition.py",
     frozenset({"bottleneck", "video_infinity"}): "tests/plugins/video_infinity/test_plugin.py",
 }

@@ -64,5 +64,5 @@ def test_roles_become_code_and_links(site: ModuleType, role: str, code: str) -> 
 
 def test_links_to_folders_become_text(site: ModuleType) -> None:
     page = SimpleNamespace(file=SimpleNamespace(abs_src_path=str(ROOT / "docs" / "plugins.md")))
-    text = "[a](../examples/own_plugin), [b](api.md), [c](https://example.org)"
+    text = "[a](../examples/every_other), [b](api.md), [c](https://example.org)"
     assert site.on_page_markdown(text, page) == "a, [b](api.md), [c](https://example.org)"

@@ -18,6 +18,7 @@ from hasten.pipelines.var.transformer import NextScaleTransformer
 from hasten.pipelines.var.vq_model import MultiScaleVQModel
 from hasten.plugins.aptp.plugin import Aptp
 from hasten.plugins.bottleneck.plugin import Bottleneck
+from hasten.plugins.guidance_interval.plugin import GuidanceInterval
 from hasten.plugins.hack.plugin import Hack
 from hasten.plugins.rettention.plugin import Rettention
 from hasten.plugins.video_infinity.plugin import VideoInfinity
@@ -45,6 +46,17 @@ class TestRettention(TechniqueContract):
 
     def pipeline(self) -> Any:
         return families.FAMILIES["flux"]()
+
+
+class TestGuidanceInterval(TechniqueContract):
+    technique = GuidanceInterval
+    active: ClassVar = {"stop": 0.9}
+    exact: ClassVar = {"stop": 0.0}
+    arguments: ClassVar = families.call_kwargs("sd3")
+    resized: ClassVar = {"height": 32, "width": 16}
+
+    def pipeline(self) -> Any:
+        return families.FAMILIES["sd3"]()
 
 
 class TestVideoInfinity(TechniqueContract):

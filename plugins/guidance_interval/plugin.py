@@ -1,14 +1,14 @@
-"""Classifier-free guidance in a limited interval of noise levels, as a plugin for `hasten`.
+"""Classifier-free guidance only in an interval of noise levels.
 
-Guidance costs a second forward (or a doubled batch) at every step, and at the last, almost clean levels it changes
-little (Kynkäänniemi et al., 2024, arXiv 2404.07724). Outside of the interval this technique computes the conditional
-branch alone and hands it to the pipeline as both branches: ``u + w * (c - u)`` is then ``c`` at any scale ``w``.
+Guidance costs a second forward, or a doubled batch, at every step. At the last, almost clean levels it changes little
+(Kynkäänniemi et al., 2024, arXiv 2404.07724). Outside of the interval this technique computes the conditional branch
+alone and hands it to the pipeline as both branches: ``u + w * (c - u)`` is then ``c`` at any scale ``w``.
 """
 
 # ruff: noqa: ARG002 (the host passes arguments that a technique may not need)
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from pydantic import Field, model_validator
@@ -18,13 +18,19 @@ from hasten.extend import (
     Claim,
     DenoiserCall,
     Finding,
+    Forecast,
     Guidance,
     LatentLayout,
     Seams,
+    StepCost,
+    StepForecast,
+    StepRecord,
     Target,
     Technique,
     TechniqueConfig,
+    branches,
     hookimpl,
+    planned_steps,
 )
 
 Proceed = Callable[[DenoiserCall], object]
@@ -66,8 +72,42 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         """One handler around every denoiser forward."""
         seams.denoiser(self._forward)
 
+    def check_call(self, target: Target, arguments: Mapping[str, object]) -> list[Finding]:
+        """Say that the call has no guidance, or that its levels are all guided."""
+        if branches(target, arguments) == 1:
+            return [Finding("warning", "this call is without guidance, so there is no branch to skip")]
+        planned = planned_steps(target, arguments)
+        if planned is None or any(not self._guided(level.time) for level, _ in planned[1]):
+            return []
+        told = f"{self.config.stop:g} to {self.config.start:g}"
+        return [Finding("warning", f"every step of this call has a level in {told} and keeps its guidance")]
+
+    def forecast(self, target: Target, arguments: Mapping[str, object]) -> Forecast | None:
+        """Half the cost at every level outside of the interval."""
+        planned = planned_steps(target, arguments)
+        if planned is None:
+            return None
+        size, levels = planned
+        cost, at = StepCost(target, arguments, size), (size.height, size.width)
+        halves = branches(target, arguments) == 2
+        steps = tuple(
+            StepForecast(index, level.time, at, forwards * cost.of(at) / (2 if skipped else 1), note)
+            for index, (level, forwards) in enumerate(levels)
+            for skipped in [halves and not self._guided(level.time)]
+            for note in ["no guidance" if skipped else ""]
+        )
+        return Forecast(steps, sum(forwards for _, forwards in levels) * cost.of(at))
+
+    def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
+        """Say that nothing was saved."""
+        if not any("skipped" in step.facts.get(self.name, {}) for step in steps):
+            yield "no unconditional forward was skipped"
+
+    def _guided(self, level: float) -> bool:
+        return self.config.stop <= level <= self.config.start
+
     def _forward(self, call: DenoiserCall, proceed: Proceed) -> object:
-        if self.config.stop <= call.step.noise.time <= self.config.start:
+        if self._guided(call.step.noise.time):
             return proceed(call)
         if call.step.branch == "both":
             return self._conditional_half(call, proceed)
@@ -86,13 +126,15 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         output = proceed(call.replace_kwargs(halves))
         call.run.record(self.name, skipped="uncond")
         sample = call.sample(output)
-        return call.with_sample(output, torch.cat([sample, sample]))
+        twice = [*sample, *sample] if isinstance(sample, list) else torch.cat([sample, sample])
+        return call.with_sample(output, twice)
 
 
 def _second_half(value: object, batch: int) -> object:
     """The conditional half of everything that has a batch dimension; diffusers puts the unconditional one first."""
-    if isinstance(value, torch.Tensor):
-        return value[batch // 2 :] if value.ndim and len(value) == batch else value
+    if isinstance(value, (torch.Tensor, list)):
+        counted = isinstance(value, list) or value.ndim > 0
+        return value[batch // 2 :] if counted and len(value) == batch else value
     if isinstance(value, Mapping):
         return {name: _second_half(item, batch) for name, item in value.items()}
     return value
