@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from hasten._target import Target
     from hasten._technique import Finding, Forecast, Sameness, StepForecast, Technique, TechniqueConfig
     from hasten._timesteps import by_step, dynamic_shift, levels_of, nothing_to_run, planned_levels
+    from hasten._tunable import Between, Choices, Tunable, dial_of, tunable_options
     from hasten.schedules.noise import NoiseLevel
 
 __all__ = [
@@ -99,10 +100,12 @@ __all__ = [
     "Adapter",
     "AttentionCall",
     "AttentionTokens",
+    "Between",
     "BlockUnit",
     "Captions",
     "CausalDecoder",
     "CheckpointError",
+    "Choices",
     "ChunkedDecoder",
     "Claim",
     "ConditionedVideoLayout",
@@ -166,6 +169,7 @@ __all__ = [
     "TiledDecoder",
     "TokenGrid",
     "TokenLayout",
+    "Tunable",
     "UNetTokens",
     "UNetUnits",
     "UnitGroup",
@@ -178,6 +182,7 @@ __all__ = [
     "by_step",
     "call_size",
     "check_layers",
+    "dial_of",
     "dynamic_shift",
     "frame_layers",
     "hookimpl",
@@ -195,6 +200,7 @@ __all__ = [
     "stock_class",
     "submodule",
     "suggestion",
+    "tunable_options",
     "unknown_size",
     "unwrapped",
 ]
@@ -219,6 +225,13 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "StepForecast",
         "Technique",
         "TechniqueConfig",
+    ),
+    "hasten._tunable": (
+        "Between",
+        "Choices",
+        "Tunable",
+        "dial_of",
+        "tunable_options",
     ),
     "hasten._claims": (
         "Access",

@@ -38,6 +38,7 @@ from hasten._plugins import host
 from hasten._seams import Seams
 from hasten._target import Target
 from hasten._technique import Technique, TechniqueConfig
+from hasten._tunable import tunable_options
 
 __all__ = ["AdapterContract", "PipelineContract", "TechniqueContract"]
 
@@ -106,6 +107,13 @@ class TechniqueContract(PipelineContract):
         fields = self.technique.config_class.model_fields
         bare = [name for name, field in fields.items() if not (field.description or "").strip()]
         assert not bare, f"options without a description: {bare}"
+
+    def test_what_is_worth_trying_is_valid(self) -> None:
+        """Each value that an option declares for ``hasten tune`` can be given beside the active options."""
+        kind = self.technique.config_class
+        for name, tunable in tunable_options(kind).items():
+            for value in tunable.values(5):
+                kind.model_validate({**self.active, name: value})
 
     def test_unknown_options_are_refused(self) -> None:
         """A misspelt option is an error."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hasten.extend import TechniqueConfig
+from hasten.extend import Between, TechniqueConfig
 
 __all__ = ["AptpConfig"]
 
@@ -50,7 +50,7 @@ class AptpConfig(TechniqueConfig):
             "Use the whole base for prompts the router has not learned: unfamiliar, empty or over-long ones."
         ),
     )
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+    min_confidence: Annotated[float, Field(ge=0, le=1), Between(0.9, 0.0, dial=True)] = Field(
         0.0, description="Use the base, too, where the router's probability of its choice is lower."
     )
     residency: Literal["all", "lru", "slice_on_demand"] = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hasten.extend import TechniqueConfig
+from hasten.extend import Between, Choices, TechniqueConfig
 
 __all__ = ["BottleneckConfig", "Scale", "Stage"]
 
@@ -75,14 +75,14 @@ class BottleneckConfig(TechniqueConfig):
             '"restart" is the paper\'s chain of high, low, high stages.'
         ),
     )
-    scale: Scale | tuple[Scale, ...] = Field(
+    scale: Annotated[Scale | tuple[Scale, ...], Choices(0.5, (0.25, 0.5))] = Field(
         0.5,
         description=(
             "Low resolution as a share of both sides or as (height, width) in pixels; a list of them, "
             "smallest first, switches several times."
         ),
     )
-    high_first: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+    high_first: Annotated[float, Field(ge=0.0, le=1.0), Choices(0.98, 1.0)] = Field(
         0.98, description="Steps above this noise level stay at full resolution."
     )
     low_until: Literal["auto"] | Level | tuple[Level, ...] = Field(
@@ -92,7 +92,7 @@ class BottleneckConfig(TechniqueConfig):
             "the model's latents; a list gives one level for each entry of `scale`."
         ),
     )
-    delta: Fraction = Field(
+    delta: Annotated[Fraction, Between(0.02, 0.4, log=True, dial=True)] = Field(
         0.05, description='Relative error tolerated at the edge of the low band, for `low_until="auto"`.'
     )
     spectrum: tuple[Positive, Annotated[float, Field(ge=0.0)]] | None = Field(

@@ -9,12 +9,14 @@ alone and hands it to the pipeline as both branches: ``u + w * (c - u)`` is then
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
 
 from hasten.extend import (
     Access,
+    Between,
     Claim,
     DenoiserCall,
     Finding,
@@ -41,7 +43,9 @@ class GuidanceIntervalConfig(TechniqueConfig):
     """Levels are flow-equivalent: 1 is pure noise, 0 is clean."""
 
     start: float = Field(1.0, ge=0, le=1, description="highest level with guidance")
-    stop: float = Field(0.3, ge=0, le=1, description="lowest level with guidance")
+    stop: Annotated[float, Between(0.1, 0.8, dial=True)] = Field(
+        0.3, ge=0, le=1, description="lowest level with guidance"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> GuidanceIntervalConfig:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hasten.extend import TechniqueConfig
+from hasten.extend import Between, TechniqueConfig
 from hasten.schedules.kv_budget import MINIMUM
 
 __all__ = ["HackConfig", "Policy"]
@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 class HackConfig(TechniqueConfig):
     """Options of the technique ``hack``."""
 
-    ratio: Share = Field(
+    ratio: Annotated[Share, Between(0.3, 0.9, dial=True)] = Field(
         0.7,
         description=(
             "Share `rho` of all `T_K` tokens (the last scale included) that is removed, on average "

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hasten.extend import TechniqueConfig
+from hasten.extend import Between, Choices, TechniqueConfig
 from hasten.plugins.rettention.kernels import KernelName
 from hasten.plugins.rettention.masks import MaskMode
 
@@ -22,7 +22,9 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class RettentionConfig(TechniqueConfig):
     """Options of the technique ``rettention``."""
 
-    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    keep_ratio: Annotated[
+        float, Field(gt=0.0, le=1.0), Between(0.25, 0.03125, log=True, dial=True)
+    ] = Field(
         0.0625,
         description=(
             "Nominal share of the picture's keys that a query keeps at a sparse step. The plan and "
@@ -45,7 +47,9 @@ class RettentionConfig(TechniqueConfig):
             "keep at most 1.5 times the nominal share of the pairs of picture tokens."
         ),
     )
-    warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+    warmup: Annotated[
+        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0.0, le=1.0)] | None, Choices(0.3, 0.2, 0.1)
+    ] = Field(
         None,
         description=(
             "Leading dense steps, or their share of the run; `null` is the published share of the "
@@ -53,7 +57,8 @@ class RettentionConfig(TechniqueConfig):
             "other pictures."
         ),
     )
-    period: Count = Field(5, description="Dense steps that renew the statistics come at multiples of this.")
+    period: Annotated[Count, Choices(3, 5, 8)] = Field(
+        5, description="Dense steps that renew the statistics come at multiples of this.")
     refresh: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="Exactly these steps renew them, instead of `period`."
     )
