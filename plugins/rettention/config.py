@@ -22,9 +22,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class RettentionConfig(TechniqueConfig):
     """Options of the technique ``rettention``."""
 
-    keep_ratio: Annotated[
-        float, Field(gt=0.0, le=1.0), Between(0.25, 0.03125, log=True, dial=True)
-    ] = Field(
+    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0), Between(0.25, 0.03125, log=True, dial=True)] = Field(
         0.0625,
         description=(
             "Nominal share of the picture's keys that a query keeps at a sparse step. The plan and "
@@ -58,7 +56,8 @@ class RettentionConfig(TechniqueConfig):
         ),
     )
     period: Annotated[Count, Choices(3, 5, 8)] = Field(
-        5, description="Dense steps that renew the statistics come at multiples of this.")
+        5, description="Dense steps that renew the statistics come at multiples of this."
+    )
     refresh: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="Exactly these steps renew them, instead of `period`."
     )
