@@ -26,6 +26,7 @@ from hasten._run import Run, RunCall
 from hasten._seams import SeamTable, submodule
 from hasten._step_caches import refuse_step_caches
 from hasten._subclass import stock_class
+from hasten._swap import swapped
 from hasten._target import Target
 from hasten._timesteps import nothing_to_run
 from hasten._turns import Turns
@@ -284,20 +285,15 @@ def _make_clock(layout: Moments | None, call: RunCall) -> Clock:
 
 @contextmanager
 def _swapped_scheduler(table: SeamTable, call: RunCall) -> Iterator[None]:
-    """The pipeline with the techniques' scheduler. Written past ``__setattr__``, which edits the configuration too."""
+    """The pipeline with the techniques' scheduler."""
     if not table.scheduler.items:
         yield
         return
-    attributes = vars(call.pipe)
-    original = scheduler = attributes["scheduler"]
+    scheduler = vars(call.pipe)["scheduler"]
     for _, factory in table.scheduler.items:
         scheduler = factory(scheduler, call)
-    attributes["scheduler"] = scheduler
-    try:
+    with swapped(call.pipe, "scheduler", scheduler):
         yield
-    finally:
-        if attributes.get("scheduler") is scheduler:
-            attributes["scheduler"] = original
 
 
 def _step_record(row: Row) -> StepRecord:

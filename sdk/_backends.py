@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+
+from hasten._swap import Swap
 
 __all__ = ["native_backend"]
 
@@ -19,12 +20,14 @@ _TORCH = ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NAT
 """Backends of diffusers that end in torch's own attention function."""
 
 
-@dataclass
 class _Override:
-    processor: Any
-    had: bool
-    before: Any
-    users: int = 0
+    """A processor on the native backend. ``users`` counts the runs in progress that need it."""
+
+    def __init__(self, processor: Any, native: Any) -> None:
+        self.processor = processor  # keeps its id from being used again
+        self.chosen = getattr(processor, _ATTRIBUTE)
+        self.swap = Swap(processor, _ATTRIBUTE, native)
+        self.users = 0
 
 
 _lock = threading.Lock()
@@ -47,15 +50,13 @@ def native_backend(processor: Any) -> Iterator[Any]:
     native = AttentionBackendName.NATIVE
     with _lock:
         held = _overrides.get(id(processor))
-        name = getattr(processor, _ATTRIBUTE) if held is None else held.before
+        name = getattr(processor, _ATTRIBUTE) if held is None else held.chosen
         chosen = AttentionBackendName(name or _AttentionBackendRegistry.get_active_backend()[0])
         bypasses = chosen.name not in _TORCH
         if bypasses:
-            attributes = vars(processor)
-            held = held or _Override(processor, _ATTRIBUTE in attributes, attributes.get(_ATTRIBUTE))
+            held = held or _Override(processor, native)
             held.users += 1
             _overrides[id(processor)] = held
-            attributes[_ATTRIBUTE] = native
     if not bypasses or held is None:
         yield None
         return
@@ -65,15 +66,5 @@ def native_backend(processor: Any) -> Iterator[Any]:
         with _lock:
             held.users -= 1
             if not held.users:
-                _take_back(held, native)
-
-
-def _take_back(held: _Override, native: Any) -> None:
-    del _overrides[id(held.processor)]
-    attributes = vars(held.processor)
-    if attributes.get(_ATTRIBUTE) is not native:
-        return  # the user chose anew during the run
-    if held.had:
-        attributes[_ATTRIBUTE] = held.before
-    else:
-        del attributes[_ATTRIBUTE]
+                del _overrides[id(processor)]
+                held.swap.undo()

@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from hasten._swap import Swap
+
 __all__ = ["Forward", "closed_gates", "is_compiled", "open_gates"]
 
 Forward = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -35,10 +37,14 @@ class _Gate:
 
     def __init__(self, module: nn.Module) -> None:
         self._key = id(module)
-        self._had = _SLOT in module.__dict__
-        self.previous = module.__dict__.get(_SLOT)
-        self._inner: Callable[..., Any] = self.previous or module._call_impl
+        self._swap = Swap(module, _SLOT, self)
+        self._inner: Callable[..., Any] = self._swap.before or module._call_impl  # type: ignore[assignment]
         self.users = 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the module has a compiled forward of its own below the gate."""
+        return self._swap.before is not None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         forward = _current.get({}).get(self._key)
@@ -46,19 +52,15 @@ class _Gate:
             return self._inner(*args, **kwargs)
         return forward(self._inner, args, kwargs)
 
-    def remove(self, module: nn.Module) -> None:
-        if module.__dict__.get(_SLOT) is not self:
-            return  # replaced during the run, for example by module.compile(): not ours any more
-        if self._had:
-            module.__dict__[_SLOT] = self.previous
-        else:
-            del module.__dict__[_SLOT]
+    def remove(self) -> None:
+        """Take the gate away, unless it was replaced during the run, for example by ``module.compile()``."""
+        self._swap.undo()
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``module.compile()`` was called on this module (a gate in the same slot does not count)."""
     slot = vars(module).get(_SLOT)
-    return (slot.previous if isinstance(slot, _Gate) else slot) is not None
+    return slot.compiled if isinstance(slot, _Gate) else slot is not None
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def open_gates(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
 
     Gates that are open already stay open: a denoiser and the layers inside it may each have one.
     """
-    gates = [(module, _acquire(module)) for module in forwards]
+    gates = [_acquire(module) for module in forwards]
     token = _current.set(
         {**_current.get({}), **{id(module): forward for module, forward in forwards.items()}}
     )
@@ -75,8 +77,8 @@ def open_gates(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-        for module, gate in gates:
-            _release(module, gate)
+        for gate in gates:
+            _release(gate)
 
 
 @contextmanager
@@ -93,14 +95,13 @@ def _acquire(module: nn.Module) -> _Gate:
     with _lock:
         gate = module.__dict__.get(_SLOT)
         if not isinstance(gate, _Gate):
-            # Written past __setattr__, which a torch.compile wrapper redirects to the module it wraps.
-            gate = module.__dict__[_SLOT] = _Gate(module)
+            gate = _Gate(module)
         gate.users += 1
         return gate
 
 
-def _release(module: nn.Module, gate: _Gate) -> None:
+def _release(gate: _Gate) -> None:
     with _lock:
         gate.users -= 1
         if gate.users == 0:
-            gate.remove(module)
+            gate.remove()

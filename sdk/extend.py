@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from hasten._seams import Seams, submodule
     from hasten._step_caches import step_caches
     from hasten._subclass import stock_class
+    from hasten._swap import kept, swapped
     from hasten._target import Target
     from hasten._technique import Finding, Forecast, Sameness, StepForecast, Technique, TechniqueConfig
     from hasten._timesteps import by_step, dynamic_shift, levels_of, nothing_to_run, planned_levels
@@ -187,6 +188,7 @@ __all__ = [
     "frame_layers",
     "hookimpl",
     "image_pixels",
+    "kept",
     "levels_of",
     "nothing_to_run",
     "parameter_names",
@@ -200,6 +202,7 @@ __all__ = [
     "stock_class",
     "submodule",
     "suggestion",
+    "swapped",
     "tunable_options",
     "unknown_size",
     "unwrapped",
@@ -268,6 +271,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "hasten._module_state": ("ModuleState",),
     "hasten._step_caches": ("step_caches",),
     "hasten._subclass": ("stock_class",),
+    "hasten._swap": ("kept", "swapped"),
     "hasten._cost": (
         "StepCost",
         "branches",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hasten.extend import LatentLayout, Prediction, Target
+from hasten.extend import LatentLayout, Prediction, Target, swapped
 
 __all__ = ["other_solvers", "solving_with"]
 
@@ -64,10 +64,5 @@ def solving_with(pipe: Any, solver: str | None) -> Iterator[None]:
     if solver is None:
         yield
         return
-    # Past the pipeline's __setattr__, which would edit its configuration as well.
-    attributes = vars(pipe)
-    own, attributes["scheduler"] = attributes["scheduler"], other_solvers(pipe)[solver]
-    try:
+    with swapped(pipe, "scheduler", other_solvers(pipe)[solver]):
         yield
-    finally:
-        attributes["scheduler"] = own

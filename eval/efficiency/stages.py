@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hasten.eval.efficiency.timing import StageClock, stage_clock
+from hasten.extend import swapped
 
 __all__ = ["timed_stages"]
 
@@ -37,7 +38,7 @@ def timed_stages(pipe: Any, device: torch.device | str | None = None) -> Iterato
             if stage is not None and isinstance(module, nn.Module):
                 stack.enter_context(_timed_forward(clock, stage, module))
             if hasattr(module, "decode") and isinstance(module, nn.Module):
-                stack.enter_context(_timed_decode(clock, module))
+                stack.enter_context(swapped(module, "decode", clock.wrap("decoder", module.decode)))
         yield clock
 
 
@@ -59,16 +60,3 @@ def _timed_forward(clock: StageClock, stage: str, module: nn.Module) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _timed_decode(clock: StageClock, module: Any) -> Iterator[None]:
-    before: Callable[..., Any] | None = vars(module).get("decode")
-    vars(module)["decode"] = clock.wrap("decoder", module.decode)
-    try:
-        yield
-    finally:
-        if before is None:
-            del vars(module)["decode"]
-        else:
-            vars(module)["decode"] = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from hasten.eval.functional.resize import (
 )
 from hasten.eval.images import check_images
 from hasten.eval.networks.inception import SIDE, load_inception
-from hasten.extend import ConfigError, suggestion
+from hasten.extend import ConfigError, kept, suggestion
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,16 @@ def inference(module: nn.Module) -> Iterator[None]:
 
     Dropout left on gives identical sets a distance, and TF32 moves features in the fourth digit.
     """
-    training = [part for part in module.modules() if part.training]
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    module.eval()
     try:
-        with torch.inference_mode():
+        with ExitStack() as stack:
+            for part in module.modules():
+                stack.enter_context(kept(part, "training"))
+            module.eval()
+            stack.enter_context(torch.inference_mode())
             yield
     finally:
-        for part in training:
-            part.training = True
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 

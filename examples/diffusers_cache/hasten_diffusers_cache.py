@@ -30,6 +30,7 @@ from hasten.extend import (
     TechniqueConfig,
     UnsupportedError,
     hookimpl,
+    kept,
 )
 
 CACHES = {
@@ -129,23 +130,20 @@ class DiffusersCache(Technique[DiffusersCacheConfig]):
             UnsupportedError: the cache would have been off in silence.
         """
         apply = CACHES[self.config.kind][1]
-        before = {module: {key: vars(module).get(key) for key in HOOKED} for module in model.modules()}
-        for module in before:  # an empty registry, which pipelines leave that name their branches
-            vars(module).pop(HOOKED[1], None)
-        try:
+        modules = list(model.modules())
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(kept(module, *HOOKED))
+                vars(module).pop(
+                    HOOKED[1], None
+                )  # an empty registry, which pipelines leave that name their branches
             apply(model, self.config.build(lambda: self._timestep))
-            if not any(hooked(module) for module in before):
+            if not any(hooked(module) for module in modules):
                 raise UnsupportedError(
                     f"diffusers' {self.config.kind} cache finds no layer it knows in {type(model).__name__}; "
                     "name them in diffusers_cache.options (identifiers), or take another kind"
                 )
             yield
-        finally:
-            for module, attributes in before.items():
-                for key, value in attributes.items():
-                    vars(module).pop(key, None)
-                    if value is not None:
-                        vars(module)[key] = value
 
 
 @hookimpl

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten.extend import RunCall, ScaleSchedule, UnsupportedError
+from hasten.extend import RunCall, ScaleSchedule, UnsupportedError, swapped
 
 __all__ = ["check_splittable", "drawn_once", "merge", "part_of_call"]
 
@@ -95,12 +95,8 @@ class Draws:
                 self._whole = original(*bound.args, **bound.kwargs)
             return _rows(self._whole, samples, self._total)
 
-        vars(pipe)["prepare_latents"] = prepare
-        try:
+        with swapped(pipe, "prepare_latents", prepare):
             yield
-        finally:
-            if vars(pipe).get("prepare_latents") is prepare:
-                del vars(pipe)["prepare_latents"]
 
 
 def drawn_once(call: RunCall, total: int) -> Draws | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hasten.extend import DenoiserCall, RunCall
+from hasten.extend import DenoiserCall, RunCall, swapped
 from hasten.plugins.aptp.batching import check_splittable, drawn_once, merge, part_of_call, sample_indices
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.config import AptpConfig
@@ -154,7 +154,7 @@ class Routing:
         base = self._base()
         token = _current.set(_Current(call.pipe, base, expert, samples, decisions))
         try:
-            with _swapped(call.pipe, next(iter(self._target.denoisers)), self._experts.get(expert, base)):
+            with swapped(call.pipe, next(iter(self._target.denoisers)), self._experts.get(expert, base)):
                 return proceed(call)
         finally:
             _current.reset(token)
@@ -165,19 +165,6 @@ class Routing:
         current = _current.get()
         held = next(iter(self._target.denoisers.values()))
         return held if current is None or current.pipe is not self._target.pipe else current.base
-
-
-@contextmanager
-def _swapped(pipe: Any, name: str, chosen: nn.Module) -> Iterator[None]:
-    """The pipeline with an expert in the denoiser's place, written past ``__setattr__``, which edits the config."""
-    attributes = vars(pipe)
-    before = attributes[name]
-    attributes[name] = chosen
-    try:
-        yield
-    finally:
-        if attributes.get(name) is chosen:
-            attributes[name] = before
 
 
 def _prompts_of(call: RunCall) -> Sequence[str] | None:

@@ -25,6 +25,7 @@ from hasten.extend import (
     Target,
     UnsupportedError,
     nothing_to_run,
+    swapped,
 )
 from hasten.plugins.video_infinity.agreement import agree, begin_checkpoints, resume, run_facts
 from hasten.plugins.video_infinity.branches import Branches, own_branch
@@ -319,9 +320,7 @@ def _require_prompts(config: VideoInfinityConfig, places: Places) -> None:
 @contextmanager
 def _divided_noise(pipe: Any, session: Session) -> Iterator[None]:
     """The pipeline draws latents for the whole video, and goes on with this rank's part."""
-    attributes, name = vars(pipe), "prepare_latents"
-    original = getattr(pipe, name)
-    had = name in attributes
+    original = pipe.prepare_latents
     axis = session.mixing.latents
 
     def part(value: Any) -> Any:
@@ -334,11 +333,5 @@ def _divided_noise(pipe: Any, session: Session) -> Iterator[None]:
         return tuple(map(part, result)) if isinstance(result, tuple) else part(result)
 
     prepare.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    attributes[name] = prepare
-    try:
+    with swapped(pipe, "prepare_latents", prepare):
         yield
-    finally:
-        if attributes.get(name) is prepare:
-            del attributes[name]
-            if had:
-                attributes[name] = original

@@ -1,5 +1,6 @@
 """A routed batch is what its prompts are alone; nothing of the pipeline changes for good."""
 
+import functools
 import random
 
 import pytest
@@ -131,6 +132,19 @@ def test_nothing_is_left_of_a_run(scenes_pipe, options):
         assert scenes_pipe.unet is unet
         assert "prepare_latents" not in vars(scenes_pipe)
     assert not before.diff(fingerprint(scenes_pipe))
+
+
+def test_what_the_user_put_on_the_pipeline_outlives_a_run(scenes_pipe, options, monkeypatch):
+    original = scenes_pipe.prepare_latents
+
+    @functools.wraps(original)
+    def own(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    monkeypatch.setitem(vars(scenes_pipe), "prepare_latents", own)
+    with hasten.accelerate(scenes_pipe, {"aptp": options}):
+        scenes_pipe(list(PROMPTS), **CALL)
+    assert vars(scenes_pipe)["prepare_latents"] is own
 
 
 @pytest.mark.parametrize(
