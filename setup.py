@@ -14,8 +14,8 @@ FOLDERS = {
     "hasten.eval": "eval",
 }
 
-DATA = ("json", "jsonl", "safetensors", "md", "txt", "png", "html", "css", "js")
-"""Kinds of files that belong to the packages, besides code."""
+DATA = ("pyi", "json", "jsonl", "safetensors", "md", "txt", "png", "html", "css", "js")
+"""Kinds of files that belong to the packages, besides Python files."""
 
 
 def _packages() -> list[str]:

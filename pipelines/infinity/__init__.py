@@ -3,22 +3,6 @@
 ``InfinityPipeline.from_original`` loads the published checkpoints, ``from_pretrained`` a folder in diffusers layout.
 """
 
-from __future__ import annotations
+from hasten._lazy import lazy_names
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
-    from hasten.pipelines.infinity.pipeline import InfinityPipeline
-
-__all__ = ["BSQAutoencoder", "InfinityPipeline"]
-
-_HOMES = {"BSQAutoencoder": "bsq_model", "InfinityPipeline": "pipeline"}
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,0 +1,135 @@
+from hasten._adapters.base import (
+    Adapter as Adapter,
+    Guidance as Guidance,
+    LatentLayout as LatentLayout,
+    LatentSize as LatentSize,
+    Moments as Moments,
+    Prediction as Prediction,
+    ScaleSchedule as ScaleSchedule,
+)
+from hasten._adapters.decoders import (
+    CausalDecoder as CausalDecoder,
+    ChunkedDecoder as ChunkedDecoder,
+    FrameDecoder as FrameDecoder,
+    PictureDecoder as PictureDecoder,
+    TiledDecoder as TiledDecoder,
+)
+from hasten._adapters.frames import (
+    FrameAxis as FrameAxis,
+    FrameLayer as FrameLayer,
+    FrameMixing as FrameMixing,
+    LayerKind as LayerKind,
+    Rotary as Rotary,
+    attention_names as attention_names,
+    frame_layers as frame_layers,
+    self_attentions as self_attentions,
+    separable as separable,
+)
+from hasten._adapters.kv_cache import KVCache as KVCache
+from hasten._adapters.layouts import (
+    ConditionedVideoLayout as ConditionedVideoLayout,
+    ImageLayout as ImageLayout,
+    PackedLayout as PackedLayout,
+    TokenLayout as TokenLayout,
+    VideoLayout as VideoLayout,
+    image_pixels as image_pixels,
+    resize_clean as resize_clean,
+    unknown_size as unknown_size,
+)
+from hasten._adapters.paths import (
+    FlowPath as FlowPath,
+    Path as Path,
+    VariancePreservingPath as VariancePreservingPath,
+)
+from hasten._adapters.scan import ScannedUnits as ScannedUnits, UNetUnits as UNetUnits
+from hasten._adapters.skips import (
+    SkipJoint as SkipJoint,
+    SkipResnet as SkipResnet,
+    SkipTensor as SkipTensor,
+    SkipTransformer2D as SkipTransformer2D,
+)
+from hasten._adapters.tokens import (
+    AttentionTokens as AttentionTokens,
+    JointTokens as JointTokens,
+    TokenGrid as TokenGrid,
+    UNetTokens as UNetTokens,
+)
+from hasten._adapters.units import (
+    BlockUnit as BlockUnit,
+    Cut as Cut,
+    Grain as Grain,
+    PrunableUnits as PrunableUnits,
+    Structure as Structure,
+    UnitGroup as UnitGroup,
+)
+from hasten._attention import (
+    AttentionCall as AttentionCall,
+    Proceed as Proceed,
+    attention_layers as attention_layers,
+    check_layers as check_layers,
+)
+from hasten._claims import Access as Access, Claim as Claim
+from hasten._cost import (
+    StepCost as StepCost,
+    branches as branches,
+    call_size as call_size,
+    planned_steps as planned_steps,
+)
+from hasten._denoiser import (
+    DenoiserCall as DenoiserCall,
+    parameter_names as parameter_names,
+    unwrapped as unwrapped,
+)
+from hasten._errors import (
+    CheckpointError as CheckpointError,
+    ConfigError as ConfigError,
+    ConflictError as ConflictError,
+    HastenError as HastenError,
+    NumericalError as NumericalError,
+    PluginError as PluginError,
+    RankError as RankError,
+    UnsupportedError as UnsupportedError,
+    suggestion as suggestion,
+)
+from hasten._hookspecs import hookimpl as hookimpl
+from hasten._journal import OwnedJournal as OwnedJournal
+from hasten._models import (
+    Captions as Captions,
+    Model as Model,
+    Split as Split,
+    read_settings as read_settings,
+)
+from hasten._module_state import ModuleState as ModuleState
+from hasten._plan import Plan as Plan
+from hasten._ranks import Ranks as Ranks
+from hasten._recorder import Stopwatch as Stopwatch
+from hasten._report import Report as Report, StepRecord as StepRecord
+from hasten._run import Run as Run, RunCall as RunCall
+from hasten._seams import Seams as Seams, submodule as submodule
+from hasten._step_caches import step_caches as step_caches
+from hasten._subclass import stock_class as stock_class
+from hasten._swap import kept as kept, swapped as swapped
+from hasten._target import Target as Target
+from hasten._technique import (
+    Finding as Finding,
+    Forecast as Forecast,
+    Sameness as Sameness,
+    StepForecast as StepForecast,
+    Technique as Technique,
+    TechniqueConfig as TechniqueConfig,
+)
+from hasten._timesteps import (
+    by_step as by_step,
+    dynamic_shift as dynamic_shift,
+    levels_of as levels_of,
+    nothing_to_run as nothing_to_run,
+    planned_levels as planned_levels,
+)
+from hasten.schedules.noise import NoiseLevel as NoiseLevel
+from hasten._tunable import (
+    Between as Between,
+    Choices as Choices,
+    Tunable as Tunable,
+    dial_of as dial_of,
+    tunable_options as tunable_options,
+)
