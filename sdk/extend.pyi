@@ -92,6 +92,7 @@ from hasten._errors import (
     suggestion as suggestion,
 )
 from hasten._hookspecs import hookimpl as hookimpl
+from hasten._lazy import lazy_names as lazy_names
 from hasten._journal import OwnedJournal as OwnedJournal
 from hasten._models import (
     Captions as Captions,

@@ -3,6 +3,6 @@
 ``VARPipeline.from_original`` loads the published checkpoints, ``from_pretrained`` a folder in diffusers layout.
 """
 
-from hasten._lazy import lazy_names
+from hasten.extend import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
