@@ -1,12 +1,11 @@
-"""Two requests at once over one set of weights: each thread calls an accelerated copy of the pipeline.
+"""Two requests at once over one set of weights: each thread calls a view of the accelerated pipeline.
 
     python examples/threads.py out
 
-``copy.copy`` of an accelerated pipeline is a stock pipeline that shares the weights and has a scheduler of its own. One
-accelerated pipeline called from two threads is refused: a call swaps parts of the pipeline object.
+A view shares the weights, and has its own scheduler, tokenizers and settings. One accelerated pipeline called from two
+threads is refused: a call swaps parts of the pipeline object.
 """
 
-import copy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,17 +14,9 @@ import hasten
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 out.mkdir(parents=True, exist_ok=True)
-techniques = {"bottleneck": {"high_first": 1.0}}
 
-pipe = hasten.load("mini/t2i-dit")
-hasten.accelerate(pipe, techniques)
-views = [pipe, copy.copy(pipe)]
-for name in (
-    "tokenizer",
-    "tokenizer_2",
-):  # a fast tokenizer keeps its padding between calls: one for each thread
-    setattr(views[1], name, copy.deepcopy(getattr(pipe, name)))
-hasten.accelerate(views[1], techniques)
+accel = hasten.accelerate(hasten.load("mini/t2i-dit"), {"bottleneck": {"high_first": 1.0}})
+views = [accel.view(), accel.view({"bottleneck": {"high_first": 1.0, "delta": 0.2}})]
 prompts = [
     "a large red circle on the left on a white background",
     "two small green stars at the top on a black background",
@@ -41,7 +32,7 @@ def serve(number: int) -> None:
 with ThreadPoolExecutor(len(views)) as threads:
     list(threads.map(serve, range(len(views))))
 for view in views:
-    handle = hasten.acceleration_of(view)  # what accelerate() returned, if nobody kept it
+    handle = hasten.acceleration_of(view)
     assert handle is not None
     print(handle.report())
-    hasten.restore(view)
+accel.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten._attachment import Attachment
 from hasten._config import Config, ConfigLike
-from hasten._errors import ConfigError, ConflictError, suggestion
+from hasten._errors import ConfigError, ConflictError, UnsupportedError, suggestion
 from hasten._plan import Plan, make_plan
 from hasten._seams import Seams
 from hasten._subclass import accelerated_by, make_subclass, set_class
@@ -144,6 +145,32 @@ class Acceleration:
             UnsupportedError: a technique works on whole pipeline calls only.
         """
         return self._attachment.custom_run(arguments)
+
+    def view(self, config: ConfigLike | None = None) -> Any:
+        """An accelerated copy of the pipeline over the same weights, for another thread.
+
+        It has its own scheduler, tokenizers, settings and report. ``hasten.acceleration_of(view)`` is its handle.
+
+        Args:
+            config: see :meth:`hasten.Config.of`; the techniques of this acceleration if not given.
+
+        Raises:
+            ConfigError: the configuration is wrong.
+            ConflictError: techniques collide.
+            UnsupportedError: the pipeline cannot be accelerated like this, or a technique edits the weights that both
+                share.
+        """
+        made = copy.copy(self._pipe)
+        same = {technique.name: technique.options for technique in self.plan.techniques}
+        handle = accelerate(made, same if config is None else config)
+        editing = sorted(_structural(self.plan) | _structural(handle.plan))
+        if editing:
+            handle.restore()
+            raise UnsupportedError(
+                f"{', '.join(editing)} edits the weights of the {self._stock.__name__}, which a view would share; load "
+                f"the pipeline a second time instead"
+            )
+        return made
 
     def remove(self, name: str) -> None:
         """Take one technique off and keep the others. A call in progress goes on with it.

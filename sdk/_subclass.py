@@ -1,8 +1,8 @@
 """The one lasting mark on an accelerated pipeline: its class, a generated subclass that looks like the stock one.
 
 The subclass has the same name, module, documentation and call signature. Copies, pickles, ``from_pipe`` siblings and
-everything else made from the class are stock pipelines. A shallow copy shares the weights and gets a scheduler of its
-own, so that it can be called while a call of the original is in progress.
+everything else made from the class are stock pipelines. A shallow copy shares the weights and gets its own scheduler
+and tokenizers, so that it can be called while a call of the original is in progress.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def make_subclass(stock: type, acceleration: object, call: CallHandler, state: S
             function = object.__new__
         as_stock = tuple(stock if item is generated else item for item in arguments)
         if rest and isinstance(rest[0], dict):
-            rest[0] = _with_own_scheduler(state(self))
+            rest[0] = _with_own_state(state(self))
         return (stock if function is generated else function, as_stock, *rest)
 
     namespace = {
@@ -78,6 +78,9 @@ def set_class(pipe: object, cls: type) -> None:
     object.__setattr__(pipe, "__class__", cls)
 
 
-def _with_own_scheduler(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler counts the steps of the call in progress, so that two calls cannot share one."""
-    return {name: copy.deepcopy(value) if name == "scheduler" else value for name, value in state.items()}
+def _with_own_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts that change during a call cannot be shared: schedulers count steps, fast tokenizers keep their padding."""
+    return {
+        name: copy.deepcopy(value) if name == "scheduler" or hasattr(value, "backend_tokenizer") else value
+        for name, value in state.items()
+    }

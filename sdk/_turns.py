@@ -44,8 +44,8 @@ class Turns:
             if any(other != thread for other in others):
                 raise ConflictError(
                     f"this accelerated {self._pipeline} is in a call in another thread, and a call swaps parts of the "
-                    f"pipeline. Put a lock around the calls, or give each thread a pipeline of its own over the same "
-                    f"weights: copy.copy(pipe), accelerated by itself"
+                    f"pipeline. Put a lock around the calls, or give each thread a view over the same weights: "
+                    f"hasten.acceleration_of(pipe).view()"
                 )
             calls[thread] += 1
         try:
