@@ -1,6 +1,4 @@
-"""Registers the metrics that come with hasten. Importing this loads no network code; a metric's first use
-does.
-"""
+"""Registers the metrics that come with hasten. A metric's module is imported when the metric is made."""
 
 from __future__ import annotations
 
@@ -47,6 +45,36 @@ METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "kid": ("sets", "Kid", {}, "unbiased kernel distance of features to a reference set"),
     "cmmd": ("sets", "Cmmd", {}, "CLIP maximum mean discrepancy to a reference set, as published"),
     "mmd_clip_median": ("sets", "Cmmd", {"sigma": None}, "the same at the bandwidth of the data, unbiased"),
+    "mini_classifier": (
+        "miniature",
+        "Classifier",
+        {},
+        "miniature: share of the attributes asked for, by a learned classifier",
+    ),
+    "mini_parser": (
+        "miniature",
+        "Parser",
+        {},
+        "miniature: share of the attributes asked for, by a parser that learned nothing",
+    ),
+    "mini_text_image": (
+        "miniature",
+        "TextImage",
+        {},
+        "miniature: image-prompt cosine of the miniature contrastive model",
+    ),
+    "mini_frechet": (
+        "miniature",
+        "Frechet",
+        {},
+        "miniature: Frechet distance of its features to true renders (not FID)",
+    ),
+    "mini_mmd": (
+        "miniature",
+        "Mmd",
+        {},
+        "miniature: kernel distance of its features to true renders (not CMMD)",
+    ),
 }
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.moments import Moments
-from hasten.eval.loading import Loaded, batches
 from hasten.eval.networks.features import FeatureNetwork
-from hasten.eval.sources import ImageSource
+from hasten.eval.pictures.loading import Loaded, batches
+from hasten.eval.pictures.sources import ImageSource
 from hasten.extend import CheckpointError, ConfigError
 
 

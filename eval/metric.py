@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hasten.eval.fingerprint import Fingerprint
-from hasten.eval.images import check_images, check_pair
+from hasten.eval.pictures.images import check_images, check_pair
 from hasten.eval.statistics import Estimate
 from hasten.extend import ConfigError
 

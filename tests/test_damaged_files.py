@@ -184,7 +184,7 @@ class Judge(Case):
     tensors: ClassVar[dict] = {"model.safetensors": None}
 
     def make(self, folder):
-        from hasten.eval.compare.miniature import bundled
+        from hasten.eval.metrics.miniature import bundled
 
         shutil.copytree(bundled("judge"), folder, dirs_exist_ok=True)
 
@@ -202,12 +202,12 @@ class Clip(Case):
     free = ("*",)
 
     def make(self, folder):
-        from hasten.eval.compare.miniature import bundled
+        from hasten.eval.metrics.miniature import bundled
 
         shutil.copytree(bundled("clip"), folder, dirs_exist_ok=True)
 
     def load(self, folder):
-        from hasten.eval.compare.miniature import _load_clip
+        from hasten.eval.metrics.miniature import _load_clip
 
         _load_clip.__wrapped__(folder)
 

@@ -85,7 +85,7 @@ def time_fid(count: int, dimension: int, *, interval: bool = True) -> list[dict[
     """
     from hasten.eval.functional.frechet import covariance_factor, frechet_distance
     from hasten.eval.functional.moments import Moments
-    from hasten.eval.intervals import frechet_estimate
+    from hasten.eval.metrics.intervals import frechet_estimate
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +158,7 @@ def _write_pictures(folder: Path, count: int, side: int) -> None:
 
 
 def _read(folder: str, workers: int) -> int:
-    from hasten.eval.loading import Loaded, batches
-    from hasten.eval.sources import open_source
+    from hasten.eval.pictures.loading import Loaded, batches
+    from hasten.eval.pictures.sources import open_source
 
     return sum(len(images) for images in batches(open_source(folder), Loaded(), workers=workers))

@@ -12,17 +12,16 @@ from hasten.eval.compare.contest import BEATS, Contest, contests
 from hasten.eval.compare.engine import BASELINE, KNEE, Arm
 from hasten.eval.compare.gates import BeatsFewerSteps, Gate
 from hasten.eval.compare.knee import Judge, Ladder
-from hasten.eval.compare.reference import Embedded, Reference, embed_references
 from hasten.eval.compare.run import arms_of_run
 from hasten.eval.compare.scores import (
     SampleScores,
     SetScores,
-    few_samples,
     sample_scores,
     set_scores,
 )
 from hasten.eval.compare.store import RunStore
 from hasten.eval.metric import Metric, SampleMetric, SetMetric
+from hasten.eval.scoring.reference import Embedded, Reference, embed_references, few_samples
 from hasten.eval.statistics import NO_DISCORDANT, pairs_needed
 from hasten.files import write_atomically
 

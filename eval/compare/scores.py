@@ -11,52 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hasten.commands import host
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.store import RunStore
-from hasten.eval.images import to_uint8
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
+from hasten.eval.pictures.images import to_uint8
 from hasten.extend import ConfigError
 
-__all__ = [
-    "SampleScores",
-    "SetScores",
-    "default_metrics",
-    "few_samples",
-    "make_metric",
-    "sample_scores",
-    "set_scores",
-]
+__all__ = ["SampleScores", "SetScores", "sample_scores", "set_scores"]
 
 FloatArray = NDArray[np.float64]
 
-_DEFAULTS = ("psnr", "ssim")
 _BATCH = 32
-
-
-def default_metrics(prompts: Sequence[str]) -> tuple[str, ...]:
-    """What is measured unless the user says otherwise: whatever needs no download."""
-    for model in host().registry.models.values():
-        if all(map(model.captions.contains, prompts)):
-            return model.captions.metrics
-    return _DEFAULTS
-
-
-def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
-    """The metric of that name, made with ``options``.
-
-    Raises:
-        ConfigError: if there is none, or an option is wrong.
-    """
-    metric = host().metric(name)
-    with host().culprit("metric", name).during("its factory"):
-        try:
-            made = metric.factory(**options)
-        except TypeError as error:
-            raise ConfigError(f"metric {name!r}: {error}; see hasten.eval.metrics for its options") from error
-    if not isinstance(made, Metric):
-        raise ConfigError(f"metric {name!r} is no hasten.eval.metric.Metric and can't be used here")
-    return made
 
 
 @dataclass(frozen=True)
@@ -143,14 +108,3 @@ def set_scores(
     """Embed the pictures of every arm; ``reference`` is what the metric compares them with."""
     features = {arm: _embedded(store, arm, prompts, metric) for arm in arms}
     return SetScores(metric, features, reference)
-
-
-def few_samples(metric: SetMetric, features: Features) -> list[str]:
-    """A warning where there are no more pictures than feature dimensions."""
-    rows = features.get("features")
-    if rows is None or len(rows) > rows.shape[1]:
-        return []
-    return [
-        f"{metric.name}: {len(rows)} pictures for {rows.shape[1]} feature dimensions; computed exactly, but such a "
-        "small set says little: compare only figures of the same count"
-    ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.eval.images import check_pair
+from hasten.eval.pictures.images import check_pair
 
 #: Identical images have infinite PSNR; in a mean they count as this many decibels.
 PSNR_CAP = 100.0

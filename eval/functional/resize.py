@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from hasten.eval.images import check_images
+from hasten.eval.pictures.images import check_images
 
 Filter = Literal["bilinear", "bicubic"]
 Size = tuple[int, int]

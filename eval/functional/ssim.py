@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.eval.images import check_pair
+from hasten.eval.pictures.images import check_pair
 from hasten.extend import ConfigError
 
 #: ``valid`` averages over the region the whole window covers, as the reference implementation does;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hasten.eval.functional.pixel import capped, psnr
-from hasten.eval.images import check_images
+from hasten.eval.pictures.images import check_images
 from hasten.extend import ConfigError
 
 #: Compares two batches of images, ``[F, 3, H, W]`` each, to ``[F]``.

@@ -24,8 +24,8 @@ from hasten.eval.functional.mmd import (
     polynomial_kernel,
 )
 from hasten.eval.functional.moments import Moments
-from hasten.eval.intervals import frechet_difference, frechet_estimate, mmd_difference, mmd_estimate
 from hasten.eval.metric import Batch, Features, Need, SetFigure, SetMetric
+from hasten.eval.metrics.intervals import frechet_difference, frechet_estimate, mmd_difference, mmd_estimate
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
 from hasten.eval.statistics import Estimate
 from hasten.extend import ConfigError

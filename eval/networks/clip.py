@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.resize import CLIP_MEAN, CLIP_STD, crop_to_square, pil_uint8, short_side_then_crop
-from hasten.eval.images import check_images
 from hasten.eval.networks.features import FeatureNetwork, inference
+from hasten.eval.pictures.images import check_images
 from hasten.extend import ConfigError
 
 #: ``crop``: shorter side to the input size, then the central square (CLIP's own). ``square``: the largest

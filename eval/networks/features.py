@@ -19,8 +19,8 @@ from hasten.eval.functional.resize import (
     torch_antialias,
     torch_noalias,
 )
-from hasten.eval.images import check_images
 from hasten.eval.networks.inception import SIDE, load_inception
+from hasten.eval.pictures.images import check_images
 from hasten.extend import ConfigError, kept, suggestion
 
 

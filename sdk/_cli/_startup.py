@@ -8,6 +8,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +33,31 @@ class _Postponed(ModuleType):
         return getattr(module, name)
 
 
+class _Present(MetaPathFinder, Loader):
+    """Keeps ``import name.part`` from executing ``name.part`` twice where it is the first use of a postponed ``name``.
+
+    The import system asks ``name`` for its ``__path__``, which loads it and with it the part, and then loads the part
+    again: torch's extension modules abort the process when that happens.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._parts = f"{name}."
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith(self._parts) or fullname not in sys.modules:
+            return None
+        return ModuleSpec(fullname, self, loader_state=sys.modules[fullname].__spec__)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
 def postpone(name: str) -> None:
     """Make ``import name`` free: the module is executed when something of it is first used.
 
@@ -39,6 +67,7 @@ def postpone(name: str) -> None:
     if spec is not None:
         sys.modules[name] = _Postponed(name)
         sys.modules[name].__spec__ = spec
+        sys.meta_path.insert(0, _Present(name))
 
 
 def quieten() -> None:

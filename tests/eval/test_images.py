@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hasten._errors import ConfigError
-from hasten.eval.images import blank, check_images, from_float, to_rgb, to_uint8
+from hasten.eval.pictures.images import blank, check_images, from_float, to_rgb, to_uint8
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (5, 4)) -> Image.Image:

@@ -11,7 +11,7 @@ from hasten._errors import ConfigError
 from hasten.eval.functional.frechet import frechet_distance_of_features
 from hasten.eval.functional.mmd import cmmd, gaussian_kernel, kid, polynomial_kernel
 from hasten.eval.functional.moments import Moments
-from hasten.eval.intervals import frechet_difference, frechet_estimate, mmd_difference, mmd_estimate
+from hasten.eval.metrics.intervals import frechet_difference, frechet_estimate, mmd_difference, mmd_estimate
 from hasten.eval.statistics import assign_groups, grouped_jackknife
 
 

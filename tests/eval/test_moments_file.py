@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hasten._errors import CheckpointError, ConfigError
 from hasten.eval.functional.moments import Moments
-from hasten.eval.moments_file import Statistics, load_statistics, save_statistics
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
+from hasten.eval.scoring.moments_file import Statistics, load_statistics, save_statistics
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hasten._errors import ConfigError
-from hasten.eval.pairing import Manifest, Order, ambiguity, sort_names
+from hasten.eval.pictures.pairing import Manifest, Order, ambiguity, sort_names
 
 
 def test_numbers_compare_by_value() -> None:

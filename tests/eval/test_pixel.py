@@ -12,7 +12,7 @@ from torch import Tensor
 from hasten._errors import ConfigError
 from hasten.eval.functional.pixel import psnr, summarize_psnr
 from hasten.eval.functional.ssim import ms_ssim, ssim
-from hasten.eval.images import from_float
+from hasten.eval.pictures.images import from_float
 
 
 def flat(value: float, size: int = 16, n: int = 1) -> Tensor:

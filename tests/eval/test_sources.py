@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from hasten._errors import CheckpointError, ConfigError
 from hasten.eval.features import atomic_write, extract_features, load_features, stream_moments
-from hasten.eval.loading import Loaded, batches
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
-from hasten.eval.pairing import Order
-from hasten.eval.sources import check_paired, open_source
+from hasten.eval.pictures.loading import Loaded, batches
+from hasten.eval.pictures.pairing import Order
+from hasten.eval.pictures.sources import check_paired, open_source
 
 
 def save(image: Tensor, path: Path) -> None:

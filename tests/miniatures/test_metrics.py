@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hasten._errors import ConfigError
-from hasten.eval.compare.scores import default_metrics, make_metric
+from hasten.eval.commands.options import default_metrics, make_metric
 from hasten.eval.metric import Batch
 from hasten.pipelines import mini
 from hasten_miniatures.moving import render_videos, sample_moving_scene

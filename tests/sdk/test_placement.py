@@ -86,7 +86,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Placement]:
         "hasten._cli._loading",
         "hasten._cli._plan",
         "hasten._cli._generate",
-        "hasten.eval.compare.commands.perform",
+        "hasten.eval.commands.perform",
     ):
         monkeypatch.setattr(f"{command}.load_quietly", note)
     return places

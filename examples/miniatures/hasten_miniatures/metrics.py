@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hasten.eval.compare.miniature import AttributeMetric, bundled
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.metric import Batch, Need
+from hasten.eval.metrics.miniature import AttributeMetric, bundled
 from hasten.pipelines.mini.scoring import AttributeScores
 from hasten_miniatures.motion import VideoClassifier, VideoParser
 

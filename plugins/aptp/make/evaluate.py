@@ -52,12 +52,11 @@ def compare(
     """
     from hasten import commands as common
     from hasten.commands import load
+    from hasten.eval.commands import options
+    from hasten.eval.commands.perform import perform
     from hasten.eval.compare.analysis import Settings
-    from hasten.eval.compare.commands import options
-    from hasten.eval.compare.commands.perform import perform
     from hasten.eval.compare.document import Evaluation
     from hasten.eval.compare.run import Request
-    from hasten.eval.compare.scores import default_metrics
 
     bundle = Bundle.load(folder)
     candidates = configurations(bundle)
@@ -67,7 +66,7 @@ def compare(
     save_traffic(rows, out)
     texts = routed[:count]
     job = Job(texts, seed, common.call_arguments(model, first, {}), batch_size)
-    metrics = options.build_metrics(default_metrics(texts), [])
+    metrics = options.build_metrics(options.default_metrics(texts), [])
     fewer = {} if fewer_steps is None else dict.fromkeys(candidates, fewer_steps)
     request = Request(model, job, candidates, fewer, dtype=place.dtype)
     perform(request, Evaluation(metrics, None, Settings(0.95, seed, {}), ()), out, place.device)

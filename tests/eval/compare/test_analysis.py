@@ -14,12 +14,12 @@ from torch import Tensor
 from hasten._errors import ConfigError
 from hasten.eval.compare.analysis import Settings, analyse, batch_timings, check_margins, sanity
 from hasten.eval.compare.engine import Arm
-from hasten.eval.compare.miniature import Parser
 from hasten.eval.compare.scores import SampleScores, SetScores
 from hasten.eval.compare.store import Record
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.metric import Batch, Features, SampleMetric
 from hasten.eval.metrics.fidelity import Psnr
+from hasten.eval.metrics.miniature import Parser
 from hasten.eval.metrics.sets import Fid
 from hasten.eval.networks.features import FeatureNetwork
 

@@ -147,7 +147,7 @@ def test_wrong_usage_is_refused_before_the_model_is_loaded(
     arguments: tuple[Any, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr("hasten.eval.compare.commands.perform.load_quietly", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("hasten.eval.commands.perform.load_quietly", lambda *_: pytest.fail("loaded"))
     result = compare("--out", tmp_path, *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr.replace("\n", " ")
@@ -245,7 +245,7 @@ def test_a_knee_that_cannot_be_found_is_refused_before_the_model_is_loaded(
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr("hasten.eval.compare.commands.perform.load_quietly", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("hasten.eval.commands.perform.load_quietly", lambda *_: pytest.fail("loaded"))
     result = compare(*OPTIONS, "--out", tmp_path, "-m", "mini_parser", *arguments)
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())

@@ -12,10 +12,10 @@ from hasten.eval.compare.analysis import Settings
 from hasten.eval.compare.contest import contests, deciding_metrics
 from hasten.eval.compare.engine import Arm
 from hasten.eval.compare.gates import parse_gates
-from hasten.eval.compare.miniature import Parser
 from hasten.eval.compare.scores import SampleScores, SetScores
 from hasten.eval.compare.wording import contest_text, headline, verdict_text
 from hasten.eval.metrics.fidelity import Psnr
+from hasten.eval.metrics.miniature import Parser
 from hasten.eval.metrics.sets import Fid
 from hasten.eval.networks.features import FeatureNetwork
 from hasten.extend import ConfigError

@@ -101,7 +101,7 @@ def test_statistics_of_another_fingerprint_are_refused(evaluate: Evaluate, tmp_p
 
     from hasten.eval.fingerprint import Fingerprint
     from hasten.eval.functional.moments import Moments
-    from hasten.eval.moments_file import Statistics, save_statistics
+    from hasten.eval.scoring.moments_file import Statistics, save_statistics
     from hasten_miniatures.contrastive import build_clip, export_clip
 
     export_clip(build_clip(), tmp_path / "clip")

@@ -21,7 +21,7 @@ Evaluate = Callable[..., Result]
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature's contrastive model as a CLIP folder that any metric takes: 96 features."""
-    from hasten.eval.compare.miniature import bundled
+    from hasten.eval.metrics.miniature import bundled
 
     folder = tmp_path_factory.mktemp("clip")
     for file in bundled("clip").iterdir():
@@ -139,7 +139,7 @@ class TestReferences:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from hasten.eval.compare import reference
-        from hasten.eval.compare.miniature import Frechet
+        from hasten.eval.metrics.miniature import Frechet
 
         seen: dict[str, object] = {}
 

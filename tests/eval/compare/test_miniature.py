@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from hasten._errors import CheckpointError
-from hasten.eval.compare.miniature import (
+from hasten.eval.commands.options import default_metrics, make_metric
+from hasten.eval.functional.frechet import frechet_distance_of_features
+from hasten.eval.metric import Batch
+from hasten.eval.metrics.miniature import (
     RENDERS_PER_PROMPT,
     Classifier,
     Frechet,
@@ -19,9 +22,6 @@ from hasten.eval.compare.miniature import (
     TextImage,
     true_renders,
 )
-from hasten.eval.compare.scores import default_metrics, make_metric
-from hasten.eval.functional.frechet import frechet_distance_of_features
-from hasten.eval.metric import Batch
 from hasten.pipelines import mini
 from hasten.pipelines.mini.judge import Judge, load_judge
 from hasten.pipelines.mini.plugin import SCENES

@@ -17,8 +17,8 @@ from hasten.eval.compare.document import Evaluation, evaluate_run
 from hasten.eval.compare.run import Request, _arm_to_dict
 from hasten.eval.compare.store import Record, RunStore
 from hasten.eval.functional.pixel import capped, psnr
-from hasten.eval.images import to_uint8
 from hasten.eval.metrics.fidelity import FrameConsistency, Psnr
+from hasten.eval.pictures.images import to_uint8
 
 PROMPTS, FRAMES = 3, 4
 

@@ -15,10 +15,10 @@ from hasten.eval.compare.analysis import Settings
 from hasten.eval.compare.document import Evaluation, evaluate_run
 from hasten.eval.compare.engine import control_arms
 from hasten.eval.compare.gates import parse_gates
-from hasten.eval.compare.miniature import Parser
 from hasten.eval.compare.run import Request, _arm_to_dict
 from hasten.eval.compare.store import Record, RunStore
 from hasten.eval.metrics.fidelity import Psnr, Ssim
+from hasten.eval.metrics.miniature import Parser
 from hasten.pipelines import mini
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import parse_caption

@@ -60,8 +60,8 @@ def test_the_page_stands_alone(text: str) -> None:
 
 def test_what_is_not_read_of_the_reference_is_on_the_page(store: RunStore, tmp_path: Path) -> None:
     from hasten.eval.compare.document import Evaluation, evaluate_run
-    from hasten.eval.compare.miniature import Frechet
-    from hasten.eval.compare.reference import Reference
+    from hasten.eval.metrics.miniature import Frechet
+    from hasten.eval.scoring.reference import Reference
 
     shutil.copytree(store.folder, tmp_path / "run")
     real = tmp_path / "real"

@@ -92,6 +92,23 @@ def test_a_postponed_module_is_the_module_once_it_is_used(
     assert "no_such_module" not in sys.modules
 
 
+def test_a_part_that_is_imported_first_is_executed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch imports its own parts, and its extension modules can't be initialised twice."""
+    (tmp_path / "late_two").mkdir()
+    (tmp_path / "late_two" / "__init__.py").write_text("executed = []\nfrom late_two import part\n")
+    (tmp_path / "late_two" / "part.py").write_text("import late_two\nlate_two.executed.append(__name__)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    postpone("late_two")
+    import late_two.part  # type: ignore[import-not-found]
+
+    assert late_two.executed == ["late_two.part"]
+    assert late_two.part.__spec__.loader is not None
+    assert late_two.part is sys.modules["late_two.part"]
+
+
 def test_completion_can_be_installed_and_knows_names() -> None:
     assert "--install-completion" in CliRunner().invoke(build_app(), ["--help"]).output
     completing = {**os.environ, "_HASTEN_COMPLETE": "complete_bash", "COMP_CWORD": "3"}

@@ -9,7 +9,7 @@ import typer
 
 from hasten import commands as common
 from hasten.commands import Job
-from hasten.eval.compare.commands import options
+from hasten.eval.commands import options
 
 __all__ = ["register"]
 
@@ -63,8 +63,8 @@ def _command(
     ladder: options.LadderSteps = None,
     as_json: common.Json = False,
 ) -> None:
+    from hasten.eval.commands.perform import perform
     from hasten.eval.compare.analysis import Settings
-    from hasten.eval.compare.commands.perform import perform
     from hasten.eval.compare.document import Evaluation
     from hasten.eval.compare.engine import FEWER_STEPS
     from hasten.eval.compare.run import Request

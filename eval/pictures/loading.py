@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hasten.eval.sources import ImageSource
+from hasten.eval.pictures.sources import ImageSource
 from hasten.extend import ConfigError
 
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hasten.eval.arrays import PICTURES, npz_members
 from hasten.eval.distributed import gather, own_part
 from hasten.eval.functional.moments import Moments
-from hasten.eval.loading import Loaded, batches
 from hasten.eval.metric import Batch, Features, Metric, SetMetric, concatenate
 from hasten.eval.metrics.sets import Fid
-from hasten.eval.moments_file import load_statistics
-from hasten.eval.sources import ImageSource, open_source
+from hasten.eval.pictures.arrays import PICTURES, npz_members
+from hasten.eval.pictures.loading import Loaded, batches
+from hasten.eval.pictures.sources import ImageSource, open_source
+from hasten.eval.scoring.moments_file import load_statistics
 from hasten.extend import ConfigError
 from hasten.files import describe_unread
 
-__all__ = ["Embedded", "Reference", "embed_references"]
+__all__ = ["Embedded", "Reference", "embed_references", "few_samples"]
 
 _STATISTICS = {"mu", "sigma"}
 
@@ -195,3 +195,14 @@ def _read(source: ImageSource, loaded: Loaded, reference: Reference) -> Iterator
         skip_bad=reference.skip_bad,
     ):
         yield Batch(images)
+
+
+def few_samples(metric: SetMetric, features: Features) -> list[str]:
+    """A warning where there are no more pictures than feature dimensions."""
+    rows = features.get("features")
+    if rows is None or len(rows) > rows.shape[1]:
+        return []
+    return [
+        f"{metric.name}: {len(rows)} pictures for {rows.shape[1]} feature dimensions; computed exactly, but such a "
+        "small set says little: compare only figures of the same count"
+    ]

@@ -12,13 +12,13 @@ from rich.table import Table
 
 from hasten import commands as common
 from hasten.commands import Console, hold_file, printable
-from hasten.eval.compare.commands import options
-from hasten.eval.pairing import Order
+from hasten.eval.commands import options
+from hasten.eval.pictures.pairing import Order
 from hasten.extend import ConfigError
 from hasten.files import read_prompts
 
 if TYPE_CHECKING:
-    from hasten.eval.compare.folders import FolderScores
+    from hasten.eval.scoring.folders import FolderScores
 
 __all__ = ["register"]
 
@@ -93,10 +93,10 @@ def _command(
         return
     if generated is None or metrics is None:
         raise ConfigError("give --generated FOLDER and --metrics NAME,NAME (or: hasten eval doctor)")
-    from hasten.eval.compare.folders import Pictures, score_pictures
-    from hasten.eval.compare.reference import Reference
     from hasten.eval.distributed import launched
-    from hasten.eval.sources import open_source
+    from hasten.eval.pictures.sources import open_source
+    from hasten.eval.scoring.folders import Pictures, score_pictures
+    from hasten.eval.scoring.reference import Reference
 
     names = options.metric_names(metrics, ())
     if manifest is not None and prompts is not None:
@@ -132,8 +132,8 @@ def _statistics(
     from hasten.eval.distributed import gather, gather_moments, launched, own_part
     from hasten.eval.features import stream_moments
     from hasten.eval.metrics.sets import Fid
-    from hasten.eval.moments_file import Statistics, save_statistics
-    from hasten.eval.sources import open_source
+    from hasten.eval.pictures.sources import open_source
+    from hasten.eval.scoring.moments_file import Statistics, save_statistics
 
     (made,) = options.build_metrics([metric], metric_option or ())
     if not isinstance(made, Fid):
@@ -196,7 +196,7 @@ def _print(scores: FolderScores, fingerprints: dict[str, Any]) -> None:
 
 
 def _doctor(as_json: common.Json = False) -> None:
-    from hasten.eval.compare.doctor import examine, missing
+    from hasten.eval.scoring.doctor import examine, missing
 
     outcomes, absent = examine(), missing()
     if as_json:

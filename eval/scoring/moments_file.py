@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten.eval.arrays import what_is_wrong
 from hasten.eval.features import atomic_write
 from hasten.eval.fingerprint import Fingerprint, require_same
 from hasten.eval.functional.moments import Moments
+from hasten.eval.pictures.arrays import what_is_wrong
 from hasten.extend import CheckpointError, ConfigError
 
 __all__ = ["Statistics", "load_statistics", "save_statistics"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten.eval.sources import ImageSource
+from hasten.eval.pictures.sources import ImageSource
 from hasten.extend import ConfigError
 
 __all__ = ["ArraySource", "npz_members", "what_is_wrong"]

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten.eval.fingerprint import Fingerprint, hash_weights
-from hasten.eval.images import from_float
 from hasten.eval.metric import Batch, Features, Need, SampleMetric, SetMetric
 from hasten.eval.metrics.alignment import ClipScore
 from hasten.eval.metrics.sets import Cmmd, Fid
 from hasten.eval.networks.clip import ClipNetwork
+from hasten.eval.pictures.images import from_float
 from hasten.extend import CheckpointError
 from hasten.weights import load_checked
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hasten.eval.compare.reference import Reference, embed_references
-from hasten.eval.compare.scores import few_samples
 from hasten.eval.distributed import gather, own_part
-from hasten.eval.loading import Loaded, batches
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
-from hasten.eval.sources import ImageSource, check_paired
+from hasten.eval.pictures.loading import Loaded, batches
+from hasten.eval.pictures.sources import ImageSource, check_paired
+from hasten.eval.scoring.reference import Reference, embed_references, few_samples
 from hasten.eval.statistics import Estimate, mean_estimate, ratio_of_sums
 from hasten.extend import ConfigError
 

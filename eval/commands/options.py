@@ -32,7 +32,9 @@ __all__ = [
     "SkipBad",
     "Workers",
     "build_metrics",
+    "default_metrics",
     "ladder_of",
+    "make_metric",
     "metric_names",
     "parse_margins",
     "require_references",
@@ -97,6 +99,9 @@ Gates = Annotated[
 ]
 Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the intervals.")]
 
+#: Metrics without a network, which suit any pictures.
+_DEFAULTS = ("psnr", "ssim")
+
 #: What people call a metric -> the name it has here.
 _ALIASES = {"clip": "clip_score", "blip": "blip_t_classdiffusion", "blip2": "blip2_t"}
 
@@ -111,6 +116,16 @@ _NEEDS_NETWORK = {
     "blip_t_classdiffusion": "Salesforce/blip-itm-large-coco",
     "blip_itm": "Salesforce/blip-itm-large-coco",
 }
+
+
+def default_metrics(prompts: Sequence[str]) -> tuple[str, ...]:
+    """What is measured unless the user says otherwise: whatever needs no download."""
+    from hasten.commands import host
+
+    for model in host().registry.models.values():
+        if all(map(model.captions.contains, prompts)):
+            return model.captions.metrics
+    return _DEFAULTS
 
 
 def metric_names(text: str | None, default: Sequence[str]) -> tuple[str, ...]:
@@ -141,8 +156,6 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
     """
     from transformers.utils import logging
 
-    from hasten.eval.compare.scores import make_metric
-
     logging.disable_progress_bar()
     options = _metric_options(names, assignments)
     _raise_together([ConfigError(text) for name in names if (text := _lacks_network(name, options[name]))])
@@ -153,6 +166,26 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
         except HastenError as error:
             faults.append(error)
     _raise_together(faults)
+    return made
+
+
+def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
+    """The metric of that name, made with ``options``.
+
+    Raises:
+        ConfigError: if there is none, or an option is wrong.
+    """
+    from hasten.commands import host
+    from hasten.eval.metric import Metric
+
+    metric = host().metric(name)
+    with host().culprit("metric", name).during("its factory"):
+        try:
+            made = metric.factory(**options)
+        except TypeError as error:
+            raise ConfigError(f"metric {name!r}: {error}; see hasten.eval.metrics for its options") from error
+    if not isinstance(made, Metric):
+        raise ConfigError(f"metric {name!r} is no hasten.eval.metric.Metric and can't be used here")
     return made
 
 

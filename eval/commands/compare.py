@@ -11,14 +11,14 @@ import typer
 
 from hasten import commands as common
 from hasten.commands import Job
-from hasten.eval.compare.commands import options
+from hasten.eval.commands import options
 from hasten.extend import ConfigError
 
 if TYPE_CHECKING:
     from hasten.commands import Config
     from hasten.eval.compare.document import Evaluation
-    from hasten.eval.compare.reference import Reference
     from hasten.eval.compare.run import Request
+    from hasten.eval.scoring.reference import Reference
 
 __all__ = ["register"]
 
@@ -98,7 +98,7 @@ def _command(
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: common.Json = False,
 ) -> None:
-    from hasten.eval.compare.commands.perform import perform
+    from hasten.eval.commands.perform import perform
     from hasten.eval.compare.engine import AT_KNEE
     from hasten.eval.compare.run import Request
 
@@ -128,7 +128,7 @@ def _command(
 
 
 def _reference(path: Path | None, count: int | None, workers: int, skip_bad: bool) -> Reference | None:
-    from hasten.eval.compare.reference import Reference
+    from hasten.eval.scoring.reference import Reference
 
     return None if path is None else Reference(path, count, workers=workers, skip_bad=skip_bad)
 
@@ -147,9 +147,8 @@ def _evaluation(
     from hasten.eval.compare.analysis import Settings
     from hasten.eval.compare.document import Evaluation
     from hasten.eval.compare.gates import parse_gates
-    from hasten.eval.compare.scores import default_metrics
 
-    names = options.metric_names(metrics, default_metrics(request.job.prompts))
+    names = options.metric_names(metrics, options.default_metrics(request.job.prompts))
     conditions = parse_gates(gates, names, judged)
     settings = Settings(level, request.job.seed, options.parse_margins(margins))
     made = options.build_metrics(names, metric_options)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten.eval.pairing import Manifest, Order, ambiguity, sort_names
+from hasten.eval.pictures.pairing import Manifest, Order, ambiguity, sort_names
 from hasten.extend import ConfigError
 from hasten.files import Listing, describe_unread, list_folder, list_names, read_rgb
 
@@ -204,13 +204,13 @@ def open_source(
 
     Args:
         path: folder, ``.zip``, ``.npz`` or ``.npy``.
-        manifest: another manifest; see :meth:`~hasten.eval.pairing.Manifest.read` for its forms.
+        manifest: another manifest; see :meth:`~hasten.eval.pictures.pairing.Manifest.read` for its forms.
         order: of the file names. Left open, prompts are refused by their place where it matters.
 
     Raises:
         ConfigError: if nothing is there, nothing in it is an image, or images are missing.
     """
-    from hasten.eval.arrays import ArraySource
+    from hasten.eval.pictures.arrays import ArraySource
 
     where = Path(path)
     given = Path(manifest) if manifest is not None else None

@@ -1,1 +1,0 @@
-"""The commands ``hasten demo``, ``hasten compare`` and ``hasten eval``."""

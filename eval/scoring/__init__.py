@@ -1,0 +1,1 @@
+"""Scores pictures that already exist, from any tool."""
