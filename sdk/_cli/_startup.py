@@ -44,7 +44,10 @@ class _Present(MetaPathFinder, Loader):
         self._parts = f"{name}."
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         if not fullname.startswith(self._parts) or fullname not in sys.modules:
             return None
