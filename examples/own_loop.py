@@ -13,7 +13,7 @@ STEPS, GUIDANCE = 14, 3.0
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 out.mkdir(parents=True, exist_ok=True)
 pipe = hasten.load("mini/t2i-dit")
-accel = hasten.accelerate(pipe, {"bottleneck": {"high_first": 1.0, "delta": 0.2}})
+accel = hasten.accelerate(pipe, ["bottleneck"])
 
 with torch.no_grad():
     tokens, no_tokens, pooled, no_pooled = pipe.encode_prompt(PROMPT, PROMPT, PROMPT, max_sequence_length=0)

@@ -14,7 +14,7 @@ out.mkdir(parents=True, exist_ok=True)
 pipe = hasten.load("mini/t2i-dit")
 call = {"num_inference_steps": 14, "guidance_scale": 3.0, "max_sequence_length": 0}
 
-config = {"bottleneck": {"high_first": 1.0, "delta": 0.2}}
+config = ["bottleneck"]
 
 print(hasten.plan(pipe, config, **call))
 

@@ -15,8 +15,8 @@ import hasten
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
 out.mkdir(parents=True, exist_ok=True)
 
-accel = hasten.accelerate(hasten.load("mini/t2i-dit"), {"bottleneck": {"high_first": 1.0}})
-views = [accel.view(), accel.view({"bottleneck": {"high_first": 1.0, "delta": 0.2}})]
+accel = hasten.accelerate(hasten.load("mini/t2i-dit"), ["bottleneck"])
+views = [accel.view(), accel.view({"bottleneck": {"delta": 0.05}})]
 prompts = [
     "a large red circle on the left on a white background",
     "two small green stars at the top on a black background",

@@ -1,7 +1,7 @@
 """Make an existing diffusion or visual-autoregressive pipeline faster, and measure what it cost.
 
 >>> import hasten
->>> with hasten.accelerate(pipe, {"bottleneck": {"delta": 0.05}}) as accel:  # doctest: +SKIP
+>>> with hasten.accelerate(pipe, ["bottleneck"]) as accel:  # doctest: +SKIP
 ...     image = pipe("a red fox").images[0]
 ...     print(accel.report())
 

@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from hasten._document import SUFFIXES, Document, parse_yaml, read_document
 from hasten._errors import ConfigError, suggestion
+from hasten._options import options_of
 from hasten._plugins import host
 from hasten._shown import shortened
 from hasten._strict import StrictModel
@@ -132,7 +133,7 @@ class Config(StrictModel):
             return handler(data)
         except ValidationError as error:
             document = info.context if isinstance(info.context, Document) else Document(data)
-            raise _translate(error, cls, (), document, data) from None
+            raise _translate(error, (cls,), (), document, data) from None
 
     @field_validator("techniques", mode="before")
     @classmethod
@@ -236,7 +237,7 @@ def _entry(name: Any, options: Any, path: tuple[Any, ...], document: Document) -
     if not isinstance(name, str):
         raise document.error(f"a technique's name is a string, not {name!r}", path)
     try:
-        config_class = host().technique(name).config_class
+        kinds = options_of(host().technique(name).config_class)
     except ConfigError as error:
         raise document.error(str(error), path) from None
     if isinstance(options, TechniqueConfig):
@@ -246,19 +247,19 @@ def _entry(name: Any, options: Any, path: tuple[Any, ...], document: Document) -
     culprit = host().culprit("technique", name)
     with culprit.during("its options"):
         try:
-            parsed = config_class.model_validate(dict(options or {}))
+            parsed = kinds.validate(options or {})
         except ValidationError as error:
             raise _translate(
-                error, config_class, path, document, options, owner=f"technique {name!r}"
+                error, kinds.kinds, path, document, options, owner=f"technique {name!r}"
             ) from None
-        if config_class.model_validate_json(parsed.model_dump_json()) != parsed:
+        if type(parsed).model_validate_json(parsed.model_dump_json()) != parsed:
             raise culprit.broke(f"has options that do not survive JSON: {parsed!r}")
     return TechniqueEntry(name=name, options=parsed)
 
 
 def _translate(
     error: ValidationError,
-    model: type[BaseModel],
+    models: Sequence[type[BaseModel]],
     path: tuple[Any, ...],
     document: Document,
     given: Any,
@@ -269,7 +270,7 @@ def _translate(
     problem = problems[0]
     if problem["type"] == "extra_forbidden":
         location = tuple(problem["loc"])
-        names = _option_names(model, location[:-1])
+        names = dict.fromkeys(name for model in models for name in _option_names(model, location[:-1]))
         hint = suggestion(str(location[-1]), names)
         text = f"unknown option {str(location[-1])!r} of {owner}{hint}"
         return document.error(f"{text} Options: {', '.join(names) or 'none'}.", (*path, *location))

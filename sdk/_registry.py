@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hasten._errors import PluginError, UnsupportedError
 from hasten._models import Model
-from hasten._technique import Sameness, Technique, TechniqueConfig
+from hasten._options import options_of
+from hasten._technique import Sameness, Technique
 
 if TYPE_CHECKING:
     from hasten._adapters.base import Adapter
@@ -171,13 +172,7 @@ def _check_technique(technique: type[Technique[Any]]) -> None:
     if missing:
         raise PluginError(f"technique class {place} lacks {', '.join(missing)}")
     _check_name("technique", technique.name)
-    config = technique.config_class
-    if not (isinstance(config, type) and issubclass(config, TechniqueConfig)):
-        raise PluginError(
-            f"{place}.config_class must be a subclass of hasten.TechniqueConfig, not {config!r}"
-        )
-    if not config.model_config.get("frozen") or config.model_config.get("extra") != "forbid":
-        raise PluginError(f"{config.__qualname__} must stay frozen and keep extra='forbid'")
+    _check_options(technique.config_class, place)
     for attribute, right, wanted in (
         ("summary", isinstance(technique.summary, str), "one line of text"),
         ("requires", _are_types(technique.requires), "a tuple of capability classes"),
@@ -186,8 +181,18 @@ def _check_technique(technique: type[Technique[Any]]) -> None:
     ):
         if not right:
             raise PluginError(f"{place}.{attribute} must be {wanted}, not {getattr(technique, attribute)!r}")
-    if clash := sorted(RESERVED & set(config.model_fields)):
-        raise PluginError(f"{config.__qualname__} uses reserved option names: {', '.join(clash)}")
+
+
+def _check_options(declared: object, place: str) -> None:
+    try:
+        kinds = options_of(declared).kinds
+    except TypeError as error:
+        raise PluginError(f"{place}.config_class must be {error}, not {declared!r}") from None
+    for kind in kinds:
+        if not kind.model_config.get("frozen") or kind.model_config.get("extra") != "forbid":
+            raise PluginError(f"{kind.__qualname__} must stay frozen and keep extra='forbid'")
+        if clash := sorted(RESERVED & set(kind.model_fields)):
+            raise PluginError(f"{kind.__qualname__} uses reserved option names: {', '.join(clash)}")
 
 
 def _are_types(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hasten._config import Config
+from hasten._options import options_of
 from hasten._plugins import host
 
 __all__ = ["config_schema"]
@@ -45,12 +46,22 @@ def config_schema() -> dict[str, Any]:
 def _definitions(name: str) -> dict[str, Any]:
     """Options of one technique as a mapping, the same beside ``name:`` in a list, and the models they consist of."""
     technique = host().technique(name)
-    schema = technique.config_class.model_json_schema(ref_template=f"{_DEFINITIONS}{name}.{{model}}")
+    options = options_of(technique.config_class)
+    schema = options.json_schema(ref_template=f"{_DEFINITIONS}{name}.{{model}}")
     nested = {f"{name}.{model}": part for model, part in schema.pop("$defs", {}).items()}
     schema |= {"title": name, "description": technique.summary}
-    entry = {
+    called = {"name": {"const": name, "description": technique.summary}}
+    if options.field is None:
+        entry = _with(called, schema)
+    else:
+        entry = {"oneOf": [_with(called, nested[f"{name}.{kind.__name__}"]) for kind in options.kinds]}
+    return {name: schema, f"{name}.entry": entry, **nested}
+
+
+def _with(called: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an entry that has the technique's name among its options."""
+    return {
         **schema,
-        "properties": {"name": {"const": name, "description": technique.summary}, **schema["properties"]},
+        "properties": {**called, **schema["properties"]},
         "required": ["name", *schema.get("required", ())],
     }
-    return {name: schema, f"{name}.entry": entry, **nested}

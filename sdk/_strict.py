@@ -23,7 +23,7 @@ def _strict(schema: Any) -> Any:
     kind = schema.get("type")
     if kind in _NUMBERS:
         return {**schema, "strict": True}
-    if kind == "literal":
+    if kind == "literal" and not all(isinstance(value, str) for value in schema["expected"]):
         check = _only_same_type(schema["expected"])
         return core_schema.no_info_before_validator_function(check, cast(CoreSchema, schema))
     if not isinstance(kind, str):  # field name -> schema

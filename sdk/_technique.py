@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict
@@ -80,14 +81,16 @@ class Forecast:
 class Technique(ABC, Generic[ConfigT]):
     """One acceleration technique, configured.
 
-    A class attribute ``name`` is what a user types; ``summary`` is one line for ``hasten plugins``; ``requires``
+    A class attribute ``name`` is what a user types; ``summary`` is one line for ``hasten plugins``; ``config_class``
+    holds the options: a class, or a union of classes (``Fast | Exact``) that share a field of type ``Literal`` with one
+    value each, so that every mode has its own options; ``requires``
     lists the adapter capabilities without which the pipeline is refused; ``sameness`` says what a comparison with
     the unaccelerated output of the same seed means; ``varies_by_prompt`` says that time and FLOPs depend on the prompt.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    config_class: ClassVar[type[TechniqueConfig]]
+    config_class: ClassVar[type[TechniqueConfig] | UnionType]
     requires: ClassVar[tuple[type, ...]] = ()
     sameness: ClassVar[Sameness] = "distributional"
     varies_by_prompt: ClassVar[bool] = False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from hasten._errors import ConfigError
+from hasten._options import options_of
 
 if TYPE_CHECKING:
     from hasten._technique import TechniqueConfig
@@ -118,12 +120,16 @@ class Between(Tunable):
         return {"between": [self.careful, self.bold], "log": self.log}
 
 
-def tunable_options(config: type[TechniqueConfig]) -> dict[str, Tunable]:
+def tunable_options(declared: type[TechniqueConfig] | UnionType) -> dict[str, Tunable]:
     """Option -> what of it is worth trying, for the options that declare it, in the order of the class.
+
+    Args:
+        declared: ``config_class`` of a technique. Of a union it is the first class, the default, that is tuned.
 
     Raises:
         ConfigError: an option declares it twice, or two options are the dial.
     """
+    config = options_of(declared).kinds[0]
     found: dict[str, Tunable] = {}
     for name, info in config.model_fields.items():
         declared = [part for part in info.metadata if isinstance(part, Tunable)]

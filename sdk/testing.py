@@ -34,6 +34,7 @@ from hasten._denoiser import DenoiserCall
 from hasten._fingerprint import fingerprint
 from hasten._hookspecs import hookimpl
 from hasten._numerics import tensors_of
+from hasten._options import options_of
 from hasten._plugins import host
 from hasten._seams import Seams
 from hasten._target import Target
@@ -97,15 +98,15 @@ class TechniqueContract(PipelineContract):
 
     def test_configurations_survive_json(self) -> None:
         """A configuration written to a file and read back is the same."""
-        kind = self.technique.config_class
         for options in (self.active, self.exact or {}):
-            config = kind(**options)
-            assert kind.model_validate_json(config.model_dump_json()) == config
+            config = options_of(self.technique.config_class).validate(options)
+            assert type(config).model_validate_json(config.model_dump_json()) == config
 
     def test_every_option_is_described(self) -> None:
         """``hasten plugins NAME`` has something to say of each."""
-        fields = self.technique.config_class.model_fields
-        bare = [name for name, field in fields.items() if not (field.description or "").strip()]
+        kinds = options_of(self.technique.config_class).kinds
+        fields = [item for kind in kinds for item in kind.model_fields.items()]
+        bare = [name for name, field in fields if not (field.description or "").strip()]
         assert not bare, f"options without a description: {bare}"
 
     def test_what_is_worth_trying_is_valid(self) -> None:
@@ -113,7 +114,7 @@ class TechniqueContract(PipelineContract):
         kind = self.technique.config_class
         for name, tunable in tunable_options(kind).items():
             for value in tunable.values(5):
-                kind.model_validate({**self.active, name: value})
+                options_of(kind).validate({**self.active, name: value})
 
     def test_unknown_options_are_refused(self) -> None:
         """A misspelt option is an error."""

@@ -14,8 +14,6 @@ from hasten.eval.commands import options
 __all__ = ["register"]
 
 _MODEL = "mini/t2i-dit"
-_SETTINGS = ("bottleneck.high_first=1.0", "bottleneck.delta=0.2")
-"""What is shown unless the user chooses: low resolution from the first step on, back to full as early as pays."""
 _METRICS = "mini_classifier,mini_parser,mini_text_image,psnr"
 _MARGIN = 0.05
 """Share of the attributes that may be lost."""
@@ -71,7 +69,7 @@ def _command(
     from hasten.pipelines import mini
 
     if config is None and not enable:
-        enable, sets = ["bottleneck"], [*_SETTINGS, *(sets or [])]
+        enable = ["bottleneck"]
     settings = common.configuration(config, enable, sets)
     seed, place = common.choose_seed(settings, seed), common.choose_place(settings, device, dtype)
     call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps or settings.steps or _STEPS})

@@ -160,7 +160,7 @@ ADAPTER = Adapter(
     pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
     capabilities=(
         CogVideoXLayout(),
-        JointTokens(r"transformer_blocks\.\d+\.attn1", "before"),
+        JointTokens(r"transformer_blocks\.\d+\.attn1", "before", warmup=0.3),
         CogVideoXFrames(),
         ChunkedDecoder(),
     ),

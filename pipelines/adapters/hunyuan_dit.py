@@ -54,6 +54,6 @@ class HunyuanDiTLayout(ImageLayout):
 ADAPTER = Adapter(
     family="hunyuan-dit",
     pipelines=("HunyuanDiTPipeline",),
-    capabilities=(HunyuanDiTLayout(), AttentionTokens(r"blocks\.\d+\.attn1")),
+    capabilities=(HunyuanDiTLayout(), AttentionTokens(r"blocks\.\d+\.attn1", warmup=0.2)),
     refused={"HunyuanDiTControlNetPipeline": CONTROLLED},
 )

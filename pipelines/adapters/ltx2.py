@@ -25,6 +25,11 @@ class LTX2Layout(TokenLayout):
         return FlowPath()
 
     @override
+    def resizing_refusal(self, pipe: Any) -> str | None:
+        """Sound and picture have to stay in step."""
+        return "it steps the sound with a copy of the same scheduler"
+
+    @override
     def encode(
         self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:

@@ -100,5 +100,9 @@ class PixArtUnits(ScannedUnits):
 ADAPTER = Adapter(
     family="pixart",
     pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
-    capabilities=(PixArtLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1"), PixArtUnits()),
+    capabilities=(
+        PixArtLayout(),
+        AttentionTokens(r"transformer_blocks\.\d+\.attn1", warmup=0.25),
+        PixArtUnits(),
+    ),
 )

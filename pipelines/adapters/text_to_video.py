@@ -38,6 +38,11 @@ class TextToVideoLayout(VideoLayout):
         return VariancePreservingPath()
 
     @override
+    def resizing_refusal(self, pipe: Any) -> str | None:
+        """The scheduler sees pictures, not videos."""
+        return "it folds frames into the batch before it steps"
+
+    @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the UNet, which may be a pair."""
         side = pipe.unet.config.sample_size

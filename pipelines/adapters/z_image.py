@@ -30,6 +30,11 @@ class ZImageLayout(ImageLayout):
         return FlowPath(scale=1.0, data_fraction=True)
 
     @override
+    def resizing_refusal(self, pipe: Any) -> str | None:
+        """Samples are stepped one by one."""
+        return "it passes the denoiser a list of latents"
+
+    @override
     def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Stacked, without the frame axis."""
         return torch.stack(list(packed)).squeeze(2)

@@ -1,15 +1,15 @@
-"""Options of Bottleneck Sampling."""
+"""Options of Bottleneck Sampling: one class for each mode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from hasten.extend import Between, Choices, TechniqueConfig
 
-__all__ = ["BottleneckConfig", "Scale", "Stage"]
+__all__ = ["BottleneckConfig", "ContinuousConfig", "Preset", "RestartConfig", "Scale", "Stage"]
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Pixels = Annotated[int, Field(ge=2)]
@@ -18,16 +18,100 @@ Scale = Fraction | tuple[Pixels, Pixels]
 
 Level = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
-_ONLY_RESTART = ("stages", "preset", "resize", "mix", "switch", "noise", "seed")
-_ONLY_CONTINUOUS = (
-    "scale",
-    "high_first",
-    "low_until",
-    "delta",
-    "spectrum",
-    "taper",
-    "respect_expert_boundary",
-)
+Preset = Literal["flux", "hunyuan-video"]
+MinPixels = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    Field(
+        description=(
+            "Smallest low resolution in image pixels (height x width); `null` is a quarter of the model's native area."
+        )
+    ),
+]
+
+
+class ContinuousConfig(TechniqueConfig):
+    """Options of ``mode="continuous"``.
+
+    Noise levels are flow times of the full-resolution latents in [0, 1]: 1 is pure noise. Models with another
+    schedule are measured on the same axis, by equal signal-to-noise ratio.
+    """
+
+    mode: Literal["continuous"] = Field(
+        "continuous",
+        description='"continuous" computes some steps at low resolution without leaving the trajectory.',
+    )
+    scale: Annotated[Scale | tuple[Scale, ...], Choices(0.5, (0.25, 0.5))] = Field(
+        0.5,
+        description=(
+            "Low resolution as a share of both sides or as (height, width) in pixels; a list of them, "
+            "smallest first, switches several times."
+        ),
+    )
+    high_first: Annotated[float, Field(ge=0.0, le=1.0), Choices(0.98, 1.0)] = Field(
+        1.0, description="Steps above this noise level stay at full resolution."
+    )
+    low_until: Literal["auto"] | Level | tuple[Level, ...] = Field(
+        "auto",
+        description=(
+            'Steps below this noise level stay at full resolution; "auto" computes it from `delta` and the spectrum of '
+            "the model's latents; a list gives one level for each entry of `scale`."
+        ),
+    )
+    delta: Annotated[Fraction, Between(0.02, 0.4, log=True, dial=True)] = Field(
+        0.2, description='Relative error tolerated at the edge of the low band, for `low_until="auto"`.'
+    )
+    spectrum: tuple[Positive, Annotated[float, Field(ge=0.0)]] | None = Field(
+        None, description="`(A, beta)` of the latents' power `A w^-beta` instead of the known one."
+    )
+    taper: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Cosine coefficients per axis that fade out at the edge of the low band, against ringing.",
+    )
+    respect_expert_boundary: bool = Field(
+        True,
+        description="On models with two denoisers, never run one below the noise level it was trained down to.",
+    )
+    min_pixels: MinPixels = None
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The low resolutions, as a tuple also where ``scale`` names one."""
+        scale = self.scale
+        if isinstance(scale, float) or isinstance(scale[0], int):
+            return (scale,)  # type: ignore[return-value]
+        return scale  # type: ignore[return-value]
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _low_resolutions(cls, value: Any) -> Any:
+        if not (_is_scale(value) or _several(value, _is_scale)):
+            raise ValueError(f"must be {_A_SCALE}, or a list of these, not {value!r}")
+        return value
+
+    @field_validator("low_until", mode="before")
+    @classmethod
+    def _levels(cls, value: Any) -> Any:
+        if not (value == "auto" or _is_level(value) or _several(value, _is_level)):
+            raise ValueError(f"must be 'auto', a level in (0, 1], or a list of these, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_level_for_each_scale(self) -> Self:
+        levels, scales = self.low_until, len(self.scales)
+        if levels == "auto":
+            return self
+        if not isinstance(levels, tuple):
+            if scales > 1:
+                raise ValueError(
+                    f"low_until={levels} is one level for {scales} entries of scale: give a list, or 'auto'"
+                )
+        elif len(levels) != scales:
+            raise ValueError(f"low_until has {len(levels)} levels for {scales} entries of scale")
+        elif list(levels) != sorted(set(levels), reverse=True):
+            raise ValueError(
+                f"low_until={list(levels)} must fall from entry to entry: levels fall during a run"
+            )
+        return self
 
 
 class Stage(TechniqueConfig):
@@ -49,7 +133,7 @@ class Stage(TechniqueConfig):
     @field_validator("scale", mode="before")
     @classmethod
     def _one_scale(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 1:
+        if _is_number(value) and value == 1:
             return 1
         if not _is_scale(value):
             raise ValueError(f"must be 1, {_A_SCALE}, not {value!r}")
@@ -61,62 +145,14 @@ class Stage(TechniqueConfig):
         return int(self.steps - min(self.steps * self.strength, self.steps))
 
 
-class BottleneckConfig(TechniqueConfig):
-    """Options of the technique ``bottleneck``.
+class RestartConfig(TechniqueConfig):
+    """Options of ``mode="restart"``."""
 
-    Noise levels are flow times of the full-resolution latents in [0, 1]: 1 is pure noise. Models with another
-    schedule are measured on the same axis, by equal signal-to-noise ratio.
-    """
-
-    mode: Literal["continuous", "restart"] = Field(
-        "continuous",
-        description=(
-            '"continuous" computes some steps at low resolution without leaving the trajectory; '
-            '"restart" is the paper\'s chain of high, low, high stages.'
-        ),
-    )
-    scale: Annotated[Scale | tuple[Scale, ...], Choices(0.5, (0.25, 0.5))] = Field(
-        0.5,
-        description=(
-            "Low resolution as a share of both sides or as (height, width) in pixels; a list of them, "
-            "smallest first, switches several times."
-        ),
-    )
-    high_first: Annotated[float, Field(ge=0.0, le=1.0), Choices(0.98, 1.0)] = Field(
-        0.98, description="Steps above this noise level stay at full resolution."
-    )
-    low_until: Literal["auto"] | Level | tuple[Level, ...] = Field(
-        "auto",
-        description=(
-            'Steps below this noise level stay at full resolution; "auto" computes it from `delta` and the spectrum of '
-            "the model's latents; a list gives one level for each entry of `scale`."
-        ),
-    )
-    delta: Annotated[Fraction, Between(0.02, 0.4, log=True, dial=True)] = Field(
-        0.05, description='Relative error tolerated at the edge of the low band, for `low_until="auto"`.'
-    )
-    spectrum: tuple[Positive, Annotated[float, Field(ge=0.0)]] | None = Field(
-        None, description="`(A, beta)` of the latents' power `A w^-beta` instead of the known one."
-    )
-    taper: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="Cosine coefficients per axis that fade out at the edge of the low band, against ringing.",
-    )
-    respect_expert_boundary: bool = Field(
-        True,
-        description="On models with two denoisers, never run one below the noise level it was trained down to.",
-    )
-    min_pixels: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description=(
-            "Smallest low resolution in image pixels (height x width); `null` is a quarter of the "
-            "model's native area."
-        ),
-    )
+    mode: Literal["restart"] = Field(description='"restart" is the paper\'s chain of high, low, high stages.')
     stages: tuple[Stage, ...] | None = Field(
         None, description="Stages of the restart, first and last at full resolution."
     )
-    preset: Literal["flux", "hunyuan-video"] | None = Field(
+    preset: Preset | None = Field(
         None,
         description="The paper's stages, instead of `stages`; `null` picks those of the pipeline's model.",
     )
@@ -144,63 +180,12 @@ class BottleneckConfig(TechniqueConfig):
     seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Seed of the re-introduced noise; `null` draws from the pipeline call's generator."
     )
-
-    @property
-    def scales(self) -> tuple[Scale, ...]:
-        """The low resolutions, as a tuple also where ``scale`` names one."""
-        return tuple(_scales(self.scale))
-
-    @field_validator("scale", mode="before")
-    @classmethod
-    def _low_resolutions(cls, value: Any) -> Any:
-        several = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_scale, value))
-        if not (_is_scale(value) or several):
-            raise ValueError(f"must be {_A_SCALE}, or a list of these, not {value!r}")
-        return value
-
-    @field_validator("low_until", mode="before")
-    @classmethod
-    def _levels(cls, value: Any) -> Any:
-        several = isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_level, value))
-        if not (value == "auto" or _is_level(value) or several):
-            raise ValueError(f"must be 'auto', a level in (0, 1], or a list of these, not {value!r}")
-        return value
+    min_pixels: MinPixels = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self._refuse_options_of_the_other_mode()
-        self._check_levels()
-        self._check_stages()
-        return self
-
-    def _refuse_options_of_the_other_mode(self) -> None:
-        other, unused = (
-            ("restart", _ONLY_RESTART) if self.mode == "continuous" else ("continuous", _ONLY_CONTINUOUS)
-        )
-        for name in unused:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} has no effect with mode={self.mode!r}: remove it, or set mode={other!r}"
-                )
-
-    def _check_levels(self) -> None:
-        levels = self.low_until
-        if not isinstance(levels, tuple):
-            if levels != "auto" and len(self.scales) > 1:
-                raise ValueError(
-                    f"low_until={levels} is one level for {len(self.scales)} entries of scale: give a list, or 'auto'"
-                )
-            return
-        if len(levels) != len(self.scales):
-            raise ValueError(f"low_until has {len(levels)} levels for {len(self.scales)} entries of scale")
-        if list(levels) != sorted(set(levels), reverse=True):
-            raise ValueError(
-                f"low_until={list(levels)} must fall from entry to entry: levels fall during a run"
-            )
-
-    def _check_stages(self) -> None:
+    def _possible_stages(self) -> Self:
         if self.stages is None:
-            return
+            return self
         if self.preset is not None:
             raise ValueError("stages and preset exclude each other: remove one")
         if len(self.stages) < 2:
@@ -210,7 +195,11 @@ class BottleneckConfig(TechniqueConfig):
                 raise ValueError(
                     f"stages.{place}.scale={stage.scale}: the first and the last stage run at full resolution (1)"
                 )
+        return self
 
+
+BottleneckConfig = ContinuousConfig | RestartConfig
+"""Options of the technique ``bottleneck``, which ``mode`` tells apart."""
 
 _A_SCALE = "a share of both sides between 0 and 1, or [height, width] in pixels"
 
@@ -230,8 +219,5 @@ def _is_level(value: Any) -> bool:
     return _is_number(value) and bool(0.0 < value <= 1.0)
 
 
-def _scales(value: Any) -> Iterator[Scale]:
-    if isinstance(value, float) or (isinstance(value, tuple) and isinstance(value[0], int)):
-        yield value
-    else:
-        yield from value
+def _several(value: Any, is_one: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_one, value))

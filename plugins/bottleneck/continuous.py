@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hasten.extend import LatentSize
-from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.config import ContinuousConfig
 from hasten.plugins.bottleneck.levels import Resolutions, resolve
 from hasten.plugins.bottleneck.math import expand_prediction, low_state, path_of
 
@@ -30,7 +30,7 @@ class VirtualResolution:
         target: the pipeline.
     """
 
-    def __init__(self, name: str, config: BottleneckConfig, target: Target) -> None:
+    def __init__(self, name: str, config: ContinuousConfig, target: Target) -> None:
         self._name = name
         self._config = config
         self._target = target

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hasten.extend import Finding, Forecast, LatentSize, StepCost, StepForecast, dynamic_shift, planned_steps
-from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig, RestartConfig
 from hasten.plugins.bottleneck.levels import Resolutions, resolve, spectrum_for
 from hasten.schedules.noise import NoiseLevel
 
@@ -27,35 +27,46 @@ def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, A
         return None
     size, levels = planned
     cost = StepCost(target, arguments, size)
-    full = (size.height, size.width)
-    if config.mode == "restart":
-        steps = [
-            (level, 1, at, f"stage {stage}")
-            for level, at, stage in _restart_steps(config, target, arguments, size)
-        ]
-        facts: dict[str, Any] = {}
+    if isinstance(config, RestartConfig):
+        steps, facts = _restart_steps(config, target, arguments, size), {}
     else:
-        resolutions = resolve(config, target, size)
-        sizes = _sizes(resolutions, target, [level for level, _ in levels])
-        steps = [
-            (level, forwards, low or full, "low" if low else "")
-            for (level, forwards), low in zip(levels, sizes)
-        ]
-        facts = {"low_until": [round(low.until, 4) for low in resolutions.lows]}
-        if config.low_until == "auto":
-            facts["spectrum"] = spectrum_for(config, target.pipe)[1] or "unknown: bound for unit variance"
-        if levels and resolutions.low_at(levels[-1][0], target.layout.prediction(target.pipe)):
-            facts["caution"] = "the last step stays at full resolution, although it is above low_until"
+        steps, facts = _continuous_steps(config, target, size, levels)
     rows = tuple(
-        StepForecast(i, level.time, at, forwards * cost.of(at), note)
-        for i, (level, forwards, at, note) in enumerate(steps)
+        StepForecast(i, step.level.time, step.size, step.forwards * cost.of(step.size), step.note)
+        for i, step in enumerate(steps)
     )
-    facts.update(cost.facts(dict.fromkeys(at for _, _, at, _ in steps)))
-    return Forecast(rows, sum(forwards for _, forwards in levels) * cost.of(full), facts)
+    facts.update(cost.facts(dict.fromkeys(step.size for step in steps)))
+    full = cost.of((size.height, size.width))
+    return Forecast(rows, sum(forwards for _, forwards in levels) * full, facts)
+
+
+class _Step(NamedTuple):
+    level: NoiseLevel
+    forwards: int
+    size: tuple[int, int]
+    note: str
+
+
+def _continuous_steps(
+    config: ContinuousConfig, target: Target, size: LatentSize, levels: Sequence[tuple[NoiseLevel, int]]
+) -> tuple[list[_Step], dict[str, Any]]:
+    """The steps of a run in continuous mode, and what the plan says of its resolutions."""
+    resolutions = resolve(config, target, size)
+    lows = _sizes(resolutions, target, [level for level, _ in levels])
+    steps = [
+        _Step(level, forwards, low or resolutions.full, "low" if low else "")
+        for (level, forwards), low in zip(levels, lows)
+    ]
+    facts: dict[str, Any] = {"low_until": [round(low.until, 4) for low in resolutions.lows]}
+    if config.low_until == "auto":
+        facts["spectrum"] = spectrum_for(config, target.pipe)[1] or "unknown: bound for unit variance"
+    if levels and resolutions.low_at(levels[-1][0], target.layout.prediction(target.pipe)):
+        facts["caution"] = "the last step stays at full resolution, although it is above low_until"
+    return steps, facts
 
 
 def call_findings(
-    config: BottleneckConfig, target: Target, arguments: Mapping[str, Any]
+    config: ContinuousConfig, target: Target, arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """What a call in continuous mode will run into: without a low step the technique does nothing.
 
@@ -88,9 +99,9 @@ def _sizes(
 
 
 def _restart_steps(
-    config: BottleneckConfig, target: Target, arguments: Mapping[str, Any], size: LatentSize
-) -> list[tuple[NoiseLevel, tuple[int, int], int]]:
-    """Level, latent size and stage number of every step of a restart."""
+    config: RestartConfig, target: Target, arguments: Mapping[str, Any], size: LatentSize
+) -> list[_Step]:
+    """The steps of all stages of a restart."""
     from hasten.plugins.bottleneck.restart import planned_run
 
     dynamic = target.pipe.scheduler.config.get("use_dynamic_shifting", False)
@@ -98,7 +109,7 @@ def _restart_steps(
     run = planned_run(config, target, target.pipe.scheduler, size)
     run.prepare(None, mu)
     return [
-        (level, planned.size, number)
+        _Step(level, 1, planned.size, f"stage {number}")
         for number, (planned, levels) in enumerate(zip(run.planned, run.levels(target)), 1)
         for level in levels
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hasten.extend import ConfigError, LatentSize, Prediction, call_size
-from hasten.plugins.bottleneck.config import BottleneckConfig, Scale
+from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig, Scale
 from hasten.plugins.bottleneck.math import runs_low
 from hasten.plugins.bottleneck.spectra import UNKNOWN, KnownSpectrum, known_spectrum
 from hasten.schedules.noise import NoiseLevel
@@ -76,7 +76,7 @@ class Resolutions:
         return low if lower_time(time, amplitude_ratio(self.full, low)) >= self.boundary else None
 
 
-def resolve(config: BottleneckConfig, target: Target, size: LatentSize) -> Resolutions:
+def resolve(config: ContinuousConfig, target: Target, size: LatentSize) -> Resolutions:
     """The resolutions of a run whose latents have ``size``.
 
     Raises:
@@ -99,7 +99,7 @@ def resolve(config: BottleneckConfig, target: Target, size: LatentSize) -> Resol
     return Resolutions(full, tuple(map(LowLevel, sizes, untils)), config.high_first, boundary)
 
 
-def spectrum_for(config: BottleneckConfig, pipe: Any) -> tuple[Spectrum, str | None]:
+def spectrum_for(config: ContinuousConfig, pipe: Any) -> tuple[Spectrum, str | None]:
     """The spectrum that ``low_until="auto"`` uses, and where it comes from (``None``: the bound for unknown ones)."""
     if config.spectrum is not None:
         return Spectrum(*config.spectrum), "the option spectrum"

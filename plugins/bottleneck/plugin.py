@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hasten.extend import Access, Claim, Finding, Forecast, LatentLayout, Technique, hookimpl
-from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig, RestartConfig
 from hasten.plugins.bottleneck.levels import spectrum_for
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Bottleneck(Technique[BottleneckConfig]):
     def claims(self, target: Target) -> Sequence[Claim]:  # noqa: ARG002
         """The number of tokens changes during a run; restart mode visits its own noise levels, too."""
         shape = Claim("tokens.shape", Access.WRITES)
-        if self.config.mode == "continuous":
+        if isinstance(self.config, ContinuousConfig):
             return (shape,)
         return (shape, Claim("steps.schedule", Access.WRITES))
 
@@ -36,7 +36,7 @@ class Bottleneck(Technique[BottleneckConfig]):
         if reason is not None:
             yield Finding("error", reason)
             return
-        if self.config.mode == "restart":
+        if isinstance(self.config, RestartConfig):
             from hasten.plugins.bottleneck.restart import findings
 
             yield from findings(self.config, target)
@@ -53,7 +53,7 @@ class Bottleneck(Technique[BottleneckConfig]):
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
         """Say that no step will be low, or that restart mode has a picture to build on."""
-        if self.config.mode == "restart":
+        if isinstance(self.config, RestartConfig):
             from hasten.plugins.bottleneck.restart import call_refusal
 
             reason = call_refusal(target, arguments)
@@ -64,7 +64,7 @@ class Bottleneck(Technique[BottleneckConfig]):
 
     def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
         """Say that nothing was low, or that a run ended on a low forward."""
-        if self.config.mode == "restart":
+        if isinstance(self.config, RestartConfig):
             return
         low = [step.facts.get(self.name, {}).get("phase") == "low" for step in steps]
         if not any(low):
@@ -80,7 +80,7 @@ class Bottleneck(Technique[BottleneckConfig]):
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Put the mode's handlers on the seams."""
-        if self.config.mode == "continuous":
+        if isinstance(self.config, ContinuousConfig):
             from hasten.plugins.bottleneck.continuous import VirtualResolution
 
             seams.denoiser(VirtualResolution(self.name, self.config, target))

@@ -7,7 +7,7 @@ really change shape between stages; what the pipeline computed for the full size
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ from hasten.extend import (
     nothing_to_run,
     unwrapped,
 )
-from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.config import RestartConfig
 from hasten.plugins.bottleneck.staged import StageRun, staged_scheduler
 from hasten.plugins.bottleneck.stages import is_flow, plan_stages, preset_for
 from hasten.schedules.dct import dct_truncate
@@ -34,16 +34,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Restart", "Transition", "call_refusal", "findings", "planned_run", "resize_clean"]
 
-_REFUSED_FAMILIES = {
-    "ltx2": "it steps the sound with a copy of the same scheduler",
-    "z-image": "it passes the denoiser a list of latents",
-    "text-to-video": "it folds frames into the batch before it steps",
-}
 _PICTURES = ("image", "images", "mask_image", "control_image", "video")
 
 
-def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
+def findings(config: RestartConfig, target: Target) -> Iterable[Finding]:
     """What restart mode finds wrong, or worth saying, about a pipeline."""
+    yield from _loop_findings(target)
+    yield from _stage_findings(config, target)
+    yield Finding("note", "mode='restart' has step counts of its own: num_inference_steps has no effect")
+
+
+def _loop_findings(target: Target) -> Iterator[Finding]:
+    """Why the pipeline's loop cannot be made of stages."""
     accepted = inspect.signature(type(target.pipe).__call__).parameters
     given = [
         name for name in _PICTURES if name in accepted and accepted[name].default is inspect.Parameter.empty
@@ -57,10 +59,14 @@ def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
             f"mode='restart' cannot resize the {conditions} condition channels that {target.name} appends to the "
             f"latents in its loop; use mode='continuous'",
         )
-    if reason := _REFUSED_FAMILIES.get(target.adapter.family):
+    if reason := target.layout.resizing_refusal(target.pipe):
         yield Finding(
             "error", f"mode='restart' does not work on {target.name}: {reason}; use mode='continuous'"
         )
+
+
+def _stage_findings(config: RestartConfig, target: Target) -> Iterator[Finding]:
+    """What is wrong with the stages, on this pipeline's scheduler."""
     if config.stages is None and config.preset is None and preset_for(target) is None:
         yield Finding(
             "error",
@@ -78,7 +84,6 @@ def findings(config: BottleneckConfig, target: Target) -> Iterable[Finding]:
     for option, value in (("switch", "x0"), ("mix", "strength")):
         if getattr(config, option) == value and not flow:
             yield Finding("error", f"{option}={value!r} is defined for flow-matching schedulers only")
-    yield Finding("note", "mode='restart' has step counts of its own: num_inference_steps has no effect")
 
 
 def call_refusal(target: Target, arguments: Mapping[str, Any]) -> str | None:
@@ -109,7 +114,7 @@ def _condition_channels(target: Target) -> int:
     return max(inner - outer, 0)
 
 
-def planned_run(config: BottleneckConfig, target: Target, scheduler: Any, size: LatentSize) -> StageRun:
+def planned_run(config: RestartConfig, target: Target, scheduler: Any, size: LatentSize) -> StageRun:
     """The stages of a run whose latents have ``size``, each on a copy of ``scheduler``.
 
     Raises:
@@ -127,7 +132,7 @@ class Restart:
         target: the pipeline.
     """
 
-    def __init__(self, name: str, config: BottleneckConfig, target: Target) -> None:
+    def __init__(self, name: str, config: RestartConfig, target: Target) -> None:
         self._name = name
         self._config = config
         self._target = target
@@ -165,7 +170,7 @@ class Transition:
         generator: the pipeline call's generator, or list of generators.
     """
 
-    def __init__(self, config: BottleneckConfig, target: Target, generator: Any) -> None:
+    def __init__(self, config: RestartConfig, target: Target, generator: Any) -> None:
         self._config = config
         self._target = target
         self._generator = generator

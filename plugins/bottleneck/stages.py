@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.extend import ConfigError, LatentSize, UnsupportedError
-from hasten.plugins.bottleneck.config import BottleneckConfig, Stage
+from hasten.plugins.bottleneck.config import RestartConfig, Stage
 from hasten.plugins.bottleneck.levels import check_minimum, low_size
 from hasten.schedules.resolution import amplitude_ratio
 
@@ -46,16 +46,12 @@ class PlannedStage:
 
 def preset_for(target: Target) -> tuple[Stage, ...] | None:
     """The paper's stages for the pipeline's model, ``None`` where it has none."""
-    family = target.adapter.family
-    if family == "flux":
-        # FLUX.1-schnell has no guidance embedding; its four steps leave nothing to divide into stages.
-        transformer = target.denoisers.get("transformer")
-        guided = getattr(transformer, "config", {}).get("guidance_embeds", False)
-        return PRESETS["flux"] if guided else None
-    return PRESETS.get(family)
+    # A model without guidance embedding, such as FLUX.1-schnell, runs too few steps to divide them into stages.
+    config = getattr(next(iter(target.denoisers.values())), "config", {})
+    return PRESETS.get(target.adapter.family) if config.get("guidance_embeds", False) else None
 
 
-def plan_stages(config: BottleneckConfig, target: Target, size: LatentSize) -> tuple[PlannedStage, ...]:
+def plan_stages(config: RestartConfig, target: Target, size: LatentSize) -> tuple[PlannedStage, ...]:
     """The stages of a run whose latents have ``size``.
 
     Raises:

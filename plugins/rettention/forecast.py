@@ -107,7 +107,7 @@ class _Outlook:
             return None
         size, levels = planned
         cost = StepCost(target, arguments, size)
-        schedule = planned_schedule(config, target.adapter.family, size.frames is not None, len(levels))
+        schedule = planned_schedule(config, target, size.frames is not None, len(levels))
         phases = _phases(schedule, target, [level.time for level, _ in levels])
         try:
             sparse: _Sparse | HastenError = _Sparse(config, target, names, size, cost)

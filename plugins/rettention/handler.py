@@ -36,16 +36,19 @@ if TYPE_CHECKING:
 
 __all__ = ["SparseAttention", "planned_schedule"]
 
-_WARMUP = {"pixart": 0.25, "hunyuan-dit": 0.2, "cogvideox": 0.3}
 _VIDEO_WARMUP, _PICTURE_WARMUP = 0.3, 0.25
 _MOST_LAYOUTS = 16
 """Grids whose masks are kept from run to run: the levels of a U-Net at a few sizes."""
 
 
-def planned_schedule(config: RettentionConfig, family: str, video: bool, steps: int) -> SparseSteps:
+def planned_schedule(config: RettentionConfig, target: Target, video: bool, steps: int) -> SparseSteps:
     """The schedule of a run of ``steps`` steps."""
-    share = _WARMUP.get(family, _VIDEO_WARMUP if video else _PICTURE_WARMUP)
-    warmup = warmup_steps(share if config.warmup is None else config.warmup, steps)
+    share = config.warmup
+    if share is None:
+        share = target.capability(AttentionTokens).warmup
+    if share is None:
+        share = _VIDEO_WARMUP if video else _PICTURE_WARMUP
+    warmup = warmup_steps(share, steps)
     return SparseSteps(warmup, config.period, None if config.refresh is None else frozenset(config.refresh))
 
 
@@ -146,9 +149,7 @@ class SparseAttention:
             steps = len(by_step(planned_levels(self.target, run.arguments, size or run.step.size)))
         except UnsupportedError:
             steps = len(torch.as_tensor(run.pipe.scheduler.timesteps).unique_consecutive())
-        return planned_schedule(
-            self.config, self.target.adapter.family, run.step.size.frames is not None, steps
-        )
+        return planned_schedule(self.config, self.target, run.step.size.frames is not None, steps)
 
     def _enter(self, state: _State, call: AttentionCall) -> _Forward:
         """The forward this call belongs to. The latents may have been resized: what is computed counts."""

@@ -152,6 +152,10 @@ class LatentLayout(Moments):
         """Why this pipeline's denoiser cannot run at another latent size, or ``None`` if it can."""
         return None
 
+    def resizing_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
+        """Why the loop cannot go on with latents of another size between two steps, or ``None`` if it can."""
+        return None
+
     def clock_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why this pipeline's scheduler does not tell steps by levels that fall, or ``None`` if it does."""
         return None

@@ -63,10 +63,13 @@ class AttentionTokens:
     Args:
         layers: regular expression for the names, within the denoiser, of the layers in which the tokens of the
             picture attend to each other. Cross-attention and text refiners must not match.
+        warmup: published share of a run's first steps in which attention changes too much to be reused, in [0, 1];
+            ``None`` where nobody has measured it.
     """
 
-    def __init__(self, layers: str) -> None:
+    def __init__(self, layers: str, *, warmup: float | None = None) -> None:
         self._layers = re.compile(layers)
+        self.warmup = warmup
 
     def selects(self, name: str) -> bool:
         """Whether the attention layer ``name`` (within its denoiser) is one of them."""
@@ -118,10 +121,18 @@ class JointTokens(AttentionTokens):
         layers: as for :class:`AttentionTokens`.
         text: whether text comes before or after the picture. Tokens of reference pictures come last.
         alone: expression for layers that leave the text out.
+        warmup: as for :class:`AttentionTokens`.
     """
 
-    def __init__(self, layers: str, text: Literal["before", "after"], alone: str | None = None) -> None:
-        super().__init__(layers if alone is None else f"{layers}|{alone}")
+    def __init__(
+        self,
+        layers: str,
+        text: Literal["before", "after"],
+        alone: str | None = None,
+        *,
+        warmup: float | None = None,
+    ) -> None:
+        super().__init__(layers if alone is None else f"{layers}|{alone}", warmup=warmup)
         self._text = text
         self._alone = None if alone is None else re.compile(alone)
 

@@ -12,7 +12,13 @@ Schema = Mapping[str, Any]
 
 
 def flatten(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """Every option with its schema, those of nested models by dotted path (``stages.*.steps``)."""
+    """Every option with its schema, those of nested models by dotted path (``stages.*.steps``).
+
+    Of a union, the options of each of its models in turn.
+    """
+    for choice in schema.get("oneOf", ()):
+        for model, _ in _models(choice, schema["$defs"]):
+            yield from flatten({**model, "$defs": schema["$defs"]})
     for name, field in schema.get("properties", {}).items():
         yield name, field
         for model, inside in _models(field, schema.get("$defs", {})):

@@ -105,16 +105,29 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _show_options(chosen: type[Technique[Any]], as_json: bool) -> None:
+    from hasten._options import options_of
     from hasten._plugins import host
 
     with host().culprit("technique", chosen.name).during("the schema of its options"):
-        schema = chosen.config_class.model_json_schema()
+        options = options_of(chosen.config_class)
+        schema = options.json_schema()
     if as_json:
         typer.echo(json.dumps(schema, indent=2))
         return
-    table = Table("option", "meaning", title=escape(f"{chosen.name}: {chosen.summary}"), title_justify="left")
+    console = Console()
+    for number, kind in enumerate(options.kinds):
+        title = f"{chosen.name}: {chosen.summary}"
+        if options.field:
+            title = (
+                f"{chosen.name} with {options.field}: {options.value(kind)}{'' if number else ' (default)'}"
+            )
+        console.print(_option_table(title, kind.model_json_schema()))
+
+
+def _option_table(title: str, schema: dict[str, Any]) -> Table:
+    table = Table("option", "meaning", title=escape(title), title_justify="left")
     for path, field in flatten(schema):
         default = describe_default(field)
         values = describe_values(field) + (f"; default {default}" if default else "")
         table.add_row(escape(path), Text.assemble(field.get("description", ""), "\n", (values, "dim")))
-    Console().print(table)
+    return table

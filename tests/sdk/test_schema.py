@@ -13,6 +13,7 @@ from hasten import Config, ConfigError
 from hasten._cli import build_app
 from hasten._cli._describe import describe_default, describe_values, flatten
 from hasten._document import parse_yaml
+from hasten._options import options_of
 from hasten._plugins import host
 from hasten._schema import config_schema
 
@@ -39,7 +40,7 @@ def undescribed(schema: dict[str, Any]) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_every_option_of_every_technique_is_described(name: str) -> None:
-    schema = host().technique(name).config_class.model_json_schema()
+    schema = options_of(host().technique(name).config_class).json_schema()
     assert len(list(flatten(schema))) > 5
     assert list(undescribed(schema)) == []
 
@@ -61,7 +62,7 @@ def test_an_option_without_a_description_would_be_found() -> None:
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_the_command_shows_every_description(name: str) -> None:
     shown = " ".join(run("plugins", name).output.replace("│", " ").split())
-    for path, field in flatten(host().technique(name).config_class.model_json_schema()):
+    for path, field in flatten(options_of(host().technique(name).config_class).json_schema()):
         assert path in shown
         assert " ".join(field["description"].split()[:2]) in shown
     assert all(len(line) <= 80 for line in run("plugins", name).output.splitlines())

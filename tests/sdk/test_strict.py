@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 import hasten
 from hasten import Config, ConfigError
+from hasten._options import options_of
 from hasten._plugins import host
 from hasten._technique import TechniqueConfig
 
@@ -42,7 +43,8 @@ def options(
 def every_option() -> list[Any]:
     cases = []
     for technique in TECHNIQUES:
-        for path, found in options(host().technique(technique).config_class):
+        kinds = options_of(host().technique(technique).config_class).kinds
+        for path, found in (option for kind in kinds for option in options(kind)):
             numeric = {leaf for leaf in found if leaf in (int, float) or type(leaf) is int}
             wrong: list[Any] = []
             if numeric and bool not in found:
@@ -75,13 +77,13 @@ def test_the_generic_test_sees_the_options() -> None:
 
 @pytest.mark.parametrize(("technique", "path", "wrong"), every_option())
 def test_every_option(technique: str, path: tuple[str, ...], wrong: list[Any]) -> None:
-    kind = host().technique(technique).config_class
+    kind = options_of(host().technique(technique).config_class)
     for value, count in itertools.product(wrong, (0, 1, 2, 3)):
         nested: Any = [value] * count or value
         for name in reversed(path[1:]):
             nested = [{"steps": 1, name: nested}]
         with pytest.raises(ValidationError):
-            kind(**{path[0]: nested})
+            kind.validate({path[0]: nested})
         with pytest.raises(ConfigError, match=rf"at techniques\.{technique}\.{path[0]}"):
             Config.of({technique: {path[0]: nested}})
 

@@ -4,7 +4,11 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from hasten.plugins.bottleneck.config import BottleneckConfig, Stage
+from hasten import Config, ConfigError
+from hasten._options import options_of
+from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig, Stage
+
+OPTIONS = options_of(BottleneckConfig)
 
 RESTART = {
     "mode": "restart",
@@ -27,14 +31,14 @@ RESTART = {
     ],
 )
 def test_round_trips_through_json(options):
-    config = BottleneckConfig(**options)
-    assert BottleneckConfig(**json.loads(config.model_dump_json())) == config
+    config = OPTIONS.validate(options)
+    assert OPTIONS.validate(json.loads(config.model_dump_json())) == config
 
 
 def test_one_scale_or_several():
-    assert BottleneckConfig(scale=[0.5, 0.75]).scales == (0.5, 0.75)
-    assert BottleneckConfig(scale=[512, 768]).scales == ((512, 768),)
-    assert BottleneckConfig(scale=[[512, 768], [720, 1080]]).scales == ((512, 768), (720, 1080))
+    assert OPTIONS.validate({"scale": [0.5, 0.75]}).scales == (0.5, 0.75)
+    assert OPTIONS.validate({"scale": [512, 768]}).scales == ((512, 768),)
+    assert OPTIONS.validate({"scale": [[512, 768], [720, 1080]]}).scales == ((512, 768), (720, 1080))
     assert Stage(steps=3, scale=1.0).scale == 1
 
 
@@ -81,7 +85,7 @@ def test_one_scale_or_several():
 )
 def test_bad_values_are_named(options, place, message):
     with pytest.raises(ValidationError, match=message) as caught:
-        BottleneckConfig(**options)
+        OPTIONS.validate(options)
     assert any(place in map(str, error["loc"]) for error in caught.value.errors())
 
 
@@ -103,9 +107,42 @@ def test_bad_values_are_named(options, place, message):
 )
 def test_contradictions_are_explained(options, message):
     with pytest.raises(ValidationError, match=message):
-        BottleneckConfig(**options)
+        OPTIONS.validate(options)
+
+
+def test_a_file_written_in_full_by_an_earlier_version_is_read():
+    """Its options of the other mode are all at their defaults."""
+    written = {
+        "mode": "continuous",
+        "high_first": 0.98,
+        "stages": None,
+        "resize": "lanczos",
+        "noise": "fresh",
+    }
+    assert OPTIONS.validate(written) == OPTIONS.validate({"high_first": 0.98})
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "message"),
+    [
+        ({"resize": "area"}, "resize", "mode='restart'"),
+        ({"mode": "restart", "high_first": 0.98}, "high_first", "remove it, or set mode='continuous'"),
+        ({"mode": "paper"}, "mode", "'continuous' or 'restart'"),
+        ({"detla": 0.1}, "detla", "did you mean 'delta'"),
+    ],
+)
+def test_a_file_is_told_the_place_and_the_remedy(options, place, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        Config.of({"bottleneck": options})
+    assert f"at techniques.bottleneck.{place}" in str(caught.value)
+
+
+def test_the_defaults_are_those_of_the_flagship():
+    config = OPTIONS.validate({})
+    assert isinstance(config, ContinuousConfig)
+    assert (config.high_first, config.delta) == (1.0, 0.2)
 
 
 def test_unknown_options_are_refused():
     with pytest.raises(ValidationError, match="Extra inputs"):
-        BottleneckConfig(scales=0.5)
+        OPTIONS.validate({"scales": 0.5})

@@ -11,7 +11,7 @@ from families import FAMILIES, LATENT, baseline, call_kwargs
 import hasten
 from hasten._errors import UnsupportedError
 from hasten._target import Target
-from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.config import RestartConfig
 from hasten.plugins.bottleneck.restart import findings
 
 LOW = (LATENT[0] // 2, LATENT[1] // 2)
@@ -25,7 +25,7 @@ RESTART: dict[str, Any] = {
 
 def restarts(name: str) -> bool:
     target = Target.of(FAMILIES[name]())
-    found = findings(BottleneckConfig(**RESTART), target)
+    found = findings(RestartConfig(**RESTART), target)
     return not any(finding.severity == "error" for finding in found) and "image" not in call_kwargs(name)
 
 

@@ -16,7 +16,7 @@ import hasten
 from hasten._adapters.base import LatentSize, Prediction
 from hasten._errors import CheckpointError, ConfigError, NumericalError
 from hasten._target import Target
-from hasten.plugins.bottleneck.config import BottleneckConfig
+from hasten.plugins.bottleneck.config import ContinuousConfig
 from hasten.plugins.bottleneck.levels import (
     FALLBACK_MIN_PIXELS,
     LowLevel,
@@ -39,7 +39,7 @@ def target():
 
 
 def resolved(target: Target, height: int = 64, width: int = 64, **options: Any) -> Resolutions:
-    return resolve(BottleneckConfig(**{"min_pixels": 1, **options}), target, LatentSize(height, width))
+    return resolve(ContinuousConfig(**{"min_pixels": 1, **options}), target, LatentSize(height, width))
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
@@ -114,18 +114,18 @@ def test_impossible_sizes_are_explained(target, size, options, message):
 def test_the_minimum_is_a_quarter_of_the_native_area(target):
     native = target.layout.call_size(target.pipe, target.call_arguments())
     height, width = target.layout.pixels(target.pipe, native)
-    assert minimum_pixels(BottleneckConfig(), target) == height * width // 4
-    assert minimum_pixels(BottleneckConfig(min_pixels=77), target) == 77
+    assert minimum_pixels(ContinuousConfig(), target) == height * width // 4
+    assert minimum_pixels(ContinuousConfig(min_pixels=77), target) == 77
 
 
 def test_a_native_size_that_does_not_halve_still_runs_at_the_default_scale():
     target = Target.of(FAMILIES["wan"]())
     native = target.layout.call_size(target.pipe, target.call_arguments())
-    resolve(BottleneckConfig(low_until=0.5), target, native)
+    resolve(ContinuousConfig(low_until=0.5), target, native)
 
 
 def test_pipelines_without_a_native_size_have_a_fixed_minimum():
-    assert minimum_pixels(BottleneckConfig(), Target.of(FAMILIES["sd15-img2img"]())) == FALLBACK_MIN_PIXELS
+    assert minimum_pixels(ContinuousConfig(), Target.of(FAMILIES["sd15-img2img"]())) == FALLBACK_MIN_PIXELS
 
 
 def test_a_picture_that_is_too_small_is_refused_before_it_is_denoised():
@@ -168,8 +168,8 @@ def test_a_models_own_spectrum_comes_first(tmp_path):
     assert known_spectrum(pipe).spectrum.amplitude == 219.484718
     (tmp_path / "hasten.json").write_text(json.dumps({"spectrum": {"A": 12.0, "beta": 1.5}}))
     assert known_spectrum(pipe).spectrum == Spectrum(12.0, 1.5)
-    assert spectrum_for(BottleneckConfig(), pipe) == (Spectrum(12.0, 1.5), "hasten.json of the model")
-    assert spectrum_for(BottleneckConfig(spectrum=(1.0, 2.0)), pipe)[0] == Spectrum(1.0, 2.0)
+    assert spectrum_for(ContinuousConfig(), pipe) == (Spectrum(12.0, 1.5), "hasten.json of the model")
+    assert spectrum_for(ContinuousConfig(spectrum=(1.0, 2.0)), pipe)[0] == Spectrum(1.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_an_unknown_spectrum_is_bounded_and_reported():
     pipe = FAMILIES["sd3"]()
     plan = hasten.plan(pipe, ["bottleneck"])
     assert any("no power spectrum is known" in finding.message for finding in plan.findings)
-    assert plan.techniques[0].forecast.facts["low_until"] == [pytest.approx(0.862, abs=1e-3)]
+    assert plan.techniques[0].forecast.facts["low_until"] == [pytest.approx(0.75, abs=1e-3)]
     quiet = hasten.plan(pipe, {"bottleneck": {"low_until": 0.7}})
     assert not quiet.findings
 

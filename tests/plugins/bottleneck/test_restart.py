@@ -14,7 +14,7 @@ from families import FAMILIES, baseline, call_kwargs
 import hasten
 from hasten._errors import ConfigError, HastenError, UnsupportedError
 from hasten._target import Target
-from hasten.plugins.bottleneck.config import BottleneckConfig, Stage
+from hasten.plugins.bottleneck.config import RestartConfig, Stage
 from hasten.plugins.bottleneck.restart import Transition, resize_clean
 from hasten.plugins.bottleneck.staged import StageRun, staged_scheduler
 from hasten.plugins.bottleneck.stages import PRESETS, PlannedStage, preset_for
@@ -215,7 +215,7 @@ def transition(**options: Any) -> Any:
     """A switch on plain (B, C, H, W) latents, from 8 x 12 to 4 x 6 and back."""
     pipe = FAMILIES["sd3"]()
     target = Target.of(pipe)
-    made = Transition(BottleneckConfig(**{**RESTART, "seed": 0, **options}), target, None)
+    made = Transition(RestartConfig(**{**RESTART, "seed": 0, **options}), target, None)
     kwargs = {"hidden_states": torch.zeros(2, 4, 8, 12), "timestep": torch.full((2,), 500.0)}
     step = SimpleNamespace(size=target.layout.size(pipe, kwargs))
     made.remember(SimpleNamespace(kwargs=kwargs, module=pipe.transformer, step=step))
