@@ -28,7 +28,7 @@ from hasten.testing import AdapterContract, TechniqueContract
 
 class TestBottleneck(TechniqueContract):
     technique = Bottleneck
-    active: ClassVar = {"low_until": 0.3, "high_first": 1.0, "min_pixels": 1}
+    active: ClassVar = {"spectrum": [0.01, 2.0], "min_pixels": 1}
     exact: ClassVar = {"low_until": 1.0, "high_first": 0.5, "min_pixels": 1}
     arguments: ClassVar = families.call_kwargs("sd3")
     resized: ClassVar = {"height": 32, "width": 16}
