@@ -45,6 +45,7 @@ BUILT_IN = (
     "hasten.pipelines.adapters",
     "hasten.plugins.aptp.plugin",
     "hasten.plugins.bottleneck.plugin",
+    "hasten.plugins.cache.plugin",
     "hasten.plugins.guidance_interval.plugin",
     "hasten.plugins.hack.plugin",
     "hasten.plugins.rettention.plugin",

@@ -7,6 +7,7 @@ from hasten._adapters.base import (
     Prediction as Prediction,
     ScaleSchedule as ScaleSchedule,
 )
+from hasten._adapters.blocks import BlockOutputs as BlockOutputs
 from hasten._adapters.decoders import (
     CausalDecoder as CausalDecoder,
     ChunkedDecoder as ChunkedDecoder,
@@ -67,6 +68,7 @@ from hasten._attention import (
     Proceed as Proceed,
     attention_layers as attention_layers,
     check_layers as check_layers,
+    refuse_compiled as refuse_compiled,
 )
 from hasten._claims import Access as Access, Claim as Claim
 from hasten._cost import (

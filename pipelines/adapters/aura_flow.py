@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, ImageLayout, LatentSize, Path
+from hasten.extend import BlockOutputs, Adapter, FlowPath, ImageLayout, LatentSize, Path
 
 
 class AuraFlowLayout(ImageLayout):
@@ -33,4 +33,8 @@ class AuraFlowLayout(ImageLayout):
         return LatentSize(side, side)
 
 
-ADAPTER = Adapter(family="aura-flow", pipelines=("AuraFlowPipeline",), capabilities=(AuraFlowLayout(),))
+ADAPTER = Adapter(
+    family="aura-flow",
+    pipelines=("AuraFlowPipeline",),
+    capabilities=(AuraFlowLayout(), BlockOutputs({"AuraFlowSingleTransformerBlock": (0, None)})),
+)

@@ -7,7 +7,15 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, ImageLayout, LatentSize, Path, VariancePreservingPath
+from hasten.extend import (
+    BlockOutputs,
+    Adapter,
+    AttentionTokens,
+    ImageLayout,
+    LatentSize,
+    Path,
+    VariancePreservingPath,
+)
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 
@@ -54,6 +62,10 @@ class HunyuanDiTLayout(ImageLayout):
 ADAPTER = Adapter(
     family="hunyuan-dit",
     pipelines=("HunyuanDiTPipeline",),
-    capabilities=(HunyuanDiTLayout(), AttentionTokens(r"blocks\.\d+\.attn1", warmup=0.2)),
+    capabilities=(
+        HunyuanDiTLayout(),
+        AttentionTokens(r"blocks\.\d+\.attn1", warmup=0.2),
+        BlockOutputs({"HunyuanDiTBlock": (0, None)}),
+    ),
     refused={"HunyuanDiTControlNetPipeline": CONTROLLED},
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, ConditionedVideoLayout, FlowPath, Guidance, Path
+from hasten.extend import BlockOutputs, Adapter, ConditionedVideoLayout, FlowPath, Guidance, Path
 
 
 class HunyuanVideo15Layout(ConditionedVideoLayout):
@@ -51,5 +51,5 @@ class HunyuanVideo15Layout(ConditionedVideoLayout):
 ADAPTER = Adapter(
     family="hunyuan-video-1.5",
     pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
-    capabilities=(HunyuanVideo15Layout(),),
+    capabilities=(HunyuanVideo15Layout(), BlockOutputs({"HunyuanVideo15TransformerBlock": (0, 1)})),
 )

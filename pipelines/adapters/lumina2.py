@@ -6,7 +6,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, Guidance, ImageLayout, Path
+from hasten.extend import BlockOutputs, Adapter, FlowPath, Guidance, ImageLayout, Path
 
 
 class Lumina2Layout(ImageLayout):
@@ -20,4 +20,8 @@ class Lumina2Layout(ImageLayout):
         return FlowPath(scale=1.0, data_fraction=True)
 
 
-ADAPTER = Adapter(family="lumina2", pipelines=("Lumina2Pipeline",), capabilities=(Lumina2Layout(),))
+ADAPTER = Adapter(
+    family="lumina2",
+    pipelines=("Lumina2Pipeline",),
+    capabilities=(Lumina2Layout(), BlockOutputs({"Lumina2TransformerBlock": (0, None)})),
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, ImageLayout, Path
+from hasten.extend import BlockOutputs, Adapter, FlowPath, ImageLayout, Path
 from hasten.pipelines.adapters.pixart import binned_pixels
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
@@ -48,7 +48,7 @@ def _bins(sample_size: int) -> dict[str, list[float]] | None:
 ADAPTER = Adapter(
     family="sana",
     pipelines=("SanaPipeline",),
-    capabilities=(SanaLayout(),),
+    capabilities=(SanaLayout(), BlockOutputs({"SanaTransformerBlock": (0, None)})),
     refused={
         "SanaSprintPipeline": _TRIGONOMETRIC,
         "SanaSprintImg2ImgPipeline": _TRIGONOMETRIC,

@@ -1,0 +1,1 @@
+"""Caches over denoising steps: the engines of diffusers, bound to one run."""

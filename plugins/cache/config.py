@@ -1,0 +1,230 @@
+"""Options of the technique ``cache``: one class for each kind of cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from hasten.extend import TechniqueConfig
+
+__all__ = [
+    "CacheConfig",
+    "FasterConfig",
+    "FirstBlockConfig",
+    "MagnitudeConfig",
+    "PyramidConfig",
+    "Situation",
+    "TaylorSeerConfig",
+    "TextKVConfig",
+]
+
+Count = Annotated[int, Field(ge=1)]
+Level = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Threshold = Annotated[float, Field(ge=0.0)]
+_MILLE = 1000
+"""diffusers' caches count levels in thousandths, whatever the model's own unit."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What diffusers' configuration has to know of the model and of the call.
+
+    Args:
+        steps: denoising steps of the call.
+        doubled: the batch holds both branches of guidance.
+        latents: order of the latents' axes as diffusers names them (``"BCHW"``), ``None`` for packed tokens.
+        timestep: returns the present level in thousandths.
+        attention: qualified names of the attention layers.
+    """
+
+    steps: int
+    doubled: bool
+    latents: str | None
+    timestep: Callable[[], int]
+    attention: tuple[str, ...]
+
+
+class _Kind(TechniqueConfig):
+    kind: str
+    engine: ClassVar[tuple[str, str]]
+    """Names of the configuration class and of the function that applies it, in ``diffusers.hooks``."""
+    blocks: ClassVar[bool] = False
+    """Whether it works on whole transformer blocks, which diffusers has to know."""
+
+    def options(self, situation: Situation) -> dict[str, Any]:  # noqa: ARG002
+        """Arguments of diffusers' configuration class."""
+        return self.model_dump(exclude={"kind"})
+
+    def refusal(self, situation: Situation) -> str | None:  # noqa: ARG002
+        """Why this kind cannot work there, ``None`` if it can."""
+        return None
+
+    def apply(self, model: nn.Module, situation: Situation) -> None:
+        """Put diffusers' hooks on ``model``."""
+        from diffusers import hooks
+
+        config, function = self.engine
+        getattr(hooks, function)(model, getattr(hooks, config)(**self.options(situation)))
+
+
+class FirstBlockConfig(_Kind):
+    """Options of ``kind="first_block"``: skip the other blocks while the first one changes little."""
+
+    engine = ("FirstBlockCacheConfig", "apply_first_block_cache")
+    blocks = True
+    kind: Literal["first_block"] = Field(
+        "first_block", description="Skip all blocks after the first while that one's output changes little."
+    )
+    threshold: Threshold = Field(
+        0.08, description="Relative change of the first block's residual below which the others are skipped."
+    )
+
+
+class TaylorSeerConfig(_Kind):
+    """Options of ``kind="taylorseer"``: extrapolate the layers' outputs (arXiv 2503.06923)."""
+
+    engine = ("TaylorSeerCacheConfig", "apply_taylorseer_cache")
+    kind: Literal["taylorseer"] = Field(
+        description="Extrapolate the outputs of the attention layers from earlier steps by a Taylor series."
+    )
+    interval: Count = Field(3, description="Every so many steps are computed in full.")
+    warmup: Annotated[int, Field(ge=0)] = Field(3, description="First steps that are computed in full.")
+    order: Annotated[int, Field(ge=0, le=4)] = Field(1, description="Highest order of the series.")
+    lite: bool = Field(
+        False,
+        description="Extrapolate the denoiser's last layer alone and skip all blocks: cheaper, rougher.",
+    )
+
+    def options(self, situation: Situation) -> dict[str, Any]:
+        """All attention layers, by name: diffusers' own patterns miss those of several models."""
+        return {
+            "cache_interval": self.interval,
+            "disable_cache_before_step": self.warmup,
+            "max_order": self.order,
+            "taylor_factors_dtype": None,
+            "use_lite_mode": self.lite,
+            "cache_identifiers": None
+            if self.lite
+            else [name.replace(".", r"\.") for name in situation.attention],
+        }
+
+
+class MagnitudeConfig(_Kind):
+    """Options of ``kind="magnitude"`` (MagCache, arXiv 2506.09045): skip all blocks for a few steps."""
+
+    engine = ("MagCacheConfig", "apply_mag_cache")
+    blocks = True
+    kind: Literal["magnitude"] = Field(
+        description="Skip all blocks while the accumulated change of magnitude, known for the model, is small."
+    )
+    ratios: tuple[Positive, ...] | Literal["flux"] = Field(
+        "flux",
+        description="Ratio of magnitudes from step to step, measured for the model; `flux` for FLUX.1.",
+    )
+    threshold: Threshold = Field(0.06, description="Accumulated error up to which steps are skipped.")
+    longest: Annotated[int, Field(ge=0)] = Field(3, description="Most steps skipped in a row.")
+    warmup: Level = Field(
+        0.2, description="Share of the steps, from the first on, that are computed in full."
+    )
+
+    def options(self, situation: Situation) -> dict[str, Any]:
+        """With the ratios stretched over the steps of the call, which diffusers does."""
+        from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+
+        return {
+            "threshold": self.threshold,
+            "max_skip_steps": self.longest,
+            "retention_ratio": self.warmup,
+            "num_inference_steps": situation.steps,
+            "mag_ratios": FLUX_MAG_RATIOS if self.ratios == "flux" else list(self.ratios),
+        }
+
+
+class _Levels(_Kind):
+    """Kinds that reuse attention between two levels."""
+
+    start: Level = Field(0.8, description="Highest level at which attention is reused (1 is pure noise).")
+    stop: Level = Field(0.1, description="Lowest level at which attention is reused.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.start < self.stop:
+            raise ValueError(f"start ({self.start}) must not be below stop ({self.stop})")
+        return self
+
+    def _range(self) -> tuple[float, float]:
+        # diffusers asks for levels strictly inside.
+        return self.stop * _MILLE - 0.5, self.start * _MILLE + 0.5
+
+
+class PyramidConfig(_Levels):
+    """Options of ``kind="pyramid"`` (Pyramid Attention Broadcast, arXiv 2408.12588)."""
+
+    engine = ("PyramidAttentionBroadcastConfig", "apply_pyramid_attention_broadcast")
+    kind: Literal["pyramid"] = Field(description="Reuse the outputs of attention layers for several steps.")
+    spatial: Count = Field(2, description="Self-attention is computed every so many steps.")
+    temporal: Count | None = Field(
+        None, description="The same for attention over frames; `null` computes it always."
+    )
+    cross: Count | None = Field(
+        None, description="The same for attention to the text; `null` computes it always."
+    )
+
+    def options(self, situation: Situation) -> dict[str, Any]:
+        """The same range of levels for all three kinds of attention."""
+        kinds = ("spatial", "temporal", "cross")
+        ranges = {f"{kind}_attention_timestep_skip_range": self._range() for kind in kinds}
+        counts = {f"{kind}_attention_block_skip_range": getattr(self, kind) for kind in kinds}
+        return {**ranges, **counts, "current_timestep_callback": situation.timestep}
+
+
+class FasterConfig(_Levels):
+    """Options of ``kind="faster"`` (FasterCache, arXiv 2410.19355)."""
+
+    engine = ("FasterCacheConfig", "apply_faster_cache")
+    kind: Literal["faster"] = Field(
+        description="Extrapolate attention, and the unconditional branch from the conditional one."
+    )
+    start: Level = Field(0.68, description="Highest level at which anything is reused (1 is pure noise).")
+    stop: Level = Field(0.0, description="Lowest level at which anything is reused.")
+    spatial: Count = Field(2, description="Self-attention is computed every so many steps.")
+    unconditional: Count = Field(5, description="The unconditional branch is computed every so many steps.")
+    weight: Threshold = Field(0.5, description="Weight of the extrapolated change of attention.")
+
+    def options(self, situation: Situation) -> dict[str, Any]:
+        """Attention is reused only in forwards without the unconditional branch, as diffusers has it."""
+        return {
+            "spatial_attention_block_skip_range": self.spatial,
+            "spatial_attention_timestep_skip_range": self._range(),
+            "unconditional_batch_skip_range": self.unconditional,
+            "unconditional_batch_timestep_skip_range": self._range(),
+            "attention_weight_callback": lambda _: self.weight,
+            "tensor_format": situation.latents,
+            "current_timestep_callback": situation.timestep,
+        }
+
+    def refusal(self, situation: Situation) -> str | None:
+        """It takes the two branches of guidance apart in one doubled batch of plain latents."""
+        if situation.latents is None:
+            return "it needs plain latents, and this family packs them into tokens"
+        return None if situation.doubled else "it needs guidance with both branches in one batch"
+
+
+class TextKVConfig(_Kind):
+    """Options of ``kind="text_kv"``: keys and values of the text are computed once."""
+
+    engine = ("TextKVCacheConfig", "apply_text_kv_cache")
+    kind: Literal["text_kv"] = Field(
+        description="Compute keys and values of the text once (NucleusMoE-Image)."
+    )
+
+
+CacheConfig = (
+    FirstBlockConfig | TaylorSeerConfig | MagnitudeConfig | PyramidConfig | FasterConfig | TextKVConfig
+)
+"""Options of the technique ``cache``, which ``kind`` tells apart."""
