@@ -13,10 +13,12 @@ __all__ = ["TESTED", "check_claims", "first_collision", "untested_pairs"]
 TESTED: dict[frozenset[str], str] = {
     frozenset({"aptp", "bottleneck"}): "tests/plugins/aptp/test_compose.py",
     frozenset({"aptp", "rettention"}): "tests/plugins/aptp/test_compose.py",
+    frozenset({"bottleneck", "cache"}): "tests/plugins/cache/test_cache.py",
     frozenset(
         {"bottleneck", "guidance_interval"}
     ): "tests/plugins/guidance_interval/test_guidance_interval.py",
     frozenset({"bottleneck", "rettention"}): "tests/plugins/rettention/test_composition.py",
+    frozenset({"cache", "guidance_interval"}): "tests/plugins/cache/test_cache.py",
     frozenset({"bottleneck", "video_infinity"}): "tests/plugins/video_infinity/test_plugin.py",
 }
 """Pairs of techniques with a recorded combination test, and the test's name."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import BlockOutputs, Adapter, FlowPath, ImageLayout, LatentSize, Path
+from hasten.extend import Adapter, BlockOutputs, FlowPath, ImageLayout, LatentSize, Path
 
 
 class AuraFlowLayout(ImageLayout):

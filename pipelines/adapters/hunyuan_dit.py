@@ -8,9 +8,9 @@ from typing import Any
 from typing_extensions import override
 
 from hasten.extend import (
-    BlockOutputs,
     Adapter,
     AttentionTokens,
+    BlockOutputs,
     ImageLayout,
     LatentSize,
     Path,

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import BlockOutputs, Adapter, ConditionedVideoLayout, FlowPath, Guidance, Path
+from hasten.extend import Adapter, BlockOutputs, ConditionedVideoLayout, FlowPath, Guidance, Path
 
 
 class HunyuanVideo15Layout(ConditionedVideoLayout):

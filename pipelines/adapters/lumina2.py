@@ -6,7 +6,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import BlockOutputs, Adapter, FlowPath, Guidance, ImageLayout, Path
+from hasten.extend import Adapter, BlockOutputs, FlowPath, Guidance, ImageLayout, Path
 
 
 class Lumina2Layout(ImageLayout):

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import BlockOutputs, Adapter, FlowPath, ImageLayout, Path
+from hasten.extend import Adapter, BlockOutputs, FlowPath, ImageLayout, Path
 from hasten.pipelines.adapters.pixart import binned_pixels
 from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 
 from hasten.extend import BlockOutputs
 
-__all__ = ["known_blocks", "refusal"]
+__all__ = ["feed_forward_layers", "known_blocks", "refusal"]
 
 
 def refusal(model: nn.Module, outputs: BlockOutputs | None) -> str | None:
@@ -26,6 +27,11 @@ def refusal(model: nn.Module, outputs: BlockOutputs | None) -> str | None:
         unknown = sorted({type(block).__name__ for block in found if type(block) not in known})
         if unknown:
             return f"diffusers' caches do not know the outputs of {', '.join(unknown)}"
+        unnamed = sorted(
+            {type(block).__name__ for block in found if not _names_its_streams(known[type(block)])}
+        )
+        if unnamed:
+            return f"diffusers' caches look for arguments that {', '.join(unnamed)} calls otherwise"
         first, last = (known[type(block)] for block in (found[0], found[-1]))
         indices = ("return_hidden_states_index", "return_encoder_hidden_states_index")
         if any(getattr(first, index) != getattr(last, index) for index in indices):
@@ -61,6 +67,20 @@ def known_blocks(
     finally:
         for kind in added:
             del registry[kind]
+
+
+def feed_forward_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the feed-forward layers of ``model``."""
+    from diffusers.models.attention import FeedForward, LuminaFeedForward
+
+    kinds = (FeedForward, LuminaFeedForward)
+    return tuple(name for name, module in model.named_modules() if isinstance(module, kinds))
+
+
+def _names_its_streams(metadata: Any) -> bool:
+    parameters = inspect.signature(metadata._cls.forward).parameters
+    text = metadata.return_encoder_hidden_states_index is not None
+    return "hidden_states" in parameters and (not text or "encoder_hidden_states" in parameters)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -38,15 +40,19 @@ class Situation:
         steps: denoising steps of the call.
         doubled: the batch holds both branches of guidance.
         latents: order of the latents' axes as diffusers names them (``"BCHW"``), ``None`` for packed tokens.
+        nested: some of the denoiser's arguments are in a dictionary.
         timestep: returns the present level in thousandths.
-        attention: qualified names of the attention layers.
+        layers: names of the attention and feed-forward layers in the denoiser.
+        batched: names of the denoiser's arguments that hold one row for each sample.
     """
 
     steps: int
     doubled: bool
     latents: str | None
+    nested: bool
     timestep: Callable[[], int]
-    attention: tuple[str, ...]
+    layers: tuple[str, ...]
+    batched: tuple[str, ...] = ()
 
 
 class _Kind(TechniqueConfig):
@@ -69,7 +75,15 @@ class _Kind(TechniqueConfig):
         from diffusers import hooks
 
         config, function = self.engine
-        getattr(hooks, function)(model, getattr(hooks, config)(**self.options(situation)))
+        logger = logging.getLogger("diffusers.hooks")
+        level = logger.level
+        logger.setLevel(
+            logging.ERROR
+        )  # FasterCache says at every run that it is experimental, as the page does
+        try:
+            getattr(hooks, function)(model, getattr(hooks, config)(**self.options(situation)))
+        finally:
+            logger.setLevel(level)
 
 
 class FirstBlockConfig(_Kind):
@@ -90,27 +104,31 @@ class TaylorSeerConfig(_Kind):
 
     engine = ("TaylorSeerCacheConfig", "apply_taylorseer_cache")
     kind: Literal["taylorseer"] = Field(
-        description="Extrapolate the outputs of the attention layers from earlier steps by a Taylor series."
+        description="Extrapolate the outputs of layers from earlier steps by a Taylor series."
     )
     interval: Count = Field(3, description="Every so many steps are computed in full.")
     warmup: Annotated[int, Field(ge=0)] = Field(3, description="First steps that are computed in full.")
     order: Annotated[int, Field(ge=0, le=4)] = Field(1, description="Highest order of the series.")
+    layers: tuple[str, ...] | None = Field(
+        None,
+        description="Regular expressions for the names of the layers to extrapolate; `null` is every attention and "
+        "feed-forward layer.",
+    )
     lite: bool = Field(
         False,
         description="Extrapolate the denoiser's last layer alone and skip all blocks: cheaper, rougher.",
     )
 
     def options(self, situation: Situation) -> dict[str, Any]:
-        """All attention layers, by name: diffusers' own patterns miss those of several models."""
+        """Layers by name: diffusers' own patterns miss those of several models."""
+        layers = self.layers or [re.escape(name) for name in situation.layers]
         return {
             "cache_interval": self.interval,
             "disable_cache_before_step": self.warmup,
             "max_order": self.order,
             "taylor_factors_dtype": None,
             "use_lite_mode": self.lite,
-            "cache_identifiers": None
-            if self.lite
-            else [name.replace(".", r"\.") for name in situation.attention],
+            "cache_identifiers": None if self.lite else list(layers),
         }
 
 
@@ -205,6 +223,7 @@ class FasterConfig(_Levels):
             "unconditional_batch_timestep_skip_range": self._range(),
             "attention_weight_callback": lambda _: self.weight,
             "tensor_format": situation.latents,
+            "_unconditional_conditional_input_kwargs_identifiers": list(situation.batched),
             "current_timestep_callback": situation.timestep,
         }
 
@@ -212,6 +231,8 @@ class FasterConfig(_Levels):
         """It takes the two branches of guidance apart in one doubled batch of plain latents."""
         if situation.latents is None:
             return "it needs plain latents, and this family packs them into tokens"
+        if situation.nested:
+            return "it cannot divide the batch of arguments that are in a dictionary (added_cond_kwargs)"
         return None if situation.doubled else "it needs guidance with both branches in one batch"
 
 

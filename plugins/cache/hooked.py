@@ -1,13 +1,10 @@
-"""diffusers' hooks on one denoiser for one run: on the modules only while a forward is under way."""
+"""diffusers' cache hooks for one denoiser and one run, without touching the denoiser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -17,18 +14,17 @@ from hasten.plugins.cache.config import CacheConfig, Situation
 
 __all__ = ["Hooked"]
 
-_SET = ("forward", "_diffusers_hook")
-"""Attributes of a module that diffusers' hooks set."""
 _NO_LEVEL = 2000
 """A level outside of every range: nothing is reused."""
-_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
-"""Pipelines in different threads may share a denoiser, and hooks are on the modules: one forward at a time."""
+ROOT = ""
+"""Name of the denoiser itself among its modules."""
 
 
 class Hooked:
     """A cache of diffusers for one denoiser and one run.
 
-    Its memory is kept for each branch of guidance, and dropped when the size of the forwards changes.
+    diffusers puts its hooks on a twin of the denoiser that shares all weights; here they are called around the layers
+    of the denoiser itself. Memory is kept for each branch of guidance, and dropped when the size changes.
 
     Args:
         model: the denoiser.
@@ -43,105 +39,119 @@ class Hooked:
     def __init__(
         self, model: nn.Module, config: CacheConfig, situation: Situation, outputs: BlockOutputs | None
     ) -> None:
-        from diffusers.hooks import HookRegistry
-
         self._model = model
+        self._branch = ""
         self._level = 0.0
+        self._begun = False
         self._shape: object = None
         self._warm: set[str] = set()
-        self._memories: dict[tuple[str, int], Any] = {}
+        self._memories: dict[tuple[str, str], Any] = {}
         self.computed = 0
-        """Hooked layers that the last forward computed."""
-        before = {module: _attributes(module) for module in model.modules()}
-        for module in before:
-            vars(module).pop("_diffusers_hook", None)
-        try:
-            with known_blocks(model, outputs):
-                config.apply(model, replace(situation, timestep=self._timestep))
-            HookRegistry.check_if_exists_or_initialize(model)
-            self._set = {
-                module: _attributes(module) for module in before if "_diffusers_hook" in vars(module)
-            }
-        finally:
-            _restore(before)
-        registries = {module: held["_diffusers_hook"] for module, held in self._set.items()}
-        self._hooks = [(m, hook) for m, registry in registries.items() for hook in registry.hooks.values()]
-        self.layers = sum(module is not model for module, _ in self._hooks)
-        """How many layers have a hook."""
+        """Layers with a hook that the last forward computed."""
+        twin = _twin(model, {})
+        with known_blocks(model, outputs):
+            config.apply(twin, replace(situation, timestep=self._timestep))
+        self._hooks = {
+            name: hook
+            for name, module in twin.named_modules()
+            for hook in getattr(vars(module).get("_diffusers_hook"), "hooks", {}).values()
+        }
+        self.layers = tuple(name for name in self._hooks if name != ROOT)
+        """Names of the layers with a hook."""
         if not self.layers:
-            raise UnsupportedError(
-                f"cache: kind={config.kind!r} finds no layer that it knows in {type(model).__name__}; choose another kind"
-            )
-        for module, hook in self._hooks:
-            if module is not model:
-                hook.fn_ref.original_forward = self._counting(hook)
+            raise UnsupportedError(f"it finds no layer that it knows in {type(model).__name__}")
 
-    @contextmanager
-    def forward(self, branch: str, level: float) -> Iterator[None]:
-        """Hooks on, for one forward of a branch of guidance at a level in [0, 1]."""
-        with _turns.setdefault(self._model, RLock()):
-            self._level, self._branch, self.computed = level, branch, 0
-            before = {module: _attributes(module) for module in self._set}
-            _restore(self._set)
-            watch = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
-            try:
-                yield
-                self._warm.add(branch)
-            finally:
-                watch.remove()
-                self._name_branch(None)
-                _restore(before)
+    def forward(
+        self, branch: str, level: float, compute: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        """One forward of the denoiser.
 
-    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What the denoiser computes on now, whatever other techniques made of it, decides what is remembered."""
-        shape = next((_shape(value) for value in (*args, *kwargs.values()) if _shape(value)), None)
+        Args:
+            branch: of guidance.
+            level: noise level in [0, 1].
+            compute: computes the denoiser.
+            arguments: of ``compute``.
+        """
+        self._branch, self._level, self._begun, self.computed = branch, level, False, 0
+        root = self._hooks.get(ROOT)
+        if root is None:
+            output = compute(**arguments)
+        else:
+            self._begin(arguments.values())
+            output = self._through(root, self._model, compute, (), arguments)
+        self._warm.add(branch)
+        return output
+
+    def layer(
+        self, name: str, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """One call of a layer, which the cache may answer without it."""
+        if not self._begun:
+            self._begin((*args, *kwargs.values()))
+        hook = self._hooks[name]
+
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            self.computed += 1
+            return _with_text(inner(*args, **kwargs), hook, args, kwargs)
+
+        return self._through(hook, self._model.get_submodule(name), compute, args, kwargs)
+
+    def _through(
+        self, hook: Any, module: nn.Module, compute: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        hook.fn_ref.original_forward = compute
+        try:
+            return hook.new_forward(module, *args, **kwargs)
+        finally:
+            hook.fn_ref.original_forward = None
+
+    def _begin(self, values: Any) -> None:
+        """Take out the memory of this branch, or forget everything if the size is another than before."""
+        from diffusers.hooks.hooks import CacheContext, StateManager
+
+        self._begun = True
+        shape = next(filter(None, map(_shape, values)), None)
         if shape != self._shape:
             self._shape = shape
             self._warm.clear()
             self._memories.clear()
-            for module, hook in self._hooks:
+            for hook in self._hooks.values():
                 if hook._is_stateful:
-                    hook.reset_state(module)
-        self._name_branch(self._branch)
-        for place, (_, hook) in enumerate(self._hooks):
+                    hook.reset_state(None)
+        for name, hook in self._hooks.items():
+            for value in vars(hook).values():
+                if isinstance(value, StateManager):
+                    value.set_context(CacheContext(self._branch))
             if hasattr(hook, "state"):  # one memory for all branches, which would mix them
-                hook.state = self._memories.setdefault((self._branch, place), type(hook.state)())
-
-    def _name_branch(self, branch: str | None) -> None:
-        from diffusers.hooks.hooks import CacheContext, _set_cache_context
-
-        _set_cache_context(self._model, None if branch is None else CacheContext(branch))
+                hook.state = self._memories.setdefault((self._branch, name), type(hook.state)())
 
     def _timestep(self) -> float:
         return 1000 * self._level if self._branch in self._warm else _NO_LEVEL
 
-    def _counting(self, hook: Any) -> Callable[..., Any]:
-        original, metadata = hook.fn_ref.original_forward, getattr(hook, "_metadata", None)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            self.computed += 1
-            output = original(*args, **kwargs)
-            text = getattr(metadata, "return_encoder_hidden_states_index", None)
-            if text is None or not isinstance(output, tuple) or output[text] is not None:
-                return output
-            # The last block of StableDiffusion3 drops the text, which nobody reads after it; the hooks expect it.
-            given = metadata._get_parameter_from_args_kwargs("encoder_hidden_states", args, kwargs)
-            return (*output[:text], given, *output[text + 1 :])
-
-        return forward
+def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A module tree with the same classes, attributes and weights, whose modules can be given other attributes."""
+    if module not in known:
+        twin = known[module] = type(module).__new__(type(module))
+        twin.__dict__.update(vars(module))
+        twin.__dict__.pop("_diffusers_hook", None)
+        twin.__dict__["_modules"] = {
+            name: None if child is None else _twin(child, known) for name, child in module._modules.items()
+        }
+    return known[module]
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: vars(module)[name] for name in _SET if name in vars(module)}
+def _with_text(output: Any, hook: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``output`` with the text's tokens, which the last block of StableDiffusion3 drops and the hooks expect.
 
-
-def _restore(attributes: dict[nn.Module, dict[str, Any]]) -> None:
-    for module, held in attributes.items():
-        for name in _SET:
-            if name in held:
-                vars(module)[name] = held[name]
-            else:
-                vars(module).pop(name, None)
+    Nobody reads them after that block.
+    """
+    metadata = getattr(hook, "_metadata", None)
+    text = getattr(metadata, "return_encoder_hidden_states_index", None)
+    if metadata is None or text is None or not isinstance(output, tuple) or output[text] is not None:
+        return output
+    given = metadata._get_parameter_from_args_kwargs("encoder_hidden_states", args, kwargs)
+    return (*output[:text], given, *output[text + 1 :])
 
 
 def _shape(value: Any) -> object:

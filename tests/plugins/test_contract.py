@@ -18,6 +18,7 @@ from hasten.pipelines.var.transformer import NextScaleTransformer
 from hasten.pipelines.var.vq_model import MultiScaleVQModel
 from hasten.plugins.aptp.plugin import Aptp
 from hasten.plugins.bottleneck.plugin import Bottleneck
+from hasten.plugins.cache.plugin import Cache
 from hasten.plugins.guidance_interval.plugin import GuidanceInterval
 from hasten.plugins.hack.plugin import Hack
 from hasten.plugins.rettention.plugin import Rettention
@@ -46,6 +47,17 @@ class TestRettention(TechniqueContract):
 
     def pipeline(self) -> Any:
         return families.FAMILIES["flux"]()
+
+
+class TestCache(TechniqueContract):
+    technique = Cache
+    active: ClassVar = {"threshold": 10.0}
+    exact: ClassVar = {"threshold": 0.0}
+    arguments: ClassVar = families.call_kwargs("sd3")
+    resized: ClassVar = {"height": 32, "width": 16}
+
+    def pipeline(self) -> Any:
+        return families.FAMILIES["sd3"]()
 
 
 class TestGuidanceInterval(TechniqueContract):
