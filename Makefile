@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every version is pinned here for development and CI; users are not bound by it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test check docs browser lint types unit slow matrix build clean
+.PHONY: help install demo test check docs browser lint types unit slow gpu matrix build clean
 
 help:
 	@echo "make demo   install into $(VENV) and run the main job on the bundled miniature"
@@ -13,6 +13,7 @@ help:
 	@echo "make check  lint, types and quick tests, for the inner loop"
 	@echo "make docs   the documentation site, in build/site"
 	@echo "make slow   the tests that take minutes"
+	@echo "make gpu    everything that needs a GPU, in under eight minutes; writes docs/benchmarks/gpu.md"
 	@echo "make matrix install and test with every supported Python that is here, and say which is not"
 
 $(VENV)/.requirements: constraints.txt pyproject.toml
@@ -59,6 +60,10 @@ unit:
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+gpu: install
+	$(PIP) install --quiet -e '.[gpu]'
+	$(BIN)/python docs/benchmarks/gpu.py
 
 matrix:
 	.ci/matrix
