@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.commands import describe_machine
+from hasten.files import write_atomically
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
