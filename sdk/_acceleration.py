@@ -63,7 +63,7 @@ def accelerate(pipe: Any, config: ConfigLike) -> Acceleration:
             f"accelerate() call all the techniques"
         )
     target = Target.of(pipe)
-    made, techniques = make_plan(target, Config.of(config), {})
+    made, techniques = make_plan(target, Config.of(config), {}, whole=False)
     return Acceleration(target, made, techniques)
 
 
@@ -116,7 +116,13 @@ class Acceleration:
         alive = tuple(t for t in self._plan.techniques if t.name in attachment.names)
         untested = tuple(pair for pair in self._plan.untested if set(pair) <= set(attachment.names))
         patches = (*attachment.table.describe(), *attachment.journal.describe())
-        return replace(self._plan, techniques=alive, untested=untested, patches=patches)
+        return replace(
+            self._plan,
+            techniques=alive,
+            untested=untested,
+            patches=patches,
+            estimate=attachment.estimate(attachment.target.call_arguments()),
+        )
 
     def report(self) -> Report:
         """What the last call did; without a row before the first call."""

@@ -14,6 +14,7 @@ from hasten._clock import Clock, expected_batch
 from hasten._culprit import Faults
 from hasten._denoiser import DenoiserSeam
 from hasten._errors import HastenError, UnsupportedError
+from hasten._estimate import Estimate, estimate, forecasts
 from hasten._gate import Forward, open_gates
 from hasten._handlers import guarded
 from hasten._journal import Journal
@@ -28,7 +29,9 @@ from hasten._step_caches import refuse_step_caches
 from hasten._subclass import stock_class
 from hasten._swap import swapped
 from hasten._target import Target
+from hasten._technique import Forecast, StepForecast
 from hasten._timesteps import nothing_to_run
+from hasten._timings import remember
 from hasten._turns import Turns
 
 if TYPE_CHECKING:
@@ -62,6 +65,9 @@ class Attachment:
         self.paused = 0
         """How many ``paused()`` blocks are open."""
         self.report = Report(target.name, names)
+        self._forecast_of: tuple[Any, ...] | None = None
+        self._steps: tuple[StepForecast, ...] = ()
+        """Those of the last call, as they were forecast."""
 
     def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``pipe(*args, **kwargs)``, accelerated.
@@ -90,7 +96,35 @@ class Attachment:
             for _, handler in reversed(table.run.items):
                 proceed = _around(handler, proceed)
             options = {name: self._planned[name].options for name in self.names}
-            return proceed(RunCall(pipe, self.target, arguments, options=options))
+            result = proceed(RunCall(pipe, self.target, arguments, options=options))
+        self._remember(arguments)
+        return result
+
+    def estimate(self, arguments: Mapping[str, Any]) -> Estimate | None:
+        """What a call with these arguments will cost with the techniques that are attached now."""
+        return estimate(self.target, arguments, *self._forecasts(arguments))
+
+    def _forecasts(self, arguments: Mapping[str, Any]) -> tuple[Forecast | None, dict[str, Forecast | None]]:
+        live = [(self._techniques[name], self._planned[name].claims) for name in self.names]
+        return forecasts(self.target, live, arguments)
+
+    def _remember(self, arguments: Mapping[str, Any]) -> None:
+        """Keep the times of the last call for later plans, if it went as it was forecast."""
+        pictures = expected_batch(arguments) or 1
+        numbers = {name: value for name, value in arguments.items() if isinstance(value, (int, float))}
+        if (key := (self.names, pictures, numbers)) != self._forecast_of:
+            self._forecast_of, self._steps = key, self._expected(arguments)
+        if self._steps:
+            remember(self.target, self._steps, pictures, self.report)
+
+    def _expected(self, arguments: Mapping[str, Any]) -> tuple[StepForecast, ...]:
+        """Steps of a call as they are forecast, none where a technique predicts nothing or cannot any more."""
+        try:
+            plain, found = self._forecasts(arguments)
+        except HastenError:
+            return ()
+        latest = [plain, *found.values()]
+        return () if None in latest else latest[-1].steps  # type: ignore[union-attr]
 
     def attributes(self, pipe: Any) -> Mapping[str, Any]:
         """The pipeline's attributes, without what a call in progress swapped."""

@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hasten._adapters.base import Guidance, LatentSize
+from hasten._adapters.base import Guidance, LatentLayout, LatentSize, ScaleSchedule
 from hasten._clock import expected_batch
 from hasten._errors import UnsupportedError
 from hasten._flops import Tokens, forward_flops
+from hasten._technique import Forecast, StepForecast
 from hasten._timesteps import by_step, planned_levels
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
     from hasten._target import Target
 
-__all__ = ["StepCost", "branches", "call_size", "planned_steps", "text_tokens"]
+__all__ = [
+    "ENDLESS",
+    "StepCost",
+    "branches",
+    "call_size",
+    "plain_forecast",
+    "planned_steps",
+    "prompts_of",
+    "text_tokens",
+]
 
 _CLIP_TEXT = 77
+ENDLESS = 10_000
+"""Tokenizers without a limit name a huge number."""
 
 
 def call_size(target: Target, arguments: Mapping[str, Any]) -> LatentSize | None:
@@ -39,6 +51,38 @@ def planned_steps(
         return size, by_step(planned_levels(target, arguments, size))
     except UnsupportedError:
         return None
+
+
+def plain_forecast(target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+    """The denoiser's steps in a call without any technique; ``None`` where its size or steps are not known ahead."""
+    schedule = target.adapter.capability(ScaleSchedule)
+    if schedule is not None:
+        return _scales(target, schedule, arguments)
+    if target.adapter.capability(LatentLayout) is None or not target.denoisers:
+        return None
+    planned = planned_steps(target, arguments)
+    if planned is None:
+        return None
+    size, levels = planned
+    full = (size.height, size.width)
+    each = StepCost(target, arguments, size).of(full)
+    steps = tuple(
+        StepForecast(i, level.time, full, forwards * each, forwards=forwards)
+        for i, (level, forwards) in enumerate(levels)
+    )
+    return Forecast(steps, sum(step.flops for step in steps))
+
+
+def _scales(target: Target, schedule: ScaleSchedule, arguments: Mapping[str, Any]) -> Forecast | None:
+    """One step for each scale, over an exact cache of keys and values."""
+    costs = schedule.costs(target.pipe, arguments)
+    if costs is None:
+        return None
+    steps = tuple(
+        StepForecast(i, 1.0 - i / len(costs), cost.grid, cost.flops(cost.keys))
+        for i, cost in enumerate(costs)
+    )
+    return Forecast(steps, sum(step.flops for step in steps))
 
 
 class StepCost:
@@ -71,6 +115,14 @@ class StepCost:
         return {"cost_of_full_step": ratios, "flops_from": f"layer shapes, {self.text} text tokens"}
 
 
+def prompts_of(arguments: Mapping[str, Any]) -> int:
+    """How many prompts a call encodes; 0 where it gets their embeddings."""
+    prompt = arguments.get("prompt")
+    if prompt is None:
+        return 0 if arguments.get("prompt_embeds") is not None else 1
+    return 1 if isinstance(prompt, str) else len(prompt)
+
+
 def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
     """Text tokens of one sample: those of given embeddings, else the call's maximum."""
     embeds = arguments.get("prompt_embeds")
@@ -80,7 +132,13 @@ def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
     if longest is not None and target.adapter.family != "stable-diffusion-3":
         return int(longest)
     # StableDiffusion3Pipeline appends its T5 tokens to the CLIP ones.
-    return int(longest or 0) + int(getattr(target.pipe, "tokenizer_max_length", _CLIP_TEXT))
+    return int(longest or 0) + _clip_tokens(target.pipe)
+
+
+def _clip_tokens(pipe: Any) -> int:
+    """Tokens that a CLIP tokenizer pads to."""
+    most = getattr(getattr(pipe, "tokenizer", None), "model_max_length", _CLIP_TEXT)
+    return int(getattr(pipe, "tokenizer_max_length", most if 0 < most < ENDLESS else _CLIP_TEXT))
 
 
 def branches(target: Target, arguments: Mapping[str, Any]) -> int:

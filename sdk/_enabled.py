@@ -67,10 +67,10 @@ class Enabled:
         with self.culprit.during("review"):
             return checked_notes(self._technique.review(steps), self.culprit, "review")
 
-    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
-        """What it predicts for a pipeline call."""
+    def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:
+        """What it makes of the forecast ``before`` of a pipeline call."""
         with self.culprit.during("forecast"):
-            return checked_forecast(self._technique.forecast(target, arguments), self.culprit)
+            return checked_forecast(self._technique.forecast(target, arguments, before), self.culprit)
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Let it put its handlers on the seams."""

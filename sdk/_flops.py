@@ -24,21 +24,25 @@ __all__ = ["Tokens", "forward_flops"]
 _ONCE = re.compile(r"time|norm|ada|modul|guidance|pool|size_embed|add_embedding|emb_layers|fps|image_emb")
 _TEXT = re.compile(r"\badd_|_add_|context|caption|text|txt|encoder_hid")
 _CROSS = re.compile(r"attn2|cross_attn|attn_mt")
+_TEMPORAL = re.compile(r"temp_attentions|temporal_transformer|motion_modules|transformer_in\b")
+"""Layers of UNets in which the frames of one place attend to each other, in both attentions of a block."""
 _JOINT_BLOCKS = re.compile(r"single_transformer_blocks|single_blocks")
 _UNET_BLOCK = re.compile(r"(down_blocks|mid_block|up_blocks)(?:\.(\d+))?(.*)")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of one forward: of the picture, and of the text that attends with it."""
+    """Tokens of one forward: of the picture (of all frames), and of the text that attends with it."""
 
     image: int
     text: int
+    frames: int = 1
 
     @classmethod
     def of(cls, size: LatentSize, multiple: int, text: int) -> Tokens:
         """Tokens of a latent whose patches have ``multiple`` latent pixels a side."""
-        return cls((size.frames or 1) * size.height * size.width // multiple**2, text)
+        frames = size.frames or 1
+        return cls(frames * size.height * size.width // multiple**2, text, frames)
 
 
 def forward_flops(denoiser: nn.Module, tokens: Tokens) -> float:
@@ -52,18 +56,26 @@ def forward_flops(denoiser: nn.Module, tokens: Tokens) -> float:
     unet = hasattr(denoiser, "down_blocks") and hasattr(denoiser, "up_blocks")
     total = 0.0
     for name, module in denoiser.named_modules():
-        here = Tokens(round(tokens.image * _unet_share(denoiser, name)), tokens.text) if unet else tokens
+        here = _within_unet(denoiser, name, tokens) if unet else tokens
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)):
             total += 2.0 * module.weight.numel() * _rows(name, here, joint)
         elif _is_attention(module):
-            total += 4.0 * _width(module) * _pairs(name, module, here, joint)
+            total += 4.0 * _width(module) * _pairs(name, module, here, joint, unet)
     return total
+
+
+def _within_unet(denoiser: nn.Module, name: str, tokens: Tokens) -> Tokens:
+    """Tokens at the level of a UNet's layer. Frames are pictures of their own there, each with the text."""
+    image = round(tokens.image * _unet_share(denoiser, name))
+    return Tokens(image, tokens.frames * tokens.text, tokens.frames)
 
 
 def _rows(name: str, tokens: Tokens, joint: bool) -> int:
     """How many tokens a layer is applied to."""
     if _ONCE.search(name):
         return 1
+    if _TEMPORAL.search(name):
+        return tokens.image
     if _CROSS.search(name) and re.search(r"to_k|to_v|to_kv", name):
         return tokens.text
     if _TEXT.search(name):
@@ -72,10 +84,14 @@ def _rows(name: str, tokens: Tokens, joint: bool) -> int:
     return tokens.image + tokens.text if both else tokens.image
 
 
-def _pairs(name: str, attention: nn.Module, tokens: Tokens, joint: bool) -> float:
+def _pairs(name: str, attention: nn.Module, tokens: Tokens, joint: bool, unet: bool) -> float:
     """How many query-key pairs an attention layer compares (linear attention: tokens times the width of a head)."""
     if "Linear" in type(getattr(attention, "processor", None)).__name__:
         return tokens.image * _width(attention) / max(int(getattr(attention, "heads", 1)), 1)
+    if _TEMPORAL.search(name):
+        return float(tokens.image * tokens.frames)
+    if unet:
+        return float(tokens.image * (tokens.text if _CROSS.search(name) else tokens.image) / tokens.frames)
     if _CROSS.search(name):
         return float(tokens.image * tokens.text)
     if _TEXT.search(name):

@@ -12,6 +12,7 @@ from hasten._config import Config
 from hasten._conflicts import check_claims, untested_pairs
 from hasten._enabled import Enabled
 from hasten._errors import UnsupportedError
+from hasten._estimate import Estimate, estimate, forecasts
 from hasten._plugins import host
 from hasten._step_caches import refuse_step_caches
 from hasten._target import Target
@@ -27,7 +28,11 @@ __all__ = ["Plan", "PlannedTechnique", "make_plan"]
 
 @dataclass(frozen=True)
 class PlannedTechnique:
-    """One technique of a plan: its options, what it touches, and what it predicts for one pipeline call."""
+    """One technique of a plan: its options, what it touches, and what it predicts for one pipeline call.
+
+    The forecast includes the techniques that were priced before it: those that change the steps, then those that
+    change sizes, then the others as they are listed. :attr:`Plan.estimate` is that of all of them.
+    """
 
     name: str
     options: Mapping[str, Any]
@@ -36,7 +41,7 @@ class PlannedTechnique:
 
     @property
     def flops_ratio(self) -> float | None:
-        """Predicted FLOPs of the denoiser without the technique over those with it. This is not wall-clock time."""
+        """Predicted FLOPs of the denoiser without techniques over those of :attr:`forecast`. No wall-clock time."""
         if self.forecast is None:
             return None
         with_it = sum(step.flops for step in self.forecast.steps)
@@ -57,6 +62,7 @@ class Plan:
         patches: seams and attributes in use, from the outside in; known once attached.
         device: where the pipeline computes.
         dtype: number format of its denoiser.
+        estimate: what the call costs with all techniques together; ``None`` where its steps are not known ahead.
     """
 
     pipeline: str
@@ -67,10 +73,12 @@ class Plan:
     patches: tuple[str, ...] = ()
     device: str = ""
     dtype: str = ""
+    estimate: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        plain = asdict(replace(self, techniques=()))
+        plain = asdict(replace(self, techniques=(), estimate=None))
+        plain["estimate"] = self.estimate and self.estimate.to_dict()
         plain["techniques"] = [_plain(technique) for technique in self.techniques]
         return plain
 
@@ -84,13 +92,16 @@ class Plan:
         return render_plan(self)
 
 
-def make_plan(target: Target, config: Config, call: Mapping[str, Any]) -> tuple[Plan, tuple[Enabled, ...]]:
+def make_plan(
+    target: Target, config: Config, call: Mapping[str, Any], *, whole: bool = True
+) -> tuple[Plan, tuple[Enabled, ...]]:
     """Check every technique of ``config`` against the pipeline.
 
     Args:
         target: the pipeline.
         config: what to enable.
         call: arguments of the pipeline call to forecast; the pipeline's defaults fill in the rest.
+        whole: with the estimate of the whole call, which looks at the decoder, too.
 
     Returns:
         The plan, and the techniques ready to attach.
@@ -115,9 +126,9 @@ def make_plan(target: Target, config: Config, call: Mapping[str, Any]) -> tuple[
     refuse_step_caches(target, claims)
     arguments = target.call_arguments(**call)
     findings.extend(_findings_of_call(techniques, target, arguments))
-    planned = tuple(
-        PlannedTechnique(t.name, t.options, claims[t.name], t.forecast(target, arguments)) for t in techniques
-    )
+    plain, found = forecasts(target, [(t, claims[t.name]) for t in techniques], arguments)
+    planned = tuple(PlannedTechnique(t.name, t.options, claims[t.name], found[t.name]) for t in techniques)
+    findings.extend(_without_effect(plain, found))
     plan = Plan(
         target.name,
         target.adapter.family,
@@ -126,6 +137,7 @@ def make_plan(target: Target, config: Config, call: Mapping[str, Any]) -> tuple[
         untested_pairs(claims),
         device=target.device,
         dtype=target.dtype,
+        estimate=estimate(target, arguments, plain, found) if whole else None,
     )
     comments = host().comment(plan)
     _refuse("a plugin", target, comments)
@@ -153,6 +165,17 @@ def _findings_of_call(
     for technique in techniques:
         for finding in technique.check_call(target, arguments):
             yield replace(finding, message=f"{technique.name}: {finding.message}")
+
+
+def _without_effect(plain: Forecast | None, found: Mapping[str, Forecast | None]) -> Iterator[Finding]:
+    """Who saves nothing beside the others, and might alone."""
+    latest = plain
+    for name, forecast in found.items():
+        if latest is not None and forecast is not None and len(found) > 1:
+            before, after = (sum(step.flops for step in of.steps) for of in (latest, forecast))
+            if after >= before:
+                yield Finding("warning", f"{name}: it saves nothing in this call beside the other techniques")
+        latest = forecast or latest
 
 
 def _refuse(who: str, target: Target, findings: Iterable[Finding]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -13,8 +14,10 @@ from rich.table import Table
 from hasten._console import Console
 
 if TYPE_CHECKING:
+    from hasten._estimate import Estimate
     from hasten._plan import Plan, PlannedTechnique
     from hasten._report import Report
+    from hasten._technique import StepForecast
 
 __all__ = ["render_plan", "render_report"]
 
@@ -50,6 +53,8 @@ def render_plan(plan: Plan) -> str:
         parts.append("  no technique: calls are measured, nothing is changed")
     for number, technique in enumerate(plan.techniques, 1):
         parts += _technique(number, technique)
+    if plan.estimate is not None:
+        parts += _estimate(plan.estimate)
     if plan.patches:
         parts += ["patched, from the outside in:", *(escape(f"  {line}") for line in plan.patches)]
     for pair in plan.untested:
@@ -64,18 +69,79 @@ def _technique(number: int, technique: PlannedTechnique) -> Iterable[RenderableT
     for claim in technique.claims:
         where = "" if claim.modules is None else f", {len(claim.modules)} modules"
         yield escape(f"   {claim.access.value} {claim.slot}{where}")
-    forecast = technique.forecast
-    if forecast is None:
-        return
-    table = Table("step", "level", "latent", "TFLOPs", "", box=None, padding=(0, 1, 0, 2))
-    for step in forecast.steps:
-        flops = f"{step.flops / 1e12:.4g}"
-        table.add_row(str(step.index), f"{step.level:.4f}", _size(step.size), flops, escape(step.note))
+    if technique.forecast is not None and technique.forecast.facts:
+        yield escape(f"   {_facts(technique.forecast.facts)}")
+
+
+def _estimate(known: Estimate) -> Iterable[RenderableType]:
+    """One table and one figure for the whole call."""
+    table = Table("step", "level", "latent", "TFLOPs", "seconds", "", box=None, padding=(0, 1, 0, 2))
+    for column in (3, 4):
+        table.columns[column].justify = "right"
+    seconds = known.seconds
+    start = 0
+    for steps in _alike(known.steps):
+        end = start + len(steps)
+        spent = "" if seconds is None else f"{sum(seconds.steps[start:end]):.3g}"
+        flops = _tera(sum(step.flops for step in steps))
+        table.add_row(_span(steps), _levels(steps), _size(steps[0].size), flops, spent, escape(steps[0].note))
+        start = end
+    for part in known.parts:
+        table.add_row("", "", part.name, "?" if part.flops is None else _tera(part.flops))
+    times = ("", "", "")
+    if seconds is not None:
+        times = (f"{seconds.outside:.3g}", f"{seconds.accelerated:.3g}", f"{seconds.plain:.3g}")
+        table.add_row("", "", "these, and the rest", "", times[0])
+    table.add_row("", "", "together", _tera(known.flops), times[1])
+    table.add_row("", "", f"plain, {len(known.plain)} steps", _tera(known.plain_flops), times[2])
     yield table
-    if technique.flops_ratio is not None:
-        yield f"   predicted {technique.flops_ratio:.2f}x fewer FLOPs in the denoiser (FLOPs, not wall-clock)"
-    if forecast.facts:
-        yield escape(f"   {_facts(forecast.facts)}")
+    yield from map(escape, _verdict(known))
+
+
+def _verdict(known: Estimate) -> Iterable[str]:
+    if known.unpriced:
+        yield f"not in these figures: {', '.join(known.unpriced)}, which predicts nothing"
+    gain = f"predicted {known.flops_ratio:.2f}x fewer FLOPs"
+    if known.seconds is not None and known.speedup is not None:
+        yield f"{gain}, {known.speedup:.2f}x in seconds (measured on {known.seconds.source})"
+    else:
+        yield f"{gain} (FLOPs, not wall-clock)"
+        yield f"seconds: not known here, for lack of {known.unmeasured}; `--warm-up` or one call measures them"
+    if known.bound is not None:
+        yield _bound(known)
+    if not known.worth and known.bound is not None:
+        yield "not worth it: less than 1.1x; fewer steps, or nothing at all, will do as well"
+
+
+def _bound(known: Estimate) -> str:
+    rest = len(known.remaining)
+    names = [f"the other {rest}"] if rest else []
+    names += [f"the {part.name}" for part in known.parts]
+    left = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+    return (
+        f"{len(known.steps) - rest} of {len(known.steps)} steps are cheaper; {left} remain: at most "
+        f"{known.bound:.2g}x fewer FLOPs"
+    )
+
+
+def _alike(steps: Sequence[StepForecast]) -> list[list[StepForecast]]:
+    """Neighbouring steps that cost and do the same."""
+    found = groupby(steps, key=lambda step: (step.size, f"{step.flops:.4g}", step.note))
+    return [list(group) for _, group in found]
+
+
+def _span(steps: Sequence[StepForecast]) -> str:
+    first, last = steps[0].index, steps[-1].index
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _levels(steps: Sequence[StepForecast]) -> str:
+    first, last = (f"{step.level:.4f}" for step in (steps[0], steps[-1]))
+    return first if len(steps) == 1 else f"{first}-{last}"
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:.4g}"
 
 
 def _facts(values: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -59,7 +59,8 @@ class StepForecast:
         level: flow-equivalent noise level in [0, 1].
         size: latent (height, width) the denoiser will see.
         flops: predicted floating-point operations of this step's forwards.
-        note: what the technique does there, in a word or two (``"low"``).
+        note: what techniques do there, in a word or two (``"low"``); ``""`` for a step as it would be without them.
+        forwards: how many times the solver evaluates the denoiser in this step.
     """
 
     index: int
@@ -67,11 +68,23 @@ class StepForecast:
     size: tuple[int, int]
     flops: float
     note: str = ""
+    forwards: int = 1
+
+    def changed(self, share: float, note: str, size: tuple[int, int] | None = None) -> StepForecast:
+        """This step with ``share`` of its operations, perhaps at another size; ``note`` joins those before it."""
+        notes = ", ".join(part for part in (self.note, note) if part)
+        return replace(self, flops=share * self.flops, note=notes, size=size or self.size)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a technique predicts for one pipeline call, before anything runs."""
+    """What is predicted of the denoiser in one pipeline call, before anything runs.
+
+    Args:
+        steps: in order.
+        baseline_flops: floating-point operations of the same call without any technique.
+        facts: what else the plan shows of a technique.
+    """
 
     steps: tuple[StepForecast, ...]
     baseline_flops: float
@@ -118,8 +131,18 @@ class Technique(ABC, Generic[ConfigT]):
         """What a reader of the report of a call should know of its denoiser forwards, a sentence each."""
         return ()
 
-    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:  # noqa: ARG002
-        """Predict steps, sizes and FLOPs of a pipeline call with these bound arguments, or ``None``."""
+    def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:  # noqa: ARG002
+        """Predict steps, sizes and FLOPs of a pipeline call.
+
+        Args:
+            target: the pipeline.
+            arguments: of the call, defaults filled in.
+            before: what is predicted so far, at first of the call without any technique. Those that change steps or
+                sizes are asked first, so that each is priced at the sizes it will see.
+
+        Returns:
+            ``before`` with this technique; ``None`` where nothing can be predicted, which the plan says.
+        """
         return None
 
     @abstractmethod

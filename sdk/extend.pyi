@@ -5,6 +5,7 @@ from hasten._adapters.base import (
     LatentSize as LatentSize,
     Moments as Moments,
     Prediction as Prediction,
+    ScaleCost as ScaleCost,
     ScaleSchedule as ScaleSchedule,
 )
 from hasten._adapters.blocks import BlockOutputs as BlockOutputs
@@ -71,10 +72,12 @@ from hasten._attention import (
     refuse_compiled as refuse_compiled,
 )
 from hasten._claims import Access as Access, Claim as Claim
+from hasten._clock import expected_batch as expected_batch
 from hasten._cost import (
     StepCost as StepCost,
     branches as branches,
     call_size as call_size,
+    plain_forecast as plain_forecast,
     planned_steps as planned_steps,
 )
 from hasten._denoiser import (

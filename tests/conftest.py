@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+os.environ.setdefault("HASTEN_CACHE", "")  # tests leave nothing in the user's cache
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

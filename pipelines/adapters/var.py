@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from hasten.extend import Adapter, BlockUnit, Cut, Grain, LatentSize, ScaleSchedule, ScannedUnits, UnitGroup
+from hasten.extend import (
+    Adapter,
+    BlockUnit,
+    Cut,
+    Grain,
+    LatentSize,
+    ScaleCost,
+    ScaleSchedule,
+    ScannedUnits,
+    UnitGroup,
+    expected_batch,
+)
 from hasten.schedules.noise import NoiseLevel
-from hasten.schedules.scales import Schedule
+from hasten.schedules.scales import Schedule, token_ends
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +52,72 @@ class NextScaleSchedule(ScaleSchedule):
     def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
         """The grid of the scale."""
         return LatentSize(*kwargs["conditioning"].schedule[kwargs["scale"]])
+
+    @override
+    def costs(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[ScaleCost, ...]:
+        """Counted from the shapes of the layers; the text is as long as the prompts, or as the model takes."""
+        schedule, config = self.scales(pipe, arguments), pipe.transformer.config
+        rows, text = _rows(pipe, arguments, len(schedule)), _text_tokens(pipe, arguments)
+        fixed, once = _layer_flops(pipe.transformer, text)
+        heads, width = config["num_layers"] * config["num_heads"], config["hidden_size"]
+        found = []
+        for scale, (grid, end) in enumerate(zip(schedule, token_ends(schedule))):
+            tokens = rows[scale] * grid[0] * grid[1]
+            rest = tokens * fixed + (0.0 if scale else rows[0] * once)
+            if scale == 0:
+                rest -= tokens * 2.0 * pipe.transformer.token_embed.weight.numel()
+            found.append(ScaleCost(grid, rest, 4.0 * tokens * width / config["num_heads"], heads * end))
+        return tuple(found)
+
+    @override
+    def decoder_input(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, ...]:
+        """The latent that all scales add up to."""
+        return tuple(pipe.vae.empty_latent(1, self.scales(pipe, arguments)).shape)
+
+
+def _rows(pipe: Any, arguments: Mapping[str, Any], scales: int) -> list[int]:
+    """Rows of the batch at every scale: twice as many while guidance, at this scale or a later one, needs them."""
+    given = arguments.get("guidance_scale")
+    scale = pipe.scheduler.config["guidance_scale"] if given is None else given
+    last = arguments.get("unguided_last_scales") or 0
+    weights = pipe.scheduler.guidance_weights(scale, scales, last)
+    pictures = expected_batch(arguments) or 1
+    return [pictures * (2 if any(weights[k:]) else 1) for k in range(scales)]
+
+
+def _text_tokens(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    if pipe.transformer.config["condition"] != "text":
+        return 0
+    embeds, prompt = arguments.get("prompt_embeds"), arguments.get("prompt")
+    if embeds is not None:
+        return int(embeds.shape[1])
+    if prompt is None or pipe.tokenizer is None:
+        return int(pipe.transformer.config["text_tokens"])
+    return max(map(len, pipe.tokenizer([prompt] if isinstance(prompt, str) else list(prompt)).input_ids))
+
+
+def _layer_flops(transformer: nn.Module, text: int) -> tuple[float, float]:
+    """Operations of the layers for one token of the picture, and those that one row takes once."""
+    each = once = 0.0
+    for name, module in transformer.named_modules():
+        if type(module).__name__ == "CrossAttention":
+            each += 4.0 * module.to_q.out_features * text  # type: ignore[union-attr, operator]
+        if type(module).__name__ == "TextPool":
+            once += 4.0 * module.to_k.out_features * text  # type: ignore[union-attr, operator]
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        flops = 2.0 * module.weight.numel()
+        if _PER_TEXT.search(name):
+            once += text * flops
+        elif _PER_ROW.search(name):
+            once += flops
+        else:
+            each += flops
+    return each, once
+
+
+_PER_TEXT = re.compile(r"cross_attn\.to_[kv]|text_proj|text_pool\.to_[kv]")
+_PER_ROW = re.compile(r"norm|ada_shared|text_pool")
 
 
 class NextScaleUnits(ScannedUnits):

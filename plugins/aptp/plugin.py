@@ -11,6 +11,7 @@ from hasten.extend import (
     Access,
     Claim,
     Finding,
+    Forecast,
     HastenError,
     PrunableUnits,
     ScaleSchedule,
@@ -89,6 +90,12 @@ class Aptp(Technique[AptpConfig]):
             f"{len(bundle.experts)} experts at {shares} of the multiply-accumulates, counted at {size.height} x "
             f"{size.width} latents and {size.text} text tokens",
         )
+
+    def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:  # noqa: ARG002
+        """Every step at the share of its expert."""
+        from hasten.plugins.aptp.forecast import forecast
+
+        return forecast(self.config, self._bundle(target).manifest, before)
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Around the pipeline call, and around forwards for the report."""

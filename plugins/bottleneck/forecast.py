@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hasten.extend import Finding, Forecast, LatentSize, StepCost, StepForecast, dynamic_shift, planned_steps
 from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig, RestartConfig
@@ -16,51 +16,46 @@ if TYPE_CHECKING:
 __all__ = ["call_findings", "forecast"]
 
 
-def forecast(config: BottleneckConfig, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+def forecast(
+    config: BottleneckConfig, target: Target, arguments: Mapping[str, Any], before: Forecast
+) -> Forecast | None:
     """Size and FLOPs of every step of a call; ``None`` where its size or steps are not known ahead.
 
     Raises:
         ConfigError: the call's size is refused by the options.
     """
     planned = planned_steps(target, arguments)
-    if planned is None:
+    if planned is None or len(planned[1]) != len(before.steps):
         return None
     size, levels = planned
     cost = StepCost(target, arguments, size)
     if isinstance(config, RestartConfig):
-        steps, facts = _restart_steps(config, target, arguments, size), {}
+        steps, facts = _restart_steps(config, target, arguments, size, cost), {}
     else:
-        steps, facts = _continuous_steps(config, target, size, levels)
-    rows = tuple(
-        StepForecast(i, step.level.time, step.size, step.forwards * cost.of(step.size), step.note)
-        for i, step in enumerate(steps)
-    )
+        steps, facts = _continuous_steps(config, target, size, [level for level, _ in levels], cost, before)
     facts.update(cost.facts(dict.fromkeys(step.size for step in steps)))
-    full = cost.of((size.height, size.width))
-    return Forecast(rows, sum(forwards for _, forwards in levels) * full, facts)
-
-
-class _Step(NamedTuple):
-    level: NoiseLevel
-    forwards: int
-    size: tuple[int, int]
-    note: str
+    return Forecast(steps, before.baseline_flops, facts)
 
 
 def _continuous_steps(
-    config: ContinuousConfig, target: Target, size: LatentSize, levels: Sequence[tuple[NoiseLevel, int]]
-) -> tuple[list[_Step], dict[str, Any]]:
+    config: ContinuousConfig,
+    target: Target,
+    size: LatentSize,
+    levels: Sequence[NoiseLevel],
+    cost: StepCost,
+    before: Forecast,
+) -> tuple[tuple[StepForecast, ...], dict[str, Any]]:
     """The steps of a run in continuous mode, and what the plan says of its resolutions."""
     resolutions = resolve(config, target, size)
-    lows = _sizes(resolutions, target, [level for level, _ in levels])
-    steps = [
-        _Step(level, forwards, low or resolutions.full, "low" if low else "")
-        for (level, forwards), low in zip(levels, lows)
-    ]
+    full = cost.of(resolutions.full)
+    steps = tuple(
+        step if low is None else step.changed(cost.of(low) / full if full else 1.0, "low", low)
+        for step, low in zip(before.steps, _sizes(resolutions, target, levels), strict=True)
+    )
     facts: dict[str, Any] = {"low_until": [round(low.until, 4) for low in resolutions.lows]}
     if config.low_until == "auto":
         facts["spectrum"] = spectrum_for(config, target.pipe)[1] or "unknown: bound for unit variance"
-    if levels and resolutions.low_at(levels[-1][0], target.layout.prediction(target.pipe)):
+    if levels and resolutions.low_at(levels[-1], target.layout.prediction(target.pipe)):
         facts["caution"] = "the last step stays at full resolution, although it is above low_until"
     return steps, facts
 
@@ -99,8 +94,8 @@ def _sizes(
 
 
 def _restart_steps(
-    config: RestartConfig, target: Target, arguments: Mapping[str, Any], size: LatentSize
-) -> list[_Step]:
+    config: RestartConfig, target: Target, arguments: Mapping[str, Any], size: LatentSize, cost: StepCost
+) -> tuple[StepForecast, ...]:
     """The steps of all stages of a restart."""
     from hasten.plugins.bottleneck.restart import planned_run
 
@@ -108,8 +103,9 @@ def _restart_steps(
     mu = dynamic_shift(target, size, arguments["num_inference_steps"]) if dynamic else None
     run = planned_run(config, target, target.pipe.scheduler, size)
     run.prepare(None, mu)
-    return [
-        _Step(level, 1, planned.size, f"stage {number}")
-        for number, (planned, levels) in enumerate(zip(run.planned, run.levels(target)), 1)
-        for level in levels
-    ]
+    stages = enumerate(zip(run.planned, run.levels(target)), 1)
+    steps = [(level, planned.size, number) for number, (planned, levels) in stages for level in levels]
+    return tuple(
+        StepForecast(i, level.time, at, cost.of(at), f"stage {number}")
+        for i, (level, at, number) in enumerate(steps)
+    )

@@ -72,11 +72,11 @@ class Bottleneck(Technique[BottleneckConfig]):
         if low[-1]:  # ended early by the user, or a schedule that could not be read
             yield "the last forward was at low resolution, so the result lacks detail"
 
-    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+    def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:
         """Resolution, level and FLOPs of every step of a call with these arguments."""
         from hasten.plugins.bottleneck.forecast import forecast
 
-        return forecast(self.config, target, arguments)
+        return forecast(self.config, target, arguments, before)
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Put the mode's handlers on the seams."""

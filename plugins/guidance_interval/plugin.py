@@ -9,6 +9,7 @@ alone and hands it to the pipeline as both branches: ``u + w * (c - u)`` is then
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -24,8 +25,6 @@ from hasten.extend import (
     Guidance,
     LatentLayout,
     Seams,
-    StepCost,
-    StepForecast,
     StepRecord,
     Target,
     Technique,
@@ -86,21 +85,14 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         told = f"{self.config.stop:g} to {self.config.start:g}"
         return [Finding("warning", f"every step of this call has a level in {told} and keeps its guidance")]
 
-    def forecast(self, target: Target, arguments: Mapping[str, object]) -> Forecast | None:
+    def forecast(self, target: Target, arguments: Mapping[str, object], before: Forecast) -> Forecast:
         """Half the cost at every level outside of the interval."""
-        planned = planned_steps(target, arguments)
-        if planned is None:
-            return None
-        size, levels = planned
-        cost, at = StepCost(target, arguments, size), (size.height, size.width)
         halves = branches(target, arguments) == 2
         steps = tuple(
-            StepForecast(index, level.time, at, forwards * cost.of(at) / (2 if skipped else 1), note)
-            for index, (level, forwards) in enumerate(levels)
-            for skipped in [halves and not self._guided(level.time)]
-            for note in ["no guidance" if skipped else ""]
+            step.changed(0.5, "no guidance") if halves and not self._guided(step.level) else step
+            for step in before.steps
         )
-        return Forecast(steps, sum(forwards for _, forwards in levels) * cost.of(at))
+        return replace(before, steps=steps, facts={})
 
     def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
         """Say that nothing was saved."""

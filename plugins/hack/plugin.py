@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hasten.extend import Access, Claim, Finding, ScaleSchedule, Technique, hookimpl
+from hasten.extend import Access, Claim, Finding, Forecast, ScaleSchedule, Technique, hookimpl
 from hasten.plugins.hack.config import HackConfig
 
 if TYPE_CHECKING:
@@ -58,6 +58,14 @@ class Hack(Technique[HackConfig]):
             yield Finding("note", "no calibration file: the first call is preceded by a calibrating one")
             return
         yield Finding("note", self._plan(target, schedule).describe())
+
+    def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:
+        """Every scale with the keys that are read."""
+        from hasten.plugins.hack.forecast import forecast
+
+        schedule = target.capability(ScaleSchedule).scales(target.pipe, arguments)
+        plan = self._plan(target, schedule) if self.config.compresses else None
+        return forecast(self.config, target, arguments, plan, before)
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Put the cache, and what it needs, on the seams. With nothing to remove, nothing is attached."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hasten.extend import Finding, Forecast, HastenError, LatentSize, StepCost, StepForecast, planned_steps
+from hasten.extend import (
+    Finding,
+    Forecast,
+    HastenError,
+    LatentSize,
+    StepCost,
+    StepForecast,
+    call_size,
+    plain_forecast,
+)
 from hasten.plugins.rettention.budget import (
     SparseLayer,
     affordable,
@@ -20,7 +29,6 @@ from hasten.plugins.rettention.budget import (
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.handler import planned_schedule
 from hasten.plugins.rettention.masks import MaskShape, mask_shape
-from hasten.schedules.noise import NoiseLevel
 from hasten.schedules.sparse_steps import Phase, SparseSteps
 
 if TYPE_CHECKING:
@@ -30,53 +38,40 @@ __all__ = ["call_findings", "forecast"]
 
 
 def forecast(
-    config: RettentionConfig, target: Target, names: Sequence[str], arguments: Mapping[str, Any]
+    config: RettentionConfig,
+    target: Target,
+    names: Sequence[str],
+    arguments: Mapping[str, Any],
+    before: Forecast,
 ) -> Forecast | None:
-    """Phase and FLOPs of every step of a call, and the memory of its statistics; ``None`` if its size is not known.
+    """Phase and FLOPs of every step at the size it has in ``before``, and the memory of the statistics.
 
-    A call whose mask or memory budget cannot work is told of in the facts.
+    ``None`` if the call's size is not known. A call whose mask or memory budget cannot work is told of in the facts.
     """
-    outlook = _Outlook.of(config, target, names, arguments)
+    outlook = _Outlook.of(config, target, names, arguments, before.steps)
     if outlook is None:
         return None
-    size, levels, cost, sparse = outlook.size, outlook.levels, outlook.cost, outlook.sparse
-    full = cost.of((size.height, size.width))
-    baseline = full * sum(forwards for _, forwards in levels)
-    if isinstance(sparse, HastenError):  # another call may be fine, and this one raises it in its first step
-        rows = tuple(
-            StepForecast(i, level.time, (size.height, size.width), forwards * full)
-            for i, (level, forwards) in enumerate(levels)
-        )
-        return Forecast(rows, baseline, {"this_call_will_fail": str(sparse)})
-    costs = {
-        Phase.DENSE: full,
-        Phase.REFRESH: full + sparse.attention - sparse.saved,
-        Phase.SPARSE: full - sparse.saved,
-    }
+    if outlook.problem is not None:  # another call may be fine, and this one raises it in its first step
+        return replace(before, facts={"this_call_will_fail": str(outlook.problem)})
     steps = tuple(
-        StepForecast(
-            index,
-            level.time,
-            (size.height, size.width),
-            forwards * costs[phase],
-            "" if phase is Phase.DENSE else phase.value,
-        )
-        for index, ((level, forwards), phase) in enumerate(zip(levels, outlook.phases))
+        step.changed(outlook.sparse[step.size].share(phase), "" if phase is Phase.DENSE else phase.value)
+        for step, phase in zip(before.steps, outlook.phases, strict=True)
     )
-    return Forecast(steps, baseline, sparse.facts(full))
+    return replace(before, steps=steps, facts=outlook.largest.facts())
 
 
 def call_findings(
     config: RettentionConfig, target: Target, names: Sequence[str], arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """What a call will run into: an option that cannot work at its size, or nothing that becomes sparse."""
-    outlook = _Outlook.of(config, target, names, arguments)
-    if outlook is None:
+    plain = plain_forecast(target, arguments)
+    outlook = plain and _Outlook.of(config, target, names, arguments, plain.steps)
+    if not outlook:
         return
-    if isinstance(outlook.sparse, HastenError):
-        yield Finding("error", f"this call will fail: {outlook.sparse}")
+    if outlook.problem is not None:
+        yield Finding("error", f"this call will fail: {outlook.problem}")
         return
-    reason = outlook.sparse.idle
+    reason = outlook.largest.idle
     if reason is None and Phase.SPARSE not in outlook.phases:
         count = {phase: outlook.phases.count(phase) for phase in (Phase.DENSE, Phase.REFRESH)}
         reason = (
@@ -89,49 +84,70 @@ def call_findings(
 
 @dataclass(frozen=True)
 class _Outlook:
-    """What is known of a call before it runs; ``sparse`` is why it cannot work, where it cannot."""
+    """What is known of a call before it runs.
 
-    size: LatentSize
-    levels: list[tuple[NoiseLevel, int]]
-    cost: StepCost
+    Args:
+        phases: of every step.
+        sparse: what becomes sparse, by size of the latents.
+        problem: why the call cannot work, ``None`` if it can.
+    """
+
     phases: tuple[Phase, ...]
-    sparse: _Sparse | HastenError
+    sparse: Mapping[tuple[int, int], _Sparse]
+    problem: HastenError | None = None
 
     @classmethod
     def of(
-        cls, config: RettentionConfig, target: Target, names: Sequence[str], arguments: Mapping[str, Any]
+        cls,
+        config: RettentionConfig,
+        target: Target,
+        names: Sequence[str],
+        arguments: Mapping[str, Any],
+        steps: Sequence[StepForecast],
     ) -> _Outlook | None:
-        """The outlook of a call, ``None`` where its size or its levels are not known ahead."""
-        planned = planned_steps(target, arguments)
-        if planned is None:
+        """The outlook of a call with these steps, ``None`` where its size is not known ahead."""
+        full = call_size(target, arguments)
+        if full is None or not steps:
             return None
-        size, levels = planned
-        cost = StepCost(target, arguments, size)
-        schedule = planned_schedule(config, target, size.frames is not None, len(levels))
-        phases = _phases(schedule, target, [level.time for level, _ in levels])
+        sizes = dict.fromkeys(step.size for step in steps)
         try:
-            sparse: _Sparse | HastenError = _Sparse(config, target, names, size, cost)
+            sparse = {
+                at: _Sparse(config, target, names, LatentSize(*at, full.frames), arguments) for at in sizes
+            }
         except HastenError as error:
-            sparse = error
-        return cls(size, levels, cost, phases, sparse)
+            return cls((), {}, error)
+        schedule = planned_schedule(config, target, full.frames is not None, len(steps))
+        return cls(_phases(schedule, target, steps, sparse), sparse)
+
+    @property
+    def largest(self) -> _Sparse:
+        """What becomes sparse at the largest size."""
+        return self.sparse[max(self.sparse, key=lambda at: at[0] * at[1])]
 
 
-def _phases(schedule: SparseSteps, target: Target, times: Sequence[float]) -> tuple[Phase, ...]:
+def _phases(
+    schedule: SparseSteps,
+    target: Target,
+    steps: Sequence[StepForecast],
+    sparse: Mapping[tuple[int, int], _Sparse],
+) -> tuple[Phase, ...]:
     """The phase of every step, as the run clock will count them.
 
     Where the level rises (ancestral solvers of second order), the clock takes it for a new run, which begins at step 0
-    without statistics. The second of two denoisers begins without those of the first.
+    without statistics. So does a new size, and the second of two denoisers.
     """
     boundary = target.layout.expert_boundary(target.pipe) if len(target.denoisers) > 1 else None
-    index, cached, phases = -1, False, []
-    for before, time in zip((math.inf, *times), times):
-        if time > before:
+    index, cached, before, phases = -1, False, (math.inf, steps[0].size), []
+    for step in steps:
+        if step.level > before[0]:
             index, cached = -1, False
-        if boundary is not None and time < boundary <= before:
+        if step.size != before[1] or (boundary is not None and step.level < boundary <= before[0]):
             cached = False
         index += 1
-        phases.append(schedule.phase(index, cached=cached))
-        cached = cached or phases[-1] is Phase.REFRESH
+        before = (step.level, step.size)
+        phase = schedule.phase(index, cached=cached) if sparse[step.size].idle is None else Phase.DENSE
+        phases.append(phase)
+        cached = cached or phase is Phase.REFRESH
     return tuple(phases)
 
 
@@ -139,8 +155,15 @@ class _Sparse:
     """The layers that a call makes sparse, and what that saves in one step."""
 
     def __init__(
-        self, config: RettentionConfig, target: Target, names: Sequence[str], size: LatentSize, cost: StepCost
+        self,
+        config: RettentionConfig,
+        target: Target,
+        names: Sequence[str],
+        size: LatentSize,
+        arguments: Mapping[str, Any],
     ) -> None:
+        cost = StepCost(target, arguments, size)
+        self._full = cost.of((size.height, size.width))
         first = next(iter(target.denoisers.items()))
         own = [name for name in names if name.partition(".")[0] == first[0]]
         layers = sparse_layers(target, own, size, cost.text, config.min_tokens)
@@ -152,14 +175,12 @@ class _Sparse:
         masks = [
             mask_shape(config.mask, config.keep_ratio, config.tile, layer.grid) for layer in self._layers
         ]
-        self.attention = cost.samples * sum(layer.flops for layer in self._layers)
-        """Operations of dense attention in these layers."""
-        self.saved = cost.samples * sum(
+        self._attention = cost.samples * sum(layer.flops for layer in self._layers)
+        self._saved = cost.samples * sum(
             layer.flops * (1.0 - mask.computed(layer.grid)) for layer, mask in zip(self._layers, masks)
         )
-        """How many of them a sparse step leaves out."""
         kept = sum(layer.flops * mask.density(layer.grid) for layer, mask in zip(self._layers, masks))
-        self._density = kept * cost.samples / self.attention if self._layers else 1.0
+        self._density = kept * cost.samples / self._attention if self._layers else 1.0
         self.idle = self._why_idle(layers, masks)
         """Why none of it would be left out in any step, ``None`` if some is."""
 
@@ -171,7 +192,14 @@ class _Sparse:
             return f"keep_ratio={config.keep_ratio} keeps every key at this size; lower it"
         return None
 
-    def facts(self, full: float) -> dict[str, Any]:
+    def share(self, phase: Phase) -> float:
+        """Operations of a step in this phase, as a share of a dense one's."""
+        if phase is Phase.DENSE or not self._full:
+            return 1.0
+        refreshed = self._attention if phase is Phase.REFRESH else 0.0
+        return (self._full + refreshed - self._saved) / self._full
+
+    def facts(self) -> dict[str, Any]:
         """What the plan shows besides the steps."""
         return {
             "keep_ratio": self._config.keep_ratio,
@@ -180,5 +208,5 @@ class _Sparse:
             "dense_layers": self._all - len(self._layers),
             "cache_bytes": self._memory,
             "cache": f"{self._memory / 1e9:.3f} GB in {str(self._kind).removeprefix('torch.')}",
-            "attention_share": round(self.attention / full, 3) if full else 0.0,
+            "attention_share": round(self._attention / self._full, 3) if self._full else 0.0,
         }

@@ -67,11 +67,11 @@ class Rettention(Technique[RettentionConfig]):
         if not any(Phase.SPARSE.value in step.facts.get(self.name, {}).get("layers", {}) for step in steps):
             yield "no attention was sparse, so the run computed what it does without this technique"
 
-    def forecast(self, target: Target, arguments: Mapping[str, Any]) -> Forecast | None:
+    def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:
         """Phase and FLOPs of every step, true density, memory."""
         from hasten.plugins.rettention.forecast import forecast
 
-        return forecast(self.config, target, self._layers(target), arguments)
+        return forecast(self.config, target, self._layers(target), arguments, before)
 
     def attach(self, target: Target, seams: Seams) -> None:
         """One handler on every layer."""

@@ -62,6 +62,31 @@ class Moments(ABC):
     def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
         """Latent extent of this forward."""
 
+    def decoder_input(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, ...] | None:  # noqa: ARG002
+        """Shape of the latents of one sample that a call with these arguments decodes, ``None`` if not known."""
+        return None
+
+
+@dataclass(frozen=True)
+class ScaleCost:
+    """Floating-point operations of the forward of one scale, over all rows of the batch.
+
+    Args:
+        grid: rows and columns of its tokens.
+        rest: everything but self-attention.
+        per_key: self-attention, for each key that one head reads.
+        keys: keys that all heads of all layers read from an exact cache.
+    """
+
+    grid: tuple[int, int]
+    rest: float
+    per_key: float
+    keys: int
+
+    def flops(self, keys: int) -> float:
+        """Operations where all heads of all layers together read ``keys`` keys."""
+        return self.rest + self.per_key * keys
+
 
 class ScaleSchedule(Moments):
     """Generation scale by scale, each scale one forward that reads the keys and values of the scales before it.
@@ -79,6 +104,10 @@ class ScaleSchedule(Moments):
     @abstractmethod
     def scale(self, kwargs: Mapping[str, Any]) -> int:
         """Index of the scale of this forward."""
+
+    def costs(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[ScaleCost, ...] | None:  # noqa: ARG002
+        """What each scale of a call with these arguments costs, ``None`` if that is not known."""
+        return None
 
 
 class LatentLayout(Moments):

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_HELP = """Show what a configuration would do to a pipeline: order, sizes per step, predicted FLOPs, what is untested.
+_HELP = """Show what a configuration would do to a pipeline: sizes, FLOPs and seconds per step, and what limits them.
 
-With [bold]--warm-up[/] one accelerated call is made as well, and the measured milliseconds per resolution are shown.
+Seconds come from the last runs on this machine. With [bold]--warm-up[/] plain and accelerated calls are made first.
 
 [bold]Examples[/]
 
@@ -54,8 +54,8 @@ def _command(
     given = {"num_inference_steps": steps, "height": height, "width": width, "num_frames": frames}
     call = options.call_arguments(model, settings, given)
     pipe = load_quietly(model, options.choose_place(settings, device, dtype), call)
-    plan = hasten.plan(pipe, settings, **call)
     measured = _measure(pipe, settings, model, call) if warm_up else None
+    plan = hasten.plan(pipe, settings, **call)
     if as_json:
         document = {"plan": plan.to_dict(), "measured": measured.to_dict() if measured else None}
         typer.echo(json.dumps(document, indent=2, default=str))
@@ -67,11 +67,12 @@ def _command(
 
 
 def _measure(pipe: Any, settings: Config, model: str, call: dict[str, Any]) -> Report:
-    """The report of a second call; the first one pays for allocation and caches."""
+    """The report of a second accelerated call, beside a plain one; the first ones pay for allocation and caches."""
     import hasten
 
     prompt = options.choose_prompts(model, settings, None, None, 1, 0)[0]
-    with hasten.accelerate(pipe, settings) as acceleration:
-        for _ in range(2):
-            pipe(prompt=prompt, **call)
-        return acceleration.report()
+    for techniques in ([], settings):
+        with hasten.accelerate(pipe, techniques) as acceleration:
+            for _ in range(2):
+                pipe(prompt=prompt, **call)
+    return acceleration.report()

@@ -63,7 +63,7 @@ class Faulty(hasten.Technique[FaultyConfig]):
     def review(self, steps: Any) -> Any:
         return self.at("review", list)
 
-    def forecast(self, target: Any, arguments: Any) -> Any:
+    def forecast(self, target: Any, arguments: Any, before: Any) -> Any:
         return self.at("forecast", lambda: None)
 
     def attach(self, target: Any, seams: Any) -> Any:
