@@ -82,7 +82,8 @@ def test_techniques_are_priced_at_the_size_they_see(model: Any) -> None:
         assert {step.size for step in steps} == {(16, 16), (32, 32)}
         # 64 tokens are below min_tokens, and the first large step has no statistics yet.
         large = [step.note for step in steps if step.size == (32, 32)]
-        assert large[:2] == ["refresh", "sparse"]
+        assert large[0] == "refresh"
+        assert "sparse" in large
         assert {step.note for step in steps if step.size == (16, 16)} == {"low"}
         forecasts = {technique.name: technique.forecast for technique in plan.techniques}
         assert forecasts["rettention"].steps == steps  # type: ignore[union-attr]
