@@ -3,13 +3,15 @@
 A ``TorchFunctionMode`` sees the calls, because half of the model families never reach diffusers' dispatcher. It is
 active only around the denoiser's own computation in this run and thread. Processors that the user set to another
 backend would bypass it: for the run they compute natively up to the seam, and the dense path of a handler's
-``proceed`` goes to the user's backend.
+``proceed`` goes to the user's backend. In a compiled denoiser an operator in the graph takes the mode's place
+(:mod:`hasten._compiled`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,6 @@ from torch.overrides import TorchFunctionMode
 from hasten._backends import native_backend
 from hasten._denoiser import unwrapped
 from hasten._errors import UnsupportedError, suggestion
-from hasten._gate import is_compiled
 from hasten._results import check_attention
 
 if TYPE_CHECKING:
@@ -104,8 +105,15 @@ def attention_layers(target: Target) -> dict[str, nn.Module]:
     }
 
 
+def is_traced(target: Target) -> bool:
+    """Whether a denoiser of the pipeline is compiled, wholly or in parts."""
+    from hasten._compiled import traces_attention
+
+    return any(traces_attention(unwrapped(denoiser), denoiser) for denoiser in target.denoisers.values())
+
+
 def refuse_compiled(target: Target) -> None:
-    """Refuse denoisers that are compiled, wholly or in parts.
+    """Refuse denoisers that are compiled, wholly or in parts, for techniques that stand around modules.
 
     A handler is Python that depends on the step. Traced into a graph, it would compile anew on every step, or be
     frozen at the first one.
@@ -113,22 +121,20 @@ def refuse_compiled(target: Target) -> None:
     Raises:
         UnsupportedError: a denoiser, or a module of it, is compiled.
     """
-    for name, denoiser in target.denoisers.items():
-        root = unwrapped(denoiser)
-        if root is not denoiser or any(is_compiled(module) for module in root.modules()):
-            raise UnsupportedError(
-                f"attention cannot be intercepted in {target.name}.{name}, because it is compiled with torch.compile; "
-                f"load it without compiling, or enable only techniques that leave attention alone"
-            )
+    if is_traced(target):
+        names = ", ".join(target.denoisers)
+        raise UnsupportedError(
+            f"layers cannot be intercepted in {target.name}.{names}, because it is compiled with torch.compile; "
+            f"load it without compiling, or enable only techniques that leave its layers alone"
+        )
 
 
 def check_layers(target: Target, layers: frozenset[str] | None) -> None:
     """Refuse names that are no attention layers.
 
     Raises:
-        UnsupportedError: a denoiser is compiled, a named layer does not exist, or there is no attention layer at all.
+        UnsupportedError: a named layer does not exist, or there is no attention layer at all.
     """
-    refuse_compiled(target)
     known = attention_layers(target)
     if not known:
         raise UnsupportedError(
@@ -163,19 +169,25 @@ class AttentionSeam:
         self._layers = {layer: everything[layer] for layer in self._chains}
         self._dense_backends: dict[str, Any] = {}
         self._ever_hit: set[str] = set()
+        self._traced = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Layer names and native processors, for one run."""
-        refuse_compiled(self._target)  # again: it may have been compiled since the technique was attached
+        self._traced = is_traced(self._target)  # it may have been compiled since the technique was attached
         with ExitStack() as stack:
             for layer, module in self._layers.items():
-                before, after = self._naming_hooks(layer)
-                stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
-                stack.callback(module.register_forward_hook(after, always_call=True).remove)
                 chosen = stack.enter_context(native_backend(module.processor))
                 if chosen is not None:
                     self._dense_backends[layer] = chosen
+                if self._traced:
+                    from hasten._compiled import numbered
+
+                    stack.enter_context(numbered(module))
+                    continue
+                before, after = self._naming_hooks(layer)
+                stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
+                stack.callback(module.register_forward_hook(after, always_call=True).remove)
             yield
 
     @contextmanager
@@ -188,12 +200,34 @@ class AttentionSeam:
         computation = _Computation(self, call)
         token = _active.set(computation)
         try:
-            with _Mode(computation):
+            with self._seeing(computation):
                 yield computation
         finally:
             _active.reset(token)
         self._ever_hit |= computation.hit
         self._require(computation.entered - computation.hit)
+
+    def _seeing(self, computation: _Computation) -> AbstractContextManager[Any]:
+        """What makes attention calls come here: a mode, or the operator that stands in compiled graphs."""
+        if not self._traced:
+            return _Mode(computation)
+        from hasten._compiled import answered_by
+
+        names = {module: layer for layer, module in self._layers.items()}
+
+        def answer(module: nn.Module, *call: Any) -> Tensor:
+            query, key, value, mask, dropout, causal, scale, grouped = call
+            function = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped)
+            if module not in names:  # of another run that shares the denoiser
+                return function(query, key, value, mask, dropout, causal, scale=scale)
+            computation.hit.add(names[module])
+            layer = names[module]
+            told = self._describe(
+                computation.forward, layer, query, key, value, mask, dropout, causal, scale, grouped
+            )
+            return self._chains[layer](told)
+
+        return answered_by(answer)
 
     def check_complete(self, denoisers: Sequence[str]) -> None:
         """At the end of a run: every planned layer of a denoiser that computed anything must have been seen.

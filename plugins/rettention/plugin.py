@@ -42,8 +42,8 @@ class Rettention(Technique[RettentionConfig]):
         return (Claim("attention.self", Access.EXCLUSIVE, layers), Claim("tokens.shape", Access.READS))
 
     def check(self, target: Target) -> Iterable[Finding]:
-        """Refuse pipelines whose steps are not told by falling levels or that have no layer to work on, and compiled
-        ones; say which kernel it will be."""
+        """Refuse pipelines whose steps are not told by falling levels or that have no layer to work on; say which
+        kernel it will be."""
         from hasten.extend import check_layers
 
         if reason := target.layout.clock_refusal(target.pipe):

@@ -100,9 +100,15 @@ class ImageLayout(LatentLayout):
         return changed
 
     def retime(self, timestep: Any, value: float) -> Any:
-        """``timestep`` with another value. Integers become floats: the value is fractional."""
+        """``timestep`` with another value. Integers become floats: the value is fractional.
+
+        One number expanded over the batch stays that: compiled denoisers make a graph for each layout in memory.
+        """
         like = torch.as_tensor(timestep)
-        return torch.full_like(like, value, dtype=like.dtype if like.is_floating_point() else torch.float32)
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        if not any(like.stride()):
+            return torch.full((), value, dtype=dtype, device=like.device).expand(like.shape)
+        return torch.full_like(like, value, dtype=dtype)
 
     @override
     def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:

@@ -386,13 +386,6 @@ def test_small_grids_stay_dense():
     assert facts[-1] == {"layers": {"dense": 2}, "density": 1.0}
 
 
-def test_a_compiled_denoiser_is_refused():
-    pipe = FAMILIES["flux"]()
-    pipe.transformer = torch.compile(pipe.transformer)
-    with pytest.raises(hasten.UnsupportedError, match=r"compiled with torch\.compile"):
-        hasten.accelerate(pipe, {"rettention": {}})
-
-
 def test_changing_prompt_lengths_between_runs():
     pipe = FAMILIES["flux"]()
     with hasten.accelerate(pipe, {"rettention": OPTIONS}):
