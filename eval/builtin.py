@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from hasten.extend import hookimpl
+
+__all__ = ["METRICS", "Factory"]
 
 #: Name -> (module, class, fixed options, one line).
 METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -78,17 +82,36 @@ METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
 }
 
 
-def _factory(module: str, name: str, fixed: dict[str, Any]) -> Callable[..., Any]:
-    """Import the metric's module when the metric is made, not before."""
+@dataclass(frozen=True)
+class Factory:
+    """Makes a metric whose module is imported when the metric is made, not before.
 
-    def make(**options: Any) -> Any:
-        return getattr(import_module(f"hasten.eval.metrics.{module}"), name)(**fixed, **options)
+    Args:
+        module: full name of the module.
+        name: of the metric's class.
+        fixed: options of the class that are not the user's to choose.
+    """
 
-    return make
+    module: str
+    name: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, **options: Any) -> Any:
+        """The metric."""
+        return self._metric(**self.fixed, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._metric)
+
+    @property
+    def _metric(self) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(import_module(self.module), self.name)
+        return found
 
 
 @hookimpl
 def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], None]) -> None:
     """Offer every metric of :data:`METRICS`."""
     for name, (module, class_name, fixed, summary) in METRICS.items():
-        register(name, _factory(module, class_name, fixed), summary)
+        register(name, Factory(f"hasten.eval.metrics.{module}", class_name, fixed), summary)

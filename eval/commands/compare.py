@@ -119,7 +119,7 @@ def _command(
     real = _reference(reference, reference_count, workers, skip_bad)
     judged = [*configurations, *(name + AT_KNEE for name in configurations if knee is not False)]
     evaluation = _evaluation(
-        request, metrics, metric_option or (), real, margin or (), gate or (), judged, level
+        request, metrics, metric_option or (), real, margin or (), gate or (), judged, level, place.device
     )
     found = options.ladder_of(knee, ladder, evaluation, reference=request.steps, prompts=len(texts))
     given_steps = _fewer_steps(fewer_steps or (), configurations)
@@ -142,6 +142,7 @@ def _evaluation(
     gates: Sequence[str],
     judged: Sequence[str],
     level: float,
+    device: str,
 ) -> Evaluation:
     """How the run will be judged; everything that could be wrong about it is found now."""
     from hasten.eval.compare.analysis import Settings
@@ -151,7 +152,7 @@ def _evaluation(
     names = options.metric_names(metrics, options.default_metrics(request.job.prompts))
     conditions = parse_gates(gates, names, judged)
     settings = Settings(level, request.job.seed, options.parse_margins(margins))
-    made = options.build_metrics(names, metric_options)
+    made = options.build_metrics(names, metric_options, device)
     if reference is None:
         options.require_references(made)
     return Evaluation(made, reference, settings, conditions)

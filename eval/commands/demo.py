@@ -75,7 +75,7 @@ def _command(
     call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps or settings.steps or _STEPS})
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
     fewer = {} if fewer_steps is None else {"accelerated": fewer_steps}
-    metrics = options.build_metrics(options.metric_names(_METRICS, ()), ())
+    metrics = options.build_metrics(options.metric_names(_METRICS, ()), (), place.device)
     margins = dict.fromkeys(("mini_classifier", "mini_parser"), _MARGIN)
     evaluation = Evaluation(metrics, None, Settings(seed=seed, margins=margins))
     reference, count = int(call["num_inference_steps"]), min(num_prompts, _LADDER_PROMPTS)

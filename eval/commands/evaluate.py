@@ -87,6 +87,7 @@ def _command(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     workers: options.Workers = 0,
     skip_bad: options.SkipBad = False,
+    device: options.MetricDevice = None,
     as_json: common.Json = False,
 ) -> None:
     if context.invoked_subcommand is not None:
@@ -98,7 +99,7 @@ def _command(
     from hasten.eval.scoring.folders import Pictures, score_pictures
     from hasten.eval.scoring.reference import Reference
 
-    names = options.metric_names(metrics, ())
+    names, place = options.metric_names(metrics, ()), common.choose_place(None, device, None)
     if manifest is not None and prompts is not None:
         raise ConfigError("--manifest and --prompts both say which prompts belong to the pictures: give one")
     pictures = Pictures(
@@ -112,7 +113,7 @@ def _command(
     real = None
     if reference is not None:
         real = Reference(reference, reference_count, batch_size, workers, skip_bad)
-    made = options.build_metrics(names, metric_option or ())
+    made = options.build_metrics(names, metric_option or (), place.device)
     with launched() as processes:
         scores = score_pictures(pictures, made, real, level=level, seed=seed)
     if processes.rank == 0:
@@ -128,6 +129,7 @@ def _statistics(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     workers: options.Workers = 0,
     skip_bad: options.SkipBad = False,
+    device: options.MetricDevice = None,
 ) -> None:
     from hasten.eval.distributed import gather, gather_moments, launched, own_part
     from hasten.eval.features import stream_moments
@@ -135,7 +137,8 @@ def _statistics(
     from hasten.eval.pictures.sources import open_source
     from hasten.eval.scoring.moments_file import Statistics, save_statistics
 
-    (made,) = options.build_metrics([metric], metric_option or ())
+    place = common.choose_place(None, device, None)
+    (made,) = options.build_metrics([metric], metric_option or (), place.device)
     if not isinstance(made, Fid):
         raise ConfigError(f"{metric} has no statistics file, only Frechet distances such as fid have one")
     source = open_source(images)

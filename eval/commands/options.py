@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "LadderSteps",
     "Level",
     "Margins",
+    "MetricDevice",
     "MetricOption",
     "Metrics",
     "Reference",
@@ -50,6 +52,13 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option(
         "--metric-option", metavar="NAME.OPTION=VALUE", help="For example clip_score.network=./clip-l14."
+    ),
+]
+MetricDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Torch device of the metrics' networks: cpu, cuda, cuda:1, mps. (default: a GPU if there is one)",
     ),
 ]
 Reference = Annotated[
@@ -146,8 +155,15 @@ def metric_names(text: str | None, default: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metric]:
+def build_metrics(
+    names: Sequence[str], assignments: Sequence[str], device: str | None = None
+) -> list[Metric]:
     """The metrics, each with its options.
+
+    Args:
+        names: of the metrics.
+        assignments: ``NAME.OPTION=VALUE``, from the command line.
+        device: torch device of their networks, where no option names another.
 
     Raises:
         ConfigError: for an option of a metric that is not measured, or naming every metric without the network it
@@ -162,15 +178,20 @@ def build_metrics(names: Sequence[str], assignments: Sequence[str]) -> list[Metr
     made, faults = [], []
     for name in names:
         try:
-            made.append(make_metric(name, options[name]))
+            made.append(make_metric(name, options[name], device))
         except HastenError as error:
             faults.append(error)
     _raise_together(faults)
     return made
 
 
-def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
+def make_metric(name: str, options: Mapping[str, Any], device: str | None = None) -> Metric:
     """The metric of that name, made with ``options``.
+
+    Args:
+        name: of the metric.
+        options: for its factory.
+        device: torch device of its network, if it has one and ``options`` name no other.
 
     Raises:
         ConfigError: if there is none, or an option is wrong.
@@ -181,12 +202,17 @@ def make_metric(name: str, options: Mapping[str, Any]) -> Metric:
     metric = host().metric(name)
     with host().culprit("metric", name).during("its factory"):
         try:
-            made = metric.factory(**options)
+            made = metric.factory(**_placed(metric.factory, options, device))
         except TypeError as error:
             raise ConfigError(f"metric {name!r}: {error}; see hasten.eval.metrics for its options") from error
     if not isinstance(made, Metric):
         raise ConfigError(f"metric {name!r} is no hasten.eval.metric.Metric and can't be used here")
     return made
+
+
+def _placed(factory: Callable[..., Any], options: Mapping[str, Any], device: str | None) -> dict[str, Any]:
+    takes = device is not None and "device" in inspect.signature(factory).parameters
+    return ({"device": device} if takes else {}) | dict(options)
 
 
 def _metric_options(names: Sequence[str], assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hasten import commands as common
 from hasten.eval.bench.show import show
 from hasten.extend import ConfigError, suggestion
 
 if TYPE_CHECKING:
+    from hasten.commands import Placement
     from hasten.plugins.rettention.measured import Measured, Problem
 
 __all__ = ["SHAPES", "register"]
@@ -57,10 +59,8 @@ def _command(
     kernel: Annotated[str, typer.Option(help="Kernel, or auto.")] = "auto",
     heads: Annotated[int | None, typer.Option(min=1, help="Heads instead of the shape's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples instead of the shape's.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="Torch device. (default: cuda where there is one, else cpu)")
-    ] = None,
+    dtype: common.Dtype = "float32",
+    device: common.Device = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. (default: torch's default)")
     ] = None,
@@ -71,11 +71,11 @@ def _command(
 
     from hasten.plugins.rettention.measured import measure
 
+    place = common.choose_place(None, device, dtype)
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     problems = [
-        _problem(name, ratio, mask, tile, kernel, heads, batch, dtype, chosen)
+        _problem(name, ratio, mask, tile, kernel, heads, batch, place)
         for name in shape or ["n4096", "pixart-1024"]
         for ratio in keep_ratio or [0.0625]
     ]
@@ -93,8 +93,7 @@ def _problem(
     kernel: str,
     heads: int | None,
     batch: int | None,
-    dtype: str,
-    device: str,
+    place: Placement,
 ) -> Problem:
     import torch
     from pydantic import ValidationError
@@ -107,9 +106,6 @@ def _problem(
         raise ConfigError(
             f"--shape {name}: there is no such shape{suggestion(name, SHAPES)} {', '.join(SHAPES)}"
         )
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(kinds)}")
     options: dict[str, Any] = {
         "keep_ratio": keep_ratio,
         "mask": mask,
@@ -124,9 +120,8 @@ def _problem(
         raise ConfigError(f"--{option} {first['input']}: {first['msg']}") from error
     samples, own_heads, dim, frames, rows, columns, text = SHAPES[name]
     grid = TokenGrid(frames, rows, columns, before=text)
-    return Problem(
-        name, grid, batch or samples, heads or own_heads, dim, config, kinds[dtype], torch.device(device)
-    )
+    device = torch.device(place.device)
+    return Problem(name, grid, batch or samples, heads or own_heads, dim, config, place.torch_dtype, device)
 
 
 def _row(one: Measured) -> dict[str, Any]:

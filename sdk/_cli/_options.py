@@ -134,10 +134,18 @@ def choose_model(name: str | None, config: Config) -> str:
     return name if name is not None else str(config.model)
 
 
-def choose_place(config: Config | None, device: str | None, dtype: str | None) -> Placement:
+def choose_place(
+    config: Config | None, device: str | None, dtype: str | None, *, default_dtype: str | None = None
+) -> Placement:
     """Device and number format of the command line, else of the file, else what suits this machine.
 
     Under a launcher each process takes a GPU of its own.
+
+    Args:
+        config: the file, for commands that read one.
+        device: of the command line.
+        dtype: of the command line.
+        default_dtype: what nobody chose, instead of half precision on a GPU: training needs ``"float32"``.
 
     Raises:
         ConfigError: there is no such device or format.
@@ -147,7 +155,7 @@ def choose_place(config: Config | None, device: str | None, dtype: str | None) -
 
     if config is not None:
         device, dtype = device or config.device, dtype or config.dtype
-    return placement(Processes.from_environment().device(device), dtype)
+    return placement(Processes.from_environment().device(device), dtype or default_dtype)
 
 
 def choose_seed(config: Config | None, seed: int | None) -> int:

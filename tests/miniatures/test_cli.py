@@ -81,7 +81,7 @@ def test_a_finished_part_is_left_alone_whatever_made_it(monkeypatch, tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     rows = [row(0.95, 0.9), row(0.7, 0.8, "held_out")]
-    monkeypatch.setattr("hasten.pipelines.mini.load", lambda _: None)
+    monkeypatch.setattr("hasten.commands.load_quietly", lambda *_: None)
     monkeypatch.setattr("hasten_miniatures.evaluate.evaluate", lambda *_, **__: rows)
     return rows
 

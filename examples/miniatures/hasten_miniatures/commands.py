@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hasten import commands as common
+
 if TYPE_CHECKING:
     from hasten_miniatures.evaluate import Row
 
@@ -37,7 +39,7 @@ def train(
     runs: RunsOption = Path("runs"),
     steps: Annotated[int | None, typer.Option(help="Length of the run; default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data.")] = 0,
-    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    device: common.Device = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")
     ] = False,
@@ -59,7 +61,7 @@ def train(
         steps=steps,
         compiled=compiled,
         seed=seed,
-        device=device,
+        device=common.choose_place(None, device, None).device,
         save_every=save_every,
         preview_every=preview_every,
         begin_with=begin_with,
@@ -74,15 +76,18 @@ def export(
     prompts: Annotated[
         int, typer.Option(help="Prompts per split and size to measure it with; 0: none.")
     ] = 200,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
 ) -> None:
     """Write a trained model in half precision, with a README of how it was made and what it can do."""
     from hasten import owned
     from hasten_miniatures.export import PRODUCTS, product
     from hasten_miniatures.export import export as write
 
+    place = common.choose_place(None, device, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with owned(folder), _pictures(product(name).samples * prompts if name in PRODUCTS else 0) as advance:
-        rows = write(name, runs, folder, prompts=prompts, progress=advance)
+        rows = write(name, runs, folder, prompts=prompts, place=place, progress=advance)
     _print_rows(rows)
 
 
@@ -91,15 +96,19 @@ def evaluate_model(
     name: Annotated[str, typer.Argument(help="A bundled miniature or the folder of one.")] = "mini/t2i-dit",
     prompts: Annotated[int, typer.Option(help="Prompts per split (and size).")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of prompts and noise.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    as_json: common.Json = False,
 ) -> None:
     """Measure how much of what prompts ask for is in the pictures or videos. Exit code 3 if a bar is missed."""
     from dataclasses import asdict
 
-    from hasten.pipelines.mini import load, load_folder, product_name, recommended_call
+    from hasten.pipelines.mini import path, product_name, recommended_call
     from hasten_miniatures.export import product
 
-    pipe = load_folder(Path(name)) if Path(name).is_dir() else load(name)
+    place = common.choose_place(None, device, dtype)
+    folder = Path(name) if Path(name).is_dir() else path(name)
+    pipe = common.load_quietly(str(folder), place)
     made = product(product_name(name))
     with _pictures(made.samples * prompts) as advance:
         rows = made.measure(pipe, recommended_call(name), prompts, seed, advance)

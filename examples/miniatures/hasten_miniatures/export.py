@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hasten import ConfigError
-from hasten.pipelines.mini import load_folder
+from hasten.commands import Placement, choose_place, load_quietly
 from hasten_miniatures.evaluate import Row
 from hasten_miniatures.product import Product
 from hasten_miniatures.provenance import read_chain, readme, ship_chain
@@ -43,6 +43,7 @@ def export(
     folder: Path,
     *,
     prompts: int = 0,
+    place: Placement | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
     """Write the shipped folder of ``name`` from the runs in ``root``.
@@ -52,6 +53,7 @@ def export(
         root: folder of all runs.
         folder: where to write; files of the same name are replaced.
         prompts: prompts per split and size to measure the exported pipeline with; 0 for none.
+        place: device and number format to measure it on; those of this machine unless given.
         progress: called with the number of pictures made.
 
     Returns:
@@ -72,7 +74,10 @@ def export(
     _forget_origins(folder)
     settings = {"schema": 1, "product": name, "call": dict(made.call), **made.settings(root)}
     (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    rows = made.measure(load_folder(folder), made.call, prompts, 0, progress) if prompts else []
+    rows = []
+    if prompts:
+        pipe = load_quietly(str(folder), place or choose_place(None, None, None))
+        rows = made.measure(pipe, made.call, prompts, 0, progress)
     _write_readme(folder, root, f"mini/{name}", made.text, made.runs, figures_table(rows))
     ship_chain(read_chain(root / made.runs[-1]), folder)
     return rows

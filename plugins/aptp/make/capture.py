@@ -91,7 +91,7 @@ class Conditioner:
             parts.append({**changed, layout.timestep: timestep})
         joined = dict(parts[0])
         for name in {layout.latents, layout.timestep, *conditions}:
-            joined[name] = torch.cat([part[name] for part in parts])
+            joined[name] = _like(torch.cat([part[name] for part in parts]), self.template[name])
         return _nested(joined)
 
     def prediction(self, output: Any, channels: int) -> Tensor:
@@ -124,6 +124,12 @@ class Conditioner:
         times = torch.sigmoid(torch.randn(count, generator=generator))
         shift = float(getattr(scheduler.config, "shift", 1.0) or 1.0)
         return [NoiseLevel.flow(float(shift * t / (1 + (shift - 1) * t))) for t in times]
+
+
+def _like(value: Tensor, told: Any) -> Tensor:
+    """In the number format in which the pipeline itself passes it."""
+    formats = isinstance(told, Tensor) and told.is_floating_point() and value.is_floating_point()
+    return value.to(told.dtype) if formats else value
 
 
 def target_of(kind: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.commands import Config, Job, Placement
@@ -9,7 +10,7 @@ from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.make.traffic import Traffic, save_traffic, traffic
 from hasten.plugins.aptp.manifest import Manifest
 
-__all__ = ["ROUTED", "compare", "configurations", "static_expert"]
+__all__ = ["ROUTED", "Comparison", "compare", "configurations", "static_expert"]
 
 ROUTED = 512
 """Prompts that are routed to see where they go; fewer of them are drawn."""
@@ -34,40 +35,59 @@ def configurations(bundle: Bundle) -> dict[str, Config]:
     }
 
 
-def compare(
-    model: str,
-    folder: Path,
-    out: Path,
-    prompts: Path | None,
-    count: int,
-    batch_size: int,
-    fewer_steps: int | None,
-    seed: int,
-    place: Placement,
-) -> list[Traffic]:
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare a bundle on.
+
+    Args:
+        model: name or folder of the pipeline.
+        prompts: file of prompts; ``None`` for a miniature's own.
+        count: pictures of each row.
+        batch_size: prompts per pipeline call.
+        fewer_steps: steps of the equal-time control; ``None`` measures first.
+        seed: of the first picture.
+        place: device and number format.
+    """
+
+    model: str
+    prompts: Path | None
+    count: int
+    batch_size: int
+    fewer_steps: int | None
+    seed: int
+    place: Placement
+
+
+def compare(wanted: Comparison, folder: Path, out: Path) -> list[Traffic]:
     """Run the comparison and write its report (see ``hasten compare``), and where the prompts go.
+
+    Args:
+        wanted: what to compare on.
+        folder: of the bundle.
+        out: folder of the comparison.
 
     Returns:
         Where :data:`ROUTED` prompts go, by kind of prompt; also in ``traffic.json``.
     """
     from hasten import commands as common
-    from hasten.commands import load
     from hasten.eval.commands import options
     from hasten.eval.commands.perform import perform
     from hasten.eval.compare.analysis import Settings
     from hasten.eval.compare.document import Evaluation
     from hasten.eval.compare.run import Request
 
-    bundle = Bundle.load(folder)
+    bundle, model, place = Bundle.load(folder), wanted.model, wanted.place
     candidates = configurations(bundle)
     first = next(iter(candidates.values()))
-    routed = common.choose_prompts(model, first, None, prompts, max(count, ROUTED), seed)
-    rows = traffic(load(model, dtype=place.torch_dtype).to(place.device), bundle, routed)
+    limit = max(wanted.count, ROUTED)
+    routed = common.choose_prompts(model, first, None, wanted.prompts, limit, wanted.seed)
+    rows = traffic(common.load_quietly(model, place), bundle, routed)
     save_traffic(rows, out)
-    texts = routed[:count]
-    job = Job(texts, seed, common.call_arguments(model, first, {}), batch_size)
-    metrics = options.build_metrics(options.default_metrics(texts), [])
-    fewer = {} if fewer_steps is None else dict.fromkeys(candidates, fewer_steps)
+    texts = routed[: wanted.count]
+    job = Job(texts, wanted.seed, common.call_arguments(model, first, {}), wanted.batch_size)
+    metrics = options.build_metrics(options.default_metrics(texts), [], place.device)
+    fewer = {} if wanted.fewer_steps is None else dict.fromkeys(candidates, wanted.fewer_steps)
     request = Request(model, job, candidates, fewer, dtype=place.dtype)
-    perform(request, Evaluation(metrics, None, Settings(0.95, seed, {}), ()), out, place.device)
+    evaluation = Evaluation(metrics, None, Settings(0.95, wanted.seed, {}), ())
+    perform(request, evaluation, out, place.device)
     return rows

@@ -128,19 +128,21 @@ class Study:
         return Noisy(arguments, target_of(kind, clean, noise, alpha, sigma), batch.embeddings[:usable])
 
     def predict(self, model: Callable[..., Any], noisy: Noisy) -> Tensor:
-        """Prediction of a model (B, C, h, w), on the CPU, where losses and costs are; the model may be elsewhere."""
+        """Prediction of a model (B, C, h, w), float32 on the CPU, where losses and costs are; the model may be
+        elsewhere.
+        """
         from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 
         like = next(self.denoiser.parameters())
         output = model(**send_to_device(dict(noisy.arguments), like.device), return_dict=False)
-        return self.conditioner.prediction(output, noisy.truth.shape[1]).cpu()
+        return self.conditioner.prediction(output, noisy.truth.shape[1]).cpu().float()
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error of each sample, as a share of the teacher's energy (B,)."""
-    return (student - teacher).square().flatten(1).mean(1) / teacher.square().flatten(1).mean(1).clamp_min(
-        1e-8
-    )
+    """Squared error of each sample, as a share of the teacher's energy (B,), in float32."""
+    student, teacher = student.float(), teacher.float()
+    energy = teacher.square().flatten(1).mean(1).clamp_min(1e-8)
+    return (student - teacher).square().flatten(1).mean(1) / energy
 
 
 @contextmanager

@@ -235,9 +235,9 @@ def applied(model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]
         if kind == DOWN:
             old = known[f"{path}.weight"]
             product = (update[f"{path}.{UP}"] @ value.flatten(1)).view(old.shape)
-            weights[f"{path}.weight"] = old.detach() + product
+            weights[f"{path}.weight"] = (old.detach() + product).to(old.dtype)
         else:
-            weights[name] = value
+            weights[name] = value.to(known[name].dtype)
     return weights
 
 
