@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from hasten import _text
 from hasten._errors import CheckpointError, ConfigError
+from hasten._records import unseal
 
 __all__ = ["as_fields", "check_file", "inside", "problems", "read_fields", "read_json", "read_text"]
 
@@ -96,13 +97,19 @@ def read_json(path: Path, what: str, remedy: str, *, most: int = _MOST) -> dict[
     return content
 
 
-def read_fields(path: Path, kind: type[ModelT], what: str, remedy: str, *, most: int = _MOST) -> ModelT:
+def read_fields(
+    path: Path, kind: type[ModelT], what: str, remedy: str, *, sealed: bool = False, most: int = _MOST
+) -> ModelT:
     """The content of a JSON file as a model; arguments are those of :func:`read_json`.
 
+    Args:
+        sealed: whether :func:`hasten.files.seal` wrote it, so that its checksum has to match.
+
     Raises:
-        CheckpointError: see :func:`read_json` and :func:`as_fields`.
+        CheckpointError: see :func:`read_json` and :func:`as_fields`; or the checksum does not match.
     """
-    return as_fields(read_json(path, what, remedy, most=most), kind, path, what, remedy)
+    content = read_json(path, what, remedy, most=most)
+    return as_fields(unseal(content, path, remedy) if sealed else content, kind, path, what, remedy)
 
 
 def as_fields(content: Mapping[str, Any], kind: type[ModelT], path: Path, what: str, remedy: str) -> ModelT:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hasten._errors import CheckpointError, HastenError
 
-__all__ = ["append_lines", "read_records", "read_sealed", "repair", "seal", "write_atomically"]
+__all__ = ["append_lines", "read_records", "read_sealed", "repair", "seal", "unseal", "write_atomically"]
 
 _SEAL = "sha256"
 
@@ -106,10 +106,20 @@ def read_sealed(path: Path, remedy: str, *, old: bool = True) -> dict[str, Any] 
         raise CheckpointError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged (a {type(content).__name__}, no mapping); {remedy}")
-    found = content.pop(_SEAL, None)
-    if found != _checksum(content) and not (old and found is None):
+    return unseal(content, path, remedy, old=old)
+
+
+def unseal(content: Mapping[str, Any], path: Path, remedy: str, *, old: bool = True) -> dict[str, Any]:
+    """What :func:`seal` was given, from the JSON object it made; arguments are those of :func:`read_sealed`.
+
+    Raises:
+        CheckpointError: it is another one than was written.
+    """
+    plain = dict(content)
+    found = plain.pop(_SEAL, None)
+    if found != _checksum(plain) and not (old and found is None):
         raise CheckpointError(f"{path} is damaged or was edited (its checksum does not match); {remedy}")
-    return content
+    return plain
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,25 +17,29 @@ from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
 from hasten._files import check_file, inside, problems, read_json
+from hasten._records import write_atomically
 
 __all__ = [
     "REMEDY",
     "built",
     "check_finite",
     "check_fit",
+    "checksum",
     "put",
     "read_header",
-    "read_noted",
+    "read_sealed_tensors",
     "read_tensors",
     "read_torch",
     "read_weights",
     "require",
+    "save_sealed_tensors",
 ]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 NotedT = TypeVar("NotedT", bound=BaseModel)
 
 REMEDY = "get it again from its publisher"
+_SEAL = "sha256"
 
 
 def read_tensors(path: Path, remedy: str = REMEDY, *, ignored: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -55,18 +61,60 @@ def read_tensors(path: Path, remedy: str = REMEDY, *, ignored: tuple[str, ...] =
     return tensors
 
 
-def read_noted(path: Path, kind: type[NotedT], remedy: str = REMEDY) -> NotedT:
-    """The texts in the header of a safetensors file as a model; nothing else of it is read.
+def save_sealed_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
+    """Write a safetensors file, complete or not at all, with a checksum of all of it in its header.
+
+    Args:
+        path: the file.
+        tensors: what it holds, on any device.
+        notes: texts for its header.
+
+    Returns:
+        The checksum.
 
     Raises:
-        CheckpointError: see :func:`read_tensors`; or a text is missing or wrong.
+        HastenError: the disk refuses.
+    """
+    from safetensors.torch import save
+
+    # Copies, because the format refuses memory that is shared.
+    own = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    digest = checksum(json.dumps(dict(notes), sort_keys=True), own)
+    write_atomically(path, save(own, {**notes, _SEAL: digest}))
+    return digest
+
+
+def read_sealed_tensors(
+    path: Path, kind: type[NotedT], remedy: str = REMEDY
+) -> tuple[NotedT, dict[str, Tensor]]:
+    """Notes, as a model, and tensors of what :func:`save_sealed_tensors` wrote; a missing checksum is accepted.
+
+    Raises:
+        CheckpointError: see :func:`read_tensors`; a note is missing or wrong, or it is another file than was written.
     """
     with _opened(path, remedy) as file:
-        noted = file.metadata() or {}
+        notes = file.metadata() or {}
+    found = notes.pop(_SEAL, None)
     try:
-        return kind.model_validate_strings(noted)
+        noted = kind.model_validate_strings(notes)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {problems(error)} in its header; {remedy}") from error
+    tensors = read_tensors(path, remedy)
+    if found is not None and found != checksum(json.dumps(notes, sort_keys=True), tensors):
+        raise CheckpointError(f"{path} is damaged or was edited (its checksum does not match); {remedy}")
+    return noted, tensors
+
+
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a text and of names, types, shapes and bytes of dense tensors on the CPU, in hexadecimal digits."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_header(path: Path, remedy: str = REMEDY) -> dict[str, Tensor]:

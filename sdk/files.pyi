@@ -25,6 +25,7 @@ from hasten._records import (
     read_sealed as read_sealed,
     repair as repair,
     seal as seal,
+    unseal as unseal,
     write_atomically as write_atomically,
 )
 from hasten._saved import is_intact as is_intact, picture_files as picture_files, save_frames as save_frames

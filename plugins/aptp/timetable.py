@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from hasten.eval.efficiency.timing import synchronize
 from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, UnitGroup
-from hasten.files import read_fields
+from hasten.files import read_fields, seal, write_atomically
 from hasten.plugins.aptp.cost import open_gate
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned
@@ -94,7 +93,7 @@ class TimeTable:
         rows = {name: {"kept": row.kept, "seconds": row.seconds} for name, row in self.groups.items()}
         fields = {"about": self.about, "rest": self.rest, "blocks": self.blocks, "groups": rows}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _FILE).write_text(json.dumps(fields, indent=1) + "\n", "utf-8")
+        write_atomically(folder / _FILE, seal(fields))
 
     @classmethod
     def load(cls, folder: Path, structure: Structure) -> TimeTable:
@@ -106,7 +105,8 @@ class TimeTable:
         file = folder / _FILE
         if not file.exists():
             raise CheckpointError(f"no latency table in {folder}; run `hasten aptp measure` first")
-        fields = read_fields(file, _Fields, "the latency table", "run `hasten aptp measure` again")
+        remedy = "run `hasten aptp measure` again"
+        fields = read_fields(file, _Fields, "the latency table", remedy, sealed=True)
         rows = {name: Row(row.kept, row.seconds) for name, row in fields.groups.items()}
         odd = [name for name, row in rows.items() if _units(structure, name) != row.kept[-1]]
         if odd or set(fields.blocks) - set(structure.blocks):

@@ -6,7 +6,6 @@ every clip has it; the last two are kept. Clips are the unit, so a run may go on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from hasten.extend import CheckpointError
 from hasten.files import read_sealed, seal
+from hasten.weights import checksum
 
 __all__ = ["Checkpoints", "Saved", "read_identity", "write_identity"]
 
@@ -117,11 +117,7 @@ class Checkpoints:
                 folder.rmdir()
 
     def _digest(self, step: int, clip: int, facts: str, tensors: Mapping[str, Tensor]) -> str:
-        digest = hashlib.sha256(json.dumps([self._run, step, clip, facts]).encode())
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return checksum(json.dumps([self._run, step, clip, facts]), tensors)
 
     def _path(self, step: int, clip: int) -> Path:
         return self.folder / f"step-{step:05d}" / _file(clip)

@@ -156,6 +156,7 @@ def tune(
     options = TuneOptions(weights, rank, steps, batch, learning_rate, seed=seed)
     searched = Searched.load(work / "search")
     with _study(context, _Setting(model, work, ffn, place)) as study:
+        searched.check(study.structure, work / "search")
         run(study, searched, options, work / "tune")
 
 
@@ -185,11 +186,13 @@ def export(
     from hasten.plugins.aptp.make.tune import Tuned
 
     place = common.choose_place(None, device, dtype, default_dtype="float32")
-    searched, tuned = Searched.load(work / "search"), Tuned.load(work / "tune")
+    searched = Searched.load(work / "search")
+    tuned = Tuned.load(work / "tune", searched)
     options = ExportOptions(mean_cost, prompts, draws, segments, seed)
     about = {"command": f"hasten aptp export {model} {folder}"}
     hold_folder(context, folder)
     with _study(context, _Setting(model, work, ffn, place)) as study:
+        searched.check(study.structure, work / "search")
         manifest = write(study, searched, tuned, options, folder, about)
     show_bundle(manifest)
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from hasten.extend import CheckpointError, ConfigError, LatentSize, UnsupportedError
-from hasten.files import describe_unread, list_folder, read_json, read_json_lines, read_rgb, read_text
+from hasten.files import (
+    describe_unread,
+    list_folder,
+    read_json,
+    read_json_lines,
+    read_rgb,
+    read_text,
+    seal,
+    unseal,
+    write_atomically,
+)
 from hasten.plugins.aptp.encoder import Encoder
 from hasten.plugins.aptp.make.capture import Conditioner
-from hasten.weights import check_fit, read_tensors, require
+from hasten.weights import check_fit, read_sealed_tensors, require, save_sealed_tensors
 
 __all__ = ["Batch", "Prepared", "captioned_pictures", "prepare", "scene_pictures"]
 
@@ -85,8 +96,10 @@ class Prepared:
         if not (folder / _ABOUT).exists() or not (folder / _FILE).exists():
             raise CheckpointError(f"no prepared data in {folder}; run `hasten aptp prepare` first")
         remedy = "run `hasten aptp prepare` again"
-        about = read_json(folder / _ABOUT, "what was prepared", remedy)
-        tensors = read_tensors(folder / _FILE, remedy)
+        about = unseal(read_json(folder / _ABOUT, "what was prepared", remedy), folder / _ABOUT, remedy)
+        noted, tensors = read_sealed_tensors(folder / _FILE, _Noted, remedy)
+        if about.pop("made", None) != noted.made:
+            raise CheckpointError(f"{folder / _FILE} is not the one that {_ABOUT} was written with; {remedy}")
         pick = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
         captions = about.pop("captions", None)
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
@@ -102,6 +115,11 @@ class Prepared:
         wanted |= {f"empty.{name}": _like(value, 1) for name, value in conditions.items()}
         check_fit(wanted, tensors, f"its {count} captions", place, remedy)
         return cls(latents, conditions, pick("empty."), embeddings, tuple(captions), about)
+
+
+class _Noted(BaseModel):
+    made: str | None = None
+    """Of one :func:`prepare`, the same in both files."""
 
 
 def _like(rows: Tensor, count: int) -> Tensor:
@@ -125,8 +143,6 @@ def prepare(
         ConfigError: there are no pictures.
         UnsupportedError: the autoencoder is of a kind that is not known here.
     """
-    from safetensors.torch import save_file
-
     latents, conditions, embeddings, captions = [], [], [], []
     for texts, images in _chunks(iter(pictures), chunk):
         latents.append(_encode(conditioner, torch.stack(images)).half())
@@ -141,9 +157,9 @@ def prepare(
     tensors |= {f"empty.{name}": value for name, value in conditioner.conditions([""]).items()}
     packed = {k: (v.half() if v.is_floating_point() and k != "embeddings" else v) for k, v in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous().cpu() for k, v in packed.items()}, folder / f"{_FILE}.part")
-    os.replace(folder / f"{_FILE}.part", folder / _FILE)
-    (folder / _ABOUT).write_text(json.dumps({**about, "captions": captions}), "utf-8")
+    made = uuid.uuid4().hex
+    save_sealed_tensors(folder / _FILE, packed, {"made": made})
+    write_atomically(folder / _ABOUT, seal({**about, "captions": captions, "made": made}))
     return Prepared.load(folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor, nn
 
 from hasten.extend import CheckpointError, HastenError
+from hasten.files import append_lines, read_records, write_atomically
 from hasten.plugins.aptp.make.ranks import average_gradients, rank, same_everywhere
-from hasten.weights import check_fit, read_noted, read_tensors
+from hasten.weights import check_fit, read_sealed_tensors, save_sealed_tensors
 
 __all__ = ["Loop", "step_generators"]
 
@@ -100,8 +100,6 @@ class Loop:
         return self.rate * warm * (0.55 + 0.45 * math.cos(math.pi * step / max(1, self.steps)))
 
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        from safetensors.torch import save_file
-
         for name, parameter in self.parameters.items():
             if not same_everywhere(parameter):
                 raise HastenError(
@@ -114,8 +112,7 @@ class Loop:
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         about = {"step": str(step), "identity": json.dumps(dict(self.identity), sort_keys=True)}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, self.folder / f"{_STATE}.part", about)
-        os.replace(self.folder / f"{_STATE}.part", self.folder / _STATE)
+        save_sealed_tensors(self.folder / _STATE, tensors, about)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> int:
         file = self.folder / _STATE
@@ -123,7 +120,7 @@ class Loop:
             self._cut_curve(0)  # of a run that was killed before its first state
             return 0
         remedy = "choose another folder or delete it"
-        noted, tensors = read_noted(file, _Noted, remedy), read_tensors(file, remedy)
+        noted, tensors = read_sealed_tensors(file, _Noted, remedy)
         wanted = json.dumps(dict(self.identity), sort_keys=True)
         if noted.identity != wanted:
             raise CheckpointError(
@@ -138,7 +135,10 @@ class Loop:
                 parameter.copy_(tensors[f"parameter.{name}"])
                 prefix = f"optimizer.{name}."
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                if set(state) == {"step", "exp_avg", "exp_avg_sq"}:
+                if state:  # none before the parameter's first gradient
+                    moments = {"exp_avg": parameter, "exp_avg_sq": parameter}
+                    wanted = {"step": torch.zeros(()), **moments}
+                    check_fit(wanted, state, f"the optimizer of {name}", file, remedy)
                     optimizer.state[parameter] = state
         step = noted.step
         self._cut_curve(step)
@@ -152,16 +152,13 @@ class Loop:
             **{k: round(float(v), 6) for k, v in figures.items()},
             "seconds": round(seconds, 2),
         }
-        with (self.folder / _CURVE).open("a", encoding="utf-8") as curve:
-            curve.write(json.dumps(record) + "\n")
+        append_lines(self.folder / _CURVE, [record])
 
     def _cut_curve(self, step: int) -> None:
         curve = self.folder / _CURVE
         if rank() == 0 and curve.exists():
-            kept = [
-                line for line in curve.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step
-            ]
-            curve.write_text("".join(line + "\n" for line in kept), "utf-8")
+            kept = [r for r in read_records(curve) if isinstance(r.get("step"), int) and r["step"] <= step]
+            write_atomically(curve, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def _progress(name: str, first: int, last: int, total: int) -> Iterator[int]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten.extend import CheckpointError, ConfigError
-from hasten.files import read_fields
+from hasten.extend import CheckpointError, ConfigError, Structure, UnsupportedError
+from hasten.files import read_fields, seal, write_atomically
 from hasten.plugins.aptp.gates import gated
 from hasten.plugins.aptp.make.importance import importance
 from hasten.plugins.aptp.make.loop import Loop
@@ -79,6 +78,11 @@ class Searched:
     shares: tuple[float, ...]
     about: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the plans."""
+        return tuple(plan.digest for plan in self.plans)
+
     def save(self, folder: Path) -> None:
         """Write ``search.json``."""
         fields = {
@@ -86,7 +90,26 @@ class Searched:
             "shares": list(self.shares),
             "about": self.about,
         }
-        (folder / _FILE).write_text(json.dumps(fields) + "\n", "utf-8")
+        write_atomically(folder / _FILE, seal(fields))
+
+    def check(self, structure: Structure, folder: Path) -> None:
+        """Refuse plans of another model.
+
+        Args:
+            structure: of the model.
+            folder: they were read from.
+
+        Raises:
+            CheckpointError: names the first unit that does not fit.
+        """
+        try:
+            for plan in self.plans:
+                plan.check(structure)
+        except UnsupportedError as error:
+            raise CheckpointError(
+                f"{folder / _FILE} is the search of another model, or of another --ffn: {error}; run `hasten aptp "
+                f"search` again"
+            ) from error
 
     @classmethod
     def load(cls, folder: Path) -> Searched:
@@ -97,16 +120,24 @@ class Searched:
         """
         if not (folder / _FILE).exists():
             raise CheckpointError(f"no finished search in {folder}; run `hasten aptp search` first")
-        fields = read_fields(folder / _FILE, _Fields, "the search", "run `hasten aptp search` again")
+        fields = read_fields(
+            folder / _FILE, _Fields, "the search", "run `hasten aptp search` again", sealed=True
+        )
         return cls(tuple(plan.plan() for plan in fields.plans), fields.shares, fields.about)
 
 
 class _Fields(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
-    plans: tuple[PlanFields, ...]
+    plans: Annotated[tuple[PlanFields, ...], Field(min_length=1)]
     shares: tuple[float, ...]
     about: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.plans) != len(self.shares):
+            raise ValueError("every plan needs its share")
+        return self
 
 
 class Searcher(nn.Module):

@@ -20,11 +20,12 @@ from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.study import Noisy, Study, features, relative_error
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels, pruned
-from hasten.weights import read_noted, read_tensors
+from hasten.weights import check_fit, read_sealed_tensors, save_sealed_tensors
 
 __all__ = ["TuneOptions", "Tuned", "Tuner", "tune"]
 
 _FILE = "experts.safetensors"
+_REMEDY = "run `hasten aptp tune` again"
 
 
 TunedWeights = Literal["lora", "shared", "full"]
@@ -92,7 +93,14 @@ class Tuner:
 
     @torch.no_grad()
     def load(self, tuned: Tuned) -> None:
-        """Take over trained tensors."""
+        """Take over trained tensors.
+
+        Raises:
+            CheckpointError: they are of other plans, or were trained in another way.
+        """
+        flat = {f"{i}.{name}": v for i, tensors in enumerate(tuned.tensors) for name, v in tensors.items()}
+        given = {name: flat[name] for name in self.parameters if name in flat}
+        check_fit(self.parameters, given, "the plans of the search", f"tune/{_FILE}", _REMEDY)
         for update, tensors in zip(self.updates, tuned.tensors, strict=True):
             for name, parameter in update.items():
                 parameter.copy_(tensors[name])
@@ -142,41 +150,47 @@ class Tuned:
     weights: TunedWeights
     tensors: tuple[dict[str, Tensor], ...]
     about: dict[str, Any]
+    plans: tuple[str, ...] = ()
+    """Digests of the plans they were trained for; empty in files that do not say."""
 
     def save(self, folder: Path) -> None:
         """Write ``experts.safetensors``."""
-        from safetensors.torch import save_file
-
-        flat = {
-            f"{i}.{n}": v.contiguous() for i, tensors in enumerate(self.tensors) for n, v in tensors.items()
-        }
+        flat = {f"{i}.{name}": v for i, tensors in enumerate(self.tensors) for name, v in tensors.items()}
         about = {"weights": self.weights, "experts": str(len(self.tensors)), "about": json.dumps(self.about)}
-        save_file(flat, folder / _FILE, about)
+        about["plans"] = json.dumps(self.plans)
+        save_sealed_tensors(folder / _FILE, flat, about)
 
     @classmethod
-    def load(cls, folder: Path) -> Tuned:
+    def load(cls, folder: Path, searched: Searched | None = None) -> Tuned:
         """Read ``experts.safetensors``.
 
+        Args:
+            folder: where it lies.
+            searched: whose plans it has to be of.
+
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is none, it is damaged, or it is of other plans.
         """
         if not (folder / _FILE).exists():
             raise CheckpointError(f"no finished experts in {folder}; run `hasten aptp tune` first")
-        file, remedy = folder / _FILE, "run `hasten aptp tune` again"
-        noted = read_noted(file, _Noted, remedy)
+        file, remedy = folder / _FILE, _REMEDY
+        noted, flat = read_sealed_tensors(file, _Noted, remedy)
         tensors: tuple[dict[str, Tensor], ...] = tuple({} for _ in range(noted.experts))
-        for name, value in read_tensors(file, remedy).items():
+        for name, value in flat.items():
             number, _, inner = name.partition(".")
             if number not in map(str, range(noted.experts)):
                 raise CheckpointError(f"{file}: {name} is of none of {noted.experts} experts; {remedy}")
             tensors[int(number)][inner] = value
-        return cls(noted.weights, tensors, noted.about)
+        if searched is not None and noted.plans and noted.plans != searched.digests:
+            raise CheckpointError(f"{file} was trained for other plans than those of the search; {remedy}")
+        return cls(noted.weights, tensors, noted.about, noted.plans)
 
 
 class _Noted(BaseModel):
     weights: TunedWeights
     experts: Annotated[int, Field(ge=1, le=10_000)]
     about: Json[dict[str, Any]]
+    plans: Json[tuple[str, ...]] = ()
 
 
 def tune(
@@ -189,7 +203,7 @@ def tune(
     """
     tuner = Tuner(study, searched, options)
     total = options.steps * len(searched.plans)
-    identity = {"stage": "tune", **asdict(options), "plans": [plan.digest for plan in searched.plans]}
+    identity = {"stage": "tune", **asdict(options), "plans": list(searched.digests)}
     loop = Loop("tune", tuner.parameters, tuner.loss, folder, total, options.rate, identity, options.seed)
     loop.run(stop_after)
     if stop_after is not None and stop_after < total:
@@ -199,7 +213,7 @@ def tune(
         tensors = tuple(
             {**dict(model.state_dict()), **update} for model, update in zip(tuner.models, tensors)
         )
-    result = Tuned(options.weights, tensors, asdict(options))
+    result = Tuned(options.weights, tensors, asdict(options), searched.digests)
     if rank() == 0:
         result.save(folder)
     return result
