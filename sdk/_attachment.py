@@ -195,6 +195,7 @@ class Attachment:
     def _installed(self, table: SeamTable, call: RunCall, recorder: Recorder) -> Iterator[Run]:
         """The seams of one run, installed on entry, and removed on exit where they are still ours."""
         layout: Moments | None = self.target.adapter.capability(Moments)
+        self._refuse_oversize(call)
         with ExitStack() as stack:
             stack.enter_context(_swapped_scheduler(table, call))
             run = Run(call, _make_clock(layout, call), recorder)
@@ -223,6 +224,17 @@ class Attachment:
                 self._check_used(table, seams)
             if attention is not None:
                 attention.check_complete([seam.name for seam in seams.values() if seam.computed])
+
+    def _refuse_oversize(self, call: RunCall) -> None:
+        """Before anything is computed; the pipeline itself would find out in its first step.
+
+        Raises:
+            UnsupportedError: the model has no positions for this size.
+        """
+        layout = self.target.adapter.capability(LatentLayout)
+        problem = None if layout is None else layout.oversize(self.target.pipe, call.arguments)
+        if problem is not None and nothing_to_run(self.target, call.arguments) is None:
+            raise UnsupportedError(problem)
 
     def _note_idle(self, call: RunCall, seams: Mapping[Any, DenoiserSeam], recorder: Recorder) -> bool:
         """Whether the call had no step to run: it then returns, or raises, what it does without hasten."""

@@ -162,6 +162,9 @@ def _findings_of_call(
         if problem is not None:
             yield Finding("warning", f"{problem}; this call ends as it does without hasten")
             return
+        if (problem := layout.oversize(target.pipe, arguments)) is not None:
+            yield Finding("error", problem)
+            return
     for technique in techniques:
         for finding in technique.check_call(target, arguments):
             yield replace(finding, message=f"{technique.name}: {finding.message}")

@@ -332,7 +332,7 @@ class Sealed(Case):
                 content = json.loads(file.read_bytes())
                 content.pop("sha256", None)
                 file.write_bytes(seal(content))
-            except (ValueError, RecursionError, AttributeError, OSError):
+            except (ValueError, RecursionError, AttributeError, TypeError, OSError):
                 continue  # damaged in another way
         for name in self.tensors:
             file = Tensors(folder / name)

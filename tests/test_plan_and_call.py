@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -13,6 +14,9 @@ from families import FAMILIES, VARIANTS, variant
 from plan_call import TECHNIQUES, Outcome, agree, subject
 
 import hasten
+from hasten._adapters.base import LatentLayout
+from hasten._plugins import host
+from hasten._target import Target
 
 SAMPLE = (
     ("sd15", "rettention, sparse early", {"num_inference_steps": 3}),
@@ -220,3 +224,32 @@ def test_without_a_step_a_call_ends_as_stock(kind: str, changes: dict[str, Any],
             assert torch.equal(found.value, stock.value)
         assert any("no steps are left" in note for note in report.notes)
         assert "no steps are left" in " ".join(str(report).split())
+
+
+POSITIONED = ("sd3", "aura-flow")
+"""Families whose models have a table of positions."""
+
+
+@pytest.mark.parametrize("name", POSITIONED)
+def test_a_size_beyond_the_positions_is_told_and_refused(name: str) -> None:
+    pipe, arguments = subject(name)
+    target = Target.of(pipe)
+    largest = target.layout.largest(pipe)
+    assert largest is not None
+    side = target.layout.pixels(pipe, largest)[1]
+    step = side - target.layout.pixels(pipe, replace(largest, width=largest.width - 2))[1]
+    fits = {**arguments, "output_type": "latent", "height": 4 * step, "width": side}
+    beyond = {**fits, "width": side + step}
+    config = TECHNIQUES["bottleneck"]
+    assert not [f for f in hasten.plan(pipe, config, **fits).findings if f.severity == "error"]
+    assert agree(pipe, beyond, config, Outcome.of(pipe, beyond)) == "told"
+    (finding,) = [f for f in hasten.plan(pipe, config, **beyond).findings if f.severity == "error"]
+    assert f"positions for {side}x{side} pixels" in finding.message
+    none = {**beyond, "num_inference_steps": 0}
+    assert agree(pipe, none, config, Outcome.of(pipe, none)) == "ran"  # stock returns the noise
+
+
+def test_every_family_with_a_table_is_tested() -> None:
+    layouts = [type(adapter.capability(LatentLayout)) for adapter in host().registry.adapters.values()]
+    limited = {kind for kind in layouts if getattr(kind, "largest", None) not in (None, LatentLayout.largest)}
+    assert {type(Target.of(FAMILIES[name]()).layout) for name in POSITIONED} == limited

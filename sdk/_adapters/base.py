@@ -177,6 +177,20 @@ class LatentLayout(Moments):
         """The largest latent that the model has positions for; ``None`` where there is no limit."""
         return None
 
+    def oversize(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+        """Why the model has too few positions for a call with these arguments, ``None`` if it has enough."""
+        largest = self.largest(pipe)
+        if largest is None:
+            return None
+        size = self.call_size(pipe, arguments)
+        if size.height <= largest.height and size.width <= largest.width:
+            return None
+        (height, width), limit = self.pixels(pipe, size), self.pixels(pipe, largest)
+        return (
+            f"{type(pipe).__name__} has positions for {limit[0]}x{limit[1]} pixels (height x width) at most, not "
+            f"for {height}x{width}: choose a smaller height or width"
+        )
+
     def refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why this pipeline's denoiser cannot run at another latent size, or ``None`` if it can."""
         return None

@@ -139,12 +139,5 @@ def _check_size(target: Target, sized: Mapping[str, Any]) -> None:
     if schedule is not None:
         schedule.scales(pipe, arguments)
     layout = target.adapter.capability(LatentLayout)
-    if layout is None or not sized or (largest := layout.largest(pipe)) is None:
-        return
-    size = layout.call_size(pipe, arguments)
-    if size.height > largest.height or size.width > largest.width:
-        (height, width), limit = layout.pixels(pipe, size), layout.pixels(pipe, largest)
-        raise ConfigError(
-            f"{target.name} has positions for {limit[0]}x{limit[1]} pixels (height x width) at most, not for "
-            f"{height}x{width}: choose a smaller height or width"
-        )
+    if layout is not None and sized and (problem := layout.oversize(pipe, arguments)) is not None:
+        raise ConfigError(problem)
