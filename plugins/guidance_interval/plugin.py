@@ -108,12 +108,13 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         if call.step.branch == "both":
             return self._conditional_half(call, proceed)
         state = call.run.state(self.name)  # dropped when the run ends, emptied when the level rises
-        if call.step.branch == "uncond" and state.get("step") == call.step.index:
+        kept = state.setdefault((call.denoiser, call.step.index), [])
+        if call.step.branch == "uncond" and kept:
             call.run.record(self.name, skipped="uncond")
-            return state["output"]
+            return kept.pop(0)  # in order: a technique may divide a forward into several
         output = proceed(call)
         if call.step.branch == "cond":
-            state.update(step=call.step.index, output=output)
+            kept.append(output)
         return output
 
     def _conditional_half(self, call: DenoiserCall, proceed: Proceed) -> object:

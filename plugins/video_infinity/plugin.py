@@ -45,7 +45,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         return (
             Claim("ranks.frames", Access.EXCLUSIVE),
             Claim("attention.self", Access.EXCLUSIVE, layers),
-            Claim("tokens.shape", Access.READS),
+            Claim("tokens.shape", Access.WRITES),
             Claim("steps.schedule", Access.READS, follows_writes=False),
         )
 
