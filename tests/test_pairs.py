@@ -1,4 +1,4 @@
-"""Every pair of techniques: both active, exact beside exact is stock, restored in any order; or refused with the slot."""
+"""Every pair of techniques: both active, exact beside exact is stock, restored in any order; or refused."""
 
 from __future__ import annotations
 
