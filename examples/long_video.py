@@ -13,7 +13,7 @@ import torch
 
 import hasten
 from hasten.pipelines import mini
-from hasten.plugins.video_infinity.film import write_video
+from hasten.plugins.video_infinity.long_video import write_video
 
 PROMPT = "a large red circle moving right on a white background"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -62,10 +62,10 @@ def main(given: argparse.Namespace) -> None:
     }
     # With a checkpoint folder the same command resumes, also with fewer processes.
     options = {"clip_frames": given.clip_frames, "checkpoint": f"{given.out}.checkpoint"}
-    filmed = write_video(pipe, given.out, call, options, fps=8)
+    video = write_video(pipe, given.out, call, options)
     if first:
         print(
-            f"{filmed.frames} frames in {filmed.path}, {filmed.world} processes, {filmed.denoise_seconds:.1f} s"
+            f"{video.frames} frames in {video.path}, {video.world} processes, {video.denoise_seconds:.1f} s"
         )
 
 

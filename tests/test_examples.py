@@ -58,13 +58,13 @@ def test_a_long_video_of_ones_own_model_is_made_as_asked(
         asked.update(model=name, dtype=dtype)
         return Pipe()
 
-    def write(_: Pipe, out: str, call: dict[str, Any], options: dict[str, Any], fps: int) -> Any:
+    def write(_: Pipe, out: str, call: dict[str, Any], options: dict[str, Any]) -> Any:
         asked.update(call, out=out, **options)
         return SimpleNamespace(frames=33, path=out, world=1, denoise_seconds=1.0)
 
     monkeypatch.setattr(hasten, "load", load)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr("hasten.plugins.video_infinity.film.write_video", write)
+    monkeypatch.setattr("hasten.plugins.video_infinity.long_video.write_video", write)
     line = (
         "long_video.py ./my-wan long.mp4 33 12 --prompt storm --dtype bfloat16 --clip-frames 21 --height 480"
     )

@@ -27,11 +27,11 @@ import torch
 import torch.distributed as dist
 
 import hasten
-from hasten.plugins.video_infinity import divide
+from hasten.plugins.video_infinity import run_handlers
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
-from hasten.plugins.video_infinity.cost import Run, fit, predict
+from hasten.plugins.video_infinity.cost import MeasuredRun, fit, predict
 from hasten.plugins.video_infinity.joining import join
-from hasten.plugins.video_infinity.processes import Processes
+from hasten.plugins.video_infinity.process_mesh import ProcessMesh
 
 OPTIONS: dict[str, Any] = {"halo": 2, "global_frames": 4, "timeout_s": 600.0}
 FRAMES = {"transformer": 16, "unet": 48}
@@ -105,7 +105,7 @@ def arguments(kind: str, frames: int) -> dict[str, Any]:
 
 def timed(pipe: Any, call: dict[str, Any], options: dict[str, Any]) -> tuple[float, Any]:
     """Seconds of one call, and its session."""
-    with hasten.accelerate(pipe, {"video_infinity": options}), divide.keep_local() as sessions:
+    with hasten.accelerate(pipe, {"video_infinity": options}), run_handlers.keep_local_latents() as sessions:
         began = time.perf_counter()
         pipe(**call, generator=torch.Generator().manual_seed(0))
         return time.perf_counter() - began, sessions[0]
@@ -114,11 +114,11 @@ def timed(pipe: Any, call: dict[str, Any], options: dict[str, Any]) -> tuple[flo
 @contextmanager
 def apart() -> Iterator[None]:
     """Runs inside believe that they are alone."""
-    with patch.object(divide, "join", lambda *_: Processes()):
+    with patch.object(run_handlers, "join", lambda *_: ProcessMesh()):
         yield
 
 
-def measure(kind: str, everyone: Processes) -> dict[str, Any]:
+def measure(kind: str, everyone: ProcessMesh) -> dict[str, Any]:
     """Strong scaling of one pipeline."""
     pipe = make_pipe(kind)
     rows = []
@@ -129,7 +129,7 @@ def measure(kind: str, everyone: Processes) -> dict[str, Any]:
     return summary(rows[1:])  # the first one warms up
 
 
-def repetition(pipe: Any, kind: str, everyone: Processes) -> dict[str, float]:
+def repetition(pipe: Any, kind: str, everyone: ProcessMesh) -> dict[str, float]:
     """Seconds of every way of making the video, and what the divided one exchanged."""
     whole, half, alone = (
         arguments(kind, FRAMES[kind]),
@@ -174,7 +174,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def weak(everyone: Processes) -> dict[str, list[dict[str, float]]]:
+def weak(everyone: ProcessMesh) -> dict[str, list[dict[str, float]]]:
     """Seconds per clip in one process, as clips of equal size are added: the fastest of three calls."""
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for kind, rows in found.items():
@@ -190,7 +190,7 @@ def weak(everyone: Processes) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def peers(everyone: Processes) -> dict[str, Any]:
+def peers(everyone: ProcessMesh) -> dict[str, Any]:
     """Seconds of one forward with attention between all frames: stock, here, and in diffusers' context parallelism."""
     call, full = arguments("transformer", FRAMES["transformer"]), {"mode": "full", "timeout_s": 600.0}
     ours, theirs = make_pipe("transformer"), make_pipe("transformer")
@@ -244,9 +244,9 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def as_run(measured: dict[str, Any]) -> Run:
+def as_run(measured: dict[str, Any]) -> MeasuredRun:
     """Two processes as the cost model sees them."""
-    return Run(
+    return MeasuredRun(
         ranks=2,
         seconds=measured["seconds"]["together"],
         compute_seconds=measured["seconds"]["both"] / 2,

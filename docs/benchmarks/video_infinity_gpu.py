@@ -29,7 +29,7 @@ from diffusers import (
 )
 
 import hasten
-from hasten.plugins.video_infinity.divide import keep_local
+from hasten.plugins.video_infinity.run_handlers import keep_local_latents
 
 REPETITIONS = 5
 
@@ -70,7 +70,7 @@ def measure(name: str, world: int) -> dict[str, float]:
     frames = latent if name == "videocrafter2" else 4 * (latent - 1) + 1
     call |= {"num_frames": frames, "num_inference_steps": 1, "output_type": "latent", "return_dict": False}
     times = []
-    with hasten.accelerate(pipe, {"video_infinity": {"clips": world}}), keep_local() as sessions:
+    with hasten.accelerate(pipe, {"video_infinity": {"clips": world}}), keep_local_latents() as sessions:
         for _ in range(REPETITIONS + 1):
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()

@@ -13,7 +13,6 @@ import ctypes
 import gc
 import json
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from hasten.extend import FrameDecoder
 from hasten.pipelines.adapters import find
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import as_pixels
-from hasten.plugins.video_infinity.encode import Film
 from hasten.plugins.video_infinity.joining import join
+from hasten.plugins.video_infinity.video_file import Encoding, VideoFile
 
 from video_infinity import OPTIONS, arguments, make_pipe, timed  # isort: skip
 
@@ -76,9 +75,9 @@ def decoding() -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         for frames in (4, *DECODED):
             latents = torch.randn(1, 8, frames, 16, 16, generator=torch.Generator().manual_seed(0))
-            with Peak() as peak, Film(Path(folder) / "film.mp4", Fraction(8)) as film:
+            with Peak() as peak, VideoFile(Path(folder) / "video.mp4", Encoding()) as file:
                 for piece in as_pixels(decoder.frames(pipe, latents)):
-                    film.write(piece)
+                    file.write(piece)
             rows.append({"latent_frames": frames, "megabytes": peak.megabytes})
     return rows[1:]  # the first one warms up
 

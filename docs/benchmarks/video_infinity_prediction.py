@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hasten.extend import FrameMixing, LayerKind
 from hasten.pipelines.adapters.text_to_video import UNet3DFrames
 from hasten.pipelines.adapters.wan import WanFrames
-from hasten.plugins.video_infinity.cost import Link, Part, attention_bytes, efficiency, norm_bytes
+from hasten.plugins.video_infinity.cost import Link, Messages, attention_bytes, efficiency, norm_bytes
 
 ASSUMED = {
     "operations per second": 0.4 * 989e12,
@@ -121,9 +121,9 @@ def predicted(model: Model) -> dict[str, Any]:
     for machines in (1, 2):
         near, far = volumes(model, layers, machines)
         links = [Link(**ASSUMED[place]) for place in ("inside a machine", "between machines")]  # type: ignore[arg-type]
-        parts = [Part(model.forwards * len(layers), near, links[0])]
+        parts = [Messages(model.forwards * len(layers), near, links[0])]
         if machines > 1:
-            parts.append(Part(model.forwards * len(layers), far, links[1]))
+            parts.append(Messages(model.forwards * len(layers), far, links[1]))
         name = f"{machines} x {GPUS}"
         found[name] = {
             "received_gigabytes": (near + far) / 1e9,

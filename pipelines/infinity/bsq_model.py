@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin  # diffusers looks it up 
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten.pipelines.var.convnet import Decoder, Encoder
+from hasten.pipelines.var.convnet import ConvDecoder, ConvEncoder
 from hasten.pipelines.var.tokenizer import ScaleTokenizer
 from hasten.schedules.scales import Grid, Schedule
 
@@ -50,8 +50,8 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
     ) -> None:
         super().__init__()
         shape = (block_out_channels, layers_per_block, bits, norm_groups, False)
-        self.encoder = Encoder(*shape)
-        self.decoder = Decoder(*shape)
+        self.encoder = ConvEncoder(*shape)
+        self.decoder = ConvDecoder(*shape)
         self.token_patch, self.unit_latent = token_patch, unit_latent
         self.choices = bits * token_patch**2
         self.patch = token_patch * 2 ** (len(block_out_channels) - 1)

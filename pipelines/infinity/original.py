@@ -1,4 +1,4 @@
-"""The published Infinity checkpoints: files, names of weights, and what their shapes say about the model."""
+"""The published Infinity checkpoints: files, names of weights, and configurations derived from their shapes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Variant:
 
     Args:
         transformer: file or folder of the transformer.
-        layers: its blocks.
-        tokenizer: file of the tokenizer; others do not fit, even where their shapes do.
-        resolution: key of :data:`hasten.schedules.scales.INFINITY_PREFIX` it was trained for.
+        layers: number of its blocks.
+        tokenizer: file of the tokenizer; others do not work, even if their shapes match.
+        resolution: training resolution, a key of :data:`hasten.schedules.scales.INFINITY_PREFIX`.
         patch: latent positions of one side of a token.
-        guidance_scale: recommended.
-        temperature: recommended.
+        guidance_scale: recommended value.
+        temperature: recommended value.
     """
 
     transformer: str
@@ -73,21 +73,21 @@ def load_infinity(
     dtype: torch.dtype | None = None,
     **hub: Any,
 ) -> Any:
-    """A pipeline made of published files.
+    """A pipeline from published files.
 
     Args:
         cls: the pipeline's class.
-        source: a folder with the files, or the hub repository that has them (``"FoundationVision/Infinity"``).
+        source: a folder with the files, or the hub repository that contains them (``"FoundationVision/Infinity"``).
         variant: a key of :data:`VARIANTS`.
-        text_encoder: a T5 encoder, or the folder or hub repository of one; ``None`` leaves it out (pass
-            ``prompt_embeds`` then).
-        tokenizer: of the text encoder; from the same place unless given.
-        dtype: of all weights; as stored unless given.
+        text_encoder: a T5 encoder, or its folder or hub repository; ``None`` for none (calls then need
+            ``prompt_embeds``).
+        tokenizer: tokenizer of the text encoder; by default from the same folder or repository.
+        dtype: dtype of all weights; by default as stored.
         **hub: options of ``hf_hub_download`` (``revision``, ``token``, ``cache_dir``).
 
     Raises:
         ConfigError: there is no such variant.
-        CheckpointError: a file is missing, is not what it should be, or the two do not belong together.
+        CheckpointError: a file is missing or not valid, or transformer and tokenizer do not belong together.
     """
     if variant not in VARIANTS:
         raise ConfigError(f"there is no Infinity variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -101,10 +101,7 @@ def load_infinity(
         for model in (transformer, vae):
             torch.nn.Module.to(model, dtype)
     if isinstance(text_encoder, (str, Path)):
-        from transformers import AutoTokenizer, T5EncoderModel
-
-        tokenizer = AutoTokenizer.from_pretrained(text_encoder) if tokenizer is None else tokenizer
-        text_encoder = T5EncoderModel.from_pretrained(text_encoder, dtype=dtype or "auto")
+        text_encoder, tokenizer = _load_text_encoder(text_encoder, tokenizer, dtype)
     scheduler = NextScaleScheduler(
         guidance="constant",
         guidance_scale=files.guidance_scale,
@@ -115,11 +112,19 @@ def load_infinity(
     return cls(transformer, vae, scheduler, text_encoder, tokenizer, resolution=files.resolution)
 
 
+def _load_text_encoder(source: str | Path, tokenizer: Any, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """Encoder and tokenizer; only the encoder is loaded if ``tokenizer`` is given."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    tokenizer = AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
+    return T5EncoderModel.from_pretrained(source, dtype=dtype or "auto"), tokenizer
+
+
 def load_transformer(path: Path, resolution: str = "1M") -> NextScaleTransformer:
-    """The transformer of a published file or folder, its configuration read off the shapes.
+    """The transformer of a published file or folder; its configuration is derived from the shapes of the weights.
 
     Raises:
-        CheckpointError: it is no Infinity checkpoint.
+        CheckpointError: it is not an Infinity checkpoint.
     """
     state = read_weights(path, within=[("trainer", "gpt_fsdp")])  # a checkpoint of the training code
     what = "an Infinity transformer"
@@ -145,11 +150,12 @@ def load_transformer(path: Path, resolution: str = "1M") -> NextScaleTransformer
     }
     model = built(NextScaleTransformer, config, path)
     put(model, dict(map_transformer(state)), path, state)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors for a published Infinity state dict."""
+    """Names and tensors of a published Infinity state dict in the layout of :class:`NextScaleTransformer`."""
     renamed = {
         "cfg_uncond": "null_text",
         "pos_start": "start_pos",
@@ -188,7 +194,7 @@ def load_tokenizer(file: Path, patch: int = 1) -> BSQAutoencoder:
     """The tokenizer of a published file.
 
     Raises:
-        CheckpointError: it is no such tokenizer.
+        CheckpointError: it is not such a tokenizer.
     """
     what = "a bitwise tokenizer"
     stored = read_weights(file, within=[("vae",)], ignored=_IGNORED)
@@ -203,11 +209,12 @@ def load_tokenizer(file: Path, patch: int = 1) -> BSQAutoencoder:
     }
     model = built(BSQAutoencoder, config, file)
     put(model, state, file, stored)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def map_tokenizer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors for a published tokenizer: its layers lie one level deeper (``.conv``, ``.norm``)."""
+    """Names and tensors of a published tokenizer, whose layers are one level deeper (``.conv``, ``.norm``)."""
     for key, value in state.items():
         if key.startswith(_IGNORED):
             continue

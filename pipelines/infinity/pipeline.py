@@ -54,8 +54,8 @@ class InfinityPipeline(NextScalePipeline):
         scheduler: guidance and sampling.
         text_encoder: a T5 encoder; may be ``None`` if every call passes ``prompt_embeds``.
         tokenizer: of the text encoder.
-        resolution: resolution the model was made for, a key of ``INFINITY_PREFIX``; ``None`` for a model with a
-            schedule of its own.
+        resolution: resolution that the model was trained for, a key of ``INFINITY_PREFIX``; ``None`` for a model
+            with its own schedule.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class InfinityPipeline(NextScalePipeline):
         """The published checkpoints; see :func:`hasten.pipelines.infinity.original.load_infinity`."""
         from hasten.pipelines.infinity.original import load_infinity
 
-        return load_infinity(cls, source, variant, **options)
+        pipe: Self = load_infinity(cls, source, variant, **options)
+        return pipe
 
     def __call__(
         self,
@@ -102,28 +103,27 @@ class InfinityPipeline(NextScalePipeline):
 
         Args:
             prompt: one text or several.
-            negative_prompt: takes the place of the learned null text under guidance; one for all prompts, or one
-                for each.
+            negative_prompt: replaces the learned null text in guidance; one for all prompts, or one for each.
             height: pixels; the nearest published aspect ratio and resolution are used.
-            width: as ``height``.
+            width: like ``height``.
             num_images_per_prompt: pictures for each prompt.
-            num_inference_steps: the number of scales; it cannot be chosen.
-            guidance_scale: ``g`` in ``g cond + (1 - g) uncond``; 1 turns guidance off, a list has one entry per scale.
-            unguided_last_scales: so many scales at the end run without guidance, at half the rows.
-            top_k: see :class:`NextScaleScheduler`; without effect on bits.
-            top_p: a bit whose rarer value has a probability of at most ``1 - top_p`` takes the other one.
-            temperature: ``tau``; logits are divided by it.
-            generator: a torch generator, or a list with one per picture; with a list a batch equals single calls.
+            num_inference_steps: the number of scales; no other value is possible.
+            guidance_scale: ``g`` in ``g cond + (1 - g) uncond``; one number, or one per scale. 1 disables guidance.
+            unguided_last_scales: number of scales at the end without guidance, which need half the rows.
+            top_k: has no effect on bits.
+            top_p: a bit takes its more likely value if the other has a probability of at most ``1 - top_p``.
+            temperature: divisor of the logits.
+            generator: a torch generator, or a list with one per picture, which makes a batch equal to single calls.
             prompt_embeds: states of the text encoder (B, tokens, width), instead of ``prompt``.
-            prompt_mask: boolean (B, tokens), which of them count.
+            prompt_mask: boolean (B, tokens), ``False`` for padding.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``.
-            return_dict: an ``ImagePipelineOutput``, or a tuple.
-            callback_on_scale_end: ``callback(pipe, end)`` after every scale, see :class:`ScaleEnd`; a tensor it returns
-                replaces the latent. Setting ``pipe.interrupt = True`` stops.
-            kv_cache: holds keys and values; a new :class:`DenseKVCache` unless given.
+            return_dict: return an ``ImagePipelineOutput`` instead of a tuple.
+            callback_on_scale_end: ``callback(pipe, end)`` is called after every scale, see :class:`ScaleEnd`. If it
+                returns a tensor, this replaces the latent. ``pipe.interrupt = True`` stops after the scale.
+            kv_cache: stores keys and values; by default a new :class:`DenseKVCache`.
 
         Raises:
-            ConfigError: an argument does not fit the model; the message names it.
+            ConfigError: an argument is not valid for the model; the message names it.
         """
         check_output_type(output_type)
         schedule, last = self._schedule(height, width)
@@ -136,9 +136,8 @@ class InfinityPipeline(NextScalePipeline):
             text, mask = self._embedded(prompt_embeds, prompt_mask)
         text, mask = (part.repeat_interleave(num_images_per_prompt, 0) for part in (text, mask))
         count = len(text)
-        settings = self._settings(
-            count, len(schedule), guidance_scale, unguided_last_scales, top_k, top_p, temperature, generator
-        )
+        weights = self.scheduler.guidance_weights(guidance_scale, len(schedule), unguided_last_scales)
+        settings = self._settings(weights, top_k, top_p, temperature, generator, count)
         known = Conditioning(schedule, text=text, text_mask=mask, last_grid=last)
         if settings.guided:
             self._add_unconditional(known, negative_prompt, num_images_per_prompt)
@@ -149,7 +148,7 @@ class InfinityPipeline(NextScalePipeline):
         """Token grids of a call of this size.
 
         Raises:
-            ConfigError: the model has one size only, and it is another.
+            ConfigError: the model generates only one size, and it is another.
         """
         return self._schedule(height, width)[0]
 
@@ -181,7 +180,7 @@ class InfinityPipeline(NextScalePipeline):
         return embeds.to(self._execution_device), mask.to(self._execution_device)
 
     def _add_unconditional(self, known: Conditioning, negative: Any, copies: int) -> None:
-        """Append the rows of the unconditional half: null text as long as each prompt, or the negative prompt."""
+        """Append the unconditional rows: null text as long as each prompt, or the negative prompt."""
         assert known.text is not None
         assert known.text_mask is not None
         count = len(known.text)
@@ -201,6 +200,6 @@ class InfinityPipeline(NextScalePipeline):
 
 
 def _padded(rows: Tensor, length: int) -> Tensor:
-    """Zeros (or ``False``) behind dimension 1 up to ``length``."""
+    """``rows`` padded with zeros (or ``False``) along dimension 1 to ``length``."""
     missing = length - rows.shape[1]
     return F.pad(rows, (0, 0, 0, missing) if rows.ndim == 3 else (0, missing))

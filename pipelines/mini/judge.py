@@ -19,7 +19,7 @@ from hasten.pipelines.mini.scenes import (
     PLACES,
     SHAPES,
     SIZES,
-    Group,
+    ObjectGroup,
     Scene,
 )
 from hasten.weights import check_fit, read_tensors
@@ -76,13 +76,13 @@ def read_scenes(judge: nn.Module, images: Tensor) -> list[Scene]:
     ]
 
 
-def _groups(chosen: dict[str, list[int]], row: int) -> tuple[Group, ...]:
+def _groups(chosen: dict[str, list[int]], row: int) -> tuple[ObjectGroup, ...]:
     groups = []
     for number in (1, 2):
         count = chosen[f"count {number}"][row]
         if count:
             named = {name: values[chosen[f"{name} {number}"][row]] for name, values in HEADS.items()}
-            groups.append(Group(count=count, **named))
+            groups.append(ObjectGroup(count=count, **named))
     return tuple(groups)
 
 

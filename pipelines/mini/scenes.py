@@ -28,7 +28,7 @@ __all__ = [
     "ROW_OFFSETS",
     "SHAPES",
     "SIZES",
-    "Group",
+    "ObjectGroup",
     "Placed",
     "Scene",
     "Split",
@@ -87,7 +87,7 @@ _COUNT_WORDS = {number: word for word, number in COUNTS.items()}
 
 
 @dataclass(frozen=True)
-class Group:
+class ObjectGroup:
     """``count`` equal objects; more than one are small and stand in a row."""
 
     count: int
@@ -111,7 +111,7 @@ class Group:
 class Scene:
     """One group, or two single objects in reading order, on a plain background."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ObjectGroup, ...]
     background: str
 
     def caption(self) -> str:
@@ -186,7 +186,7 @@ def parse_caption(text: str) -> Scene:
             f"backgrounds {', '.join(BACKGROUNDS)}"
         )
     groups = tuple(
-        Group(COUNTS[m["count"]], m["size"], m["colour"], _singular(m["shape"]), m["place"])
+        ObjectGroup(COUNTS[m["count"]], m["size"], m["colour"], _singular(m["shape"]), m["place"])
         for m in _GROUP.finditer(match["groups"])
     )
     return Scene(groups, match["background"])
@@ -201,9 +201,9 @@ def _draw(rng: np.random.Generator) -> Scene:
     return Scene((_group(rng, count, _pick(rng, tuple(PLACES) if count == 1 else _ROW_PLACES)),), background)
 
 
-def _group(rng: np.random.Generator, count: int, spot: str) -> Group:
+def _group(rng: np.random.Generator, count: int, spot: str) -> ObjectGroup:
     size = "small" if count > 1 else _pick(rng, tuple(SIZES))
-    return Group(count, size, _pick(rng, tuple(COLOURS)), _pick(rng, SHAPES), spot)
+    return ObjectGroup(count, size, _pick(rng, tuple(COLOURS)), _pick(rng, SHAPES), spot)
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.extend import ConfigError
 from hasten.pipelines.mini.parser import Found, Observation, observe
-from hasten.pipelines.mini.scenes import PLACES, ROW_OFFSETS, Group, Scene, parse_caption
+from hasten.pipelines.mini.scenes import PLACES, ROW_OFFSETS, ObjectGroup, Scene, parse_caption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -132,13 +132,13 @@ def compare(scene: Scene, seen: Observation) -> dict[str, bool]:
     return verdict
 
 
-def _disagreement(group: Group, offset: float, item: Found) -> float:
+def _disagreement(group: ObjectGroup, offset: float, item: Found) -> float:
     x, y = PLACES[group.place]
     wrong = (item.shape != group.shape) + (item.colour != group.colour) + (item.size != group.size)
     return wrong + 4 * float(np.hypot(item.x - x - offset, item.y - y))
 
 
-def _at_place(group: Group, items: Sequence[Found]) -> bool:
+def _at_place(group: ObjectGroup, items: Sequence[Found]) -> bool:
     x, y = PLACES[group.place]
     dx = np.mean([item.x for item in items]) - x
     dy = np.mean([item.y for item in items]) - y

@@ -12,28 +12,28 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from hasten.extend import ConfigError
-from hasten.pipelines.var.cache import DenseKVCache, KVCache
+from hasten.extend import ConfigError, KVCache
+from hasten.pipelines.var.cache import DenseKVCache
 from hasten.pipelines.var.scheduler import Generators, NextScaleScheduler
 from hasten.pipelines.var.tokenizer import ScaleTokenizer
 from hasten.pipelines.var.transformer import Conditioning, NextScaleTransformer
 from hasten.weights import REMEDY, load_checked
 
-__all__ = ["NextScalePipeline", "ScaleEnd", "Settings"]
+__all__ = ["NextScalePipeline", "SamplingSettings", "ScaleEnd"]
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How one call samples.
+class SamplingSettings:
+    """Sampling options of one call.
 
     Args:
-        weights: guidance ``t`` of every scale, see :meth:`NextScaleScheduler.guidance_weights`.
+        weights: guidance weight ``t`` of every scale, see :meth:`NextScaleScheduler.guidance_weights`.
         top_k: see :class:`NextScaleScheduler`.
         top_p: see :class:`NextScaleScheduler`.
         temperature: see :class:`NextScaleScheduler`.
-        generator: one, one per picture, or ``None``.
+        generator: one generator, one per picture, or ``None``.
     """
 
     weights: Sequence[float]
@@ -54,7 +54,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ScaleEnd:
-    """What ``callback_on_scale_end`` sees: the scale, its grid, and the latent so far, float32 (B, C, h, w)."""
+    """Argument of ``callback_on_scale_end``: the scale, its grid, and the latent so far, float32 (B, C, h, w)."""
 
     scale: int
     grid: tuple[int, int]
@@ -65,7 +65,7 @@ ScaleCallback = Callable[[Any, ScaleEnd], "Tensor | None"]
 
 
 class NextScalePipeline(DiffusionPipeline):
-    """Base of the pipelines that generate scale by scale.
+    """Base class of pipelines that generate scale by scale.
 
     Args:
         transformer: predicts the tokens of a scale.
@@ -102,8 +102,9 @@ class NextScalePipeline(DiffusionPipeline):
 
     @property
     def image_processor(self) -> VaeImageProcessor:
-        """Turns decoded pictures into what the caller asked for."""
-        return VaeImageProcessor(vae_scale_factor=self.vae.patch)
+        """Converts decoded pictures to the requested output type."""
+        processor: VaeImageProcessor = VaeImageProcessor(vae_scale_factor=self.vae.patch)
+        return processor
 
     def enable_vae_slicing(self) -> None:
         """Decode one picture at a time."""
@@ -115,12 +116,12 @@ class NextScalePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Self:
-        """Load a folder in diffusers layout, or a hub repository of one.
+        """Load a folder or a hub repository in diffusers layout.
 
         Takes the options of ``DiffusionPipeline.from_pretrained``.
 
         Raises:
-            CheckpointError: a file is damaged, or the weights are not those of the model.
+            CheckpointError: a file is damaged, or the weights do not match the model.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -138,11 +139,11 @@ class NextScalePipeline(DiffusionPipeline):
         self,
         conditioning: Conditioning,
         batch: int,
-        settings: Settings,
+        settings: SamplingSettings,
         cache: KVCache | None,
         callback: ScaleCallback | None,
     ) -> Tensor:
-        """The latent (B, C, h, w) of ``batch`` pictures; ``conditioning`` has twice as many rows if guided."""
+        """The latent (B, C, h, w) of ``batch`` pictures; with guidance, ``conditioning`` has twice as many rows."""
         cache = DenseKVCache() if cache is None else cache
         schedule = conditioning.schedule
         cache.begin(schedule, self.transformer.config["num_layers"])
@@ -190,7 +191,12 @@ class NextScalePipeline(DiffusionPipeline):
         return (1 + weight) * cond - weight * uncond
 
     def _draw(
-        self, logits: Tensor, latent: Tensor, scale: int, conditioning: Conditioning, settings: Settings
+        self,
+        logits: Tensor,
+        latent: Tensor,
+        scale: int,
+        conditioning: Conditioning,
+        settings: SamplingSettings,
     ) -> Tensor:
         choices = self.scheduler.step(
             logits,
@@ -214,25 +220,22 @@ class NextScalePipeline(DiffusionPipeline):
 
     def _settings(
         self,
-        batch: int,
-        scales: int,
-        guidance_scale: float | Sequence[float] | None,
-        unguided_last_scales: int,
+        weights: Sequence[float],
         top_k: int | None,
         top_p: float | None,
         temperature: float | None,
         generator: Generators,
-    ) -> Settings:
-        """Options of a call with the scheduler's defaults filled in, checked.
+        batch: int,
+    ) -> SamplingSettings:
+        """Checked options of a call, with the defaults of the scheduler.
 
         Raises:
-            ConfigError: a value is out of its range, or there are not as many generators as pictures.
+            ConfigError: a value is out of range, or there are several generators and not one per picture.
         """
         known = self.scheduler.config
         top_k = known["top_k"] if top_k is None else top_k
         top_p = known["top_p"] if top_p is None else top_p
         temperature = known["temperature"] if temperature is None else temperature
-        guidance_scale = known["guidance_scale"] if guidance_scale is None else guidance_scale
         if top_k < 0:
             raise ConfigError(f"top_k={top_k} is negative; 0 keeps all values")
         if not 0.0 <= top_p <= 1.0:
@@ -241,25 +244,24 @@ class NextScalePipeline(DiffusionPipeline):
             raise ConfigError(f"temperature={temperature} is not positive")
         if isinstance(generator, (list, tuple)) and len(generator) != batch:
             raise ConfigError(f"{len(generator)} generators for {batch} pictures; give one, or one for each")
-        weights = self.scheduler.guidance_weights(guidance_scale, scales, unguided_last_scales)
-        return Settings(weights, top_k, top_p, temperature, generator)
+        return SamplingSettings(weights, top_k, top_p, temperature, generator)
 
 
 def check_output_type(output_type: str) -> None:
-    """Refuse a kind of output that does not exist.
+    """Check the output type of a call.
 
     Raises:
-        ConfigError: names the kinds there are.
+        ConfigError: it is unknown; the message lists the output types.
     """
     if output_type not in OUTPUT_TYPES:
         raise ConfigError(f"output_type={output_type!r}; there are {', '.join(OUTPUT_TYPES)}")
 
 
 def check_steps(num_inference_steps: int | None, scales: int) -> None:
-    """Refuse a number of steps other than the number of scales, which is fixed by the schedule.
+    """Check that the number of steps is the number of scales, which the schedule fixes.
 
     Raises:
-        ConfigError: names both.
+        ConfigError: it is another number; the message gives both.
     """
     if num_inference_steps is not None and num_inference_steps != scales:
         raise ConfigError(

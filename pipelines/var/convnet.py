@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["ConvDecoder", "ConvEncoder"]
 
 _EPS = 1e-6
 
@@ -106,7 +106,7 @@ class Level(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class ConvEncoder(nn.Module):
     """Pictures to latents.
 
     Args:
@@ -149,8 +149,8 @@ class Encoder(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
-    """Latents to pictures; arguments as for :class:`Encoder`, with one more block in every level."""
+class ConvDecoder(nn.Module):
+    """Latents to pictures; arguments as for :class:`ConvEncoder`, with one more block in every level."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ __all__ = [
     "Block",
     "CrossAttention",
     "Modulation",
-    "Rotary",
+    "RotaryTable",
     "SelfAttention",
     "SingleLinear",
     "TextPool",
@@ -29,7 +29,7 @@ __all__ = [
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(query, key, value) -> out``, all (N, heads, tokens, dim): attention over whatever has been cached."""
-Rotary = tuple[Tensor, Tensor]
+RotaryTable = tuple[Tensor, Tensor]
 """Cosines and sines (tokens, dim / 2) of the rotation of each pair of channels."""
 Parts = tuple[Tensor, ...]
 TextKV = tuple[Tensor, Tensor, Tensor | None]
@@ -86,7 +86,7 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
         self.logit_scale = nn.Parameter(torch.full((heads,), math.log(4.0)))
 
-    def forward(self, x: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotary: RotaryTable | None, attend: Attend) -> Tensor:
         """(N, n, width) -> (N, n, width)."""
         x = x.to(self.to_q.weight.dtype)
         query, key, value = (split_heads(layer(x), self.heads) for layer in (self.to_q, self.to_k, self.to_v))
@@ -164,7 +164,7 @@ class BlockInputs(NamedTuple):
     """What a block needs beside the tokens: modulations, rotation, text, and the attention over the cache."""
 
     parts: Parts
-    rotary: Rotary | None
+    rotary: RotaryTable | None
     text: TextKV | None
     attend: Attend
 
@@ -227,14 +227,14 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+def rotate(x: Tensor, rotary: RotaryTable) -> Tensor:
     """Turn each pair of neighbouring channels (2j, 2j + 1) of (N, heads, n, dim) by its phase."""
     cos, sin = rotary
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-def rotary_phases(grid: tuple[int, int], last: tuple[int, int], dim: int) -> Rotary:
+def rotary_phases(grid: tuple[int, int], last: tuple[int, int], dim: int) -> RotaryTable:
     """Rotation of the tokens of a grid: rows turn the first half of the channel pairs, columns the second.
 
     Positions are those of the finest grid ``last`` of the aspect ratio, rounded half to even.

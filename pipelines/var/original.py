@@ -1,4 +1,4 @@
-"""The published VAR checkpoints: their files, their names of weights, and what their shapes say about the model."""
+"""The published VAR checkpoints: files, names of weights, and configurations derived from their shapes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["VARIANTS", "load_var", "map_block", "map_tokenizer", "map_transforme
 PipelineT = TypeVar("PipelineT")
 
 VARIANTS = {f"d{depth}": f"var_d{depth}.pth" for depth in (16, 20, 24, 30, 36)}
-"""Variant -> file of its transformer. All share one tokenizer."""
+"""File of the transformer of each variant. All variants share one tokenizer."""
 _HITS = "quantize.ema_vocab_hit_SV"
 _REFINED = "quantize.quant_resi.qresi_ls."
 TOKENIZER_FILE = "vae_ch160v4096z32.pth"
 _IGNORED = ("lvl_1L", "attn_bias_for_masking")
-"""Training masks, the second of them with minus infinity."""
+"""Training masks; the second contains minus infinity."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -41,19 +41,19 @@ def load_var(
     dtype: torch.dtype | None = None,
     **hub: Any,
 ) -> Any:
-    """A pipeline made of published files.
+    """A pipeline from published files.
 
     Args:
         cls: the pipeline's class.
-        source: a folder with the files, or the hub repository that has them (``"FoundationVision/var"``).
+        source: a folder with the files, or the hub repository that contains them (``"FoundationVision/var"``).
         variant: a key of :data:`VARIANTS`.
         schedule: token grids, for a checkpoint trained on others than the published ones.
-        dtype: of the weights; as stored unless given.
+        dtype: dtype of the weights; by default as stored.
         **hub: options of ``hf_hub_download`` (``revision``, ``token``, ``cache_dir``).
 
     Raises:
         ConfigError: there is no such variant.
-        CheckpointError: a file is missing, is not what it should be, or the two do not belong together.
+        CheckpointError: a file is missing or not valid, or transformer and tokenizer do not belong together.
     """
     if variant not in VARIANTS:
         raise ConfigError(f"there is no VAR variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -69,10 +69,10 @@ def load_var(
 
 
 def check_depth(transformer: NextScaleTransformer, layers: int, variant: str, file: Path) -> None:
-    """Refuse a checkpoint of another depth than that of the variant.
+    """Check that a checkpoint has the depth of the variant.
 
     Raises:
-        CheckpointError: names both.
+        CheckpointError: it has another; the message gives both.
     """
     depth = transformer.config["num_layers"]
     if depth != layers:
@@ -82,7 +82,7 @@ def check_depth(transformer: NextScaleTransformer, layers: int, variant: str, fi
 
 
 def check_pair(transformer: NextScaleTransformer, channels: int, outputs: int) -> None:
-    """Refuse a tokenizer that the transformer was not trained with.
+    """Check that the transformer was trained with the tokenizer.
 
     Raises:
         CheckpointError: token channels or number of outputs differ.
@@ -96,15 +96,16 @@ def check_pair(transformer: NextScaleTransformer, channels: int, outputs: int) -
 
 
 def load_transformer(file: Path, schedule: Sequence[Sequence[int]] | None = None) -> NextScaleTransformer:
-    """The transformer of a published file, its configuration read off the shapes.
+    """The transformer of a published file; its configuration is derived from the shapes of the weights.
 
     Raises:
-        CheckpointError: it is no VAR checkpoint, or its number of tokens fits no known schedule.
+        CheckpointError: it is not a VAR checkpoint, or its number of tokens matches no known schedule.
     """
     state = read_weights(file, ignored=_IGNORED)
     model = built(NextScaleTransformer, _config(state, schedule, file), file)
     put(model, dict(map_transformer(state)), file, state)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _config(
@@ -129,7 +130,7 @@ def _config(
 
 
 def _schedule(tokens: int, scales: int, given: Sequence[Sequence[int]] | None, file: Path) -> Schedule:
-    """The schedule that the table of positions belongs to."""
+    """The schedule that matches the table of positions."""
     if given is not None:
         chosen = check_schedule(given)
         if (len(chosen), token_ends(chosen)[-1]) != (scales, tokens):
@@ -149,7 +150,7 @@ def _schedule(tokens: int, scales: int, given: Sequence[Sequence[int]] | None, f
 
 
 def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors for a published VAR state dict."""
+    """Names and tensors of a published VAR state dict in the layout of :class:`NextScaleTransformer`."""
     renamed = {
         "pos_start": "start_pos",
         "pos_1LC": "pos_embed",
@@ -177,7 +178,7 @@ def map_transformer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]
 
 
 def map_block(block: Mapping[str, Tensor], attention: str) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors for one published block; ``attention`` is the prefix of its self attention."""
+    """Names and tensors of one published block, converted; ``attention`` is the prefix of its self-attention."""
     renamed = {"ada_gss": "norm.table"}
     prefixes = {"ada_lin.1.": "norm.linear.", "ffn.": "ff.", "ca_norm.": "cross_norm."}
     for key, value in block.items():
@@ -209,7 +210,7 @@ def _map_attention(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def split_three(weight: Tensor, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """The stacked projections of a matrix, in order of their rows."""
+    """The projections that are stacked in ``weight``, in order of their rows."""
     for name, part in zip(names, weight.reshape(-1, *weight.shape[1:]).chunk(len(names))):
         yield f"{name}.weight", part
 
@@ -218,7 +219,7 @@ def load_tokenizer(file: Path) -> MultiScaleVQModel:
     """The tokenizer of a published file.
 
     Raises:
-        CheckpointError: it is no such tokenizer.
+        CheckpointError: it is not such a tokenizer.
     """
     state = read_weights(file, ignored=(_HITS,))
     what = "a multi-scale VQ tokenizer"
@@ -235,7 +236,8 @@ def load_tokenizer(file: Path) -> MultiScaleVQModel:
     }
     model = built(MultiScaleVQModel, config, file)
     put(model, dict(map_tokenizer(state)), file, state)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def level_widths(state: Mapping[str, Tensor], what: str, file: Path) -> list[int]:
@@ -248,7 +250,7 @@ def level_widths(state: Mapping[str, Tensor], what: str, file: Path) -> list[int
 
 
 def map_tokenizer(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors for a published tokenizer."""
+    """Names and tensors of a published tokenizer in the layout of :class:`MultiScaleVQModel`."""
     for key, value in state.items():
         if key != _HITS:
             yield key.replace(_REFINED, "quantize.refine."), value

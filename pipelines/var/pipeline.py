@@ -1,4 +1,4 @@
-"""VARPipeline: next-scale generation from a class or, where the model was trained so, from text."""
+"""VARPipeline: next-scale generation from a class, or from text with a text-conditional model."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ __all__ = ["VARPipeline"]
 class VARPipeline(NextScalePipeline):
     """Visual autoregressive generation, coarse to fine (Tian et al. 2024, arXiv 2404.02905).
 
-    Its parts are those of :class:`NextScalePipeline`; the tokenizer is a :class:`MultiScaleVQModel`.
+    Components are those of :class:`NextScalePipeline`; the tokenizer is a :class:`MultiScaleVQModel`.
     """
 
-    vae: MultiScaleVQModel  # diffusers loads only classes whose module is imported already
+    vae: MultiScaleVQModel  # diffusers can load only classes whose module is already imported
 
     @classmethod
     def from_original(cls, source: Any, variant: str = "d16", **options: Any) -> Self:
         """The published checkpoints; see :func:`hasten.pipelines.var.original.load_var`."""
         from hasten.pipelines.var.original import load_var
 
-        return load_var(cls, source, variant, **options)
+        pipe: Self = load_var(cls, source, variant, **options)
+        return pipe
 
     def __call__(
         self,
@@ -58,25 +59,24 @@ class VARPipeline(NextScalePipeline):
         Args:
             prompt: texts, for a text-conditional model.
             class_labels: class numbers, for a class-conditional model.
-            height: pixels; fixed by the model, accepted for symmetry with other pipelines.
-            width: as ``height``.
+            height: pixels; the model fixes it, accepted for compatibility with other pipelines.
+            width: like ``height``.
             num_images_per_prompt: pictures for each prompt or label.
-            num_inference_steps: the number of scales; it cannot be chosen.
-            guidance_scale: strength of guidance; see :class:`NextScaleScheduler` for its conventions. A list has
-                one entry per scale.
-            unguided_last_scales: so many scales at the end run without guidance, at half the rows.
-            top_k: draw from the k likeliest codes.
-            top_p: draw from the likeliest codes up to this probability.
-            temperature: logits are divided by it.
-            generator: a torch generator, or a list with one per picture; with a list a batch equals single calls.
+            num_inference_steps: the number of scales; no other value is possible.
+            guidance_scale: strength of guidance, see :class:`NextScaleScheduler`; one number, or one per scale.
+            unguided_last_scales: number of scales at the end without guidance, which need half the rows.
+            top_k: sample from the k most likely codes.
+            top_p: sample from the most likely codes up to this total probability.
+            temperature: divisor of the logits.
+            generator: a torch generator, or a list with one per picture, which makes a batch equal to single calls.
             output_type: ``"pil"``, ``"np"``, ``"pt"`` or ``"latent"``.
-            return_dict: an ``ImagePipelineOutput``, or a tuple.
-            callback_on_scale_end: ``callback(pipe, end)`` after every scale, see :class:`ScaleEnd`; a tensor it returns
-                replaces the latent. Setting ``pipe.interrupt = True`` stops.
-            kv_cache: holds keys and values; a new :class:`DenseKVCache` unless given.
+            return_dict: return an ``ImagePipelineOutput`` instead of a tuple.
+            callback_on_scale_end: ``callback(pipe, end)`` is called after every scale, see :class:`ScaleEnd`. If it
+                returns a tensor, this replaces the latent. ``pipe.interrupt = True`` stops after the scale.
+            kv_cache: stores keys and values; by default a new :class:`DenseKVCache`.
 
         Raises:
-            ConfigError: an argument does not fit the model; the message names it.
+            ConfigError: an argument is not valid for the model; the message names it.
         """
         check_output_type(output_type)
         schedule = self.call_schedule(height, width)
@@ -89,9 +89,8 @@ class VARPipeline(NextScalePipeline):
                 f"this model is conditioned on {conditional}: give {names[conditional]}, and only that"
             )
         count = self._count(prompt, class_labels) * num_images_per_prompt
-        settings = self._settings(
-            count, len(schedule), guidance_scale, unguided_last_scales, top_k, top_p, temperature, generator
-        )
+        weights = self.scheduler.guidance_weights(guidance_scale, len(schedule), unguided_last_scales)
+        settings = self._settings(weights, top_k, top_p, temperature, generator, count)
         if prompt is not None:
             known = self._text(prompt, num_images_per_prompt, settings.guided)
         else:
@@ -103,7 +102,7 @@ class VARPipeline(NextScalePipeline):
         """Token grids of a call of this size.
 
         Raises:
-            ConfigError: the model has another size.
+            ConfigError: the model generates another size.
         """
         self._check_size(height, width)
         schedule: Schedule = self.transformer.schedule

@@ -18,15 +18,15 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class NextScaleScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """One step per scale: combines conditional and unconditional logits, filters them, and draws.
+    """One step per scale: combines conditional and unconditional logits, filters them, and samples.
 
     Args:
         guidance: ``"ramp"``: ``(1 + t) cond - t uncond`` with ``t`` rising from 0 to ``guidance_scale`` (VAR);
             ``"constant"``: ``g cond + (1 - g) uncond`` (Infinity).
-        guidance_scale: default of the call.
-        top_k: keep the largest logits of each choice; 0 for all.
-        top_p: then keep the likeliest values up to this probability; 1 for all.
-        temperature: logits are divided by it.
+        guidance_scale: default of calls.
+        top_k: keep this number of largest logits of each choice; 0 keeps all.
+        top_p: then keep the most likely values up to this total probability; 1 keeps all.
+        temperature: divisor of the logits.
     """
 
     order = 1
@@ -43,23 +43,26 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = torch.arange(0)
 
     def set_timesteps(self, num_scales: int, device: Any = None) -> None:
-        """Visit ``num_scales`` scales: the timesteps are their indices."""
+        """Use the indices of ``num_scales`` scales as timesteps."""
         self.timesteps = torch.arange(num_scales, device=device)
 
     def guidance_weights(
-        self, guidance_scale: float | Sequence[float], scales: int, unguided_last: int = 0
+        self, guidance_scale: float | Sequence[float] | None, scales: int, unguided_last: int = 0
     ) -> list[float]:
-        """``t`` of every scale in ``(1 + t) cond - t uncond``; 0 is no guidance.
+        """The weight ``t`` of every scale in ``(1 + t) cond - t uncond``; 0 is no guidance.
 
         Args:
-            guidance_scale: in the convention of the configuration; a list has one entry for every scale.
+            guidance_scale: in the convention of the configuration; one number, or one per scale. ``None`` is the
+                configured value.
             scales: number of scales.
-            unguided_last: so many scales at the end go without guidance.
+            unguided_last: number of scales at the end without guidance.
 
         Raises:
             ConfigError: the list has another length, or ``unguided_last`` is out of range.
         """
         ramp = self.config["guidance"] == "ramp"
+        if guidance_scale is None:
+            guidance_scale = self.config["guidance_scale"]
         if isinstance(guidance_scale, (int, float)):
             given = [float(guidance_scale)] * scales
             weights = [g * k / max(1, scales - 1) if ramp else g - 1.0 for k, g in enumerate(given)]
@@ -84,15 +87,15 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         temperature: float,
         generator: Generators,
     ) -> Tensor:
-        """Draw every choice of one scale.
+        """Sample every choice of one scale.
 
         Args:
             logits: float32 (B, n, choices * classes), guidance applied.
-            classes: values of one choice.
+            classes: number of values of one choice.
             top_k: see the class.
             top_p: see the class.
             temperature: see the class.
-            generator: one for the batch, or one per picture, which makes a batch equal single pictures.
+            generator: one for the batch, or one per picture, which makes a batch equal to single calls.
 
         Returns:
             int64 (B, n * choices).
@@ -102,8 +105,10 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set logits (..., V) that may not be drawn to minus infinity: first all below the k-th largest, then, from the
-    least likely upwards, those whose probabilities add up to no more than ``1 - top_p``; never the likeliest.
+    """Set logits (..., V) that must not be sampled to minus infinity.
+
+    These are first all below the k-th largest, and then the least likely values whose total probability is at most
+    ``1 - top_p``. The most likely value is always kept.
     """
     classes = logits.shape[-1]
     if 0 < top_k < classes:
@@ -118,10 +123,10 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def sample(logits: Tensor, generator: Generators) -> Tensor:
-    """One draw for each row of (B, n, V): int64 (B, n).
+    """Sample each row of (B, n, V): int64 (B, n).
 
-    The numbers are those of ``torch.multinomial`` on the generator's device: the largest of ``p / q`` with
-    exponential ``q``.
+    The result equals ``torch.multinomial`` on the device of the generator: the largest ``p / q`` with exponential
+    ``q``.
     """
     chances = logits.softmax(-1)
     if generator is None or isinstance(generator, torch.Generator):

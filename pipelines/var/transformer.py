@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from hasten.extend import ConfigError, KVCache
 from hasten.pipelines.var.layers import (
+    Attend,
     Block,
     BlockInputs,
-    Rotary,
+    RotaryTable,
     SingleLinear,
     TextPool,
     attention,
@@ -36,15 +37,16 @@ __all__ = ["Conditioning", "NextScaleTransformer"]
 
 @dataclass
 class Conditioning:
-    """What one generation is conditioned on, and what the transformer has computed from it, once for all scales.
+    """The condition of one generation, and what the transformer computes from it once for all scales.
 
     Args:
         schedule: token grids of the generation.
-        labels: class numbers (N,); the number of classes stands for "no class".
+        labels: class numbers (N,); the number of classes means "no class".
         text: states of the text encoder (N, tokens, width).
-        text_mask: boolean (N, tokens), which of them count; ``None`` for all.
+        text_mask: boolean (N, tokens), ``False`` for padding; ``None`` if there is no padding.
         unconditional: boolean (N,), rows whose text is replaced by the learned null text of the same length.
-        last_grid: finest grid the model knows for this aspect ratio, for rotary positions; the schedule's unless given.
+        last_grid: finest grid of the model for this aspect ratio, for rotary positions; by default the last of the
+            schedule.
     """
 
     schedule: Schedule
@@ -58,10 +60,10 @@ class Conditioning:
     head: tuple[Tensor, ...] = field(default=(), repr=False)
     start: Tensor | None = field(default=None, repr=False)
     text_kv: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list, repr=False)
-    rotary: dict[int, Rotary] = field(default_factory=dict, repr=False)
+    rotary: dict[int, RotaryTable] = field(default_factory=dict, repr=False)
 
     def keep_rows(self, rows: int) -> None:
-        """Forget all but the first ``rows`` rows of the batch."""
+        """Keep only the first ``rows`` rows of the batch."""
         self.parts = [tuple(part[:rows] for part in parts) for parts in self.parts]
         self.head = tuple(part[:rows] for part in self.head)
         self.text_kv = [
@@ -77,16 +79,16 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_layers: blocks.
         hidden_size: width ``C``.
         num_heads: heads of self and cross attention.
-        token_dim: channels of a token that comes in (the tokenizer's latent channels, or bits).
-        num_outputs: logits of a token: the size of the codebook, or two for each bit.
-        schedule: token grids that absolute positions exist for; the default grids of a model with rotary positions.
+        token_dim: channels of an input token (latent channels of the tokenizer, or bits).
+        num_outputs: logits of a token: the size of the codebook, or two per bit.
+        schedule: token grids of the absolute positions, or the default grids of a model with rotary positions.
         num_levels: length of the table of scale embeddings.
-        condition: ``"class"`` or ``"text"``; the latter adds cross attention to every block.
+        condition: ``"class"`` or ``"text"``; with text, every block has cross-attention.
         num_classes: number of classes.
         text_width: channels of the text encoder's states.
-        text_tokens: most text tokens; length of the learned null text.
-        pool_heads: heads of the pooling of the text into one vector.
-        shared_modulation: one modulation layer for all blocks, which add a table each.
+        text_tokens: largest number of text tokens, which is the length of the learned null text.
+        pool_heads: attention heads of the layer that pools the text into one vector.
+        shared_modulation: one modulation layer for all blocks, plus a table per block.
         rotary: two-dimensional rotary positions instead of a table.
     """
 
@@ -123,12 +125,7 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if condition == "class":
             self.class_embed = nn.Embedding(num_classes + 1, width)
         else:
-            self.null_text = nn.Parameter(torch.randn(text_tokens, text_width) / math.sqrt(text_width))
-            self.text_norm = nn.Parameter(torch.ones(text_width))
-            self.text_pool = TextPool(text_width, width, pool_heads)
-            self.text_proj = nn.Sequential(
-                nn.Linear(text_width, width), nn.GELU("tanh"), nn.Linear(width, width)
-            )
+            self._add_text_layers(text_tokens, text_width, pool_heads)
         self.ada_shared = nn.Linear(width, 6 * width) if shared_modulation else None
         cross = condition == "text"
         self.blocks = nn.ModuleList(
@@ -137,17 +134,24 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.head_norm = nn.Linear(width, 2 * width)
         self.proj_out = SingleLinear(width, num_outputs)
 
+    def _add_text_layers(self, tokens: int, text_width: int, heads: int) -> None:
+        width = self.start_pos.shape[-1]
+        self.null_text = nn.Parameter(torch.randn(tokens, text_width) / math.sqrt(text_width))
+        self.text_norm = nn.Parameter(torch.ones(text_width))
+        self.text_pool = TextPool(text_width, width, heads)
+        self.text_proj = nn.Sequential(nn.Linear(text_width, width), nn.GELU("tanh"), nn.Linear(width, width))
+
     def forward(
         self, hidden_states: Tensor, scale: int, conditioning: Conditioning, cache: KVCache
     ) -> Tensor:
         """Logits of every token of one scale.
 
         Args:
-            hidden_states: (N, n, token_dim), the picture so far at the grid of this scale; at scale 0 only its
-                batch size counts.
+            hidden_states: (N, n, token_dim), the picture so far at the grid of this scale; scale 0 uses only its
+                batch size.
             scale: index of the scale.
-            conditioning: of this generation; filled in at the first forward.
-            cache: holds keys and values of the earlier scales.
+            conditioning: condition of this generation; the first forward fills in what all scales share.
+            cache: keys and values of the earlier scales.
 
         Returns:
             float32 (N, n, num_outputs).
@@ -161,12 +165,11 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self._logits(x, conditioning)
 
     def teacher_forced(self, hidden_states: Tensor, conditioning: Conditioning) -> Tensor:
-        """Logits of all scales in one pass over known tokens, each scale seeing itself and the earlier ones.
+        """Logits of all scales in one pass over known tokens; each scale attends to itself and the earlier ones.
 
         Args:
-            hidden_states: (N, T, token_dim), the inputs of :meth:`forward` of the first scales or of all of them, one
-                after the other.
-            conditioning: of the batch.
+            hidden_states: (N, T, token_dim), the concatenated inputs of :meth:`forward` of the first or of all scales.
+            conditioning: condition of the batch.
 
         Returns:
             float32 (N, T, num_outputs).
@@ -192,7 +195,9 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             x = block(x, self._inputs(layer, conditioning, rotary, attend))
         return self._logits(x, conditioning)
 
-    def _inputs(self, layer: int, known: Conditioning, rotary: Rotary | None, attend: Any) -> BlockInputs:
+    def _inputs(
+        self, layer: int, known: Conditioning, rotary: RotaryTable | None, attend: Attend
+    ) -> BlockInputs:
         text = known.text_kv[layer] if known.text_kv else None
         return BlockInputs(known.parts[layer], rotary, text, attend)
 
@@ -229,7 +234,7 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return embedded
 
     def _text_condition(self, known: Conditioning) -> Tensor:
-        """Pooled text (N, C); keeps the keys and values of the text for every block."""
+        """Pooled text (N, C); also stores the keys and values of the text for every block."""
         assert known.text is not None
         device = self.start_pos.device
         text = known.text.to(device).float()
@@ -260,7 +265,7 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             x = x + self.pos_embed[:, end - x.shape[1] : end].float()
         return x
 
-    def _rotary(self, scale: int, known: Conditioning, device: torch.device) -> Rotary | None:
+    def _rotary(self, scale: int, known: Conditioning, device: torch.device) -> RotaryTable | None:
         if self.pos_embed is not None:
             return None
         if scale not in known.rotary:

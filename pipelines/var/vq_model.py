@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin  # diffusers looks it up 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten.pipelines.var.convnet import Decoder, Encoder
+from hasten.pipelines.var.convnet import ConvDecoder, ConvEncoder
 from hasten.pipelines.var.tokenizer import ScaleTokenizer
 from hasten.schedules.scales import Grid, Schedule, shared_layer_index
 
@@ -85,8 +85,8 @@ class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignor
     ) -> None:
         super().__init__()
         shape = (block_out_channels, layers_per_block, latent_channels, norm_groups, attention)
-        self.encoder = Encoder(*shape)
-        self.decoder = Decoder(*shape)
+        self.encoder = ConvEncoder(*shape)
+        self.decoder = ConvDecoder(*shape)
         self.quant_conv = nn.Conv2d(latent_channels, latent_channels, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 3, padding=1)
         self.quantize = ScaleQuantizer(codebook_size, latent_channels * token_patch**2, refinements)

@@ -1,4 +1,4 @@
-"""What a run computes, in comparable form: between its processes, and between it and its checkpoints."""
+"""Descriptions of a run that can be compared, between its processes and with its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from torch import Tensor, nn
 from hasten.extend import CheckpointError, ConfigError, RunCall, Target
 from hasten.plugins.video_infinity.checkpoint import (
     Checkpoints,
-    Saved,
     read_identity,
     step_folders,
     write_identity,
 )
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
-from hasten.plugins.video_infinity.processes import Processes, first_difference
+from hasten.plugins.video_infinity.process_mesh import ProcessMesh, first_difference
 from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["Resumed", "agree", "begin_checkpoints", "resume", "run_facts"]
 
-_OF_ONE_RANK = {"checkpoint", "timeout_s", "join_timeout_s", "backend", "checkpoint_every"}
-"""Options that change nothing about the video."""
+_NOT_COMPARED = {"checkpoint", "timeout_s", "join_timeout_s", "backend", "checkpoint_every"}
+"""Options that do not affect the video."""
 _CLIPS, _SEED = "clips", "seed"
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint folder says beside what its run computes.
+    """What a resumed run takes from its checkpoint folder.
 
     Args:
-        clips: number of clips.
-        seed: drawn for a call without a generator.
+        clips: number of clips; ``None`` for a new run.
+        seed: the seed that was drawn, if the call has no generator.
     """
 
     clips: int | None = None
@@ -52,9 +51,9 @@ def run_facts(target: Target, technique: str, config: VideoInfinityConfig, call:
 
     Args:
         target: the pipeline.
-        technique: this technique's name.
-        config: its options.
-        call: the call, before anything is filled in.
+        technique: name of this technique.
+        config: options of this technique.
+        call: the call as the user made it.
     """
     import diffusers
 
@@ -62,7 +61,7 @@ def run_facts(target: Target, technique: str, config: VideoInfinityConfig, call:
 
     scheduler = target.pipe.scheduler
     settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-    options = {k: v for k, v in config.model_dump(mode="json").items() if k not in _OF_ONE_RANK}
+    options = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_COMPARED}
     arguments = {name: _short(value) for name, value in call.arguments.items() if name != "output_type"}
     return {
         "version of hasten": hasten.__version__,
@@ -84,89 +83,79 @@ def run_facts(target: Target, technique: str, config: VideoInfinityConfig, call:
     }
 
 
-def agree(facts: Mapping[str, Any], config: VideoInfinityConfig, processes: Processes) -> None:
-    """Make sure that all processes are about to compute the same, before they exchange anything else.
+def agree(facts: Mapping[str, Any], config: VideoInfinityConfig, processes: ProcessMesh) -> None:
+    """Check that all processes are about to compute the same video, before they exchange anything else.
 
     Raises:
-        RankError: they are not; the same message on all of them.
+        RankError: they are not; all processes raise the same message.
     """
     processes.agree({**facts, "checkpoint_every": config.checkpoint_every})
 
 
-def resume(folder: Path | None, facts: Mapping[str, Any], processes: Processes) -> Resumed:
-    """What the checkpoints in ``folder`` say of the run to go on with, nothing for a new one.
+def resume(folder: Path | None, facts: Mapping[str, Any], processes: ProcessMesh) -> Resumed:
+    """Number of clips and seed of the run whose checkpoints are in ``folder``.
 
     Raises:
-        CheckpointError: the folder holds another run, on any rank.
+        CheckpointError: on any rank, the folder holds another run.
     """
     if folder is None:
         return Resumed()
-    problem, found = None, Resumed()
-    try:
-        before = read_identity(folder)
-        if before is not None:
-            found = Resumed(before.pop(_CLIPS, None), before.pop(_SEED, None))
-            problem = _difference(before, facts, folder)
-        elif any(step_folders(folder)):
-            problem = f"checkpoint folder {folder} has steps but no run.json, which says what they are: choose another"
-    except CheckpointError as error:
-        problem = str(error)
-    answers = processes.gather((problem, found))
-    problems = [problem for problem, _ in answers if problem is not None]
-    if problems:
-        raise CheckpointError(problems[0])
-    return next((found for _, found in answers if found.clips is not None), Resumed())
+    mine = processes.all_or_none(lambda: _earlier_run(folder, facts), CheckpointError)
+    return next((found for found in processes.gather(mine) if found.clips is not None), Resumed())
 
 
 def begin_checkpoints(session: Session, folder: Path, facts: Mapping[str, Any], seed: int | None) -> None:
-    """Find the newest step that every clip has, read it, and note what the run computes.
+    """Read the newest step that all clips have, and record what the run computes.
 
     Raises:
-        CheckpointError: a checkpoint is damaged, on any rank; the same message on all of them.
-        ConfigError: several generators, of which one state would be kept.
+        CheckpointError: a checkpoint is damaged on any rank; all ranks raise the same message.
+        ConfigError: the call has several generators; a checkpoint stores the state of one.
     """
-    processes, clips = session.processes, session.places.here
+    processes, clips = session.processes, session.assignment.here
     generators = facts["arguments"]["generator"]
     if isinstance(generators, list) and len(generators) > 1:
         raise ConfigError(
             "checkpoint keeps the state of one generator; call with one video and one generator"
         )
-    identity = {**facts, _CLIPS: len(session.places.clips), _SEED: seed}
+    identity = {**facts, _CLIPS: len(session.assignment.clips), _SEED: seed}
     store = Checkpoints(folder, _digest(json.dumps(identity, sort_keys=True).encode()))
     steps = set.intersection(*processes.gather(store.steps(clips)))
     session.checkpoints = store
     session.resume_at = max(steps, default=0)
-    session.saved = _read(store, session.resume_at, clips, processes) if session.resume_at else []
-    if read_identity(folder) is None:  # on every rank: machines may have disks of their own
+    if step := session.resume_at:
+        # All ranks read before any of them continues.
+        session.saved = processes.all_or_none(
+            lambda: [store.load(step, clip) for clip in clips], CheckpointError
+        )
+    if read_identity(folder) is None:  # on every rank: machines may have separate disks
         write_identity(folder, identity)
 
 
-def _read(store: Checkpoints, step: int, clips: range, processes: Processes) -> list[Saved]:
-    """The checkpoints of this rank's clips, before any rank goes on from its own."""
-    problem, saved = None, []
-    try:
-        saved = [store.load(step, clip) for clip in clips]
-    except CheckpointError as error:
-        problem = str(error)
-    problems = [other for other in processes.gather(problem) if other is not None]
-    if problems:
-        raise CheckpointError(problems[0])
-    return saved
+def _earlier_run(folder: Path, facts: Mapping[str, Any]) -> Resumed:
+    """What ``folder`` on this rank says of an earlier run.
 
-
-def _difference(before: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> str | None:
-    found = first_difference(before, facts)
-    if found is None:
-        return None
-    name, old, value = found
-    return (
-        f"checkpoint folder {folder} holds a run with another {name} ({old!r} there, {value!r} now): repeat "
-        "that run's command to resume it, or choose another folder"
-    )
+    Raises:
+        CheckpointError: it is another run, or the folder is damaged.
+    """
+    before = read_identity(folder)
+    if before is None:
+        if any(step_folders(folder)):
+            raise CheckpointError(
+                f"checkpoint folder {folder} has steps but no run.json, which says what they are: choose another"
+            )
+        return Resumed()
+    found = Resumed(before.pop(_CLIPS, None), before.pop(_SEED, None))
+    if difference := first_difference(before, facts):
+        name, old, value = difference
+        raise CheckpointError(
+            f"checkpoint folder {folder} holds a run with another {name} ({old!r} there, {value!r} now): repeat "
+            "that run's command to resume it, or choose another folder"
+        )
+    return found
 
 
 def _short(value: Any) -> Any:
-    """A JSON value that is equal for equal arguments."""
+    """A short JSON value; equal arguments have equal values."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Generator):
@@ -184,7 +173,7 @@ def _short(value: Any) -> Any:
 
 
 def _weights(module: nn.Module) -> str:
-    """Digest of name, shape and sixteen numbers of every parameter: enough to tell checkpoints apart, and fast."""
+    """Digest of the name, shape and first sixteen values of every parameter: fast, and tells checkpoints apart."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         row = parameter.detach().flatten()[:16].float().cpu()
@@ -194,7 +183,7 @@ def _weights(module: nn.Module) -> str:
 
 @cache
 def _code() -> str:
-    """Digest of all source files: a version number does not change with every edit."""
+    """Digest of all source files, since not every edit changes the version number."""
     import hasten
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Guidance on two ranks: each computes one branch of the same clips."""
+"""Classifier-free guidance on two ranks: each computes one branch of the same clips."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hasten.extend import DenoiserCall, Guidance, UnsupportedError
-from hasten.plugins.video_infinity.processes import Processes
+from hasten.plugins.video_infinity.process_mesh import ProcessMesh
 from hasten.plugins.video_infinity.session import Session
 from hasten.plugins.video_infinity.transport import all_gather
 
-__all__ = ["Branches", "own_branch"]
+__all__ = ["GuidanceBranches", "own_branch"]
 
 
-def own_branch(values: Mapping[str, Any], batch: int, processes: Processes) -> dict[str, Any]:
-    """This rank's branch of arguments that hold both, one behind the other.
+def own_branch(values: Mapping[str, Any], batch: int, processes: ProcessMesh) -> dict[str, Any]:
+    """The half of batched arguments that belongs to the branch of this rank.
 
     Args:
         values: arguments of the denoiser.
-        batch: samples of both branches together.
-        processes: the ranks.
+        batch: number of samples of both branches together.
+        processes: the processes.
     """
     own = dict(values)
     for name, value in values.items():
@@ -32,8 +32,8 @@ def own_branch(values: Mapping[str, Any], batch: int, processes: Processes) -> d
     return own
 
 
-class Branches:
-    """Computes forwards of a run whose branches are divided, or just passes them on.
+class GuidanceBranches:
+    """Computes forwards of the denoiser, divided by branches if ``cfg_ranks`` is 2.
 
     Args:
         session: the run.
@@ -43,10 +43,10 @@ class Branches:
         self._session = session
 
     def compute(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:
-        """The output of one forward that the pipeline asked for.
+        """The output of one forward of the denoiser.
 
         Raises:
-            UnsupportedError: the call has no second branch.
+            UnsupportedError: the branches are to be divided, and the call has only one.
         """
         processes = self._session.processes
         if processes.cfg_ranks == 1:
@@ -63,15 +63,13 @@ class Branches:
         )
 
     def _half(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:
-        """Both branches in one batch: each rank computes its half, then they swap."""
+        """Both branches in one batch: each rank computes its half, and they exchange the results."""
         session = self._session
         output = forward(call.replace_kwargs(self._mine(call.kwargs)))
         mine = call.sample(output).contiguous()
         whole = mine.new_empty(session.processes.cfg_ranks, *mine.shape)
-        try:
+        with session.processes.explained():
             all_gather(whole.view(-1), mine.view(-1), group=session.processes.cfg_group)
-        except RuntimeError as error:
-            raise session.processes.explain(error) from error
         return call.with_sample(output, whole.flatten(0, 1))
 
     def _mine(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,8 +82,8 @@ class Branches:
     def _turn(self, call: DenoiserCall, forward: Callable[[DenoiserCall], Any]) -> Any:
         """One forward per branch: each rank computes one of the two.
 
-        The pipeline holds the first output until it has the second. So the rank that does not compute the first hands
-        out a tensor that it fills in later.
+        The pipeline reads the first output only after the second forward. So the rank that does not compute the first
+        branch returns a tensor that it fills in later.
         """
         session = self._session
         second = call.step.branch == "uncond"
@@ -112,9 +110,7 @@ class Branches:
         group = self._session.processes.cfg_group
         for branch, tensor in enumerate((first, second)):
             whole = tensor if tensor.is_contiguous() else tensor.contiguous()
-            try:
+            with self._session.processes.explained():
                 dist.broadcast(whole, group=group, group_src=branch)
-            except RuntimeError as error:
-                raise self._session.processes.explain(error) from error
             if whole is not tensor:
                 tensor.copy_(whole)

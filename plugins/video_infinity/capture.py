@@ -1,4 +1,4 @@
-"""Query, key and value as a stock attention module makes them, without computing its attention."""
+"""Query, key and value of a stock attention module, without computing its attention."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Projections(NamedTuple):
     value: Tensor
 
 
-class _CapturedError(Exception):
-    """Ends the module's forward where its projections are known."""
+class _ProjectionsKnownError(Exception):
+    """Ends the forward of the module when its projections are known."""
 
     def __init__(self, found: Projections) -> None:
         self.found = found
@@ -33,15 +33,15 @@ class _Capture(TorchFunctionMode):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             given = dict(zip(Projections._fields, args)) | (kwargs or {})
-            raise _CapturedError(Projections(*(given[name] for name in Projections._fields)))
+            raise _ProjectionsKnownError(Projections(*(given[name] for name in Projections._fields)))
         return func(*args, **(kwargs or {}))
 
 
 def project(inner: Callable[..., Any], arguments: Mapping[str, Any]) -> Projections:
-    """What the attention module ``inner`` hands to torch's attention when called with ``arguments``."""
+    """The query, key and value that the attention module ``inner`` computes from ``arguments``."""
     try:
         with _Capture():
             inner(**arguments)
-    except _CapturedError as captured:
+    except _ProjectionsKnownError as captured:
         return captured.found
     raise RuntimeError("the attention module ended without calling torch's attention function")

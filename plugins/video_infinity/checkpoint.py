@@ -1,7 +1,7 @@
-"""Checkpoints of a run, one file per clip and step: latents, the solver's memory and the state of the generator.
+"""Checkpoints of a run, one file per clip and step: latents, the state of the solver and of the generator.
 
-A file is complete or absent, and has a checksum of what it holds, and of which run, step and clip. A step counts once
-every clip has it; the last two are kept. Clips are the unit, so a run may go on with another number of processes.
+A file is complete or absent. Its checksum covers its content, run, step and clip. A step is complete if all clips have
+it; the last two are kept. Since files belong to clips, a run may be resumed with another number of processes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +22,17 @@ from hasten.extend import CheckpointError
 from hasten.files import read_sealed, seal
 from hasten.weights import checksum
 
-__all__ = ["Checkpoints", "Saved", "read_identity", "write_identity"]
+__all__ = ["Checkpoints", "ClipState", "read_identity", "write_identity"]
 
 _RUN = "run.json"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What one clip keeps of one step.
+class ClipState:
+    """The state of one clip after one step.
 
     Args:
-        tensors: by name; those with frames hold the clip's.
+        tensors: tensors by name; those with a frame axis hold the frames of the clip.
         facts: JSON values.
     """
 
@@ -44,8 +44,8 @@ class Checkpoints:
     """The checkpoint folder of one run.
 
     Args:
-        folder: where it is; on several nodes one that all of them see, or the same assignment of clips as before.
-        run: digest of what the run computes, kept in every file.
+        folder: the folder. On several nodes it must be shared, or the nodes must compute the same clips as before.
+        run: digest of what the run computes, stored in every file.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -53,22 +53,22 @@ class Checkpoints:
         self._run = run
 
     def steps(self, clips: range) -> set[int]:
-        """Steps (how many are done) that all of ``clips`` have here."""
+        """Numbers of completed steps for which all of ``clips`` have a file here."""
         found: set[int] | None = None
         for clip in clips:
             mine = {step for step, folder in step_folders(self.folder) if (folder / _file(clip)).exists()}
             found = mine if found is None else found & mine
         return found or set()
 
-    def save(self, step: int, clip: int, saved: Saved) -> None:
+    def save(self, step: int, clip: int, saved: ClipState) -> None:
         """Write one clip's checkpoint.
 
         Raises:
-            CheckpointError: the disk refuses; older checkpoints are untouched.
+            CheckpointError: the file cannot be written; older checkpoints are kept.
         """
         from safetensors.torch import save
 
-        # Copies, because the format refuses memory that is shared: solvers keep views of their own timesteps.
+        # Copies, because safetensors refuses shared memory, and solvers keep views of their timesteps.
         tensors = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in saved.tensors.items()
@@ -78,11 +78,11 @@ class Checkpoints:
         digest = self._digest(step, clip, facts, tensors)
         write_whole(path, save(tensors, {"facts": facts, "run": self._run, "sha256": digest}))
 
-    def load(self, step: int, clip: int) -> Saved:
+    def load(self, step: int, clip: int) -> ClipState:
         """Read one clip's checkpoint.
 
         Raises:
-            CheckpointError: it is damaged, or of another run, step or clip.
+            CheckpointError: it is damaged, or belongs to another run, step or clip.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -91,7 +91,7 @@ class Checkpoints:
             with safe_open(path, "pt") as file:
                 noted = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                saved = Saved(tensors, json.loads(noted["facts"]))
+                saved = ClipState(tensors, json.loads(noted["facts"]))
                 run = noted["run"]
                 if run == self._run and noted["sha256"] != self._digest(step, clip, noted["facts"], tensors):
                     raise ValueError("what it holds does not match its checksum")
@@ -106,14 +106,14 @@ class Checkpoints:
         return saved
 
     def prune(self, keep: set[int], clips: range) -> None:
-        """Delete the files of ``clips`` at all steps but ``keep``, and folders that are empty then."""
+        """Delete the files of ``clips`` at all steps except ``keep``, and folders that become empty."""
         for step, folder in step_folders(self.folder):
             if step in keep:
                 continue
             for clip in clips:
-                for file in folder.glob(f"{_file(clip)}*"):  # also what a killed process left half written
+                for file in folder.glob(f"{_file(clip)}*"):  # also partial files of killed processes
                     file.unlink(missing_ok=True)
-            with suppress(OSError):  # other ranks have files in it, or were quicker
+            with suppress(OSError):  # other ranks have files in it or removed it already
                 folder.rmdir()
 
     def _digest(self, step: int, clip: int, facts: str, tensors: Mapping[str, Tensor]) -> str:
@@ -124,10 +124,10 @@ class Checkpoints:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or absent, even if the machine stops.
+    """Write a file atomically: it is complete or absent, even if the machine stops.
 
     Raises:
-        CheckpointError: naming the file and the operating system's reason.
+        CheckpointError: it cannot be written; names the file and the reason.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -146,7 +146,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_identity(folder: Path) -> dict[str, Any] | None:
-    """What the run in ``folder`` computes, ``None`` if there is none yet.
+    """What the run in ``folder`` computes; ``None`` if there is no run yet.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -155,12 +155,12 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
 
 
 def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Note what the run in ``folder`` computes."""
+    """Record what the run in ``folder`` computes."""
     write_whole(folder / _RUN, seal(identity))
 
 
 def step_folders(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Steps and where their checkpoints lie; other things in ``folder`` are not ours."""
+    """Steps and the folders of their checkpoints; other content of ``folder`` is ignored."""
     for path in sorted(folder.glob("step-*")):
         if re.fullmatch(r"step-\d{5,}", path.name) and path.is_dir():
             yield int(path.name[5:]), path
@@ -170,17 +170,19 @@ def _file(clip: int) -> str:
     return f"clip-{clip:04d}.safetensors"
 
 
-def collect(value: Any, name: str, frames: Any, tensors: dict[str, Tensor]) -> Any:
-    """A JSON description of a solver attribute; its tensors go into ``tensors``.
+def collect(
+    value: object, name: str, frames: Callable[[Tensor], Tensor | None], tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """A JSON description of a solver attribute.
 
     Args:
         value: the attribute.
         name: its name.
-        frames: ``frames(tensor) -> Tensor or None``: the clip's part of a tensor that has the sample's shape.
-        tensors: where tensors go.
+        frames: ``frames(tensor)`` is the clip's part of a tensor that has the shape of the sample, ``None`` otherwise.
+        tensors: receives the tensors of the attribute.
 
     Raises:
-        TypeError: it is of a kind that need not be kept (tables, configuration).
+        TypeError: the attribute need not be stored (tables, configuration).
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
@@ -198,15 +200,18 @@ def collect(value: Any, name: str, frames: Any, tensors: dict[str, Tensor]) -> A
 
 
 def rebuild(
-    described: Mapping[str, Any], parts: list[Mapping[str, Tensor]], join: Any, device: torch.device
+    described: Mapping[str, Any],
+    parts: list[Mapping[str, Tensor]],
+    join: Callable[[list[Tensor]], Tensor],
+    device: torch.device,
 ) -> Any:
     """Inverse of :func:`collect` over several clips.
 
     Args:
         described: the description.
         parts: tensors of every clip of this rank.
-        join: ``join(tensors) -> Tensor``: one tensor from the clips' parts.
-        device: where tensors with frames go.
+        join: concatenates the parts of all clips.
+        device: device of tensors with frames.
     """
     if "list" in described:
         return [rebuild(item, parts, join, device) for item in described["list"]]

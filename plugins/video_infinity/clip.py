@@ -1,4 +1,4 @@
-"""What the layers of a forward need to know of the clip they compute."""
+"""The clip that a forward computes, for the handlers of its layers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.exchange import Exchange, Pending
 from hasten.schedules.clips import Scope
 
-__all__ = ["ClipForward", "Layer", "current_clip"]
+__all__ = ["ClipForward", "LayerCall", "current_clip"]
 
 
 @dataclass
-class Layer:
+class LayerCall:
     """The attention layer in progress.
 
     Args:
-        inner: computes the attention module itself.
-        bound: its arguments, by name.
-        pending: the exchange of its input, where inputs are exchanged.
+        inner: the forward of the attention module.
+        bound: its arguments by name.
+        pending: the exchange of its input, if inputs are exchanged.
     """
 
     inner: Callable[..., Any]
@@ -34,18 +34,20 @@ class Layer:
 
 @dataclass
 class ClipForward:
-    """One clip's part of a denoiser forward.
+    """A forward of the denoiser on one clip.
 
     Args:
-        index: which clip of the video.
-        scope: what its frames attend to.
+        index: index of the clip in the video.
+        scope: the frames that it attends to.
         biases: ``(beta_loc, beta_glob)`` at this step.
-        trained: frames the model was trained with, if known.
-        exchange: the way to the other clips.
-        mixing: the family.
-        config: the technique's options.
-        messages: ``"input"`` or ``"kv"``: what attention layers exchange.
-        limit: rows of the family's position tables, if it has one.
+        trained: number of frames the model was trained with, if known.
+        exchange: exchanges data with the other clips.
+        mixing: the layers of the model family that mix frames.
+        config: options of the technique.
+        messages: what attention layers exchange, ``"input"`` or ``"kv"``.
+        limit: rows of the position tables, if the family has them.
+        rotary: rotary embeddings of all frames, if the family has them.
+        layer: the attention layer in progress.
     """
 
     index: int
@@ -58,13 +60,13 @@ class ClipForward:
     messages: str
     limit: int | None = None
     rotary: Rotary | None = None
-    layer: Layer | None = None
+    layer: LayerCall | None = None
     table: Tensor | None = None
-    """Rows of the last position table that was met, (1, rows, C), where there are more frames than rows."""
+    """The last position table, (1, rows, C), if there are more frames than rows."""
     margin: int = 0
-    """Frames of the left neighbour in front of the clip's own, between a norm and the convolution behind it."""
+    """Frames of the left neighbour in front of the clip, between a norm and the convolution that follows it."""
     cache: dict[str, Any] = field(default_factory=dict)
-    """Tables that are the same for every layer of the forward."""
+    """Values that all layers of the forward share."""
 
     @property
     def length(self) -> int:
@@ -77,7 +79,7 @@ class ClipForward:
         return self.length == self.scope.frames
 
     def remember(self, key: str, make: Callable[[], Any]) -> Any:
-        """A value that is computed once per forward."""
+        """The value of ``make()``, computed once per forward."""
         if key not in self.cache:
             self.cache[key] = make()
         return self.cache[key]

@@ -17,15 +17,15 @@ import typer
 from hasten import commands as options
 
 if TYPE_CHECKING:
-    from hasten.commands import Console
-    from hasten.plugins.video_infinity.film import Filmed
+    from hasten.commands import Config
+    from hasten.plugins.video_infinity.long_video import LongVideo
 
 __all__ = ["add_commands"]
 
-_HELP = """Make a long video, on one process or on many.
+_HELP = """Make a long video on one or several processes.
 
-The video is written while it is decoded. With [bold]--checkpoint[/], the same command goes on where a run ended, also
-with fewer processes. Several prompts take equal parts of the time line.
+The video is written while it is decoded. With [bold]--checkpoint[/], the same command resumes an interrupted run, also
+with fewer processes. Several prompts share the time line in equal parts.
 
 [bold]Examples[/]
 
@@ -35,17 +35,17 @@ with fewer processes. Several prompts take equal parts of the time line.
 
 
 _LOGGED = 10.0
-"""Seconds between two lines of progress in a log."""
+"""Seconds between two progress lines in a log."""
 
 _Out = Annotated[
     Path | None,
     typer.Option(
-        help="A file ending in .mp4, .mov or .mkv (default video.mp4); without an ending, a folder of PNGs."
+        help="A file ending in .mp4, .mov or .mkv (default video.mp4), or a folder of PNG files (no suffix)."
     ),
 ]
-_Rate = Annotated[str, typer.Option(help="Frames per second: a number or a fraction like 24000/1001.")]
-_Codec = Annotated[str, typer.Option(help="Encoder, by FFmpeg's name.")]
-_Checkpoint = Annotated[Path | None, typer.Option(help="Folder for resuming.")]
+_Rate = Annotated[str, typer.Option(help="Frames per second: a number, or a fraction such as 24000/1001.")]
+_Codec = Annotated[str, typer.Option(help="FFmpeg's name of the encoder.")]
+_Checkpoint = Annotated[Path | None, typer.Option(help="Folder of checkpoints, for resuming.")]
 
 
 def add_commands(app: Any) -> None:
@@ -73,11 +73,15 @@ def _video(
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
+    import torch
+
     from hasten.commands import hold_file, hold_folder, load_quietly
-    from hasten.plugins.video_infinity.encode import check_output
+    from hasten.plugins.video_infinity.long_video import write_video
+    from hasten.plugins.video_infinity.video_file import Encoding, check_output
 
     settings = options.configuration(config, ["video_infinity"], sets)
     name = options.choose_model(model, settings)
+    encoding = Encoding(_rate(fps), codec)
     out = out or Path(settings.out or "video.mp4")
     check_output(out, codec)
     hold_file(context, out)
@@ -96,38 +100,20 @@ def _video(
     if own.get("checkpoint") is not None:
         hold_folder(context, own["checkpoint"], "--checkpoint")
     pipe = load_quietly(name, place, call)
-    filmed = _film(pipe, out, {**call, "prompt": texts[0]}, own, techniques, seed, _rate(fps), codec, as_json)
-    if filmed.rank == 0:
-        _show(filmed, as_json)
-
-
-def _film(
-    pipe: Any,
-    out: Path,
-    call: dict[str, Any],
-    own: dict[str, Any],
-    techniques: dict[str, Any],
-    seed: int,
-    rate: Fraction,
-    codec: str,
-    quiet: bool,
-) -> Filmed:
-    """Make the video, the first process telling how far it is."""
-    import torch
-
-    from hasten.commands import Console
-    from hasten.plugins.video_infinity.film import write_video
-
-    console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
-    pipe.set_progress_bar_config(disable=console.quiet)
-    call["generator"] = torch.Generator().manual_seed(seed)
-    with _telling(console) as tell:
-        return write_video(pipe, out, call, own, techniques=techniques, fps=rate, codec=codec, tell=tell)
+    call |= {"prompt": texts[0], "generator": torch.Generator().manual_seed(seed)}
+    with _progress(pipe, quiet=as_json) as tell:
+        video = write_video(pipe, out, call, own, techniques=techniques, encoding=encoding, tell=tell)
+    if video.rank == 0:
+        _show(video, as_json)
 
 
 @contextmanager
-def _telling(console: Console) -> Iterator[Callable[[str], None]]:
-    """Shows what it is told in one line that changes; in a log, a line every ten seconds."""
+def _progress(pipe: Any, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show progress on rank 0: one changing line in a terminal, a line every ten seconds in a log."""
+    from hasten.commands import Console
+
+    console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
+    pipe.set_progress_bar_config(disable=console.quiet)
     status, shown = console.status(""), 0.0
 
     def tell(text: str) -> None:
@@ -145,25 +131,25 @@ def _telling(console: Console) -> Iterator[Callable[[str], None]]:
         status.stop()
 
 
-def _show(filmed: Filmed, as_json: bool) -> None:
+def _show(video: LongVideo, as_json: bool) -> None:
     from rich.markup import escape
 
     from hasten.commands import Console
 
     if as_json:
-        typer.echo(json.dumps({**asdict(filmed), "path": str(filmed.path)}, indent=2))
+        typer.echo(json.dumps({**asdict(video), "path": str(video.path)}, indent=2))
         return
-    processes = f"{filmed.world} process{'es' * (filmed.world > 1)}"
+    processes = f"{video.world} process{'es' * (video.world > 1)}"
     Console().print(
-        f"{escape(str(filmed.path))}: {filmed.frames} frames by {processes}, "
-        f"denoised in {filmed.denoise_seconds:.1f} s, decoded in {filmed.decode_seconds:.1f} s"
+        f"{escape(str(video.path))}: {video.frames} frames by {processes}, "
+        f"denoised in {video.denoise_seconds:.1f} s, decoded in {video.decode_seconds:.1f} s"
     )
 
 
 def _techniques(
-    settings: Any, texts: Sequence[str], checkpoint: Path | None
+    settings: Config, texts: Sequence[str], checkpoint: Path | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the other techniques, and of this one."""
+    """Options of the other techniques by name, and those of this one."""
     listed = {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in settings.techniques}
     own = listed.pop("video_infinity")
     if checkpoint is not None:
@@ -181,7 +167,7 @@ def _rate(text: str) -> Fraction:
     try:
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"--fps {text} is no number and no fraction like 24000/1001") from error
+        raise ConfigError(f"--fps {text} is neither a number nor a fraction such as 24000/1001") from error
     if rate <= 0:
-        raise ConfigError(f"--fps {text} must be positive")
+        raise ConfigError(f"--fps {text} is not positive")
     return rate

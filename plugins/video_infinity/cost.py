@@ -1,9 +1,9 @@
-"""A model of a step's time on several processes, fitted to measured runs, and the bytes that layers exchange.
+"""A model of the time of a step on several processes, fitted to measured runs, and the bytes that layers exchange.
 
     time = compute + rounds * latency + received bytes / rate
 
-What overlaps with computation is not taken off, so predictions err on the slow side. They are predictions: nothing here
-was measured on more than what it was fitted to.
+Overlap of messages and computation is ignored, so predicted times tend to be too long. Predictions for more processes
+than the fitted runs had are extrapolations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Link", "Part", "Run", "attention_bytes", "efficiency", "fit", "norm_bytes", "predict"]
+__all__ = ["Link", "MeasuredRun", "Messages", "attention_bytes", "efficiency", "fit", "norm_bytes", "predict"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Part:
+class Messages:
     """Messages that a rank receives over one kind of connection.
 
     Args:
-        rounds: exchanges.
-        received: bytes.
+        rounds: number of exchanges.
+        received: bytes received.
         link: the connection.
     """
 
@@ -45,20 +45,20 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """What they take, if nothing else happens meanwhile."""
+        """Time of the messages without any overlap."""
         return self.rounds * self.link.latency + self.received / self.link.rate
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """A measured run on one rank.
 
     Args:
         ranks: number of processes.
         seconds: wall-clock time.
-        compute_seconds: time of the same clips without any message.
+        compute_seconds: wall-clock time of the same clips without messages.
         rounds: exchanges, one per layer and forward.
-        received: bytes received by the rank that received most.
+        received: largest number of bytes that a rank received.
     """
 
     ranks: int
@@ -68,13 +68,13 @@ class Run:
     received: int
 
 
-def fit(runs: Sequence[Run]) -> Link:
-    """The link that explains the measured runs best, in the sense of non-negative least squares.
+def fit(runs: Sequence[MeasuredRun]) -> Link:
+    """The link that fits the measured runs best, by non-negative least squares.
 
-    A single run cannot tell latency from rate; its extra time is then divided between both in equal parts.
+    A single run cannot distinguish latency from rate; half of its extra time is then attributed to each.
 
     Raises:
-        ValueError: there is no run with messages.
+        ValueError: no run has messages.
     """
     from scipy.optimize import nnls  # type: ignore[import-untyped]
 
@@ -91,18 +91,18 @@ def fit(runs: Sequence[Run]) -> Link:
     return Link(float(latency), 1.0 / float(inverse) if inverse > 0 else float("inf"))
 
 
-def efficiency(compute_seconds: float, parts: Sequence[Part]) -> float:
-    """Computation over total time of a rank with these messages."""
+def efficiency(compute_seconds: float, parts: Sequence[Messages]) -> float:
+    """Share of computation in the total time of a rank with these messages."""
     return compute_seconds / (compute_seconds + sum(part.seconds for part in parts))
 
 
-def predict(run: Run, ranks: int, link: Link) -> float:
-    """Predicted efficiency of ``ranks`` processes with as many frames each as in ``run``: compute over total time.
+def predict(run: MeasuredRun, ranks: int, link: Link) -> float:
+    """Predicted efficiency, computation over total time, of ``ranks`` processes with as many frames each as in ``run``.
 
-    An inner rank receives from two neighbours, so that from three ranks on the bytes of ``run`` with two may double.
+    Inner ranks receive from two neighbours, so the bytes of a run with two ranks are doubled for more than two.
     """
     received = run.received * (2 if ranks > 2 and run.ranks == 2 else 1)
-    return efficiency(run.compute_seconds, [Part(run.rounds, received, link)])
+    return efficiency(run.compute_seconds, [Messages(run.rounds, received, link)])
 
 
 def attention_bytes(

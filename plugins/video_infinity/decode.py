@@ -1,4 +1,4 @@
-"""Latents of a divided run to frames."""
+"""Decoding of the latents of a divided run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["as_pixels", "decode_whole", "unpacked"]
 
 
 def unpacked(call_pipe: Any, session: Session, latents: Tensor, arguments: Any, frames: int) -> Tensor:
-    """Latents as the pipeline returned them, as (B, C, F, H, W)."""
+    """Latents in the layout of the pipeline as (B, C, F, H, W)."""
     decoder = session.target.capability(FrameDecoder)
     size = session.target.layout.call_size(call_pipe, arguments)
     return decoder.unpack(call_pipe, latents, (frames, size.height, size.width))
@@ -23,7 +23,7 @@ def unpacked(call_pipe: Any, session: Session, latents: Tensor, arguments: Any, 
 
 @torch.no_grad()
 def decode_whole(call: RunCall, session: Session, latents: Tensor, output_type: Any) -> Any:
-    """What the pipeline would have returned for ``output_type``, on this rank."""
+    """The video as the pipeline would return it for ``output_type``."""
     decoder = session.target.capability(FrameDecoder)
     frames = session.frames * session.mixing.patch(call.pipe)
     whole = unpacked(call.pipe, session, latents, call.arguments, frames)

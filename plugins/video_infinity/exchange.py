@@ -1,8 +1,8 @@
-"""What the clips of a video tell each other inside a layer, wherever they are computed.
+"""Exchange of data between the clips of a video inside a layer, within a process and between processes.
 
 Every clip calls :meth:`Exchange.post` at every layer that mixes frames, in the same order. The last clip of a process
-to do so starts the messages to other processes, so that they travel while clips compute; :meth:`Pending.wait` hands
-over to the other clips of the process, and then waits for what has not arrived yet.
+to do so starts the messages to other processes, which are transferred while clips compute. :meth:`Pending.wait` lets
+the other clips of the process run, and then waits for the messages that have not arrived.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 
 from hasten.extend import Stopwatch
 from hasten.plugins.video_infinity.lockstep import Lockstep
-from hasten.plugins.video_infinity.transport import Flight, Transport, as_bytes
+from hasten.plugins.video_infinity.transport import Flight, Message, Transport, as_bytes
 
-__all__ = ["Context", "Exchange", "Pending", "Places", "Traffic"]
+__all__ = ["ClipAssignment", "Context", "Exchange", "LayerTraffic", "Pending"]
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where clips are.
+class ClipAssignment:
+    """Which rank computes which clips.
 
     Args:
-        clips: frames of every clip of the video.
-        ranks: clips of every rank.
+        clips: the frames of every clip.
+        ranks: the clips of every rank.
         rank: this rank.
     """
 
@@ -47,24 +47,31 @@ class Places:
 
 
 @dataclass
-class Traffic:
-    """What a kind of layer sent to and received from other processes."""
+class LayerTraffic:
+    """Messages of one kind of layer to and from other processes."""
 
     rounds: int = 0
     sent: int = 0
-    """Bytes of point-to-point messages and of the contribution to all-gathers, once per receiver."""
+    """Bytes of point-to-point messages and of contributions to all-gathers, counted once per receiver."""
     received: int = 0
+    """Bytes received."""
     waits: list[Stopwatch] = field(default_factory=list)
 
     @property
     def exposed_milliseconds(self) -> float:
-        """Time that computation stood still. Waits for the device, so ask only after the run."""
+        """Time that computation waited for messages. Synchronises the device, so read it only after the run."""
         return sum(wait.milliseconds() for wait in self.waits)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a clip gets to see of other clips: stacked like what was posted, with frame axes in the same places."""
+    """Frames of other clips, stacked like the posted tensors, with the same frame axis.
+
+    Args:
+        left: frames next to the clip, of the previous clip.
+        right: frames next to the clip, of the next clip.
+        chosen: the global frames, or the shared tensors of all clips.
+    """
 
     left: Tensor
     right: Tensor
@@ -73,13 +80,13 @@ class Context:
 
 @dataclass(frozen=True)
 class _Frames:
-    """Tensors of equal shape with a clip's frames."""
+    """Tensors of equal shape with the frames of a clip."""
 
     tensors: tuple[Tensor, ...]
     axis: int
 
     def part(self, start: int, count: int) -> Tensor:
-        """Frames ``start`` and following, (tensors, ...), contiguous."""
+        """``count`` frames from ``start`` on, (tensors, ...), contiguous."""
         return torch.stack([tensor.narrow(self.axis, start, count) for tensor in self.tensors])
 
     def edge(self, count: int, last: bool) -> Tensor:
@@ -88,52 +95,52 @@ class _Frames:
 
 
 class Exchange:
-    """Meeting point of the clips of this process.
+    """Exchanges data between the clips of this process and with other processes.
 
     Args:
-        places: where clips are.
-        transport: the way to other processes.
-        lockstep: what the clips of this process run in.
+        assignment: which rank computes which clips.
+        transport: sends messages to other processes.
+        lockstep: runs the clips of this process.
     """
 
-    def __init__(self, places: Places, transport: Transport, lockstep: Lockstep) -> None:
-        self.places = places
+    def __init__(self, assignment: ClipAssignment, transport: Transport, lockstep: Lockstep) -> None:
+        self.assignment = assignment
         self.transport = transport
         self.lockstep = lockstep
-        self.traffic: dict[str, Traffic] = defaultdict(Traffic)
-        self._counts = dict.fromkeys(places.here, 0)
+        self.traffic: dict[str, LayerTraffic] = defaultdict(LayerTraffic)
+        self._counts = dict.fromkeys(assignment.here, 0)
         self._rounds: dict[int, _Round] = {}
 
     def begin(self) -> None:
-        """Begin a forward."""
-        self._counts = dict.fromkeys(self.places.here, 0)
+        """Start a forward of the denoiser."""
+        self._counts = dict.fromkeys(self.assignment.here, 0)
         self._rounds.clear()
 
     def post(
         self, kind: str, clip: int, x: Sequence[Tensor], axis: int, halo: int, chosen: Sequence[int]
     ) -> Pending:
-        """Contribute the frames of a clip to a layer.
+        """Send the frames of a clip that other clips need in a layer.
 
         Args:
             kind: kind of layer, for :attr:`traffic`.
             clip: index of the clip.
-            x: its part of the layer's input: tensors of equal shape, which are stacked where they are sent.
-            axis: their axis whose entries are the frames of the clip.
-            halo: how many frames of each neighbour the layer needs.
-            chosen: frames of the whole video that it needs, ascending.
+            x: the clip's part of the input of the layer: tensors of equal shape, which are stacked.
+            axis: their frame axis.
+            halo: number of frames that the layer needs from each neighbour.
+            chosen: global frames that the layer needs, ascending.
         """
         return self._join(kind, clip, _Frames(tuple(x), axis), halo, tuple(chosen), None)
 
     def share(self, kind: str, clip: int, x: Tensor, edges: Tensor, axis: int, halo: int = 0) -> Pending:
-        """Contribute a tensor of equal shape for every clip, and the frames next to the neighbours in one go.
+        """Send one tensor to all clips, and edge frames to the neighbours, in the same round.
 
         Args:
             kind: kind of layer, for :attr:`traffic`.
             clip: index of the clip.
-            x: what every clip gets to see of all, :attr:`Context.chosen` with the clips in front.
-            edges: the clip's frames.
-            axis: the axis of ``edges`` with frames.
-            halo: how many of them each neighbour needs.
+            x: a tensor of the same shape for every clip; :attr:`Context.chosen` stacks those of all clips.
+            edges: the frames of the clip.
+            axis: the frame axis of ``edges``.
+            halo: number of frames that each neighbour needs.
         """
         return self._join(kind, clip, _Frames((edges,), axis), halo, None, x)
 
@@ -165,57 +172,60 @@ class Exchange:
 
 @dataclass
 class Pending:
-    """A clip's part in one round."""
+    """The exchange of one clip in one layer."""
 
     _round: _Round
     _clip: int
 
     def wait(self) -> Context:
-        """The neighbours' frames and the chosen ones, or what all clips shared. Other clips run meanwhile."""
+        """The frames of the neighbours and the global frames, or the shared tensors. Other clips run meanwhile."""
         context = self._round.result(self._clip)
         self._round.leave(self._clip)
         return context
 
 
 class _Round:
-    """One layer's exchange."""
+    """The exchange of one layer."""
 
     def __init__(self, exchange: Exchange, kind: str, halo: int, chosen: tuple[int, ...] | None) -> None:
         self._exchange = exchange
         self.kind, self.halo = kind, halo
         self._chosen = chosen
-        """Frames, or ``None`` where every clip shares a tensor."""
-        self._mine = [self._share_of(rank) for rank in range(len(exchange.places.ranks))]
+        """Global frames, or ``None`` if every clip shares a tensor."""
+        self._mine = [self._share_of(rank) for rank in range(len(exchange.assignment.ranks))]
         self._frames: dict[int, _Frames] = {}
         self._shared: dict[int, Tensor | None] = {}
-        self._waiting = set(exchange.places.here)
+        self._waiting = set(exchange.assignment.here)
         self._flight: Flight | None = None
         self._received: dict[int, Tensor] = {}
         self._gathered: Tensor | None = None
         self._landed = False
 
     def _share_of(self, rank: int) -> list[tuple[int, int]]:
-        """(clip, place in the clip) of the chosen frames that a rank holds; its clips where they share."""
-        places = self._exchange.places
+        """(clip, index in the clip) of the global frames of a rank; of all its clips if they share a tensor."""
+        assignment = self._exchange.assignment
         if self._chosen is None:
-            return [(clip, 0) for clip in places.ranks[rank]]
+            return [(clip, 0) for clip in assignment.ranks[rank]]
         return [
-            (clip, frame - places.clips[clip].start)
-            for clip in places.ranks[rank]
+            (clip, frame - assignment.clips[clip].start)
+            for clip in assignment.ranks[rank]
             for frame in self._chosen
-            if frame in places.clips[clip]
+            if frame in assignment.clips[clip]
         ]
 
     def add(self, clip: int, frames: _Frames, shared: Tensor | None) -> None:
         self._frames[clip], self._shared[clip] = frames, shared
-        if len(self._frames) == len(self._exchange.places.here):
+        if len(self._frames) == len(self._exchange.assignment.here):
             self._start()
 
     def _start(self) -> None:
-        places, transport = self._exchange.places, self._exchange.transport
-        first, last = places.here.start, places.here.stop - 1
+        assignment, transport = self._exchange.assignment, self._exchange.transport
+        first, last = assignment.here.start, assignment.here.stop - 1
         sends, receives = [], []
-        for clip, peer, other in ((first, places.rank - 1, first - 1), (last, places.rank + 1, last + 1)):
+        for clip, peer, other in (
+            (first, assignment.rank - 1, first - 1),
+            (last, assignment.rank + 1, last + 1),
+        ):
             if self.halo and 0 <= peer < transport.world:
                 piece = self._frames[clip].edge(self.halo, last=other > clip)
                 sends.append((peer, piece))
@@ -226,10 +236,10 @@ class _Round:
         self._flight = transport.start(sends, receives, gather)
 
     def _contribution(self) -> Tensor:
-        """Chosen frames of this rank, or its shares, padded to the most that any rank has."""
-        mine, most = self._mine[self._exchange.places.rank], max(map(len, self._mine))
+        """Global frames or shared tensors of this rank, padded to the largest number of any rank."""
+        mine, most = self._mine[self._exchange.assignment.rank], max(map(len, self._mine))
         pieces = [self._piece(clip, place) for clip, place in mine]
-        example = pieces[0] if pieces else self._piece(self._exchange.places.here.start, 0)
+        example = pieces[0] if pieces else self._piece(self._exchange.assignment.here.start, 0)
         if len(pieces) == most:
             return torch.stack(pieces)
         return torch.stack([*pieces, *[torch.zeros_like(example)] * (most - len(pieces))])
@@ -238,7 +248,7 @@ class _Round:
         shared, frames = self._shared[clip], self._frames[clip]
         return frames.part(place, 1).squeeze(frames.axis + 1) if shared is None else shared
 
-    def _count(self, sends: Sequence, receives: Sequence, gather: Tensor | None) -> None:
+    def _count(self, sends: Sequence[Message], receives: Sequence[Message], gather: Tensor | None) -> None:
         traffic = self._exchange.traffic[self.kind]
         others = self._exchange.transport.world - 1
         shared = 0 if gather is None else as_bytes(gather) * others
@@ -262,7 +272,7 @@ class _Round:
         return Context(self._edge(clip, clip - 1), self._edge(clip, clip + 1), self._chosen_frames(clip))
 
     def _edge(self, clip: int, other: int) -> Tensor:
-        """The ``halo`` frames of clip ``other`` next to ``clip``, none where there is no such clip."""
+        """The ``halo`` frames of clip ``other`` next to ``clip``; empty if there is no such clip."""
         if other in self._frames:
             return self._frames[other].edge(self.halo, last=other < clip)
         if other in self._received:
@@ -270,7 +280,7 @@ class _Round:
         return self._frames[clip].edge(0, last=False)
 
     def _chosen_frames(self, clip: int) -> Tensor:
-        """Chosen frames in order, on the frame axis; shares in order of clips, on the first axis."""
+        """Global frames in order, on the frame axis; or shared tensors in order of clips, on the first axis."""
         if self._gathered is None:
             return self._frames[clip].edge(0, last=False)
         pieces = [part[: len(share)] for part, share in zip(self._gathered, self._mine, strict=True)]

@@ -1,4 +1,4 @@
-"""Joining the processes that ``torchrun`` started, and leaving them. It starts and restarts them; nothing here does."""
+"""Joins and leaves the processes that ``torchrun`` has started."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import torch.distributed as dist
 
 from hasten.extend import ConfigError, RankError
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
-from hasten.plugins.video_infinity.processes import Processes
-from hasten.plugins.video_infinity.pulse import Pulse
+from hasten.plugins.video_infinity.heartbeat import Heartbeat
+from hasten.plugins.video_infinity.process_mesh import ProcessMesh
 
 __all__ = ["expected", "join"]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_joined: dict[int, Processes] = {}
-"""Layouts of the one group there is, by number of branches."""
+_joined: dict[int, ProcessMesh] = {}
+"""Layouts of the process group by ``cfg_ranks``."""
 
 
-def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
-    """The processes that ``torchrun`` started together with this one, or this one alone.
+def join(config: VideoInfinityConfig, device: torch.device) -> ProcessMesh:
+    """Join the processes that ``torchrun`` started with this one. Without ``torchrun``, this process alone.
 
     Args:
-        config: time limits, back end and layout.
-        device: where the pipeline computes.
+        config: time limits, backend and layout.
+        device: device of the pipeline.
 
     Raises:
-        ConfigError: the environment is incomplete or does not fit.
-        RankError: the others cannot be reached.
+        ConfigError: the environment is incomplete or does not match the options.
+        RankError: other processes cannot be reached.
     """
     if config.cfg_ranks not in _joined:
         processes = _join(config, device)
@@ -43,11 +43,11 @@ def join(config: VideoInfinityConfig, device: torch.device) -> Processes:
     return _joined[config.cfg_ranks]
 
 
-def expected(config: VideoInfinityConfig) -> Processes:
-    """The layout of the processes that :func:`join` would join; nothing is joined.
+def expected(config: VideoInfinityConfig) -> ProcessMesh:
+    """The processes that :func:`join` would join, without joining them.
 
     Raises:
-        ConfigError: the environment is incomplete or does not fit.
+        ConfigError: the environment is incomplete or does not match the options.
     """
     cfg_ranks, world, rank = config.cfg_ranks, 1, 0
     if dist.is_initialized():
@@ -64,30 +64,30 @@ def expected(config: VideoInfinityConfig) -> Processes:
         raise ConfigError(f"cfg_ranks={cfg_ranks} needs processes: start with torchrun --nproc-per-node 2")
     if world % cfg_ranks:
         raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
-    return Processes(rank, world, cfg_ranks=cfg_ranks)
+    return ProcessMesh(rank, world, cfg_ranks=cfg_ranks)
 
 
-def _join(config: VideoInfinityConfig, device: torch.device) -> Processes:
+def _join(config: VideoInfinityConfig, device: torch.device) -> ProcessMesh:
     cfg_ranks = config.cfg_ranks
     alone = expected(config).world == 1
     if not dist.is_initialized():
         if alone:
-            return Processes()
+            return ProcessMesh()
         _initialise(config, device)
     world, rank = dist.get_world_size(), dist.get_rank()
     store = dist.distributed_c10d._get_default_store()
-    processes = Processes(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
+    processes = ProcessMesh(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
     if cfg_ranks > 1:
         mesh = dist.init_device_mesh(
             device.type, (cfg_ranks, world // cfg_ranks), mesh_dim_names=("cfg", "clip")
         )
         processes.clip_group, processes.cfg_group = mesh.get_group("clip"), mesh.get_group("cfg")
-    # NCCL makes its communicator in a collective of all ranks, never in a neighbour exchange.
+    # NCCL creates its communicator in a collective of all ranks, not in point-to-point messages.
     processes.gather(None)
-    processes.pulse = next((other.pulse for other in _joined.values()), None)
-    if processes.pulse is None:
-        processes.pulse = Pulse(store, rank, world)
-        atexit.register(processes.pulse.stop)
+    processes.heartbeat = next((other.heartbeat for other in _joined.values()), None)
+    if processes.heartbeat is None:
+        processes.heartbeat = Heartbeat(store, rank, world)
+        atexit.register(processes.heartbeat.stop)
     return processes
 
 
@@ -97,12 +97,13 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
     store: Any = None
     try:
         store, rank, world = next(iter(dist.rendezvous("env://", timeout=patience)))
-        # Where torchrun's agents keep the store, addresses of processes that have ended stay in it over restarts. Every
-        # machine counts its own restarts, so that several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and no count.
+        # If an agent of torchrun hosts the store, it keeps the addresses of ended processes after a restart, so every
+        # attempt has a prefix. Each machine counts only its own restarts, so several machines must not share the
+        # store of an agent (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1), and need no prefix.
         kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if kept else "0"
         store = dist.PrefixStore(f"hasten/{attempt}", store)
-        # Some load their model faster than others; the group's own limit is for messages.
+        # Models load at different speeds, and the time limit of the group is for messages.
         layout = f"backend {backend} with cfg_ranks={config.cfg_ranks}"
         store.set(f"here/{rank}", layout)
         names = [f"here/{other}" for other in range(world)]
@@ -122,16 +123,16 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise _unreachable(backend, error) from error
-    # A back end's threads that outlive the interpreter end the process with SIGABRT, after all work is done.
+    # Backend threads that outlive the interpreter would abort the process at exit.
     atexit.register(_leave)
 
 
 def _require_equal(layouts: list[str], store: dist.Store, rank: int) -> None:
-    """Groups are made by all processes alike, or by none."""
+    """Refuse different layouts, before any group is created."""
     other = next((other for other, layout in enumerate(layouts) if layout != layouts[0]), None)
     if other is None:
         return
-    with suppress(RuntimeError):  # stay until all have seen it: the store ends with the process that keeps it
+    with suppress(RuntimeError):  # wait until all have read it: the store ends with its process
         store.set(f"differs/{rank}", "1")
         store.wait([f"differs/{one}" for one in range(len(layouts))], timedelta(seconds=10))
     raise RankError(
@@ -152,10 +153,10 @@ def _unreachable(backend: str, error: BaseException) -> RankError:
 
 
 def _leave() -> None:
-    """Leave the group for good: its threads end once nothing refers to it any more."""
+    """Leave the group; its threads end when nothing refers to it."""
     for processes in _joined.values():
         processes.clip_group = processes.cfg_group = None
     _joined.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
-    gc.collect()  # what a run leaves behind refers to itself
+    gc.collect()  # a finished run leaves reference cycles

@@ -1,8 +1,8 @@
-"""Runs the clips of one process one at a time, switching where a clip waits for the others.
+"""Runs the clips of one process one at a time, and switches where a clip has to wait for the others.
 
-Each clip runs an untouched forward of the denoiser. In a layer that mixes frames it posts its boundary frames and goes
-on until it needs its neighbours'; there it hands over to the next clip. So peak memory is that of one clip beside what
-each keeps between two such layers, and clips of one process exchange exactly as clips of different ones do.
+Each clip runs an unmodified forward of the denoiser. In a layer that mixes frames, it sends its boundary frames,
+continues until it needs those of its neighbours, and then lets the next clip run. So peak memory is that of one clip
+plus what each clip keeps between two such layers, and clips exchange data in the same way within and between processes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ResultT = TypeVar("ResultT")
 
 
 class _AbandonedError(Exception):
-    """Another clip failed; this one is not needed any more."""
+    """Another clip failed, so this one stops."""
 
 
 class Lockstep:
-    """One computation per clip, of which exactly one runs at any time."""
+    """One computation per clip; exactly one of them runs at any time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -34,7 +34,7 @@ class Lockstep:
         self._failure: BaseException | None = None
 
     def run(self, functions: Sequence[Callable[[], ResultT]]) -> list[ResultT]:
-        """The results of ``functions``, in order. One that raises ends them all; its error is raised here."""
+        """The results of ``functions``, in order. If one raises, all stop and its error is raised here."""
         if len(functions) == 1:
             return [functions[0]()]
         self._alive, self._turn, self._failure = list(range(len(functions))), 0, None
@@ -62,7 +62,7 @@ class Lockstep:
                 thread.start()
             for thread in threads:
                 thread.join()
-        except BaseException as error:  # an interrupt reaches this thread only
+        except BaseException as error:  # an interrupt reaches only this thread
             self._fail(error)
             raise
         if self._failure is not None:
@@ -70,7 +70,7 @@ class Lockstep:
         return results
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Let the other clips run until ``ready()``. With a single clip it must be true already."""
+        """Let the other clips run until ``ready()``, which must be true already if there is a single clip."""
         index = self._turn
         while not ready():
             if index is None or len(self._alive) < 2:
@@ -102,7 +102,7 @@ class Lockstep:
 
 
 def _thread_state() -> Callable[[], ExitStack]:
-    """What torch keeps per thread, as it is here, to be adopted by another thread."""
+    """The thread-local state of torch in this thread, as a context for another thread."""
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     casts = {kind: torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)}

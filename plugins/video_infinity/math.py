@@ -1,4 +1,4 @@
-"""The formulas of Video-Infinity: moments that merge, attention segments that merge, masks, rotations.
+"""The formulas of Video-Infinity: merging of moments and of attention segments, masks, rotations.
 
 Pure tensor code, without processes. Source: arXiv 2406.16260, section 4; the merge of moments is Chan, Golub and
 LeVeque (1979), the merge of attention segments the online softmax of Milakov and Gimelshein, arXiv 1805.02867.
@@ -37,7 +37,7 @@ def group_moments(x: Tensor, groups: int) -> Tensor:
     """
     size = x[0].numel() // groups
     if x.dtype == torch.float32:
-        # The fused kernel's own statistics; its reciprocal of the deviation is exact enough to be taken back.
+        # The statistics of the fused kernel; the reciprocal of its deviation is accurate enough to be inverted.
         elements = x[0, 0].numel()
         _, mean, inverse = torch.native_group_norm(
             x.contiguous(), None, None, len(x), x.shape[1], elements, groups, 0.0
@@ -55,8 +55,8 @@ def group_moments(x: Tensor, groups: int) -> Tensor:
 def merge_moments(parts: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the union of disjoint parts.
 
-    ``n = sum n_i``, ``mu = sum n_i mu_i / n``, ``M2 = sum M2_i + sum n_i (mu_i - mu)^2``: no difference of large
-    squares, so it is stable at any offset, and parts may differ in size.
+    ``n = sum n_i``, ``mu = sum n_i mu_i / n``, ``M2 = sum M2_i + sum n_i (mu_i - mu)^2``. There is no difference of
+    large squares, so the result is stable at any offset. Parts may differ in size.
 
     Args:
         parts: (parts, B, groups, 3) from :func:`group_moments`.
@@ -88,9 +88,9 @@ def normalise(
 
 
 def merge_segments(outputs: Sequence[Tensor], sums: Sequence[Tensor], biases: Sequence[float]) -> Tensor:
-    """Attention over the union of disjoint key segments, from attention over each of them.
+    """Attention over the union of disjoint key segments, from the attention over each segment.
 
-    A constant added to all scores of a segment adds itself to the segment's log-sum-exp, so a bias costs nothing:
+    A constant added to all scores of a segment is added to its log-sum-exp, so a bias costs nothing:
     ``w_s = exp(lse_s + beta_s - logsumexp_s(lse_s + beta_s))``, ``out = sum_s w_s out_s``.
 
     Args:
@@ -99,7 +99,7 @@ def merge_segments(outputs: Sequence[Tensor], sums: Sequence[Tensor], biases: Se
         biases: ``beta_s``.
 
     Raises:
-        ValueError: there is no segment.
+        ValueError: there are no segments.
     """
     if not outputs:
         raise ValueError("merge_segments needs at least one segment")
@@ -110,15 +110,15 @@ def merge_segments(outputs: Sequence[Tensor], sums: Sequence[Tensor], biases: Se
 
 
 def scope_bias(scope: Scope, biases: tuple[float, float]) -> Tensor | None:
-    """Additive mask of temporal attention, where a token is a frame.
+    """Additive mask of temporal attention, in which a token is a frame.
 
     Args:
-        scope: what the clip attends to.
+        scope: the frames that the clip attends to.
         biases: ``(beta_loc, beta_glob)``.
 
     Returns:
         (n or 1, keys) in single precision, for keys in the order of ``scope.local`` and then ``scope.chosen``; ``-inf``
-        outside a query's window and for the global copy of a frame inside it. ``None`` where nothing is masked.
+        outside a query's window and for the global copy of a frame inside it. ``None`` if nothing is masked.
     """
     local, rows = scope.local, []
     for frame in scope.clip[:1] if scope.block else scope.clip:
@@ -132,10 +132,10 @@ def scope_bias(scope: Scope, biases: tuple[float, float]) -> Tensor | None:
 
 
 def entropy_scale(scope: Scope, trained: int) -> Tensor:
-    """Factor of the scores that keeps the entropy of attention at its trained value: ``log |A(a)| / log S0``.
+    """Factor for the scores that keeps the entropy of attention at its trained value, ``log |A(a)| / log S0``.
 
     Args:
-        scope: what the clip attends to.
+        scope: the frames that the clip attends to.
         trained: number of frames ``S0`` that the model was trained with, at least 2.
 
     Returns:

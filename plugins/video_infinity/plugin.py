@@ -40,7 +40,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
     requires = (LatentLayout, FrameMixing)
 
     def claims(self, target: Target) -> Sequence[Claim]:
-        """Frames, and the attention that mixes them. Token counts and steps may be changed by others."""
+        """Frames and the attention between them. Other techniques may change token counts and steps."""
         layers = frozenset(name for name, layer in _layers(target).items() if layer.kind in _ATTENTION)
         return (
             Claim("ranks.frames", Access.EXCLUSIVE),
@@ -50,9 +50,9 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         )
 
     def check(self, target: Target) -> Iterable[Finding]:
-        """Refuse denoisers with modules that may mix frames and are not known."""
-        from hasten.plugins.video_infinity.scan import unknown_modules
+        """Refuse denoisers with unknown modules that may mix frames."""
         from hasten.plugins.video_infinity.scheduler import scheduler_refusal
+        from hasten.plugins.video_infinity.unknown_modules import unknown_modules
 
         mixing = target.capability(FrameMixing)
         if reason := scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, {}):
@@ -73,10 +73,10 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
                 )
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
-        """Say that the call cannot be divided, or not like this."""
+        """Refuse calls that cannot be divided, or not with these options."""
         from hasten.extend import RunCall, call_size
-        from hasten.plugins.video_infinity.divide import partitioned, require_divisible
         from hasten.plugins.video_infinity.joining import expected
+        from hasten.plugins.video_infinity.run_handlers import partitioned, require_divisible
         from hasten.plugins.video_infinity.session import video_frames
 
         mixing = target.capability(FrameMixing)
@@ -90,14 +90,13 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
             yield Finding("error", f"this call will fail: {error}")
 
     def attach(self, target: Target, seams: Seams) -> None:
-        """Put the handlers on the seams."""
+        """Register the handlers of layers and of the run."""
         from hasten.extend import submodule
-        from hasten.plugins.video_infinity import layers as handlers
-        from hasten.plugins.video_infinity.attention import attention_inside, attention_layer
-        from hasten.plugins.video_infinity.divide import Division
+        from hasten.plugins.video_infinity import layer_handlers as handlers
+        from hasten.plugins.video_infinity.attention_handlers import attention_inside, attention_layer
+        from hasten.plugins.video_infinity.run_handlers import RunHandlers
 
-        division = Division(self.name, self.config, target)
-        self.division = division
+        run = RunHandlers(self.name, self.config, target)
         layers = _layers(target)
         makers: dict[LayerKind, Any] = {
             LayerKind.CONV: handlers.convolve,
@@ -114,9 +113,9 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
             else:
                 handler = makers[layer.kind](module)
             seams.module(name, handler)
-        seams.run(division.run)
-        seams.scheduler(division.scheduler)
-        seams.denoiser(division.denoise)
+        seams.run(run.run)
+        seams.scheduler(run.scheduler)
+        seams.denoiser(run.denoise)
         attention = {name: layer.kind for name, layer in layers.items() if layer.kind in _ATTENTION}
         if not attention:
             raise UnsupportedError(f"{target.name} has no layer that mixes frames")

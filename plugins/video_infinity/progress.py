@@ -1,5 +1,7 @@
-"""How far every process is with decoding. It may take longer than the group's limit for messages, so notes in the store
-take the place of messages."""
+"""Progress of decoding on all processes.
+
+Decoding may take longer than the time limit for messages, so the processes use the store instead.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ from types import TracebackType
 from typing import Literal
 
 from hasten.extend import RankError
-from hasten.plugins.video_infinity.processes import Processes
-from hasten.plugins.video_infinity.pulse import PATIENCE
+from hasten.plugins.video_infinity.heartbeat import HEARTBEAT_TIMEOUT
+from hasten.plugins.video_infinity.process_mesh import ProcessMesh
 
 __all__ = ["Progress"]
 
 _numbers = itertools.count()
-"""Every process makes its videos in the same order, so that one's number names it."""
+"""All processes make their videos in the same order, so a number identifies a video."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,16 @@ class _Note:
 
 
 class Progress:
-    """Notes of all processes about one video. A context manager that notes a failure.
+    """Progress of all processes on one video. A context manager that records a failure.
 
     Args:
         processes: the processes.
-        tell: is told how many frames there are.
+        tell: called on rank 0 with the number of frames written.
     """
 
-    def __init__(self, processes: Processes, tell: Callable[[str], None]) -> None:
+    def __init__(self, processes: ProcessMesh, tell: Callable[[str], None]) -> None:
         self._processes, self._tell = processes, tell
-        self._name = f"film/{next(_numbers)}"
+        self._name = f"video/{next(_numbers)}"
         self._mine = _Note()
 
     def __enter__(self) -> Progress:
@@ -47,35 +49,35 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, RankError):  # which is about another process
+        if error is not None and not isinstance(error, RankError):  # an error of another process
             self._fail()
 
     def add(self, frames: int) -> None:
-        """Note that so many more frames are written."""
+        """Record ``frames`` more written frames."""
         self._write(_Note(self._mine.frames + frames))
         self._tell_all()
 
     def finish(self) -> None:
-        """Note that this process's part is complete."""
+        """Record that the part of this process is complete."""
         self._write(_Note(self._mine.frames, "done"))
 
     @property
     def frames(self) -> int:
-        """Frames that all processes have written."""
+        """Number of frames that all processes have written."""
         return sum(self._read(rank).frames for rank in range(self._processes.world))
 
     def wait(self, ranks: Iterable[int]) -> int:
-        """Frames written by ``ranks``, once all of them are done.
+        """Wait until all ``ranks`` are done. Returns the number of frames they have written.
 
         Raises:
-            RankError: one failed, has ended, or has written nothing for the time limit.
+            RankError: a rank failed, ended, or has written nothing within the time limit.
         """
         processes, waited = self._processes, list(ranks)
         seen = {rank: (_Note(), time.monotonic()) for rank in waited}
         while True:
             try:
                 notes = {rank: self._read(rank) for rank in waited}
-            except RuntimeError as error:  # the store went down with the process that kept it
+            except RuntimeError as error:  # the process that hosted the store is gone
                 raise processes.explain(error) from error
             for rank, note in notes.items():
                 if note != seen[rank][0]:
@@ -88,7 +90,7 @@ class Progress:
             time.sleep(0.2)
 
     def _require(self, rank: int, note: _Note, silent: float) -> None:
-        """Raise where there is no use in waiting for a rank."""
+        """Raise an error if waiting for a rank is useless."""
         processes = self._processes
         if note.state == "failed":
             self._set(f"heard/{processes.rank}", "1")
@@ -102,11 +104,11 @@ class Progress:
             )
 
     def _fail(self) -> None:
-        """Note a failure, and stay for a moment until the others know: they may need this process's store."""
+        """Record a failure and wait briefly until the others have read it: they may use the store of this process."""
         processes = self._processes
         try:
             self._write(_Note(self._mine.frames, "failed"))
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + HEARTBEAT_TIMEOUT
             others = [f"{self._name}/heard/{r}" for r in range(processes.world) if r != processes.rank]
             while (
                 processes.store is not None and time.monotonic() < end and not processes.store.check(others)

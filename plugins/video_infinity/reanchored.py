@@ -1,8 +1,8 @@
 """Temporal attention with a short table of positions, for more frames than the table has.
 
-Every query is given the table's middle position, and a key the position as far from the middle as the key's frame is
-from the query's; frames outside the window are squeezed into the table. The embedding is added before a linear
-projection, so projections of inputs and of the table's rows are computed once and added:
+Every query gets the middle position of the table. Every key gets the position whose distance from the middle is the
+distance of its frame from the frame of the query; distances outside the window are scaled to fit into the table. The
+embedding is added before a linear projection, so inputs and rows of the table are projected once, and added:
 ``k_ab = W_k x_b + W_k pe[c + b - a]``.
 """
 
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from hasten.extend import AttentionCall
 from hasten.plugins.video_infinity.capture import Projections, project
-from hasten.plugins.video_infinity.clip import ClipForward, Layer
-from hasten.plugins.video_infinity.dual import ContextKeys, Keys
+from hasten.plugins.video_infinity.clip import ClipForward, LayerCall
+from hasten.plugins.video_infinity.dual_attention import ContextKeys, Keys
 
 __all__ = ["anchored_positions", "reanchored_attention"]
 
 
 def anchored_positions(frame: int, keys: tuple[int, ...], halo: int, frames: int, rows: int) -> list[int]:
-    """Table rows of ``keys`` as seen from ``frame``: true differences within ``halo``, squeezed ones beyond.
+    """Table rows of ``keys`` relative to ``frame``: true differences within ``halo``, scaled ones beyond.
 
     Args:
-        frame: the query's frame.
+        frame: frame of the query.
         keys: frames of the keys.
-        halo: differences up to this are true; at most ``rows // 2 - 1``.
-        frames: frames of the video.
-        rows: entries of the table.
+        halo: largest true difference; at most ``rows // 2 - 1``.
+        frames: number of frames of the video.
+        rows: rows of the table.
     """
     centre = rows // 2
     room = rows - 1 - centre
@@ -43,16 +43,16 @@ def anchored_positions(frame: int, keys: tuple[int, ...], halo: int, frames: int
 
 
 def reanchored_attention(
-    clip: ClipForward, layer: Layer, call: AttentionCall, own: Keys, context: ContextKeys
+    clip: ClipForward, layer: LayerCall, call: AttentionCall, own: Keys, context: ContextKeys
 ) -> Tensor:
     """Attention of one clip, one query frame at a time.
 
     Args:
         clip: the clip.
-        layer: the attention layer; its input carries no positions.
+        layer: the attention layer; its input has no positions added.
         call: query (B*H*W, heads, n, D) of the clip.
-        own: keys of the clip.
-        context: keys of halos and global frames.
+        own: keys and values of the clip.
+        context: keys and values of halos and global frames.
     """
     scope = clip.scope
     table = clip.remember(f"table of {call.layer}", lambda: _project_table(clip, layer))
@@ -81,7 +81,7 @@ def reanchored_attention(
     return torch.cat(outputs, 2)
 
 
-def _project_table(clip: ClipForward, layer: Layer) -> Projections:
+def _project_table(clip: ClipForward, layer: LayerCall) -> Projections:
     """Projections of the position table, (1, heads, rows, D) each."""
     if clip.table is None:
         raise RuntimeError("the position table of an attention layer is not known")

@@ -1,21 +1,21 @@
-"""The scheduler of a divided run: steps this rank's frames as if they were part of the whole video.
+"""The scheduler of a divided run: steps the frames of one rank as part of the whole video.
 
-Noise is drawn for all frames and sliced, so that every number of processes draws the same. Steps that a checkpoint
-holds already are passed over: the loop of the pipeline runs, nothing is computed.
+Noise is drawn for all frames and sliced, so it does not depend on the number of processes. Steps that a checkpoint
+replaces are skipped: the pipeline runs its loop, and nothing is computed.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hasten.plugins.video_infinity.checkpoint import Saved, collect, rebuild
+from hasten.plugins.video_infinity.checkpoint import ClipState, collect, rebuild
 from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["divided_scheduler", "scheduler_refusal"]
@@ -24,7 +24,7 @@ _LATENTS = "latents"
 
 
 def scheduler_refusal(scheduler: Any) -> str | None:
-    """Why a scheduler cannot step parts of a sample, or ``None`` if it can."""
+    """The reason why a scheduler cannot step parts of a sample, or ``None`` if it can."""
     name = type(scheduler).__name__
     if scheduler.config.get("thresholding", False):
         return f"{name} with thresholding=True needs a quantile of the whole sample"
@@ -36,7 +36,7 @@ def scheduler_refusal(scheduler: Any) -> str | None:
 
 
 def divided_scheduler(scheduler: Any, session: Session) -> Any:
-    """A copy of ``scheduler`` for one run, of a subclass of the same name."""
+    """A copy of ``scheduler`` for one run; its class is a subclass of the same name."""
     stock = type(scheduler)
     signature = inspect.signature(stock.step)
 
@@ -58,7 +58,7 @@ def divided_scheduler(scheduler: Any, session: Session) -> Any:
 
 
 class _WholeNoise(TorchFunctionMode):
-    """Draws noise of this rank's shape as part of the noise of the whole video."""
+    """Draws the noise of the whole video where the solver asks for noise, and returns the part of this rank."""
 
     def __init__(self, session: Session, shape: torch.Size) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _WholeNoise(TorchFunctionMode):
         ):  # one sample at a time with a list of generators
             return func(*args, **kwargs)
         if kwargs.get("generator") is None:
-            # The pipeline did not pass the generator on; the global one differs from rank to rank.
+            # The pipeline did not pass its generator; the global one differs between ranks.
             kwargs["generator"] = session.generator
             kwargs["device"] = session.generator.device
         whole = list(shape)
@@ -88,7 +88,7 @@ class _WholeNoise(TorchFunctionMode):
 
 
 def _save(scheduler: Any, session: Session, result: Any) -> None:
-    """Write the checkpoints of this rank's clips where one is due."""
+    """Write the checkpoints of this rank's clips, if they are due after this step."""
     store = session.checkpoints
     due = session.done % session.config.checkpoint_every == 0 or session.done == session.steps
     if store is None or not due or session.processes.branch:
@@ -96,8 +96,8 @@ def _save(scheduler: Any, session: Session, result: Any) -> None:
     tensors = _outputs(result)
     held, axis = session.held, session.mixing.sample
     generator = session.generator.get_state()
-    for clip in session.places.here:
-        frames = session.places.clips[clip]
+    for clip in session.assignment.here:
+        frames = session.assignment.clips[clip]
         part = range(frames.start - held.start, frames.stop - held.start)
 
         def own(tensor: Tensor, part: range = part) -> Tensor | None:
@@ -114,20 +114,22 @@ def _save(scheduler: Any, session: Session, result: Any) -> None:
             "solver": solver,
             "outputs": list(tensors),
         }
-        store.save(session.done, clip, Saved(kept, facts))
-    # Every rank took part in this step, so all of them have written the step before.
-    store.prune(set(sorted(store.steps(session.places.here))[-2:]), session.places.here)
+        store.save(session.done, clip, ClipState(kept, facts))
+    # All ranks took part in this step, so all have written the previous one.
+    store.prune(set(sorted(store.steps(session.assignment.here))[-2:]), session.assignment.here)
 
 
 def _outputs(result: Any) -> dict[str, Tensor]:
-    """Tensors that a step returned, the new sample first."""
+    """Tensors that a step returned, starting with the new sample."""
     values = result if isinstance(result, tuple) else (result.prev_sample,)
     tensors = [value for value in values if isinstance(value, Tensor)]
     return {_LATENTS if index == 0 else f"output {index}": tensor for index, tensor in enumerate(tensors)}
 
 
-def _solver_state(scheduler: Any, own: Any, kept: dict[str, Tensor]) -> dict[str, Any]:
-    """What a multistep solver remembers between steps."""
+def _solver_state(
+    scheduler: Any, own: Callable[[Tensor], Tensor | None], kept: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The state of a multistep solver between steps; its tensors go to ``kept``."""
     state = {}
     for name, value in vars(scheduler).items():
         if name in ("_internal_dict", "config"):
@@ -135,12 +137,12 @@ def _solver_state(scheduler: Any, own: Any, kept: dict[str, Tensor]) -> dict[str
         try:
             state[name] = collect(value, f"solver {name}", own, kept)
         except TypeError:
-            continue  # a table, which set_timesteps makes again
+            continue  # a table that set_timesteps recomputes
     return state
 
 
 def _skip(scheduler: Any, session: Session, sample: Tensor, return_dict: bool) -> Any:
-    """One step that a checkpoint makes unnecessary; the last of them returns what it holds."""
+    """A step that a checkpoint replaces; the last one returns the stored state."""
     session.done += 1
     outputs = [sample, sample]
     if session.done == session.resume_at:
@@ -154,7 +156,7 @@ def _skip(scheduler: Any, session: Session, sample: Tensor, return_dict: bool) -
 
 def _restore(scheduler: Any, session: Session, sample: Tensor) -> list[Tensor]:
     saved, session.saved = session.saved, []
-    lengths = [len(session.places.clips[clip]) for clip in session.places.here]
+    lengths = [len(session.assignment.clips[clip]) for clip in session.assignment.here]
     parts: list[Mapping[str, Tensor]] = [one.tensors for one in saved]
 
     def join(tensors: list[Tensor]) -> Tensor:
@@ -163,7 +165,7 @@ def _restore(scheduler: Any, session: Session, sample: Tensor) -> list[Tensor]:
     for name, described in saved[0].facts["solver"].items():
         value, now = rebuild(described, parts, join, sample.device), getattr(scheduler, name, None)
         if isinstance(value, Tensor) and isinstance(now, Tensor):
-            value = value.to(now.device)  # a short table of the solver's lies where the sample does
+            value = value.to(now.device)  # small tables of the solver are on the device of the sample
         setattr(scheduler, name, value)
     session.generator.set_state(parts[0]["generator"])
     names = [name for name in saved[0].facts["outputs"] if name in parts[0]]

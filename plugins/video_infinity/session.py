@@ -1,4 +1,4 @@
-"""One divided run: which clips are here, what they attend to, and how far the run is."""
+"""The state of a divided run: its clips, what they attend to, and its progress."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pydantic import BaseModel, PositiveInt
 
 from hasten.extend import ConfigError, FrameMixing, Prediction, RunCall, Target, UnsupportedError
 from hasten.files import read_fields
-from hasten.plugins.video_infinity.checkpoint import Checkpoints, Saved
+from hasten.plugins.video_infinity.checkpoint import Checkpoints, ClipState
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
-from hasten.plugins.video_infinity.exchange import Exchange, Places
+from hasten.plugins.video_infinity.exchange import ClipAssignment, Exchange
 from hasten.plugins.video_infinity.lockstep import Lockstep
-from hasten.plugins.video_infinity.processes import Processes
+from hasten.plugins.video_infinity.process_mesh import ProcessMesh
 from hasten.schedules.clips import Scope, assign, clips_for, global_frames, partition
 
 __all__ = [
     "Session",
+    "assign_clips",
     "current_session",
     "make_scopes",
-    "places_for",
     "require_positions",
     "trained_frames",
     "video_frames",
@@ -33,31 +33,32 @@ __all__ = [
 
 _DIFFUSION_BIAS = 10.0
 _DIFFUSION_SWITCH = 0.836
-"""Flow time of equal signal-to-noise ratio to timestep 800 of VideoCrafter2's schedule."""
+"""Flow time with the signal-to-noise ratio of timestep 800 in the schedule of VideoCrafter2."""
 _FLOW_BIAS = 3.0
-"""A frame of the whole video weighs a twentieth of a neighbour."""
+"""Gives a global frame a twentieth of the weight of a neighbour."""
 
 
 @dataclass
 class Session:
-    """State of one run on one rank.
+    """The state of one run on one rank.
 
     Args:
         target: the pipeline.
-        config: the technique's options.
-        mixing: the family.
-        processes: the ranks.
-        places: where clips are.
-        scopes: what each clip of the video attends to.
+        config: options of the technique.
+        mixing: the layers of the model family that mix frames.
+        processes: the processes.
+        assignment: which rank computes which clips.
+        scopes: the frames that each clip of the video attends to.
         steps: denoising steps of the call.
-        generator: generator that every rank holds in the same state.
+        generator: a generator in the same state on all ranks.
+        trained: number of frames the model was trained with, if known.
     """
 
     target: Target
     config: VideoInfinityConfig
     mixing: FrameMixing
-    processes: Processes
-    places: Places
+    processes: ProcessMesh
+    assignment: ClipAssignment
     scopes: tuple[Scope, ...]
     steps: int
     generator: Any
@@ -65,18 +66,18 @@ class Session:
     exchange: Exchange = field(init=False)
     checkpoints: Checkpoints | None = None
     resume_at: int = 0
-    """Steps that are not computed again."""
-    saved: list[Saved] = field(default_factory=list)
-    """What the clips of this rank go on from, after those steps."""
+    """Number of steps that a checkpoint replaces."""
+    saved: list[ClipState] = field(default_factory=list)
+    """States of the clips of this rank after those steps."""
     done: int = 0
-    """Steps the scheduler has made."""
+    """Number of steps done, including those that a checkpoint replaces."""
     texts: list[Mapping[str, Any]] = field(default_factory=list)
-    """Prompt arguments of the denoiser for each prompt of the time line."""
+    """Prompt arguments of the denoiser, for each prompt of the time line."""
     pending_branch: torch.Tensor | None = None
-    """An output that another rank computes, to be filled in when it is known."""
+    """The output of the first guidance branch; filled in later on ranks that do not compute it."""
 
     def __post_init__(self) -> None:
-        self.exchange = Exchange(self.places, self.processes.transport(), Lockstep())
+        self.exchange = Exchange(self.assignment, self.processes.transport(), Lockstep())
 
     @property
     def frames(self) -> int:
@@ -86,11 +87,11 @@ class Session:
     @property
     def held(self) -> range:
         """Frames of this rank."""
-        return self.places.frames_of(self.places.rank)
+        return self.assignment.frames_of(self.assignment.rank)
 
     @property
     def skipping(self) -> bool:
-        """Whether the step in progress is already known from a checkpoint."""
+        """Whether a checkpoint replaces the step in progress."""
         return self.done < self.resume_at
 
     def biases(self, level: float) -> tuple[float, float]:
@@ -109,10 +110,10 @@ current_session: ContextVar[Session | None] = ContextVar("hasten_session", defau
 
 
 def video_frames(target: Target, mixing: FrameMixing, call: RunCall) -> int:
-    """Frames of the video that a call makes, in temporal patches of the denoiser.
+    """Length of the video of a call, in temporal patches of the denoiser.
 
     Raises:
-        ConfigError: they do not fill whole patches, or the autoencoder cannot make this number of frames.
+        ConfigError: the frames do not fill whole patches, or the autoencoder cannot produce this number of frames.
     """
     size = target.layout.call_size(call.pipe, call.arguments)
     latent = size.frames or 1
@@ -132,16 +133,16 @@ def video_frames(target: Target, mixing: FrameMixing, call: RunCall) -> int:
     return latent // patch
 
 
-def places_for(
-    config: VideoInfinityConfig, frames: int, processes: Processes, clips: int | None = None
-) -> Places:
-    """The clips of ``frames`` frames and who computes them.
+def assign_clips(
+    config: VideoInfinityConfig, frames: int, processes: ProcessMesh, clips: int | None = None
+) -> ClipAssignment:
+    """Divide a video of ``frames`` frames into clips and assign them to ranks.
 
     Args:
-        config: the technique's options.
-        frames: frames of the whole video.
-        processes: the ranks.
-        clips: number of clips of the run that is resumed.
+        config: options of the technique.
+        frames: number of frames of the whole video.
+        processes: the processes.
+        clips: number of clips of the run that is resumed, if any.
 
     Raises:
         ConfigError: there are more ranks than clips or frames.
@@ -163,17 +164,17 @@ def places_for(
             f"{clips} clips cannot occupy {ranks} processes; start at most {clips * processes.cfg_ranks}, or "
             "set smaller clips"
         )
-    return Places(partition(frames, clips), assign(clips, ranks), processes.clip_rank)
+    return ClipAssignment(partition(frames, clips), assign(clips, ranks), processes.clip_rank)
 
 
-class _Sidecar(BaseModel):
+class _TrainedFrames(BaseModel):
     trained_frames: PositiveInt | None = None
 
 
 def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) -> tuple[int | None, bool]:
-    """Frames the model was trained with, and whether that is known of this very model.
+    """Number of frames the model was trained with, and whether it is known for this model and not only its family.
 
-    From the option, else from ``trained_frames`` in a ``hasten.json`` beside the model, else from its family.
+    Taken from the option, else from ``trained_frames`` in the ``hasten.json`` of the model, else from its family.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -184,18 +185,18 @@ def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) 
     path = folder / "hasten.json"
     if folder.name and path.exists():
         remedy = 'write {"trained_frames": N}, a number of latent frames, or leave it out'
-        noted = read_fields(path, _Sidecar, "trained_frames", remedy).trained_frames
+        noted = read_fields(path, _TrainedFrames, "trained_frames", remedy).trained_frames
         if noted is not None:
             return noted, True
     return mixing.trained_frames(pipe), False
 
 
 def require_positions(config: VideoInfinityConfig, limit: int | None, scope: Scope, name: str) -> None:
-    """Refuse what a model with ``limit`` position embeddings cannot do with more frames.
+    """Refuse options that a model with ``limit`` position embeddings cannot apply to more frames.
 
     Raises:
-        ConfigError: an option asks for it.
-        UnsupportedError: the stock pipeline could not do it either.
+        ConfigError: an option is not possible.
+        UnsupportedError: mode ``full``, in which the stock pipeline fails as well.
     """
     if limit is None or scope.frames <= limit:
         return
@@ -217,30 +218,35 @@ def require_positions(config: VideoInfinityConfig, limit: int | None, scope: Sco
 
 
 def make_scopes(
-    config: VideoInfinityConfig, mixing: FrameMixing, frames: int, places: Places, trained: int | None = None
+    config: VideoInfinityConfig,
+    mixing: FrameMixing,
+    frames: int,
+    assignment: ClipAssignment,
+    trained: int | None = None,
 ) -> tuple[Scope, ...]:
-    """What the frames of each clip attend to.
+    """The frames that each clip attends to.
 
     Args:
-        config: the technique's options.
-        mixing: the family.
-        frames: frames of the whole video.
-        places: where clips are.
-        trained: frames this very model was trained with; by default a window is then about as long, beside as many
-            global frames in U-Nets, as in the paper, and half as many in transformers.
+        config: options of the technique.
+        mixing: the layers of the model family that mix frames.
+        frames: number of frames of the whole video.
+        assignment: which rank computes which clips.
+        trained: number of frames this model was trained with, if known for the model and not only its family. It
+            sets the default lengths: a window of about this many frames, and as many global frames in U-Nets, as in
+            the paper, or half as many in transformers.
 
     Raises:
-        ConfigError: a halo is longer than a clip, or a chosen frame does not exist.
+        ConfigError: a halo is longer than a clip, or a global frame does not exist.
     """
     halo, count = mixing.scope if trained is None else (trained // 2, int(mixing.global_share * trained))
     halo = halo if config.halo is None else config.halo
     count = count if config.global_frames is None else config.global_frames
     if config.mode == "full":
-        return tuple(Scope(frames, clip, 0) for clip in places.clips)
-    shortest = min(map(len, places.clips))
-    if halo > shortest and len(places.clips) > 1:
+        return tuple(Scope(frames, clip, 0) for clip in assignment.clips)
+    shortest = min(map(len, assignment.clips))
+    if halo > shortest and len(assignment.clips) > 1:
         raise ConfigError(
-            f"halo={halo} is longer than the shortest of {len(places.clips)} clips, {shortest} frames: a "
+            f"halo={halo} is longer than the shortest of {len(assignment.clips)} clips, {shortest} frames: a "
             "clip gets frames from its neighbours only. Use a shorter halo, fewer clips or processes, or "
             "more frames"
         )
@@ -249,4 +255,4 @@ def make_scopes(
     except ValueError as error:
         raise ConfigError(f"global_sampling: {error}") from error
     block = config.mode == "dual_block"
-    return tuple(Scope(frames, clip, halo, chosen, block) for clip in places.clips)
+    return tuple(Scope(frames, clip, halo, chosen, block) for clip in assignment.clips)

@@ -1,4 +1,4 @@
-"""How messages travel between processes: those to neighbours and those to all, a layer at a time."""
+"""Messages between processes: point to point to neighbours, and all-gathers, one layer at a time."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Alone", "Distributed", "Flight", "Transport", "all_gather"]
+__all__ = ["Distributed", "Flight", "SingleProcess", "Transport", "all_gather"]
 
 all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-"""One tensor from one of every rank; its name changed in torch 2.13."""
+"""Gathers the tensors of all ranks into one; renamed in torch 2.13."""
 
 Message = tuple[int, Tensor]
-"""Rank of the other side, and what is sent to it or the buffer that is received into; contiguous."""
+"""Rank of the peer, and the tensor to send or the buffer to receive into; contiguous."""
 
 
 class Flight(Protocol):
-    """Messages under way."""
+    """Messages that have been started."""
 
     def wait(self) -> Tensor | None:
-        """Wait until they have arrived; what all ranks contributed to the all-gather, (world, ...)."""
+        """Wait until all have arrived. Returns the contributions of all ranks to the all-gather, (world, ...)."""
 
 
 class Transport(Protocol):
@@ -33,12 +33,12 @@ class Transport(Protocol):
     world: int
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message], gather: Tensor | None) -> Flight:
-        """Start one layer's messages. Every rank must call it, in the same order.
+        """Start the messages of one layer. All ranks must call it, in the same order.
 
         Args:
-            sends: what goes to neighbours, in order of their rank.
-            receives: what comes from neighbours, in order of their rank; the two sides must mirror each other.
-            gather: this rank's equally shaped contribution to an all-gather, or nothing.
+            sends: messages to neighbours, in order of their rank.
+            receives: buffers for messages from neighbours, in order of their rank; they must match the sends.
+            gather: contribution to an all-gather, of the same shape on all ranks; ``None`` for no all-gather.
         """
 
 
@@ -50,14 +50,14 @@ class _Landed:
         return self._gathered
 
 
-class Alone:
-    """A single process, which has nobody to talk to."""
+class SingleProcess:
+    """A single process, without messages."""
 
     rank = 0
     world = 1
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message], gather: Tensor | None) -> Flight:
-        """Hand the contribution back."""
+        """Return the contribution of this process."""
         if sends or receives:
             raise RuntimeError("a single process has no neighbours")
         return _Landed(None if gather is None else gather[None])
@@ -66,24 +66,24 @@ class Alone:
 class Distributed:
     """The ranks of a ``torch.distributed`` group.
 
-    On NCCL the point-to-point messages are one batch, which becomes one kernel, beside one all-gather. On gloo every
-    message goes straight to its receiver, gathered ones too: a collective there runs in a thread of its own, which
-    doubles the latency of small messages.
+    With NCCL, the point-to-point messages form one batch, which is one kernel, and the all-gather is another. With
+    gloo, all messages are sent directly to their receivers, including those of the all-gather, since its collectives
+    run in a separate thread, which doubles the latency of small messages.
 
     Args:
         group: the process group.
-        explain: turns an error of the back end into one that names the rank at fault.
+        explain: turns an error of the backend into one that names the lost ranks.
     """
 
     def __init__(self, group: dist.ProcessGroup, explain: Callable[[BaseException], BaseException]) -> None:
         self.rank = dist.get_rank(group)
         self.world = dist.get_world_size(group)
-        self._weak = ref(group)  # whoever refers to a group keeps its threads after it was left
+        self._weak = ref(group)  # a strong reference would keep the threads of the group alive
         self._direct = dist.get_backend(group) == "gloo"
         self._explain = explain
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message], gather: Tensor | None) -> Flight:
-        """Post everything without waiting."""
+        """Start all messages without waiting."""
         gathered = None if gather is None else gather.new_empty(self.world, *gather.shape)
         try:
             if self._direct:
@@ -105,7 +105,7 @@ class Distributed:
         group = self._group
         works = [dist.irecv(tensor, group=group, group_src=peer) for peer, tensor in receives]
         works += [dist.isend(tensor, group=group, group_dst=peer) for peer, tensor in sends]
-        return [work for work in works if work is not None]  # none for ranks outside of the group
+        return [work for work in works if work is not None]  # None for ranks outside the group
 
     def _spread(self, gather: Tensor | None, gathered: Tensor | None) -> list[dist.Work]:
         if gather is None or gathered is None:
@@ -125,7 +125,7 @@ class Distributed:
     def _collect(self, gather: Tensor | None, gathered: Tensor | None) -> list[dist.Work]:
         if gather is None or gathered is None:
             return []
-        # Flat, since back ends disagree on whether contributions are stacked or concatenated.
+        # Flat, since backends differ in whether they stack or concatenate contributions.
         work = all_gather(gathered.view(-1), gather.view(-1), group=self._group, async_op=True)
         return [work]
 
@@ -141,7 +141,7 @@ class _UnderWay:
         self._works = works
         self._gathered = gathered
         self._explain = explain
-        self._messages = messages  # the back end does not keep what it reads and writes alive
+        self._messages = messages  # the backend does not keep its buffers alive
 
     def wait(self) -> Tensor | None:
         try:

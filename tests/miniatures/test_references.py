@@ -6,7 +6,7 @@ import torch
 from hasten_miniatures import references as module
 from hasten_miniatures.moving import ACROSS, parse_moving_caption, trajectory
 from hasten_miniatures.moving_pools import caption_ids, video_tokenizer
-from hasten_miniatures.on_policy import own_way_loss
+from hasten_miniatures.on_policy import on_policy_loss
 from hasten_miniatures.references import Posterior, References
 from hasten_miniatures.t2i_unet import build_scheduler
 
@@ -91,7 +91,7 @@ def test_every_moving_caption_of_the_training_split_has_references():
 def _loss(references, denoise):
     empty = caption_ids(video_tokenizer(), [""])
     generator = torch.Generator().manual_seed(3)
-    return own_way_loss(
+    return on_policy_loss(
         denoise, references, build_scheduler(), empty, count=2, guidance=3.0, generator=generator
     )
 

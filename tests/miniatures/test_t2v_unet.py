@@ -22,7 +22,7 @@ from hasten_miniatures.t2v_unet import (
 from hasten_miniatures.text import build_tokenizer
 from hasten_miniatures.training import step_generator
 from hasten_miniatures.training_attention import matmul_attention
-from hasten_miniatures.unet3d import inflate, own_levels, pictures_of
+from hasten_miniatures.unet3d import inflate, levels_by_frame, pictures_of
 
 NOWHERE = Path("/nonexistent")
 
@@ -180,7 +180,7 @@ def test_own_levels_are_those_of_frames_by_themselves(model):
     noise = torch.randn(2, 4, 3, 16, 16, generator=step_generator(0, 0))
     words = torch.randn(2, 16, WIDTH, generator=step_generator(0, 1))
     times = torch.tensor([[10, 500, 900], [999, 0, 300]])
-    with own_levels(model["unet"], times):
+    with levels_by_frame(model["unet"], times):
         video = model["unet"](noise, times[:, 0], words).sample
     for frame in range(3):
         alone = model["unet"](noise[:, :, frame : frame + 1], times[:, frame], words).sample

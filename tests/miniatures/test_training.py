@@ -18,8 +18,8 @@ from hasten_miniatures.provenance import (
 )
 from hasten_miniatures.schedule import Schedule
 from hasten_miniatures.t2i_dit_1024 import TextToImage1024, build_transformer
-from hasten_miniatures.training import Recipe, step_generator, train
-from hasten_miniatures.warm_start import beginning
+from hasten_miniatures.training import Cadence, Recipe, step_generator, train
+from hasten_miniatures.warm_start import load_warm_start
 
 
 class Line(Recipe):
@@ -60,7 +60,7 @@ def without_time(records):
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
     whole = train(Line(), tmp_path / "whole")
     for stop in (7, 16, None):
-        parts = train(Line(), tmp_path / "parts", stop_after=stop)
+        parts = train(Line(), tmp_path / "parts", cadence=Cadence(stop_after=stop))
     assert same(whole, parts)
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
     for key in ("model", "average"):
@@ -79,7 +79,7 @@ def test_the_trained_autoencoder_recipe_resumes_to_the_bit_too(tmp_path):
             return {}
 
     whole = train(Tiny(), tmp_path / "whole")
-    train(Tiny(), tmp_path / "parts", stop_after=1)
+    train(Tiny(), tmp_path / "parts", cadence=Cadence(stop_after=1))
     assert same(whole, train(Tiny(), tmp_path / "parts"))
 
 
@@ -91,36 +91,36 @@ def test_work_after_the_last_checkpoint_is_done_again_and_logged_once(tmp_path):
             return super().loss(model, step, generator)
 
     with pytest.raises(KeyboardInterrupt):
-        train(Killed(), tmp_path, save_every=8)
+        train(Killed(), tmp_path, cadence=Cadence(save_every=8))
     assert [record["step"] for record in curve(tmp_path)] == [10, 20]
-    resumed = train(Line(), tmp_path, save_every=8)
+    resumed = train(Line(), tmp_path, cadence=Cadence(save_every=8))
     assert [record["step"] for record in curve(tmp_path)] == [10, 20, 24]
     assert same(resumed, train(Line(), tmp_path / "whole"))
 
 
 def test_another_seed_is_another_run(tmp_path):
-    first = train(Line(), tmp_path / "a", seed=1, stop_after=5)
-    assert not same(first, train(Line(), tmp_path / "b", seed=2, stop_after=5))
+    first = train(Line(), tmp_path / "a", seed=1, cadence=Cadence(stop_after=5))
+    assert not same(first, train(Line(), tmp_path / "b", seed=2, cadence=Cadence(stop_after=5)))
     with pytest.raises(CheckpointError, match="belongs to another run"):
         train(Line(), tmp_path / "a", seed=2)
 
 
 def test_another_learning_rate_is_another_run(tmp_path):
-    train(Line(), tmp_path, stop_after=5)
+    train(Line(), tmp_path, cadence=Cadence(stop_after=5))
     with pytest.raises(CheckpointError, match="belongs to another run"):
         train(Line(learning_rate=0.1), tmp_path)
 
 
 def test_the_length_is_free_on_the_plateau_and_fixed_after_it(tmp_path):
-    train(Line(), tmp_path, stop_after=8)
-    train(Line(steps=30), tmp_path, stop_after=20)
+    train(Line(), tmp_path, cadence=Cadence(stop_after=8))
+    train(Line(steps=30), tmp_path, cadence=Cadence(stop_after=20))
     with pytest.raises(CheckpointError, match="begun to fall"):
         train(Line(steps=40), tmp_path)
 
 
 def test_a_finished_run_leaves_a_record_once(tmp_path):
     recipe = Line()
-    train(recipe, tmp_path, seed=3, command="hasten mini train line", preview_every=10)
+    train(recipe, tmp_path, seed=3, command="hasten mini train line", cadence=Cadence(preview_every=10))
     assert recipe.previews == [10, 20, 24]
     record = read_record(tmp_path)
     assert (record["recipe"], record["seed"], record["steps"], record["parameters"]) == ("line", 3, 24, 21)
@@ -135,7 +135,7 @@ def test_a_finished_run_leaves_a_record_once(tmp_path):
 def test_a_refined_run_begins_with_the_average_of_a_finished_one(tmp_path):
     first = train(Line(), tmp_path / "first", command="hasten mini train line")
     still = Line(steps=1, learning_rate=0.0)
-    assert same(first, train(still, tmp_path / "still", begin_with=beginning(tmp_path / "first")))
+    assert same(first, train(still, tmp_path / "still", begin_with=load_warm_start(tmp_path / "first")))
     assert read_record(tmp_path / "still")["begun_with"]["command"] == "hasten mini train line"
     assert [record["steps"] for record in read_chain(tmp_path / "still")] == [24, 1]
     recipe = Line()
@@ -144,20 +144,25 @@ def test_a_refined_run_begins_with_the_average_of_a_finished_one(tmp_path):
 
 
 def test_an_unfinished_run_is_nothing_to_begin_with(tmp_path):
-    train(Line(), tmp_path / "first", stop_after=5)
+    train(Line(), tmp_path / "first", cadence=Cadence(stop_after=5))
     with pytest.raises(CheckpointError, match="no finished run"):
-        beginning(tmp_path / "first")
+        load_warm_start(tmp_path / "first")
 
 
 def test_a_run_that_began_otherwise_is_another_run(tmp_path):
     train(Line(), tmp_path / "first", command="hasten mini train line")
-    train(Line(), tmp_path / "second", begin_with=beginning(tmp_path / "first"), stop_after=3)
+    train(
+        Line(),
+        tmp_path / "second",
+        begin_with=load_warm_start(tmp_path / "first"),
+        cadence=Cadence(stop_after=3),
+    )
     with pytest.raises(CheckpointError, match="belongs to another run"):
         train(Line(), tmp_path / "second")
 
 
 def test_a_run_can_begin_with_a_bundled_model(tmp_path):
-    begun = beginning("mini/t2i-dit")
+    begun = load_warm_start("mini/t2i-dit")
     assert begun.recipe == "t2i-dit-1024"
     assert all(weight.dtype == torch.float32 for weight in begun.weights.values())
     model, own = build_transformer(), build_transformer().get_buffer("pos_embed.pos_embed")
@@ -185,11 +190,11 @@ def test_the_positions_of_the_larger_pictures_lie_between_those_of_the_smaller()
 
 def test_nobody_begins_with_a_model_that_is_not_there():
     with pytest.raises(UnsupportedError, match="mini/t2i-dit"):
-        beginning("mini/nothing")
+        load_warm_start("mini/nothing")
 
 
 def test_an_unfinished_run_has_no_record(tmp_path):
-    train(Line(), tmp_path, stop_after=5)
+    train(Line(), tmp_path, cadence=Cadence(stop_after=5))
     with pytest.raises(CheckpointError, match="no finished run"):
         read_record(tmp_path)
 

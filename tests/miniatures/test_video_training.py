@@ -10,7 +10,7 @@ from hasten_miniatures.moving import render_videos, sample_moving_scene
 from hasten_miniatures.moving_pools import MAX_TOKENS, training_scene, video_tokenizer
 from hasten_miniatures.schedule import Schedule
 from hasten_miniatures.t2v_dit import CALL, TextToVideo, assemble, encode_text
-from hasten_miniatures.training import step_generator, train
+from hasten_miniatures.training import Cadence, step_generator, train
 from hasten_miniatures.training_attention import matmul_attention
 from hasten_miniatures.video_autoencoder import (
     VideoAutoencoder,
@@ -75,7 +75,7 @@ def test_latents_are_normalised_by_channel(vae):
 
 def test_the_autoencoder_recipe_resumes_to_the_bit(tmp_path):
     whole = train(TinyAutoencoder(), tmp_path / "whole")
-    train(TinyAutoencoder(), tmp_path / "parts", stop_after=3)
+    train(TinyAutoencoder(), tmp_path / "parts", cadence=Cadence(stop_after=3))
     assert same(whole, train(TinyAutoencoder(), tmp_path / "parts"))
 
 
@@ -106,7 +106,7 @@ def test_the_video_recipe_resumes_to_the_bit_and_grows(tmp_path, vae):
         return TinyVideo(vae, videos=dict.fromkeys((1, 5, 9, 17, 33), 16), cache=tmp_path / "cache")
 
     whole = train(recipe(), tmp_path / "whole")
-    train(recipe(), tmp_path / "parts", stop_after=2)
+    train(recipe(), tmp_path / "parts", cadence=Cadence(stop_after=2))
     assert same(whole, train(recipe(), tmp_path / "parts"))
     lengths = [recipe()._length(step, step_generator(0, step)) for step in range(4)]
     assert lengths[:3] == [1, 1, 3]

@@ -13,7 +13,7 @@ from hasten_miniatures.t2v_dit import TextToVideo, build_model
 from hasten_miniatures.t2v_unet import make_recipe
 from hasten_miniatures.video_autoencoder import encode, video_psnr
 from hasten_miniatures.video_evaluate import generate_videos
-from hasten_miniatures.warm_start import beginning
+from hasten_miniatures.warm_start import load_warm_start
 
 NAMES = ("mini/t2v-dit", "mini/t2v-unet")
 LATENTS = {"mini/t2v-dit": (1, 8, 9, 16, 16), "mini/t2v-unet": (1, 4, 16, 16, 16)}
@@ -91,7 +91,7 @@ def test_a_small_sample_moves_as_it_is_asked_to(pipe, name):
 
 
 def test_a_run_can_go_on_from_it(wan, tmp_path):
-    begun = beginning("mini/t2v-dit")
+    begun = load_warm_start("mini/t2v-dit")
     model = build_model()
     TextToVideo(wan.vae).inherit(model, begun.weights)
     given = wan.transformer.state_dict()
@@ -104,7 +104,7 @@ def test_a_run_can_go_on_from_it(wan, tmp_path):
 
 
 def test_a_run_can_go_on_from_the_unet(tmp_path):
-    begun = beginning("mini/t2v-unet")
+    begun = load_warm_start("mini/t2v-unet")
     recipe = make_recipe(tmp_path, device="cpu", compiled=False)
     model = recipe.build()
     recipe.inherit(model, begun.weights)

@@ -35,51 +35,50 @@ def _main() -> None:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help=f"A model or a part of one: {_RUNS}.")],
+    name: Annotated[str, typer.Argument(help=f"A model, or a part of one: {_RUNS}.")],
     runs: RunsOption = Path("runs"),
-    steps: Annotated[int | None, typer.Option(help="Length of the run; default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps (default: those of the recipe).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data.")] = 0,
     device: common.Device = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Use torch.compile (needs a C++ compiler).")
     ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
-    preview_every: Annotated[int, typer.Option(help="Steps between sheets of samples.")] = 1000,
+    preview_every: Annotated[int, typer.Option(help="Steps between preview pictures.")] = 1000,
     begin_with: Annotated[
         str | None,
-        typer.Option(
-            help="Begin with the weights of a finished run (its folder) or of a bundled mini/... model."
-        ),
+        typer.Option(help="Initial weights: the folder of a finished run, or a bundled mini/... model."),
     ] = None,
 ) -> None:
-    """Train a model, and first what it builds on. Going on after an interruption is the default."""
+    """Train a model, after the models it builds on. An interrupted run is resumed."""
     from hasten_miniatures.runs import run
+    from hasten_miniatures.training import Cadence
 
+    cadence = Cadence(save_every, preview_every)
     run(
         name,
         runs,
         steps=steps,
-        compiled=compiled,
         seed=seed,
         device=common.choose_place(None, device, None).device,
-        save_every=save_every,
-        preview_every=preview_every,
+        compiled=compiled,
         begin_with=begin_with,
+        cadence=cadence,
     )
 
 
 @app.command()
 def export(
     name: Annotated[str, typer.Argument(help=f"{_EXPORTS}.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder.")],
     runs: RunsOption = Path("runs"),
     prompts: Annotated[
-        int, typer.Option(help="Prompts per split and size to measure it with; 0: none.")
+        int, typer.Option(help="Prompts per split and size for the evaluation; 0 for none.")
     ] = 200,
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
-    """Write a trained model in half precision, with a README of how it was made and what it can do."""
+    """Write a trained model in half precision, with a README about its training and its evaluation."""
     from hasten import owned
     from hasten_miniatures.export import PRODUCTS, product
     from hasten_miniatures.export import export as write
@@ -93,14 +92,14 @@ def export(
 
 @app.command("eval")
 def evaluate_model(
-    name: Annotated[str, typer.Argument(help="A bundled miniature or the folder of one.")] = "mini/t2i-dit",
+    name: Annotated[str, typer.Argument(help="A bundled miniature, or a folder.")] = "mini/t2i-dit",
     prompts: Annotated[int, typer.Option(help="Prompts per split (and size).")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of prompts and noise.")] = 0,
     device: common.Device = None,
     dtype: common.Dtype = None,
     as_json: common.Json = False,
 ) -> None:
-    """Measure how much of what prompts ask for is in the pictures or videos. Exit code 3 if a bar is missed."""
+    """Measure which share of the requested attributes the pictures or videos have. Exit code 3 if a bar is missed."""
     from dataclasses import asdict
 
     from hasten.pipelines.mini import path, product_name, recommended_call
@@ -142,7 +141,7 @@ def _print_rows(rows: Sequence[Row]) -> None:
     if not rows:
         return
     table = Table(
-        title=f"What is there of what was asked for, {rows[0].prompts} prompts a line (miniature figures)"
+        title=f"Share of the requested attributes, {rows[0].prompts} prompts per row (miniature figures)"
     )
     for column in ("prompts", "pixels", "judge", "right", "95 % interval", "bar"):
         table.add_column(column)

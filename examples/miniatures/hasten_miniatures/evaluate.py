@@ -1,4 +1,4 @@
-"""Does the miniature draw what it is asked for? Two judges, two splits, full and quarter resolution."""
+"""Evaluation of text-to-image miniatures: share of the requested attributes, by two judges and for two splits."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BARS: dict[tuple[Split, bool], float] = {
     ("held_out", True): 0.8,
     ("train", False): 0.85,
 }
-"""(split, full resolution) -> the least share of attributes a good miniature gets right."""
+"""(split, full resolution) -> required share of right attributes."""
 
 
 class Scorer(Protocol):
-    """Anything that scores pictures against prompts."""
+    """Scores pictures by their prompts."""
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> AttributeScores:
         """Compare every picture with its prompt."""
@@ -34,7 +34,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """Share of the attributes asked for that one judge found, with its 95 % interval (over prompts)."""
+    """Share of the requested attributes that one judge found, with its 95 % interval over prompts."""
 
     split: str
     pixels: int
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def missed(self) -> bool:
-        """Whether the share lies below the bar."""
+        """Whether the share is below the bar."""
         return self.bar is not None and self.right < self.bar
 
 
@@ -61,7 +61,7 @@ def generate(
     batch: int = 16,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Image]:
-    """One picture per caption; picture ``i`` starts from the noise of seed ``seed + i`` whatever the batch size."""
+    """One picture per caption; picture ``i`` starts from the noise of seed ``seed + i``, for any batch size."""
     pipe.set_progress_bar_config(disable=True)
     images: list[Image] = []
     for first in range(0, len(captions), batch):
@@ -79,24 +79,24 @@ def evaluate(
     count: int,
     *,
     bars: Mapping[tuple[Split, bool], float] = BARS,
-    halves: bool = True,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
-    """Sample ``count`` prompts of both splits at the full side, and at half of it, and let every scorer judge them.
+    """Generate ``count`` prompts of both splits, and let every scorer judge the pictures.
+
+    This is done at full size, and also at half of each side if ``bars`` has an entry for it.
 
     Args:
         pipe: the text-to-image pipeline.
-        call: its recommended arguments, ``height`` and ``width`` among them.
+        call: its recommended arguments, including ``height`` and ``width``.
         scorers: judges by name.
         count: prompts per split and size.
-        bars: least shares, see :data:`BARS`.
-        halves: whether the model was trained at half the side, too.
-        seed: of prompts and noise.
-        progress: called with the number of pictures made.
+        bars: required shares, see :data:`BARS`.
+        seed: seed of prompts and noise.
+        progress: called with the number of new pictures.
     """
     rows: list[Row] = []
-    for full in (True, False) if halves else (True,):
+    for full in sorted({full for _, full in bars}, reverse=True):
         pixels = call["height"] if full else call["height"] // 2
         for split in ("train", "held_out"):
             captions = prompts(count, seed, split)
@@ -113,7 +113,7 @@ def judge_rows(
     split: str,
     bar: float | None,
 ) -> list[Row]:
-    """One row for each judge: the share of the attributes asked for that it finds in the pictures."""
+    """One row per judge: the share of the requested attributes that it finds in the pictures."""
     from hasten.eval.statistics.proportions import ratio_of_sums
 
     rows = []

@@ -23,7 +23,7 @@ from hasten.pipelines.mini.scenes import (
     PLACES,
     SHAPES,
     SIZES,
-    Group,
+    ObjectGroup,
     Placed,
     Scene,
     Split,
@@ -90,7 +90,7 @@ class MovingScene:
 
     def as_scene(self, spot: str) -> Scene:
         """The scene of one of its frames, with the object at ``spot``."""
-        return Scene((Group(1, self.size, self.colour, self.shape, spot),), self.background)
+        return Scene((ObjectGroup(1, self.size, self.colour, self.shape, spot),), self.background)
 
 
 def sample_moving_scene(seed: int, index: int, split: Split = "train") -> MovingScene:

@@ -1,4 +1,4 @@
-"""All clips that the caption of a moving scene allows, and the exact mean of them given a noisy one."""
+"""All clips that the caption of a moving scene allows, and their exact mean given a noisy clip."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from hasten_miniatures.video_autoencoder import SIDE
 __all__ = ["Posterior", "References"]
 
 _STREAM = 7
-"""Seed of the references' jitter."""
+"""Seed of the jitter of the references."""
 
 
 @dataclass(frozen=True)
 class References:
-    """For every moving caption of the training split some clips, which stand for all of theirs by being shifted.
+    """Some clips for every moving caption of the training split; all other clips are shifted versions of these.
 
-    Shifted latents are not quite those of the shifted clip: what differs is 3 to 7 % of the object's energy, on grey
-    backgrounds 40 to 48 % (ten clips). That is enough at noise levels where only the place is decided.
+    Shifted latents differ from the latents of a shifted clip, by 3 to 7 % of the energy of the object, and by 40 to
+    48 % on grey backgrounds (ten clips). This is accurate enough at noise levels at which only the place is decided.
 
     Args:
         clips: latents (M, K, C, F, H, W) of K clips for each of M captions, in half precision.
         empty: latents (M, K, C, H, W) of their backgrounds without an object.
-        allowed: (M, K, H, W), whether a clip shifted by so many rows down and columns right (both circular) is one
-            that its caption allows.
+        allowed: (M, K, H, W), whether the caption allows the clip after a circular shift by this number of rows down
+            and columns to the right.
         ids: token ids (M, 16).
     """
 
@@ -47,13 +47,13 @@ class References:
     def stored(
         cls, encode: Callable[[Tensor], Tensor], frames: int, each: int, cache: Path | None
     ) -> References:
-        """Those in the folder ``cache``, made and put there first if there are none.
+        """The references in the folder ``cache``; computed and stored if there are none.
 
         Args:
-            encode: videos (B, 3, F, H, W) in [-1, 1] to the latents that the denoiser sees.
-            frames: of a clip.
-            each: clips of one caption.
-            cache: a folder, or ``None`` to keep nothing.
+            encode: maps videos (B, 3, F, H, W) in [-1, 1] to the latents of the denoiser.
+            frames: number of frames of a clip.
+            each: number of clips per caption.
+            cache: a folder, or ``None`` to store nothing.
         """
         path = None if cache is None else cache / f"references-{frames}-{each}.pt"
         return stored_pool(cls, path, lambda: cls._make(encode, frames, each))
@@ -67,11 +67,11 @@ class References:
         clips, empty, allowed = [], [], []
         for i, scene in enumerate(track(scenes, "encode references", console=Console(stderr=True))):
             first = i * each
-            ways = [trajectory(scene, _STREAM, first + k, frames) for k in range(each)]
+            paths = [trajectory(scene, _STREAM, first + k, frames) for k in range(each)]
             clips.append(encode(render_videos([scene] * each, _STREAM, first, SIDE, frames)).half().cpu())
-            bare = render([[]] * each, [background for _, background in ways], SIDE)
+            bare = render([[]] * each, [background for _, background in paths], SIDE)
             empty.append(encode(bare.unsqueeze(2))[:, :, 0].half().cpu())
-            allowed.append(torch.stack([_shifts(scene, items[0], clips[0].shape[-1]) for items, _ in ways]))
+            allowed.append(torch.stack([_shifts(scene, items[0], clips[0].shape[-1]) for items, _ in paths]))
         ids = caption_ids(video_tokenizer(), [scene.caption() for scene in scenes])
         return cls(torch.stack(clips), torch.stack(empty), torch.stack(allowed), ids)
 
@@ -81,16 +81,16 @@ class References:
 
 
 class Posterior:
-    """x0 is any of some clips, shifted as is allowed, all equally likely: what is known of it from x_t.
+    """The distribution of a clip x0 given x_t. A priori, x0 is any allowed shift of any clip, with equal probability.
 
     With x_t = sqrt(a) x0 + sqrt(1 - a) e and e of unit variance, clip x has the weight
-    exp((sqrt(a) <x_t, x> - a |x|^2 / 2) / (1 - a)). A shift moves the object over its background: its inner products
-    with x_t at all shifts are one correlation, the mean over them one convolution.
+    exp((sqrt(a) <x_t, x> - a |x|^2 / 2) / (1 - a)). A shift moves the object over its background, so the inner
+    products with x_t at all shifts are one correlation, and the mean over all shifts is one convolution.
 
     Args:
-        clips: (K, C, F, H, W).
-        empty: (K, C, H, W), their backgrounds without an object.
-        allowed: (K, H, W), booleans, by rows down and columns right.
+        clips: latents (K, C, F, H, W).
+        empty: latents (K, C, H, W) of their backgrounds without an object.
+        allowed: boolean (K, H, W), the allowed shifts by rows down and columns to the right.
     """
 
     def __init__(self, clips: Tensor, empty: Tensor, allowed: Tensor) -> None:
@@ -114,13 +114,15 @@ class Posterior:
         logits = (alpha**0.5 * inner - alpha * self.squared / 2) / (1 - alpha)
         weights = logits.masked_fill(~self.allowed, -torch.inf).flatten().softmax(0).view_as(logits)
         moved = torch.fft.rfft2(weights)[:, None, None] * self.spectra
-        objects = torch.fft.irfft2(moved.sum(0), s=noisy.shape[-2:])
-        return objects + torch.einsum("k,kcfhw->cfhw", weights.sum((1, 2)), self.ground)
+        objects: Tensor = torch.fft.irfft2(moved.sum(0), s=noisy.shape[-2:])
+        ground: Tensor = torch.einsum("k,kcfhw->cfhw", weights.sum((1, 2)), self.ground)
+        return objects + ground
 
     def _correlated(self, other: Tensor) -> Tensor:
         """Inner products (K, H, W) of every object with ``other``, by shift."""
         products: Tensor = self.spectra.conj() * torch.fft.rfft2(other)
-        return torch.fft.irfft2(products.sum((1, 2)), s=other.shape[-2:])
+        inner: Tensor = torch.fft.irfft2(products.sum((1, 2)), s=other.shape[-2:])
+        return inner
 
 
 def _total(values: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ def _moving_scenes() -> list[MovingScene]:
 
 
 def _shifts(scene: MovingScene, start: Placed, side: int) -> Tensor:
-    """Shifts (side, side) that keep the object on a way of the data set: any along it, few across."""
+    """Shifts (side, side) that keep the trajectory in the data set: any along the motion, few across it."""
     horizontal = MOTIONS[scene.path][0] != 0
     place = ((start.y if horizontal else start.x) + torch.arange(side) / side) % 1
     inside = (place >= ACROSS[0]) & (place <= ACROSS[1])

@@ -1,4 +1,4 @@
-"""Runs by name: what to train first, where it lies, and how to read the result back."""
+"""Runs by name: the models they build on, their folders, and loading of their results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hasten.pipelines import mini
 from hasten.weights import load_checked
 from hasten_miniatures.checkpoints import read_average
 from hasten_miniatures.provenance import has_record
-from hasten_miniatures.training import Recipe, train
-from hasten_miniatures.warm_start import beginning
+from hasten_miniatures.training import Cadence, Recipe, train
+from hasten_miniatures.warm_start import load_warm_start
 
 __all__ = [
     "RUNS",
@@ -34,9 +34,9 @@ class Entry:
     """One model that can be trained.
 
     Args:
-        module: of this package; its ``make_recipe(root, *, device, compiled)`` gives the recipe.
-        requires: models that have to be trained before it, unless the bundled ones serve.
-        begins_with: the one of them whose weights it begins with.
+        module: module of this package; its ``make_recipe(root, *, device, compiled)`` returns the recipe.
+        requires: models that it builds on.
+        begins_with: the one of them whose weights initialise it.
     """
 
     module: str
@@ -70,7 +70,7 @@ _BUNDLED = {
     "var-tokenizer": "var/vae",
     "infinity-tokenizer": "infinity/vae",
 }
-"""Part -> miniature and the folder of the part in it."""
+"""Model -> miniature that contains it, and its folder there."""
 
 
 def run(
@@ -82,27 +82,26 @@ def run(
     device: str = "cpu",
     compiled: bool = False,
     begin_with: str | Path | None = None,
-    **options: Any,
+    cadence: Cadence | None = None,
 ) -> None:
     """Train ``name`` in ``root / name``.
 
-    What it builds on is taken from ``root`` where it was trained there, from the bundled models where not, and is
-    trained first where neither exists.
+    Models that it builds on are taken from ``root``, or else from the bundled models, or else trained first.
 
     Args:
         name: a key of :data:`RUNS`.
         root: folder of all runs.
-        steps: length of the run, if not the recipe's own.
-        seed: of this run; parts that have to be trained first take their default.
-        device: torch device, also of the parts.
+        steps: number of steps, by default those of the recipe.
+        seed: seed of this run; models that are trained first have the default seed.
+        device: torch device, also for models that are trained first.
         compiled: use ``torch.compile``.
-        begin_with: what to begin with, if not what the recipe says: the folder of a finished run or the name of a
-            bundled model (``"mini/..."``). One of ``name`` itself is refined.
-        **options: of :func:`hasten_miniatures.training.train`.
+        begin_with: initial weights, by default those that the recipe names: the folder of a finished run or the name
+            of a bundled model (``"mini/..."``). With weights of the same recipe, the run is a refinement.
+        cadence: when to save and draw previews.
 
     Raises:
-        ConfigError: for an unknown name, or a recipe that cannot be compiled.
-        CheckpointError: if ``begin_with`` holds no finished run.
+        ConfigError: the name is unknown, or the recipe cannot be compiled.
+        CheckpointError: ``begin_with`` contains no finished run.
     """
     if name not in RUNS:
         raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(RUNS)}")
@@ -113,16 +112,16 @@ def run(
     flags = [f"--steps {steps}"] if steps is not None else []
     flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])
     flags += [f"--begin-with {begin_with}"] if begin_with is not None else []
-    source = begin_with if begin_with is not None else _natural_beginning(name, root)
-    begun = beginning(source) if source is not None else None
-    refine = begun is not None and begun.recipe == name
+    source = begin_with if begin_with is not None else _default_start(name, root)
+    start = load_warm_start(source) if source is not None else None
+    refine = start is not None and start.recipe == name
     chosen = recipe(name, root, steps=steps, device=device, compiled=compiled, refine=refine)
     command = " ".join(["hasten mini train", name, *flags])
-    train(chosen, root / name, seed=seed, device=device, command=command, begin_with=begun, **options)
+    train(chosen, root / name, seed=seed, device=device, cadence=cadence, command=command, begin_with=start)
 
 
-def _natural_beginning(name: str, root: Path) -> str | Path | None:
-    """The run in ``root`` that ``name`` goes on from, else the bundled model."""
+def _default_start(name: str, root: Path) -> str | Path | None:
+    """The run in ``root`` whose weights initialise ``name``, or else the bundled model."""
     first = RUNS[name].begins_with
     if first is None:
         return None
@@ -138,10 +137,10 @@ def recipe(
     compiled: bool = False,
     refine: bool = False,
 ) -> Recipe:
-    """The recipe of ``name`` over the trained parts in ``root``, or that of a second run on top of a first.
+    """The recipe of ``name``, with the trained models in ``root``; ``refine`` for a run that refines a finished one.
 
     Raises:
-        ConfigError: for a recipe that cannot be compiled.
+        ConfigError: the recipe cannot be compiled.
     """
     chosen: Recipe = import_module(f"hasten_miniatures.{RUNS[name].module}").make_recipe(
         root, device=device, compiled=compiled
@@ -156,7 +155,7 @@ def recipe(
 
 
 def _bundled(part: str) -> Path | None:
-    """Where the packaged weights of a part lie, if there are any."""
+    """Folder of the bundled weights of a model, if there are any."""
     model, _, folder = _BUNDLED.get(part, part).partition("/")
     if f"mini/{model}" not in mini.names():
         return None
@@ -165,12 +164,12 @@ def _bundled(part: str) -> Path | None:
 
 
 def bundled_in(part: str) -> str:
-    """The shipped model that a part is packaged with."""
+    """The bundled miniature that contains a model."""
     return f"mini/{_BUNDLED[part].split('/')[0]}"
 
 
 def load_bundled(part: str, cls: Any) -> Any:
-    """The packaged part as ``cls``, in single precision, frozen.
+    """The bundled model as ``cls``, in single precision, frozen.
 
     Raises:
         CheckpointError: it is damaged or not installed.
@@ -186,14 +185,14 @@ def load_trained(name: str, root: Path, model: Any) -> Any:
     """``model`` with the averaged weights of the run ``name``, frozen.
 
     Raises:
-        CheckpointError: if there is no such run yet.
+        CheckpointError: there is no such run.
     """
     model.load_state_dict(read_average(root / name))
     return model.eval().requires_grad_(False)
 
 
 def load_autoencoder(root: Path) -> Any:
-    """The autoencoder trained in ``root``, else the bundled one, with its latent shift and scale set."""
+    """The autoencoder trained in ``root``, or else the bundled one, with latent shift and scale set."""
     if not (root / "autoencoder").is_dir():
         from diffusers import AutoencoderKL
 
@@ -206,7 +205,7 @@ def load_autoencoder(root: Path) -> Any:
 
 
 def load_video_autoencoder(root: Path) -> Any:
-    """The video autoencoder trained in ``root``, else the bundled one, with its latents' mean and deviation set."""
+    """The video autoencoder trained in ``root``, or else the bundled one, with latent mean and deviation set."""
     if not (root / "video-autoencoder").is_dir():
         from diffusers import AutoencoderKLWan
 
@@ -219,7 +218,7 @@ def load_video_autoencoder(root: Path) -> Any:
 
 
 def load_text_tower(root: Path) -> Any:
-    """The text tower of the text-image model trained in ``root``, else the bundled one."""
+    """The text tower of the text-image model trained in ``root``, or else of the bundled one."""
     from transformers import CLIPTextModelWithProjection
 
     if not (root / "text-image").is_dir():

@@ -1,4 +1,4 @@
-"""``mini/t2i-unet``: a StableDiffusionPipeline with a small U-Net, trained here on 64 px scenes."""
+"""``mini/t2i-unet``: a StableDiffusionPipeline with a small U-Net, trained on 64 px scenes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["CALL", "PRODUCT", "TextToImageUNet", "assemble", "build_scheduler", 
 SIDE = 64
 """Pixels of a side."""
 CALL: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.5, "height": SIDE, "width": SIDE}
-"""The call the miniature is meant for."""
+"""Recommended arguments of a call."""
 BARS: dict[tuple[Split, bool], float] = {("train", True): 0.88}
-"""(split, full resolution) -> the least share of attributes it has to get right."""
+"""(split, full resolution) -> required share of right attributes."""
 
 
 def build_unet() -> Any:
@@ -42,7 +42,7 @@ def build_unet() -> Any:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4, 4),  # heads a level, in spite of the name
+        attention_head_dim=(2, 4, 4),  # heads per level, despite the name
         norm_num_groups=8,
         cross_attention_dim=WIDTH,
         use_linear_projection=True,
@@ -67,7 +67,7 @@ def build_scheduler() -> Any:
 
 
 def build_text_encoder(tower: Any) -> Any:
-    """The tower as a ``CLIPTextModel``, whose first output are the token states that the pipeline reads."""
+    """The tower as a ``CLIPTextModel``, whose first output is the token states that the pipeline reads."""
     from transformers import CLIPTextModel
 
     model = CLIPTextModel(tower.config)
@@ -114,7 +114,7 @@ class TextToImageUNet(Recipe):
         self._pool: Pool | None = None
 
     def build(self) -> nn.Module:
-        """The untrained denoiser, every residual branch switched off."""
+        """The untrained denoiser, with all residual branches at zero."""
         model: nn.Module = build_unet()
         for name, module in model.named_modules():
             if name.endswith(("conv2", "proj_out", "conv_out")):
@@ -144,11 +144,11 @@ class TextToImageUNet(Recipe):
             self._pool = Pool.stored(self.cache, self.vae, embed, self.images, SIDE)
         clean, tokens, _ = self._pool.batch(count, generator)
         dropped = torch.rand(count, generator=generator) < 0.1
-        # StableDiffusionPipeline knows a scale of latents but no shift, so that the pool's is taken back.
+        # StableDiffusionPipeline has a scale of latents but no shift, so the shift of the pool is undone.
         return clean + self.shift, torch.where(dropped.view(-1, 1, 1), self.empty, tokens)
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """A sheet of samples, and what the pixel parser finds in them."""
+        """Write a sheet of samples; returns what the pixel parser finds in them."""
         pipe = assemble(self.vae, self.encoder, model)
         return sample_sheet(pipe, CALL, folder / f"samples-{step:06d}.png", 32, (SIDE,))
 
@@ -191,7 +191,7 @@ def _measure(
     from hasten_miniatures.evaluate import evaluate
 
     scorers: dict[str, Any] = {"classifier": AttributeScorer(), "parser": PixelParser()}
-    return evaluate(pipe, call, scorers, prompts, bars=BARS, halves=False, seed=seed, progress=progress)
+    return evaluate(pipe, call, scorers, prompts, bars=BARS, seed=seed, progress=progress)
 
 
 _TEXT = """

@@ -1,4 +1,4 @@
-"""``mini/t2v-dit``: a WanPipeline trained here on moving scenes, from single frames upwards to nine latent ones."""
+"""``mini/t2v-dit``: a WanPipeline trained on moving scenes, from single frames to nine latent frames."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CALL: dict[str, Any] = {
     "width": SIDE,
     "num_frames": 17,
 }
-"""The call the miniature is meant for."""
+"""Recommended arguments of a call."""
 TEXT_WIDTH = 96
 SHIFT = 3.0
 """Static timestep shift of the scheduler for nine latent frames."""
@@ -76,32 +76,32 @@ def build_model() -> nn.ModuleDict:
 
 
 class TextToVideo(Recipe):
-    """Rectified flow on video latents: single frames first, then short clips, then whole ones, some twice as long.
+    """Rectified flow on video latents: single frames first, then short clips, then whole clips, some of double length.
 
-    What objects look like is learned from single frames, where a step shows the most of them; motion comes after.
+    Single frames teach the appearance of objects, since a step contains the largest number of them. Motion follows.
 
-    In every second step frames have noise levels of their own, as in Diffusion Forcing (arXiv 2407.01392): by turns all
-    of them, or the first one is clear and the others share a level. Where the object is in a noisy frame follows from
-    the clear one and the word for the direction. At one level for all frames that word lowers the error by so little
-    that 18,000 steps did not teach it.
+    In every second step, frames have different noise levels, as in Diffusion Forcing (arXiv 2407.01392): alternately
+    all frames do, or the first frame is clean and the others share a level. The place of the object in a noisy frame
+    then follows from the clean frame and the direction in the caption. With one level for all frames, the direction
+    reduces the error so little that 18,000 steps did not teach it.
 
-    The text encoder learns together with the denoiser, because the one of the still pictures never met a motion.
+    The text encoder is trained together with the denoiser, since that of the still pictures has never seen motions.
 
     Args:
-        vae: the trained video autoencoder, its mean and deviation set.
-        cache: folder that keeps the encoded pools for a resumed run.
-        videos: in the pool of each length, by frames.
-        compiled: run the denoiser through ``torch.compile`` (a seventh faster on a CPU, needs a C++ compiler).
+        vae: the trained video autoencoder, with mean and deviation set.
+        cache: folder that stores the encoded pools for a resumed run.
+        videos: number of videos in each pool, by number of frames.
+        compiled: use ``torch.compile`` for the denoiser (a seventh faster on a CPU, needs a C++ compiler).
     """
 
     name = "t2v-dit"
     schedule = Schedule(steps=14_000, learning_rate=1.5e-3, warmup=100, decay_from=0.7, average=0.995)
     batches: Mapping[int, int] = MappingProxyType({1: 36, 3: 12, 5: 7, 9: 4, 17: 2})
-    """Latent frames -> videos in a batch, about 2,300 tokens in all."""
+    """Number of latent frames -> videos per batch; about 2,300 tokens in total."""
     singles, short = 0.25, 0.5
-    """Up to these shares of the run, one and three latent frames alone."""
+    """Shares of the run at which the phases with one and with three latent frames end."""
     padded_from = 0.8
-    """From this share of the run on, one step in eight appends the zero tokens of a default pipeline call."""
+    """From this share of the run on, every eighth step appends the zero tokens of a default pipeline call."""
 
     def __init__(
         self,
@@ -118,17 +118,17 @@ class TextToVideo(Recipe):
         self._forward: Callable[..., Any] | None = None
 
     def refine(self) -> None:
-        """As for every recipe, and without the steps that are all on single frames or short clips."""
+        """Skip the phases with single frames and short clips."""
         super().refine()
         self.singles = self.short = 0.0
 
     def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Take all weights; a shipped text encoder holds its embedding once, under the first of its two names."""
+        """Load all weights; a shipped text encoder stores its embedding once, under the first of its two names."""
         embedding = {"text_encoder.encoder.embed_tokens.weight": weights["text_encoder.shared.weight"]}
         super().inherit(model, embedding | dict(weights))
 
     def build(self) -> nn.Module:
-        """The untrained parts, every residual branch of the denoiser switched off as in Peebles & Xie (2023)."""
+        """The untrained parts, with the residual branches of the denoiser at zero as in Peebles & Xie (2023)."""
         model = build_model()
         start_at_identity(model["transformer"])
         return model
@@ -144,7 +144,7 @@ class TextToVideo(Recipe):
         noise = torch.randn(clean.shape, generator=generator)
         mixed = torch.lerp(clean, noise, time[:, None, :, None, None])
         patches = clean[0, 0, 0].numel() // 4
-        told = time.repeat_interleave(patches, 1) if _own_levels(step, frames) else time[:, 0]
+        told = time.repeat_interleave(patches, 1) if _levels_differ(step, frames) else time[:, 0]
         with mixed_precision(device), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))  # type: ignore[index]
             padding = self._padding(step, generator)
@@ -157,13 +157,13 @@ class TextToVideo(Recipe):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """A sheet of samples, and what the parser finds in them."""
+        """Write a sheet of samples; returns what the parser finds in them."""
         pipe = assemble(self.vae, model["text_encoder"], model["transformer"])  # type: ignore[index]
         return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
 
     def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> Tensor:
-        """Noise levels (B, T), in odd steps and for single frames one for all frames of a video."""
-        own = _own_levels(step, frames)
+        """Noise levels (B, T); one for all frames of a video in odd steps and for single frames."""
+        own = _levels_differ(step, frames)
         if own and step % 4 == 0:
             return torch.rand((count, frames), generator=generator)
         time = torch.sigmoid(torch.randn((count, 1), generator=generator))
@@ -200,7 +200,8 @@ class TextToVideo(Recipe):
     def _encode(self, videos: Tensor) -> Tensor:
         device = next(self.vae.parameters()).device
         with mixed_precision(device):
-            return encode(self.vae, videos.to(device))
+            latents: Tensor = encode(self.vae, videos.to(device))
+        return latents
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
@@ -211,19 +212,19 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideo:
     return TextToVideo(vae, cache=root / TextToVideo.name, compiled=compiled)
 
 
-def _own_levels(step: int, frames: int) -> bool:
+def _levels_differ(step: int, frames: int) -> bool:
     return step % 2 == 0 and frames > 1
 
 
 def encode_text(encoder: Any, ids: Tensor) -> Tensor:
-    """Token states (B, 16, 96), zero after the end of each text, as the pipeline hands them to the denoiser."""
+    """Token states (B, 16, 96), zero after the end of each text, as the pipeline passes them to the denoiser."""
     mask = ids.ne(0)
     states: Tensor = encoder(ids, mask.long()).last_hidden_state
     return states * mask[..., None]
 
 
 def start_at_identity(model: Any) -> None:
-    """Give ``model`` Xavier weights, and zeros in every modulation and in the output layer."""
+    """Initialise ``model`` with Xavier weights, and every modulation and the output layer with zeros."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -1,4 +1,4 @@
-"""``mini/t2v-unet``: a TextToVideoSDPipeline whose UNet3DConditionModel goes on from ``mini/t2i-unet``'s pictures."""
+"""``mini/t2v-unet``: a TextToVideoSDPipeline whose UNet3DConditionModel starts from ``mini/t2i-unet``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hasten_miniatures.autoencoder import encode
 from hasten_miniatures.moving_pools import MAX_TOKENS, ClipPools, caption_ids, video_tokenizer
-from hasten_miniatures.on_policy import own_way_loss
+from hasten_miniatures.on_policy import on_policy_loss
 from hasten_miniatures.precision import mixed_precision
 from hasten_miniatures.product import Product
 from hasten_miniatures.references import References
@@ -22,7 +22,7 @@ from hasten_miniatures.t2i_unet import SIDE, build_scheduler
 from hasten_miniatures.text import vocabulary
 from hasten_miniatures.training import Recipe
 from hasten_miniatures.training_attention import matmul_attention
-from hasten_miniatures.unet3d import build_unet, inflate, own_levels, pictures_of, still, without_dropout
+from hasten_miniatures.unet3d import build_unet, inflate, levels_by_frame, pictures_of, still, without_dropout
 from hasten_miniatures.video_evaluate import evaluate_videos, video_sheet
 
 __all__ = [
@@ -44,21 +44,21 @@ CALL: dict[str, Any] = {
     "width": SIDE,
     "num_frames": FRAMES,
 }
-"""The call the miniature is meant for."""
+"""Recommended arguments of a call."""
 TEXT_LAYERS = 1
-"""Layers kept of the contrastive model's text tower."""
+"""Layers of the text tower of the contrastive model that are kept."""
 
 
 @torch.no_grad()
 def build_text_encoder(tower: Any) -> Any:
-    """The first layers of the contrastive model's text tower, with room for the words of motions.
+    """The first layers of the text tower of the contrastive model, with the words of motions added.
 
     Args:
         tower: its ``CLIPTextModelWithProjection``.
 
     Returns:
-        A ``CLIPTextModel`` for :func:`hasten_miniatures.moving_pools.video_tokenizer`; words that the tower does
-        not know keep the random embedding that they get here.
+        A ``CLIPTextModel`` for :func:`hasten_miniatures.moving_pools.video_tokenizer`; words that
+        the tower does not know have random embeddings.
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -89,32 +89,32 @@ def encode_text(encoder: Any, ids: Tensor) -> Tensor:
 
 
 class TextToVideoUNet(Recipe):
-    """Mean squared error of the velocity: single frames first, then pairs of frames, then longer and longer windows.
+    """Mean squared error of the velocity: single frames first, then pairs of frames, then longer windows.
 
-    What captions mean for a picture is learned from single frames, without the temporal layers, where a step takes a
-    third of the time. Begins with ``mini/t2i-unet``: its spatial layers are copied by name, the temporal branches start
-    at zero. The text encoder, which begins as the tower of the still pictures, learns together with the denoiser,
-    because it never met the words of motions.
+    **Single frames** teach what captions mean for a picture, without temporal layers, in a third of the time per step.
+    The run starts from ``mini/t2i-unet``: spatial layers are copied by name, temporal branches start at zero. The text
+    encoder starts as the tower of the still pictures and is trained too, since the words of motions are new to it.
 
-    A direction is learned from pairs: the first frame is clear and not in the loss, so that the other one is it, moved
-    by the same small step that the word for the direction tells. In longer windows that step has to be made many times
-    over and the word alone explains little, so that they come after, and only some of their steps have a clear frame;
-    in some, frames have noise levels of their own, in the others one for all, as in a call of the pipeline. Whole clips
-    share a high one, and in every other step of the last phase a very high one: there it is decided that all of their
-    frames show the same object on its way, for which ordinary draws of a level leave one step in thirteen. In a
-    refinement that step is one on ways of the denoiser's own (:mod:`hasten_miniatures.on_policy`).
+    **Pairs** teach directions: the first frame is clean and not part of the loss, and the second shows the same object
+    one small step further in the direction that the caption names.
+
+    **Longer windows** follow, since the caption explains little of many steps. Some training steps have a clean first
+    frame, some a separate noise level for each frame, and the others one level for all, as in a pipeline call. Whole
+    clips get high levels, and in every other step of the last phase very high ones. At these levels the model decides
+    that all frames show the same object on one trajectory; levels drawn as usual would reach them in one step of
+    thirteen. In a refinement, these steps are on-policy (:mod:`hasten_miniatures.on_policy`).
 
     Args:
         vae: the trained autoencoder.
         tower: the text tower of the contrastive model.
-        cache: folder that keeps the encoded pool for a resumed run.
-        clips: in the pool of single frames and in that of whole clips, by their frames.
+        cache: folder that stores the encoded pools for a resumed run.
+        clips: number of clips in each pool, by number of frames: single frames and whole clips.
     """
 
     name = "t2v-unet"
     schedule = Schedule(steps=15_000, learning_rate=1e-3, warmup=100, decay_from=0.6, average=0.995)
     batches: Mapping[int, int] = MappingProxyType({1: 32, 2: 16, 4: 8, 8: 4, 16: 2})
-    """Frames -> clips in a batch, 32 frames in all."""
+    """Number of frames -> clips per batch; 32 frames in total."""
     phases: tuple[tuple[float, tuple[int, ...]], ...] = (
         (0.4, (1,)),
         (0.4693, (2,)),
@@ -123,9 +123,9 @@ class TextToVideoUNet(Recipe):
         (5 / 6, (4, 8, 16, 16)),
         (1.0, (4, 16, 16, 16)),
     )
-    """Share of the run at which a phase ends -> frames of its windows, drawn evenly."""
+    """End of each phase as a share of the run, and the window lengths in frames, drawn uniformly."""
     decisive = 5 / 6
-    """From this share of the run on, whole clips have the levels at which noise becomes a trajectory."""
+    """From this share of the run on, whole clips have the noise levels at which the trajectory is decided."""
 
     def __init__(
         self, vae: Any, tower: Any, *, cache: Path | None = None, clips: dict[int, int] | None = None
@@ -134,7 +134,7 @@ class TextToVideoUNet(Recipe):
         self.pools = ClipPools(self._encode, clips or {1: 16_000, FRAMES: 3200}, cache)
         self.empty = caption_ids(video_tokenizer(), [""])
         self.scheduler = build_scheduler()
-        self.on_own_ways = False
+        self.on_policy = False
         self._references: References | None = None
         self._pictures: Any = None
 
@@ -145,23 +145,23 @@ class TextToVideoUNet(Recipe):
         )
 
     def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Begin with the picture model's weights, or go on from those of an earlier run."""
+        """Load the weights of the picture model, or those of an earlier run."""
         if any(name.startswith("unet.") for name in weights):
             super().inherit(model, weights)
         else:
             inflate(model["unet"], weights)  # type: ignore[index]
 
     def refine(self) -> None:
-        """As for every recipe, with the windows of the last phase alone, and every other step on own ways."""
+        """Keep only the windows of the last phase, and make every other step on-policy."""
         super().refine()
-        self.phases, self.decisive, self.on_own_ways = self.phases[-1:], 0.0, True
+        self.phases, self.decisive, self.on_policy = self.phases[-1:], 0.0, True
 
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch."""
-        if self.on_own_ways and step % 2:
-            return self._own_loss(model, generator), {"frames": float(FRAMES)}
+        if self.on_policy and step % 2:
+            return self._on_policy_loss(model, generator), {"frames": float(FRAMES)}
         frames = self._length(step, generator)
         clean, ids = self._batch(frames, generator)
         times, known = self._times(len(clean), frames, step, generator)
@@ -174,11 +174,11 @@ class TextToVideoUNet(Recipe):
         error = self._velocity(model, mixed, times, ids) - target
         return error[:, :, known:].square().mean(), {"frames": float(frames)}
 
-    def _own_loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
-        """Loss along two ways from noise that the recommended call would take."""
+    def _on_policy_loss(self, model: nn.Module, generator: torch.Generator) -> Tensor:
+        """Loss along two trajectories from noise, with the guidance of the recommended call."""
         if self._references is None:
             self._references = References.stored(self._encode, FRAMES, 16, self.pools.cache)
-        return own_way_loss(
+        return on_policy_loss(
             partial(self._velocity, model),
             self._references,
             self.scheduler,
@@ -190,12 +190,12 @@ class TextToVideoUNet(Recipe):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """A sheet of samples, and what the parser finds in them."""
+        """Write a sheet of samples; returns what the parser finds in them."""
         pipe = assemble(self.vae, model["text_encoder"], model["unet"])  # type: ignore[index]
         return video_sheet(pipe, CALL, folder / f"samples-{step:06d}.png")
 
     def _velocity(self, model: Any, mixed: Tensor, times: Tensor, ids: Tensor) -> Tensor:
-        """Velocity (B, C, F, H, W) at timesteps (B, F), float32, on the CPU as the pools are."""
+        """Velocity (B, C, F, H, W) at timesteps (B, F), float32 on the CPU."""
         device = next(model.parameters()).device
         with mixed_precision(device), matmul_attention():
             states = encode_text(model["text_encoder"], ids.to(device))
@@ -204,14 +204,16 @@ class TextToVideoUNet(Recipe):
 
     def _predicted(self, unet: Any, mixed: Tensor, times: Tensor, states: Tensor) -> Tensor:
         if mixed.shape[2] > 1:
-            with own_levels(unet, times):
-                return unet(mixed, times[:, -1], states, return_dict=False)[0]
+            with levels_by_frame(unet, times):
+                velocity: Tensor = unet(mixed, times[:, -1], states, return_dict=False)[0]
+                return velocity
         if self._pictures is None:
             self._pictures = pictures_of(unet)
-        return self._pictures(mixed[:, :, 0], times[:, 0], states, return_dict=False)[0].unsqueeze(2)
+        picture: Tensor = self._pictures(mixed[:, :, 0], times[:, 0], states, return_dict=False)[0]
+        return picture.unsqueeze(2)
 
     def _times(self, count: int, frames: int, step: int, generator: torch.Generator) -> tuple[Tensor, int]:
-        """Timesteps (B, F), and how many leading frames are clear."""
+        """Timesteps (B, F), and the number of clean leading frames."""
         end = self.scheduler.config.num_train_timesteps
         if frames == FRAMES and step >= self.decisive * self.schedule.steps:
             least = int((0.4, 0.7)[step % 2] * end)
@@ -242,17 +244,17 @@ class TextToVideoUNet(Recipe):
     def _encode(self, videos: Tensor) -> Tensor:
         """Latents (B, 4, F, 16, 16), frame by frame.
 
-        TextToVideoSDPipeline knows a scale of latents but no shift, so that the encoder's is taken back.
+        TextToVideoSDPipeline has a scale of latents but no shift, so the shift of the encoder is undone.
         """
         pictures = videos.transpose(1, 2).flatten(0, 1).to(self.vae.device)
         with mixed_precision(self.vae.device):
             latents = encode(self.vae, pictures).float()
-        shift = self.vae.config.shift_factor * self.vae.config.scaling_factor
+        shift: float = self.vae.config.shift_factor * self.vae.config.scaling_factor
         return (latents + shift).unflatten(0, (len(videos), -1)).transpose(1, 2)
 
 
 def _by_frame(function: Callable[..., Tensor], clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-    """A function of the scheduler, frame by frame: (B, C, F, H, W) with timesteps (B, F)."""
+    """Apply a function of the scheduler frame by frame: (B, C, F, H, W) with timesteps (B, F)."""
     flat = (x.transpose(1, 2).flatten(0, 1) for x in (clean, noise))
     return function(*flat, times.flatten()).unflatten(0, times.shape).transpose(1, 2).contiguous()
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from hasten.pipelines.mini.scenes import BACKGROUNDS, COLOURS, COUNTS, PLACES, SHAPES, SIZES, Group
+from hasten.pipelines.mini.scenes import BACKGROUNDS, COLOURS, COUNTS, PLACES, SHAPES, SIZES, ObjectGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,7 +20,7 @@ _PAD, _UNKNOWN, _START, _END = "<pad>", "<unk>", "<start>", "<end>"
 
 def vocabulary() -> dict[str, int]:
     """Word -> id for the captions of the scenes data set."""
-    plurals = [Group(2, "small", "red", shape, "at the top").phrase().split()[3] for shape in SHAPES]
+    plurals = [ObjectGroup(2, "small", "red", shape, "at the top").phrase().split()[3] for shape in SHAPES]
     phrases = [*COUNTS, *SIZES, *COLOURS, *SHAPES, *plurals, *PLACES, *BACKGROUNDS, "and on a background"]
     return number_words(phrases)
 

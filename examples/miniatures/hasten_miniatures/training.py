@@ -1,7 +1,7 @@
-"""The training loop of every miniature: seeded, resumable to the bit, with a curve on disk.
+"""The training loop of all miniatures: seeded, bit-exact when resumed, with a curve on disk.
 
-All randomness of step ``i`` comes from a generator that is a pure function of ``(seed, i)``, so a run that was
-killed and resumed equals an uninterrupted one without storing any generator state.
+All randomness of step ``i`` comes from a generator that depends only on ``(seed, i)``, so a resumed run equals an
+uninterrupted one without storing the state of a generator.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +21,60 @@ from hasten import owned
 from hasten_miniatures.checkpoints import Average, State
 from hasten_miniatures.provenance import describe_hardware, has_record, write_record
 from hasten_miniatures.schedule import Schedule
-from hasten_miniatures.warm_start import Beginning
+from hasten_miniatures.warm_start import WarmStart
 
-__all__ = ["Recipe", "step_generator", "train"]
+__all__ = ["Cadence", "Recipe", "step_generator", "train"]
 
 
 class Recipe(ABC):
-    """One miniature model: how to build it, its loss, and what to look at while it learns."""
+    """One miniature model: its architecture, its loss and its preview during training."""
 
     name: str
     schedule: Schedule
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """A fresh model; the caller has seeded torch."""
+        """An untrained model; the caller has seeded torch."""
 
     @abstractmethod
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one step and figures for the curve."""
+        """Loss of one step, and figures for the curve."""
 
     def refine(self) -> None:
-        """Change the schedule to that of a second run on top of a finished one: a lower peak, falling from early on."""
+        """Change the schedule for a run that refines a finished one: a lower peak and an early decay."""
         self.schedule = replace(
             self.schedule, learning_rate=0.6 * self.schedule.learning_rate, warmup=100, decay_from=0.2
         )
 
     def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Put the weights that a run begins with into its fresh ``model``."""
+        """Load initial weights into an untrained ``model``."""
         model.load_state_dict(weights)
 
     @abstractmethod
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Write pictures of the present state into ``folder``; returns figures for the curve."""
+        """Write pictures of the current state to ``folder``; returns figures for the curve."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The CPU generator of one step."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When a run saves, draws previews and stops.
+
+    Args:
+        save_every: steps between checkpoints; each replaces the previous one atomically.
+        preview_every: steps between previews.
+        stop_after: stop after this step; a later call resumes. ``None`` for the whole run.
+    """
+
+    save_every: int = 250
+    preview_every: int = 1000
+    stop_after: int | None = None
 
 
 def train(
@@ -68,49 +83,35 @@ def train(
     *,
     seed: int = 0,
     device: str = "cpu",
-    save_every: int = 250,
-    preview_every: int = 1000,
-    stop_after: int | None = None,
+    cadence: Cadence | None = None,
     command: str = "",
-    begin_with: Beginning | None = None,
+    begin_with: WarmStart | None = None,
 ) -> nn.Module:
-    """Train ``recipe`` in ``folder``, going on from its checkpoint if there is one.
+    """Train ``recipe`` in ``folder``, resuming from its checkpoint if there is one.
 
     Args:
-        recipe: what to train.
+        recipe: the recipe.
         folder: receives ``checkpoint.pt``, ``curve.jsonl`` and preview pictures.
-        seed: of initialisation and data.
+        seed: seed of initialisation and data.
         device: torch device.
-        save_every: steps between checkpoints; each replaces the last one atomically.
-        preview_every: steps between preview pictures.
-        stop_after: stop once this many steps are done (a later call goes on).
-        command: what the user typed, for the record of the finished run.
-        begin_with: weights to begin with instead of random ones.
+        cadence: when to save, draw previews and stop.
+        command: the command line, for the record of the finished run.
+        begin_with: initial weights; random by default.
 
     Returns:
         The model with the averaged weights, in evaluation mode.
 
     Raises:
-        CheckpointError: if the folder holds a checkpoint of another recipe, schedule, seed or beginning.
-        ConflictError: if another process trains in the folder.
+        CheckpointError: the folder contains a checkpoint of another recipe, schedule, seed or initial weights.
+        ConflictError: another process trains in the folder.
     """
+    cadence = cadence or Cadence()
     folder.mkdir(parents=True, exist_ok=True)
     with owned(folder):
         state, earlier = _start(recipe, seed, device, begin_with)
         state.resume(folder)
-        began = time.perf_counter() - state.seconds
         total = recipe.schedule.steps
-        last = min(total, stop_after or total)
-        for step in _progress(recipe.name, state.step, last, total):
-            loss, figures = _advance(recipe, state.model, state.optimizer, step, seed)
-            state.average.update(state.model, step)
-            state.step, state.seconds = step + 1, time.perf_counter() - began
-            if state.step % 10 == 0:
-                _log(folder, state, {"loss": float(loss), **figures})
-            if state.step % save_every == 0 or state.step == last:
-                state.save(folder)
-            if state.step % preview_every == 0 and state.step < total:
-                _log(folder, state, recipe.preview(_averaged(recipe, state, device), folder, state.step))
+        _train(recipe, state, folder, cadence, seed)
         result = _averaged(recipe, state, device)
         if state.step == total and not has_record(folder):
             _log(folder, state, recipe.preview(result, folder, state.step))
@@ -118,10 +119,28 @@ def train(
         return result
 
 
+def _train(recipe: Recipe, state: State, folder: Path, cadence: Cadence, seed: int) -> None:
+    """Make the remaining steps."""
+    began = time.perf_counter() - state.seconds
+    total = recipe.schedule.steps
+    last = min(total, cadence.stop_after or total)
+    device = str(next(state.model.parameters()).device)
+    for step in _progress(recipe.name, state.step, last, total):
+        loss, figures = _advance(recipe, state.model, state.optimizer, step, seed)
+        state.average.update(state.model, step)
+        state.step, state.seconds = step + 1, time.perf_counter() - began
+        if state.step % 10 == 0:
+            _log(folder, state, {"loss": float(loss), **figures})
+        if state.step % cadence.save_every == 0 or state.step == last:
+            state.save(folder)
+        if state.step % cadence.preview_every == 0 and state.step < total:
+            _log(folder, state, recipe.preview(_averaged(recipe, state, device), folder, state.step))
+
+
 def _start(
-    recipe: Recipe, seed: int, device: str, begin_with: Beginning | None
+    recipe: Recipe, seed: int, device: str, begin_with: WarmStart | None
 ) -> tuple[State, dict[str, Any]]:
-    """The state before the first step, and what the record has to say of an earlier run."""
+    """The state before the first step, and entries of the record about earlier runs."""
     torch.manual_seed(seed)
     model = recipe.build().to(device).train()
     schedule = recipe.schedule

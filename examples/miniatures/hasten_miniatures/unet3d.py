@@ -1,4 +1,4 @@
-"""The video U-Net of the miniatures: two levels, spatial layers as in the picture U-Net, temporal ones beside them."""
+"""The video U-Net of the miniatures: two levels, with the spatial layers of the picture U-Net and temporal layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hasten_miniatures.contrastive import WIDTH
 from hasten_miniatures.t2i_unet import SIDE
 
-__all__ = ["build_unet", "inflate", "own_levels", "pictures_of", "still", "without_dropout"]
+__all__ = ["build_unet", "inflate", "levels_by_frame", "pictures_of", "still", "without_dropout"]
 
 _SHARED = (
     "sample_size",
@@ -23,7 +23,7 @@ _SHARED = (
     "norm_num_groups",
     "cross_attention_dim",
 )
-"""Settings of the video model that its picture model has, too."""
+"""Settings that the video model shares with its picture model."""
 _RENAMED = {"up_blocks.1.": "up_blocks.0.", "up_blocks.2.": "up_blocks.1."}
 """Up blocks of the three-level picture model -> those of the two-level video model."""
 
@@ -45,7 +45,7 @@ def build_unet() -> Any:
 
 
 def still(unet: Any) -> Any:
-    """``unet`` with every temporal branch switched off: each frame is treated as a picture of its own."""
+    """Disable every temporal branch of ``unet``, so that each frame is a separate picture."""
     from diffusers.models.resnet import TemporalConvLayer
     from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 
@@ -62,9 +62,9 @@ def still(unet: Any) -> Any:
 
 
 def pictures_of(unet: Any) -> Any:
-    """A UNet2DConditionModel that shares the spatial weights of ``unet``: :func:`still` without its temporal layers.
+    """A UNet2DConditionModel that shares the spatial weights of ``unet``.
 
-    On single frames it takes a third of the time.
+    It computes single frames of a :func:`still` model in a third of the time.
     """
     from diffusers import UNet2DConditionModel
 
@@ -83,7 +83,7 @@ def pictures_of(unet: Any) -> Any:
 
 
 def inflate(unet: nn.Module, pictures: Mapping[str, Tensor]) -> list[str]:
-    """Copy what a picture U-Net of three levels knows into ``unet``, all but its innermost level.
+    """Copy the weights of a picture U-Net of three levels into ``unet``, except for its innermost level.
 
     Args:
         unet: of :func:`build_unet`.
@@ -105,7 +105,7 @@ def inflate(unet: nn.Module, pictures: Mapping[str, Tensor]) -> list[str]:
 
 
 def without_dropout(unet: Any) -> Any:
-    """The class puts dropout into its temporal convolutions; a model this small needs none."""
+    """Disable the dropout of the temporal convolutions, which a model of this size does not need."""
     for module in unet.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -113,8 +113,8 @@ def without_dropout(unet: Any) -> Any:
 
 
 @contextmanager
-def own_levels(unet: Any, times: Tensor) -> Iterator[None]:
-    """``unet`` with timesteps (B, F) for every frame of a sample, where its class repeats one for all of them."""
+def levels_by_frame(unet: Any, times: Tensor) -> Iterator[None]:
+    """Within this context, ``unet`` uses timesteps (B, F), one per frame, instead of one for all frames of a sample."""
     from diffusers.models.resnet import ResnetBlock2D
 
     embedded = unet.time_embedding(unet.time_proj(times.flatten()))

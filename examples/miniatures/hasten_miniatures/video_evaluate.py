@@ -1,4 +1,4 @@
-"""Does the video miniature show what it is asked for, moving the way it is asked to? Two judges, two splits."""
+"""Evaluation of video miniatures: share of the requested attributes and motions, by two judges, for two splits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hasten_miniatures.motion import Frames, VideoClassifier, VideoParser
 __all__ = ["BARS", "evaluate_videos", "generate_videos", "video_sheet"]
 
 BARS = {"motion": 0.8, "classifier": 0.8, "parser": 0.7}
-"""Judge -> least share of videos that move as asked, and of other attributes that are right. The parser, which compares
-outlines, does not know all shapes again in what the autoencoder makes of real videos either."""
+"""Judge -> required share of right motions or of other right attributes. The parser compares outlines, and does not
+recognise all shapes of real videos after the autoencoder either."""
 _MODEL = "mini/t2v-dit"
 
 
@@ -33,7 +33,7 @@ def generate_videos(
     batch: int = 8,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Frames]:
-    """One video per caption; video ``i`` starts from the noise of seed ``seed + i`` whatever the batch size.
+    """One video per caption; video ``i`` starts from the noise of seed ``seed + i``, for any batch size.
 
     Returns:
         Of each, (F, H, W, 3), RGB in [0, 1].
@@ -55,7 +55,7 @@ def evaluate_videos(
     seed: int,
     progress: Callable[[int], None],
 ) -> list[Row]:
-    """Sample ``count`` prompts of both splits; one row for motion, and one for the other attributes by each judge.
+    """Generate ``count`` prompts of both splits. Returns a row for motion, and a row per judge for other attributes.
 
     Args:
         pipe: the text-to-video pipeline.
@@ -79,10 +79,10 @@ def evaluate_videos(
 
 
 def video_sheet(pipe: Any, call: Mapping[str, Any], path: Path, count: int = 8) -> dict[str, float]:
-    """Sample captions of both splits into one PNG, every other frame of a video in a row.
+    """Write samples of both splits to one PNG, a video per row with every other frame.
 
     Returns:
-        Share of what is asked for that the parser finds, by kind of attribute.
+        Share of the requested attributes that the parser finds, by kind of attribute.
     """
     captions = prompts(count // 2, 5, "train", _MODEL) + prompts(count - count // 2, 5, "held_out", _MODEL)
     videos = generate_videos(pipe, captions, call)

@@ -1,4 +1,4 @@
-"""The weights a run begins with, if not random ones: those of a finished run, or of a bundled model."""
+"""Initial weights from a finished run or a bundled model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hasten.weights import read_tensors
 from hasten_miniatures.checkpoints import read_average
 from hasten_miniatures.provenance import read_record, read_shipped_chain
 
-__all__ = ["Beginning", "beginning"]
+__all__ = ["WarmStart", "load_warm_start"]
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Weights to begin with and where they come from.
+class WarmStart:
+    """Initial weights and their origin.
 
     Args:
-        weights: a state dict; of a bundled model what its run trained, mostly the denoiser.
-        recipe: name of the recipe that made them.
-        record: of the run that made them, or, with the key ``bundled``, the name of the shipped model; with it the
-            records of its runs as ``chain``, where they are shipped.
+        weights: a state dict; for a bundled model, the part that its run trained, usually the denoiser.
+        recipe: name of the recipe of these weights.
+        record: record of their run. For a bundled model, its name (``bundled``) and the records of its runs
+            (``chain``), if they are shipped.
     """
 
     weights: Mapping[str, Tensor]
@@ -34,24 +34,24 @@ class Beginning:
     record: Mapping[str, Any]
 
 
-def beginning(source: str | Path) -> Beginning:
-    """Read the weights that ``source`` stands for.
+def load_warm_start(source: str | Path) -> WarmStart:
+    """Load the weights of a finished run or of a bundled model.
 
     Args:
-        source: folder of a finished run, or the name of a bundled model (``"mini/..."``).
+        source: folder of the run, or the name of the model (``"mini/..."``).
 
     Raises:
-        CheckpointError: if the folder holds no finished run.
-        UnsupportedError: for an unknown bundled model.
+        CheckpointError: the folder contains no finished run.
+        UnsupportedError: the bundled model is unknown.
     """
     if Path(source).is_dir() or not str(source).startswith("mini/"):
         folder = Path(source)
         record = read_record(folder)
-        return Beginning(read_average(folder), record["recipe"], record)
+        return WarmStart(read_average(folder), record["recipe"], record)
     return _bundled(str(source))
 
 
-def _bundled(name: str) -> Beginning:
+def _bundled(name: str) -> WarmStart:
     from hasten_miniatures.export import product
 
     folder, made = path(name), product(name.removeprefix("mini/"))
@@ -60,7 +60,7 @@ def _bundled(name: str) -> Beginning:
         weights = {f"{part}.{key}": value for part in parts for key, value in _part(folder / part).items()}
     else:
         weights = _part(next(folder / part for part in ("transformer", "unet") if (folder / part).is_dir()))
-    return Beginning(weights, recipe, {"bundled": name, "command": name, "chain": read_shipped_chain(folder)})
+    return WarmStart(weights, recipe, {"bundled": name, "command": name, "chain": read_shipped_chain(folder)})
 
 
 def _part(folder: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from PIL import Image
 from hasten._errors import ConfigError
 from hasten.pipelines.mini.parser import observe
 from hasten.pipelines.mini.render import render_scenes
-from hasten.pipelines.mini.scenes import Group, Scene, sample_scene
+from hasten.pipelines.mini.scenes import ObjectGroup, Scene, sample_scene
 from hasten.pipelines.mini.scoring import PixelParser
 
 
@@ -34,7 +34,7 @@ def test_a_little_noise_does_not_matter(noise):
 
 def asked(**changes):
     base = {"count": 1, "size": "large", "colour": "red", "shape": "circle", "place": "on the left"}
-    return Scene((Group(**(base | changes)),), "white").caption()
+    return Scene((ObjectGroup(**(base | changes)),), "white").caption()
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,20 @@ def asked(**changes):
     ],
 )
 def test_names_exactly_the_attribute_that_differs(pictures, wrong, changes):
-    scene = Scene((Group(1, "large", "red", "circle", "on the left"),), "white")
+    scene = Scene((ObjectGroup(1, "large", "red", "circle", "on the left"),), "white")
     (verdict,) = PixelParser().score(pictures([scene], 128), [asked(**changes)]).verdicts
     assert [name for name, right in verdict.items() if not right] == [wrong]
 
 
 def test_swapped_objects_are_noticed(pictures):
     left, right = (
-        Group(1, "large", "red", "circle", "on the left"),
-        Group(1, "small", "blue", "star", "on the right"),
+        ObjectGroup(1, "large", "red", "circle", "on the left"),
+        ObjectGroup(1, "small", "blue", "star", "on the right"),
     )
     swapped = Scene(
         (
-            Group(1, "small", "blue", "star", "on the left"),
-            Group(1, "large", "red", "circle", "on the right"),
+            ObjectGroup(1, "small", "blue", "star", "on the left"),
+            ObjectGroup(1, "large", "red", "circle", "on the right"),
         ),
         "white",
     )
@@ -70,8 +70,8 @@ def test_swapped_objects_are_noticed(pictures):
 
 
 def test_an_object_too_many_is_a_wrong_count(pictures):
-    three = Scene((Group(3, "small", "red", "circle", "at the top"),), "white")
-    two = Scene((Group(2, "small", "red", "circle", "at the top"),), "white")
+    three = Scene((ObjectGroup(3, "small", "red", "circle", "at the top"),), "white")
+    two = Scene((ObjectGroup(2, "small", "red", "circle", "at the top"),), "white")
     (verdict,) = PixelParser().score(pictures([three], 128), [two.caption()]).verdicts
     assert not verdict["count 1"]
     assert verdict["colour 1"]

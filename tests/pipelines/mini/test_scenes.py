@@ -9,7 +9,7 @@ from hasten.pipelines.mini.scenes import (
     HELD_OUT,
     PLACES,
     SHAPES,
-    Group,
+    ObjectGroup,
     Scene,
     is_scene_caption,
     parse_caption,
@@ -39,7 +39,7 @@ def test_every_held_out_scene_shows_a_held_out_combination():
 
 def test_held_out_is_a_tenth_or_so_of_single_objects():
     combinations = list(itertools.product(SHAPES, COLOURS, PLACES))
-    share = sum(Group(1, "large", c, s, p).held_out for s, c, p in combinations) / len(combinations)
+    share = sum(ObjectGroup(1, "large", c, s, p).held_out for s, c, p in combinations) / len(combinations)
     assert 0.1 < share < 0.16
 
 
@@ -60,7 +60,7 @@ def test_captions_round_trip(split):
 
 
 def test_plural_of_a_shape_that_ends_in_s():
-    scene = Scene((Group(3, "small", "green", "cross", "at the top"),), "black")
+    scene = Scene((ObjectGroup(3, "small", "green", "cross", "at the top"),), "black")
     assert scene.caption() == "three small green crosses at the top on a black background"
     assert parse_caption(scene.caption()) == scene
 

@@ -88,7 +88,7 @@ def filmed(out: str, options: dict[str, Any], fault: dict[str, Any] | None = Non
     from families import seeded
 
     from hasten._errors import HastenError
-    from hasten.plugins.video_infinity.film import write_video
+    from hasten.plugins.video_infinity.long_video import write_video
 
     family = (fault or {}).get("family", "wan")
     pipe = build(family)

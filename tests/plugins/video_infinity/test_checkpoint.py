@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import hasten
 from hasten._errors import CheckpointError
-from hasten.plugins.video_infinity.checkpoint import Checkpoints, Saved, read_identity, write_identity
+from hasten.plugins.video_infinity.checkpoint import Checkpoints, ClipState, read_identity, write_identity
 
 STEP, CLIPS = 4, range(2)
 
@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Checkpoints:
     for step in (2, STEP):
         for clip in CLIPS:
             tensors = {"latents": torch.full((1, 2, 3), float(step * 10 + clip)), "generator": torch.zeros(8)}
-            store.save(step, clip, Saved(tensors, {"clip": clip}))
+            store.save(step, clip, ClipState(tensors, {"clip": clip}))
     return store
 
 

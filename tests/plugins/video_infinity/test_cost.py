@@ -4,8 +4,8 @@ import pytest
 
 from hasten.plugins.video_infinity.cost import (
     Link,
-    Part,
-    Run,
+    MeasuredRun,
+    Messages,
     attention_bytes,
     efficiency,
     fit,
@@ -16,8 +16,10 @@ from hasten.plugins.video_infinity.cost import (
 LINK = Link(2e-3, 5e8)
 
 
-def measured(ranks: int, compute: float, rounds: int, received: int) -> Run:
-    return Run(ranks, compute + rounds * LINK.latency + received / LINK.rate, compute, rounds, received)
+def measured(ranks: int, compute: float, rounds: int, received: int) -> MeasuredRun:
+    return MeasuredRun(
+        ranks, compute + rounds * LINK.latency + received / LINK.rate, compute, rounds, received
+    )
 
 
 def test_the_link_of_made_up_runs_is_found() -> None:
@@ -33,18 +35,18 @@ def test_the_link_of_made_up_runs_is_found() -> None:
 
 
 def test_one_run_is_explained_by_both_in_equal_parts() -> None:
-    run = Run(2, 1.2, 1.0, 100, 1_000_000)
+    run = MeasuredRun(2, 1.2, 1.0, 100, 1_000_000)
     link = fit([run])
     assert predict(run, 2, link) == pytest.approx(1.0 / 1.2)
     assert predict(run, 8, link) < predict(run, 2, link)
     assert predict(run, 8, link) == predict(run, 64, link)
     with pytest.raises(ValueError, match="without messages"):
-        fit([Run(1, 1.0, 1.0, 0, 0)])
+        fit([MeasuredRun(1, 1.0, 1.0, 0, 0)])
 
 
 def test_two_kinds_of_links_add_up() -> None:
     fast, slow = Link(1e-5, 1e11), Link(1e-4, 1e10)
-    parts = [Part(1000, 1e9, fast), Part(1000, 1e9, slow)]
+    parts = [Messages(1000, 1e9, fast), Messages(1000, 1e9, slow)]
     assert [part.seconds for part in parts] == pytest.approx([0.02, 0.2])
     assert efficiency(0.78, parts) == pytest.approx(0.78)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from clip_reference import frame_mask
 
+from hasten.plugins.video_infinity.lse_attention import attend_with_lse
 from hasten.plugins.video_infinity.math import (
     entropy_scale,
     group_moments,
@@ -20,7 +21,6 @@ from hasten.plugins.video_infinity.math import (
     scope_bias,
 )
 from hasten.plugins.video_infinity.reanchored import anchored_positions
-from hasten.plugins.video_infinity.segments import attend
 from hasten.schedules.clips import Scope
 
 
@@ -50,7 +50,7 @@ def test_moments_of_half_precision_are_summed_in_single() -> None:
 @pytest.mark.parametrize("bias", [0.0, 10.0, -10.0])
 def test_merged_segments_are_attention_over_their_union(dtype: torch.dtype, bias: float) -> None:
     q, k, v = (torch.randn(2, 3, n, 16).to(dtype) for n in (5, 9, 9))
-    parts = [attend(q, k[:, :, a:b], v[:, :, a:b]) for a, b in ((0, 4), (4, 9))]
+    parts = [attend_with_lse(q, k[:, :, a:b], v[:, :, a:b]) for a, b in ((0, 4), (4, 9))]
     merged = merge_segments([o for o, _ in parts], [s for _, s in parts], [0.0, bias])
     scores = q.float() @ k.float().transpose(-1, -2) / 4 + torch.tensor([0.0] * 4 + [bias] * 5)
     expected = scores.softmax(-1) @ v.float()
@@ -60,7 +60,7 @@ def test_merged_segments_are_attention_over_their_union(dtype: torch.dtype, bias
 
 def test_an_empty_segment_weighs_nothing() -> None:
     q, k, v = (torch.randn(1, 2, n, 8) for n in (3, 4, 4))
-    out, lse = attend(q, k, v)
+    out, lse = attend_with_lse(q, k, v)
     nothing = torch.full_like(lse, -math.inf)
     assert torch.equal(merge_segments([out, torch.zeros_like(out)], [lse, nothing], [0.0, 10.0]), out)
     with pytest.raises(ValueError, match="at least one segment"):
@@ -70,7 +70,7 @@ def test_an_empty_segment_weighs_nothing() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_segments_in_every_precision(dtype: torch.dtype) -> None:
     q, k, v = (torch.randn(1, 2, n, 8, dtype=dtype) for n in (3, 4, 4))
-    out, lse = attend(q, k, v, scale=0.3)
+    out, lse = attend_with_lse(q, k, v, scale=0.3)
     scores = q @ k.transpose(-1, -2) * 0.3
     assert torch.allclose(out, scores.softmax(-1) @ v, atol=1e-6)
     assert torch.allclose(lse, scores.logsumexp(-1).float(), atol=1e-6)

@@ -14,8 +14,8 @@ from clip_faults import filmed
 from clip_launch import Ranks
 from families import seeded
 
-from hasten.plugins.video_infinity.encode import Film, PictureFolder
-from hasten.plugins.video_infinity.film import write_video
+from hasten.plugins.video_infinity.long_video import write_video
+from hasten.plugins.video_infinity.video_file import PictureFolder, VideoFile
 
 OPTIONS = {"halo": 1, "global_frames": 2, "clips": 2}
 STEPS = 3
@@ -42,7 +42,7 @@ class _Stop(BaseException):
 @pytest.fixture
 def stopped_while_decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Ends the run where the second piece of the video would be written."""
-    for kind in (Film, PictureFolder):
+    for kind in (VideoFile, PictureFolder):
         count: list[int] = []
 
         def write(self: Any, frames: torch.Tensor, write: Any = kind.write, count: Any = count) -> None:

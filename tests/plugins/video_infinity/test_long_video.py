@@ -28,11 +28,17 @@ from hasten._adapters.decoders import FrameDecoder, TiledDecoder
 from hasten._errors import ConfigError, HastenError
 from hasten.pipelines.adapters import find
 from hasten.pipelines.adapters.ltx import LTXDecoder
-from hasten.plugins.video_infinity import encode
+from hasten.plugins.video_infinity import video_file
 from hasten.plugins.video_infinity.checkpoint import write_whole
 from hasten.plugins.video_infinity.decode import as_pixels
-from hasten.plugins.video_infinity.encode import Film, PictureFolder, check_output, join_segments
-from hasten.plugins.video_infinity.film import write_video
+from hasten.plugins.video_infinity.long_video import write_video
+from hasten.plugins.video_infinity.video_file import (
+    Encoding,
+    PictureFolder,
+    VideoFile,
+    check_output,
+    join_segments,
+)
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -51,7 +57,7 @@ def test_segments_join_without_encoding_again(tmp_path: Path, suffix: str) -> No
     parts = []
     for first, count in ((0, 20), (20, 7), (27, 13)):
         parts.append(tmp_path / f"{first}{suffix}")
-        with Film(parts[-1], Fraction(24000, 1001)) as film:
+        with VideoFile(parts[-1], Encoding(Fraction(24000, 1001))) as film:
             film.write(ramp(first, count))
     with pytest.raises(HastenError, match="they have 40 frames instead of 41"):
         join_segments(parts, tmp_path / f"all{suffix}", 41)
@@ -70,7 +76,7 @@ def test_segments_join_without_encoding_again(tmp_path: Path, suffix: str) -> No
 
 
 def test_a_film_that_is_cut_short_plays_up_to_there(tmp_path: Path) -> None:
-    with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+    with VideoFile(tmp_path / "a.mp4", Encoding()) as film:
         film.write(ramp(0, 50))
     content = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: int(len(content) * 0.6)])
@@ -83,7 +89,7 @@ def test_a_film_that_is_cut_short_plays_up_to_there(tmp_path: Path) -> None:
 
 def test_an_error_leaves_no_film(tmp_path: Path) -> None:
     def fail() -> None:
-        with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+        with VideoFile(tmp_path / "a.mp4", Encoding()) as film:
             film.write(ramp(0, 3))
             raise RuntimeError("decoder")
 
@@ -92,7 +98,7 @@ def test_an_error_leaves_no_film(tmp_path: Path) -> None:
     assert not (tmp_path / "a.mp4").exists()
     with (
         pytest.raises(HastenError, match="cannot be written"),
-        Film(tmp_path / "no" / "b.mp4", Fraction(8)) as film,
+        VideoFile(tmp_path / "no" / "b.mp4", Encoding()) as film,
     ):
         film.write(ramp(0, 3))
     with pytest.raises(HastenError, match="could not be joined"):
@@ -193,7 +199,7 @@ def test_pixels_of_a_divided_run_are_those_of_the_pipeline() -> None:
         assert torch.allclose(baseline(pipe, "wan", **arguments), expected, atol=1e-6)
 
 
-class KeptFilm(Film):
+class KeptVideo(VideoFile):
     """Also keeps the frames as they are given to the encoder."""
 
     def write(self, frames: torch.Tensor) -> None:
@@ -208,7 +214,7 @@ class KeptFilm(Film):
 
 
 def kept_frames(path: Path) -> np.ndarray:
-    """What :class:`KeptFilm` kept of a video, of all of its segments."""
+    """What :class:`KeptVideo` kept of a video, of all of its segments."""
     parts = sorted(path.parent.glob(f"{path.name}.clip-*.npy")) or [
         path.parent / f"{path.parent.stem}.{path.stem}.npy"
     ]
@@ -217,17 +223,17 @@ def kept_frames(path: Path) -> np.ndarray:
 
 def film(family: str, out: str, options: dict[str, Any]) -> None:
     """One rank of the test below; the second video of a process counts its frames anew."""
-    from hasten.plugins.video_infinity import film as module
+    from hasten.plugins.video_infinity import long_video as module
 
     told: list[str] = []
     first = {**seeded(family), **call(family, 4)}
     assert write_video(build(family), f"{out}.first.mkv", first, {**options, "clips": 2}).frames < 15
     given = {**seeded(family), **call(family, 7)}
-    module.Film = KeptFilm  # type: ignore[misc]  # in a process of its own
-    filmed = write_video(build(family), out, given, options, fps=8, tell=told.append)
-    if filmed.rank == 0:
-        assert f"{filmed.frames} frames written" in told
-        Path(f"{out}.json").write_text(json.dumps([filmed.frames, filmed.world, sorted(filmed.traffic)]))
+    module.VideoFile = KeptVideo  # type: ignore[misc]  # in a process of its own
+    video = write_video(build(family), out, given, options, tell=told.append)
+    if video.rank == 0:
+        assert f"{video.frames} frames written" in told
+        Path(f"{out}.json").write_text(json.dumps([video.frames, video.world, sorted(video.traffic)]))
 
 
 @pytest.mark.parametrize(("family", "count"), [("text-to-video", 7), ("wan", 25)])
@@ -259,7 +265,7 @@ def test_the_encoder_keeps_pictures_but_not_their_last_bit(tmp_path: Path, chang
     second = first + (torch.rand(first.shape, generator=noise) < changed).to(torch.uint8)
     found = []
     for name, clip in (("a", first), ("b", second)):
-        with Film(tmp_path / f"{name}.mp4", Fraction(8)) as film:
+        with VideoFile(tmp_path / f"{name}.mp4", Encoding()) as film:
             film.write(clip)
         found.append(frames_of(tmp_path / f"{name}.mp4").astype(int))
         assert np.abs(found[-1] - clip.numpy().astype(int)).mean() < 6
@@ -275,7 +281,7 @@ def test_a_full_disk_is_named_while_encoding(tmp_path: Path) -> None:
     )
 
     def encode() -> None:
-        with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+        with VideoFile(tmp_path / "a.mp4", Encoding()) as film:
             film.write(noise)
 
     with pytest.raises(HastenError, match=r"a\.part\.mp4 cannot be written: .*No space left on device"):
@@ -284,15 +290,15 @@ def test_a_full_disk_is_named_while_encoding(tmp_path: Path) -> None:
 
 
 def test_an_encoder_that_fails_behind_a_full_queue_ends_the_film(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(encode, "_WAITING", 2)
+    monkeypatch.setattr(video_file, "_WAITING", 2)
     went_on = threading.Event()
 
-    def fail(self: Film, av: Any) -> None:
+    def fail(self: VideoFile, av: Any) -> None:
         went_on.wait(20)
         raise OSError("no space")
 
-    monkeypatch.setattr(Film, "_encode_all", fail)
-    film = Film(tmp_path / "a.mp4", Fraction(8))
+    monkeypatch.setattr(VideoFile, "_encode_all", fail)
+    film = VideoFile(tmp_path / "a.mp4", Encoding())
     film.write(ramp(0, 2))  # the queue is full
     threading.Timer(0.3, went_on.set).start()
     with pytest.raises(HastenError, match="no space"):
@@ -318,7 +324,7 @@ def test_files_are_renamed_within_their_folder(tmp_path: Path, monkeypatch: pyte
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+    with VideoFile(tmp_path / "a.mp4", Encoding()) as film:
         film.write(ramp(0, 9))
     join_segments([tmp_path / "a.mp4"], tmp_path / "b.mp4", 9)
     PictureFolder(tmp_path / "p").write(ramp(0, 1))
@@ -345,7 +351,7 @@ def test_first_frames_are_on_disk_before_the_last_clip_is_decoded(tmp_path: Path
 
 
 def test_frames_in_order_reach_the_disk_while_others_are_decoded(tmp_path: Path) -> None:
-    with Film(tmp_path / "a.mp4", Fraction(8)) as film:
+    with VideoFile(tmp_path / "a.mp4", Encoding()) as film:
         for first in range(0, 160, 16):
             film.write(ramp(first % 32, 16))
         for _ in range(100):

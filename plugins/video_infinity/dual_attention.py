@@ -1,8 +1,8 @@
 """Dual-scope attention of transformers whose tokens are all positions of all frames.
 
-Window and global frames are separate segments of keys. Each is computed by a fused kernel without a mask, one query
-frame at a time where windows differ, and merged by log-sum-exp; a bias is a shift of it. What needs no neighbour is
-computed before waiting for them.
+The window and the global frames are separate segments of keys. Attention to each is computed by a fused kernel without
+a mask, one query frame at a time if windows differ. The results are merged by log-sum-exp; a bias shifts it. Segments
+without remote frames are computed before waiting for the neighbours.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hasten.extend import AttentionCall
 from hasten.plugins.video_infinity.clip import ClipForward
+from hasten.plugins.video_infinity.lse_attention import attend_with_lse
 from hasten.plugins.video_infinity.math import entropy_scale, merge_segments, rotate
-from hasten.plugins.video_infinity.segments import attend
 from hasten.schedules.clips import Scope, compressed
 
 __all__ = ["ContextKeys", "DualAttention", "Keys", "OwnKeys"]
@@ -31,14 +31,14 @@ class Keys(NamedTuple):
 
 
 class OwnKeys(NamedTuple):
-    """Keys and values of the clip's own tokens, and of text tokens where they share the sequence."""
+    """Keys and values of the video tokens of the clip, and of text tokens if they are in the same sequence."""
 
     video: Keys
     text: Keys | None
 
 
 class ContextKeys(NamedTuple):
-    """Keys and values of frames of other clips, and of the chosen ones."""
+    """Keys and values of the frames on both sides of the clip, and of the global frames."""
 
     left: Keys
     right: Keys
@@ -50,13 +50,13 @@ Segment = tuple[Tensor, Tensor]
 
 @dataclass
 class DualAttention:
-    """One clip's attention in one layer.
+    """The attention of one clip in one layer.
 
     Args:
         clip: the clip.
-        call: the attention as the layer asked for it.
+        call: the attention call of the layer.
         own: keys and values of the clip.
-        wait: waits for those of other clips.
+        wait: waits for keys and values of other clips.
     """
 
     clip: ClipForward
@@ -65,7 +65,7 @@ class DualAttention:
     wait: Callable[[], ContextKeys]
 
     def compute(self) -> Tensor:
-        """The output for all query tokens of the clip, text included."""
+        """The output for all query tokens of the clip, including text."""
         self._each = self.own.video.key.shape[2] // self.clip.length
         video, text = self._queries()
         inside = self._inside(video)
@@ -92,12 +92,12 @@ class DualAttention:
         return query * factors.repeat_interleave(self._each)[:, None]
 
     def _attend(self, query: Tensor, keys: Keys) -> Segment:
-        return attend(query, keys.key, keys.value, self.call.scale)
+        return attend_with_lse(query, keys.key, keys.value, self.call.scale)
 
     # --- local scope
 
     def _inside(self, query: Tensor) -> list[Segment | None]:
-        """Local segments of the query frames that need no other clip; in block mode the clip's part of all."""
+        """Attention to the window for query frames that need no other clip; in block mode, attention to the clip."""
         scope = self.clip.scope
         if scope.block:
             return [self._attend(query, self.own.video)]
@@ -146,7 +146,7 @@ class DualAttention:
             segments.append(self._attend(far_query, far))
             biases.append(far_bias)
         if self.own.text is not None:
-            # The favoured scope must not drown the prompt, so text shares its bias.
+            # Text gets the bias of the favoured scope, so that the prompt keeps its weight.
             segments += [self._attend_text(query)]
             biases.append(max(self.clip.biases))
         if len(segments) == 1:
@@ -157,7 +157,7 @@ class DualAttention:
     # --- global scope
 
     def _far_scope(self, query: Tensor, chosen: Keys) -> tuple[Tensor, Keys]:
-        """Queries and global keys, turned from true positions to those squeezed into the trained length."""
+        """Queries and global keys, rotated from true positions to positions scaled to the trained length."""
         clip, scope = self.clip, self.clip.scope
         if clip.config.rotary == "absolute" or clip.rotary is None or not scope.chosen:
             return query, chosen
@@ -168,10 +168,10 @@ class DualAttention:
         return self._rotate(query, own), Keys(self._rotate(chosen.key, far), chosen.value)
 
     def _turn(self, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the angle between true and squeezed positions."""
+        """Cosine and sine of the angle between true and scaled positions."""
         clip = self.clip
         if clip.rotary is None:
-            raise RuntimeError("positions can be squeezed only where they are rotary")
+            raise RuntimeError("only rotary positions can be scaled")
         squeezed = [compressed(frame, clip.scope.frames, clip.trained) for frame in frames]
         cos, sin = clip.rotary.at(list(frames))
         to_cos, to_sin = clip.rotary.at(squeezed)
@@ -187,7 +187,7 @@ class DualAttention:
     # --- text among the video tokens
 
     def _attend_text(self, query: Tensor) -> Segment:
-        """Attention to text keys, those that the layer's mask hides left out."""
+        """Attention to the text keys that the mask of the layer does not hide."""
         text = self.own.text
         if text is None:
             raise RuntimeError("this layer has no text tokens")
@@ -195,7 +195,7 @@ class DualAttention:
         if len(set(counts)) == 1:
             return self._attend(query, Keys(*(t[:, :, : counts[0]] for t in text)))
         each = [
-            attend(
+            attend_with_lse(
                 query[i : i + 1], text.key[i : i + 1, :, :n], text.value[i : i + 1, :, :n], self.call.scale
             )
             for i, n in enumerate(counts)
@@ -203,7 +203,7 @@ class DualAttention:
         return torch.cat([o for o, _ in each]), torch.cat([s for _, s in each])
 
     def _text_counts(self, text: Keys) -> list[int]:
-        """Valid text tokens of every sample; padding is at the end in every family."""
+        """Number of valid text tokens of every sample; padding is at the end in all families."""
         mask, length = self.call.mask, text.key.shape[2]
         if mask is None or mask.dtype != torch.bool:
             return [length] * len(text.key)
@@ -217,7 +217,7 @@ class DualAttention:
         return counts
 
     def _text_output(self, query: Tensor, context: ContextKeys) -> Tensor:
-        """What text tokens see: the whole video, or text and the clip with its context."""
+        """The output for text tokens: they attend to the whole video, or to text, clip and context."""
         if self.clip.config.text_scope == "global":
             return self._global_text(query)
         scope = self.clip.scope
@@ -234,7 +234,7 @@ class DualAttention:
         return merge_segments(outputs, sums, [0.0] * len(segments))
 
     def _global_text(self, query: Tensor) -> Tensor:
-        """One text stream for the video: every clip attends to its own frames, the first one also to the text."""
+        """One text stream: in every clip, text attends to its frames, and in the first clip also to itself."""
         segments = [self._attend(query, self.own.video)]
         if self.clip.index == 0:
             segments.append(self._attend_text(query))
@@ -260,7 +260,7 @@ def _subset(chosen: Keys, scope: Scope, frame: int, each: int) -> Keys | None:
 
 
 def _pick(keys: Keys, frames: tuple[int, ...], wanted: tuple[int, ...], each: int) -> Keys | None:
-    """Tokens of the ``wanted`` among ``frames``, ``None`` if there are none."""
+    """Tokens of the ``wanted`` frames among ``frames``; ``None`` if no frame is wanted."""
     if not wanted:
         return None
     if wanted == frames:

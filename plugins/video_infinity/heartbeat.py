@@ -1,4 +1,4 @@
-"""Signs of life, by which a process that has ended is told from one that is busy."""
+"""Heartbeats, which distinguish a process that has ended from one that is busy."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import time
 
 import torch.distributed as dist
 
-__all__ = ["PATIENCE", "Pulse"]
+__all__ = ["HEARTBEAT_TIMEOUT", "Heartbeat"]
 
 _EVERY = 0.5
-PATIENCE = 3.0
-"""Seconds without a sign of life after which a process counts as ended."""
+HEARTBEAT_TIMEOUT = 3.0
+"""Seconds without a heartbeat after which a process counts as ended."""
 
 
-class Pulse:
-    """Counts in the store, twice a second, in a thread of its own, and looks at the others' counts.
+class Heartbeat:
+    """Increments a counter in the store twice a second, in a background thread, and reads those of the others.
 
     Args:
-        store: shared by all processes.
-        rank: this process.
-        world: how many there are.
+        store: the store that all processes share.
+        rank: rank of this process.
+        world: number of processes.
     """
 
     def __init__(self, store: dist.Store, rank: int, world: int) -> None:
@@ -33,12 +33,12 @@ class Pulse:
         self._thread.start()
 
     def ended(self) -> set[int]:
-        """Ranks that have given no sign of life for :data:`PATIENCE` seconds."""
+        """Ranks without a heartbeat for :data:`HEARTBEAT_TIMEOUT` seconds."""
         now = time.monotonic()
-        return {rank for rank, (_, at) in self._seen.items() if now - at > PATIENCE}
+        return {rank for rank, (_, at) in self._seen.items() if now - at > HEARTBEAT_TIMEOUT}
 
     def stop(self) -> None:
-        """Fall silent, and end the thread."""
+        """Stop the heartbeat and its thread."""
         self._stopped.set()
         self._thread.join()
 
@@ -47,14 +47,14 @@ class Pulse:
         while not self._stopped.wait(_EVERY):
             count += 1
             try:
-                self._store.set(f"pulse/{self._rank}", str(count))
+                self._store.set(f"heartbeat/{self._rank}", str(count))
                 for rank in self._others:
                     self._look(rank)
-            except RuntimeError:  # the store went down with the process that kept it
+            except RuntimeError:  # the process that hosted the store is gone
                 return
 
     def _look(self, rank: int) -> None:
-        name = f"pulse/{rank}"
+        name = f"heartbeat/{rank}"
         if not self._store.check([name]):
             return
         value = self._store.get(name)

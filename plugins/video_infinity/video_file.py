@@ -1,7 +1,7 @@
-"""Frames to files: pieces of a video as they become ready, joined without encoding again.
+"""Video files and folders of pictures: written while frames are decoded, and joined without re-encoding.
 
-Files are written under another name and renamed when they are whole. MP4 files are fragmented, so that one that is cut
-short still plays up to there.
+A file is written under a temporary name and renamed when it is complete. MP4 files are fragmented, so a truncated one
+plays up to the cut.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,21 +23,39 @@ from torch import Tensor
 
 from hasten.extend import ConfigError, HastenError, suggestion
 
-__all__ = ["Film", "PictureFolder", "check_output", "join_segments"]
+__all__ = ["Encoding", "PictureFolder", "VideoFile", "check_output", "join_segments"]
 
-# Without flushing, small frames wait in a buffer of 32 kB until the end.
+# Without flushing, small frames stay in a buffer of 32 kB until the end.
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov", "flush_packets": "1"}
 _WAITING = 32
 """Frames that may wait for the encoder."""
-_TRIED = 256
-"""Side of a frame that encoders in hardware take, too."""
+_TRIAL_SIDE = 256
+"""Side of the test frame; hardware encoders refuse much smaller ones."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How frames become a video file.
+
+    Args:
+        fps: frames per second, positive.
+        codec: FFmpeg's name of the encoder.
+    """
+
+    fps: Fraction | float = 8
+    codec: str = "libx264"
+
+    @property
+    def rate(self) -> Fraction:
+        """The frame rate as a fraction that video containers can store."""
+        return Fraction(self.fps).limit_denominator(1001)
 
 
 def check_output(path: Path, codec: str) -> None:
-    """Refuse an output that could not be written, before any work is spent.
+    """Check that an output can be written, before any step is computed.
 
     Raises:
-        ConfigError: PyAV is missing, the codec is unknown or does not fit the file, or the folder cannot be written.
+        ConfigError: PyAV is missing, the codec is unknown or does not fit the container, or the folder is not writable.
     """
     from hasten.commands import prepare_folder
 
@@ -50,29 +69,33 @@ def check_output(path: Path, codec: str) -> None:
     except av.codec.codec.UnknownCodecError as error:
         video = [n for n in av.codecs_available if "264" in n or "265" in n or n in ("mpeg4", "vp9", "av1")]
         raise ConfigError(
-            f"codec {codec!r} is unknown here{suggestion(codec, video)} Try libx264, or mpeg4"
+            f"codec {codec!r} is unknown here{suggestion(codec, video)} Try libx264 or mpeg4"
         ) from error
     if path.suffix not in (".mp4", ".mov", ".mkv"):
         raise ConfigError(
-            f"{path} ends in {path.suffix!r}: use .mp4, .mov or .mkv, or a name without an ending for a "
-            "folder of PNGs"
+            f"{path} ends in {path.suffix!r}: use .mp4, .mov or .mkv, or a name without a suffix for a "
+            "folder of PNG files"
         )
     _try_codec(av, path, codec)
 
 
 def _try_codec(av: Any, path: Path, codec: str) -> None:
-    """Encode one grey frame in memory."""
+    """Encode one grey frame in memory.
+
+    Raises:
+        ConfigError: the codec cannot write this kind of file.
+    """
     kind = {".mkv": "matroska"}.get(path.suffix, path.suffix.removeprefix("."))
     try:
         with av.open(io.BytesIO(), "w", format=kind) as container:
             stream = container.add_stream(codec, rate=8)
-            stream.width, stream.height, stream.pix_fmt = _TRIED, _TRIED, "yuv420p"
-            grey = np.full((_TRIED, _TRIED, 3), 128, np.uint8)
+            stream.width, stream.height, stream.pix_fmt = _TRIAL_SIDE, _TRIAL_SIDE, "yuv420p"
+            grey = np.full((_TRIAL_SIDE, _TRIAL_SIDE, 3), 128, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
             container.mux(stream.encode(None))
     except (OSError, ValueError, AttributeError) as error:  # an audio codec's stream has no size
         raise ConfigError(
-            f"codec {codec!r} cannot write {path.suffix} files here ({error}). Try libx264, or mpeg4"
+            f"codec {codec!r} cannot write {path.suffix} files here ({error}). Try libx264 or mpeg4"
         ) from error
 
 
@@ -81,27 +104,26 @@ def _av(path: Path) -> Any:
         import av
     except ImportError as error:
         raise ConfigError(
-            f"writing {path} needs PyAV: pip install 'hasten[video]', or give a name without an ending for a "
-            "folder of PNGs"
+            f"writing {path} needs PyAV: pip install 'hasten[video]', or use a name without a suffix for a "
+            "folder of PNG files"
         ) from error
     return av
 
 
-class Film:
-    """A video file in the making. Encodes in a thread of its own; a context manager.
+class VideoFile:
+    """Writes a video file, encoding in a separate thread; a context manager.
 
-    After an error the file stays under its partial name, playable up to there.
+    After an error the file keeps its temporary name and can be played as far as it was written.
 
     Args:
-        path: where the file will be.
-        rate: frames per second.
-        codec: FFmpeg's name of the encoder.
+        path: the file.
+        encoding: frame rate and codec.
     """
 
-    def __init__(self, path: Path, rate: Fraction, codec: str = "libx264") -> None:
+    def __init__(self, path: Path, encoding: Encoding) -> None:
         self.path = path
         self.partial = path.with_name(f"{path.stem}.part{path.suffix}")
-        self._rate, self._codec = rate, codec
+        self._encoding = encoding
         self._frames: queue.Queue[npt.NDArray[np.uint8] | None] = queue.Queue(_WAITING)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._encode, daemon=True)
@@ -115,7 +137,7 @@ class Film:
         """
         for frame in frames.numpy():
             self._put(frame)
-            self._complain()
+            self._raise_failure()
 
     def close(self) -> None:
         """Finish the file.
@@ -125,10 +147,10 @@ class Film:
         """
         self._put(None)
         self._thread.join()
-        self._complain()
+        self._raise_failure()
         os.replace(self.partial, self.path)
 
-    def __enter__(self) -> Film:
+    def __enter__(self) -> VideoFile:
         return self
 
     def __exit__(
@@ -141,7 +163,7 @@ class Film:
         self._thread.join(10.0)
 
     def _put(self, frame: npt.NDArray[np.uint8] | None) -> None:
-        """Hand a frame to the encoder as soon as it has room; nobody makes any where it has failed."""
+        """Queue a frame as soon as there is room; drop it if the encoder has ended."""
         while self._thread.is_alive():
             try:
                 self._frames.put(frame, timeout=0.5)
@@ -161,22 +183,22 @@ class Film:
             raise HastenError(f"{self.path} has no frames")
         options = _FRAGMENTED if self.path.suffix in (".mp4", ".mov") else {}
         with av.open(str(self.partial), "w", options=options) as container:
-            stream = container.add_stream(self._codec, rate=self._rate)
+            stream = container.add_stream(self._encoding.codec, rate=self._encoding.rate)
             height, width = frame.shape[:2]
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            # Segments are joined by copying packets: no frame may refer to one of another segment.
+            # Segments are joined by copying packets, so no frame may refer to another segment.
             stream.codec_context.max_b_frames = 0
-            stream.codec_context.gop_size = max(1, round(self._rate))
+            stream.codec_context.gop_size = max(1, round(self._encoding.rate))
             while frame is not None:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
                 container.mux(stream.encode(picture))
                 frame = self._frames.get()
             container.mux(stream.encode(None))
 
-    def _complain(self) -> None:
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             raise HastenError(
-                f"{self.partial} cannot be written: {self._failure}. What was finished before is kept"
+                f"{self.partial} cannot be written: {self._failure}. What was finished earlier is kept"
             ) from self._failure
 
 
@@ -184,8 +206,8 @@ class PictureFolder:
     """Frames as numbered PNG files.
 
     Args:
-        folder: where they go.
-        first: number of the first one.
+        folder: the folder, created if needed.
+        first: number of the first frame.
     """
 
     def __init__(self, folder: Path, first: int = 0) -> None:
@@ -211,15 +233,15 @@ class PictureFolder:
 
 
 def join_segments(segments: Sequence[Path], path: Path, frames: int) -> None:
-    """One file from segments of equal format, by copying packets.
+    """Join segments of equal format into one file by copying packets.
 
     Args:
-        segments: in order.
-        path: where the video will be.
-        frames: how many they have together.
+        segments: the files, in order.
+        path: the joined file.
+        frames: number of frames of all segments together.
 
     Raises:
-        HastenError: a segment is missing or damaged, or the disk refuses.
+        HastenError: a segment is missing or damaged, or the file cannot be written.
     """
     av = _av(path)
     partial = path.with_name(f"{path.stem}.part{path.suffix}")
@@ -250,7 +272,7 @@ def _copy(av: Any, segments: Iterable[Path], container: Any) -> int:
                     continue
                 shift = int(start / packet.time_base)
                 packet.pts += shift
-                packet.dts = packet.pts  # Matroska keeps none; without frames that look ahead both are equal
+                packet.dts = packet.pts  # Matroska stores none; without B-frames both are equal
                 duration = packet.duration or int(1 / inner.average_rate / packet.time_base)
                 end = max(end, (packet.pts + duration) * packet.time_base)
                 packet.stream = stream

@@ -1,4 +1,4 @@
-"""Finds modules of a denoiser that may mix frames and that its adapter does not name."""
+"""Finds modules of a denoiser that may mix frames and that its adapter does not list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["unknown_modules"]
 
 
 def unknown_modules(target: Target) -> Iterator[str]:
-    """Qualified names of attentions, convolutions and modules with a number of frames that are not known."""
+    """Names of attention layers, convolutions and modules with ``num_frames`` that the adapter does not list."""
     mixing = target.capability(FrameMixing)
     for denoiser, wrapped in target.denoisers.items():
         root = unwrapped(wrapped)
@@ -35,7 +35,7 @@ def _convolves_frames(module: nn.Module) -> bool:
 
 
 def _counts_frames(name: str, module: nn.Module, known: set[str]) -> bool:
-    """Whether a module is told the number of frames, and nothing that is known is inside it."""
+    """Whether a module takes the number of frames and contains no listed module."""
     if "num_frames" not in inspect.signature(type(module).forward).parameters:
         return False
     inside = any(other.startswith(f"{name}.") for other in known)

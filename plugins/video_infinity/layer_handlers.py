@@ -1,4 +1,4 @@
-"""Handlers of the layers that mix frames, apart from attention: group norm, convolution, positions."""
+"""Handlers of the layers that mix frames, except attention: group norm, convolution, positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Handler = Callable[[Inner, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def bound_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a module's forward by name, as it was called."""
+    """Arguments of a call of a module's forward, by name."""
     signature = inspect.signature(type(module).forward)
     named: dict[str, Any] = {}
     for index, (name, value) in enumerate(signature.bind(module, *args, **kwargs).arguments.items()):
@@ -35,8 +35,8 @@ def norm(module: nn.GroupNorm, convolution: nn.Conv3d | None = None) -> Handler:
 
     Args:
         module: the layer.
-        convolution: the convolution over frames that reads its output, if one does. The neighbours' frames that it
-            reaches travel together with the numbers, as they are before the norm, and are normalised here.
+        convolution: the convolution over frames that reads its output, if any. The frames of the neighbours within
+            reach of its kernel are sent together with the statistics, before the norm, and normalised here.
     """
     reach = 0 if convolution is None else convolution.kernel_size[0] // 2
 
@@ -58,9 +58,9 @@ def norm(module: nn.GroupNorm, convolution: nn.Conv3d | None = None) -> Handler:
 
 
 def convolve(_: nn.Conv3d) -> Handler:
-    """Convolution over the frames of the clip and those of its neighbours that the norm before it brought along.
+    """Convolution over the frames of the clip and those of its neighbours that the preceding norm has received.
 
-    At the ends of the video the module's own zero padding stands, behind norm and activation as in the stock layer.
+    The ends of the video are padded with zeros by the module, after norm and activation, as in the stock layer.
     """
 
     def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -74,7 +74,7 @@ def convolve(_: nn.Conv3d) -> Handler:
 
 
 def positions(module: nn.Module) -> Handler:
-    """Position embeddings of the frames of the clip, instead of the first ones."""
+    """Position embeddings of the frames of the clip, instead of the first frames."""
 
     def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         clip = current_clip.get()
@@ -88,7 +88,7 @@ def positions(module: nn.Module) -> Handler:
 
 
 def rotary(module: nn.Module) -> Handler:
-    """Rotary embeddings of the frames of the clip; the tables are kept for its halos and global frames."""
+    """Rotary embeddings of the frames of the clip; the tables are stored for halos and global frames."""
 
     def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         clip = current_clip.get()

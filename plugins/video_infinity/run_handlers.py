@@ -1,4 +1,4 @@
-"""The handlers of a divided run: around the pipeline call, the denoiser and the scheduler."""
+"""The handlers around the pipeline call, the denoiser and the scheduler of a divided run."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from hasten.extend import (
     swapped,
 )
 from hasten.plugins.video_infinity.agreement import agree, begin_checkpoints, resume, run_facts
-from hasten.plugins.video_infinity.branches import Branches, own_branch
+from hasten.plugins.video_infinity.branches import GuidanceBranches, own_branch
 from hasten.plugins.video_infinity.clip import ClipForward, current_clip
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import decode_whole
-from hasten.plugins.video_infinity.exchange import Places
+from hasten.plugins.video_infinity.exchange import ClipAssignment
 from hasten.plugins.video_infinity.joining import join
-from hasten.plugins.video_infinity.processes import Processes
-from hasten.plugins.video_infinity.prompts import encode_prompts, listening
+from hasten.plugins.video_infinity.process_mesh import ProcessMesh
+from hasten.plugins.video_infinity.prompt_timeline import capture_prompt, encode_prompts
 from hasten.plugins.video_infinity.scheduler import divided_scheduler, scheduler_refusal
 from hasten.plugins.video_infinity.session import (
     Session,
+    assign_clips,
     current_session,
     make_scopes,
-    places_for,
     require_positions,
     trained_frames,
     video_frames,
 )
 from hasten.schedules.clips import Scope
 
-__all__ = ["Division", "keep_local", "partitioned", "require_divisible"]
+__all__ = ["RunHandlers", "keep_local_latents", "partitioned", "require_divisible"]
 
 _local: ContextVar[list[Session] | None] = ContextVar("hasten_keep_local", default=None)
 
 
 @contextmanager
-def keep_local() -> Iterator[list[Session]]:
-    """Pipeline calls inside return this rank's latents, and leave their sessions in the list."""
+def keep_local_latents() -> Iterator[list[Session]]:
+    """Within this context, pipeline calls return the latents of this rank and append their session to the list."""
     sessions: list[Session] = []
     token = _local.set(sessions)
     try:
@@ -66,17 +66,17 @@ def keep_local() -> Iterator[list[Session]]:
 
 @dataclass(frozen=True)
 class _Skipped:
-    """A denoiser output that nobody looks at."""
+    """The output of a denoiser in a step that a checkpoint replaces."""
 
     sample: Any
 
 
-class Division:
-    """The handlers, for one acceleration.
+class RunHandlers:
+    """The handlers of one acceleration.
 
     Args:
-        name: the technique's name, for reports.
-        config: its options.
+        name: name of the technique, for reports.
+        config: options of the technique.
         target: the pipeline.
     """
 
@@ -84,32 +84,29 @@ class Division:
         self._name = name
         self._config = config
         self._target = target
-        self.last: Session | None = None
-        """The session of the last call."""
 
     def run(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
-        """Divide one pipeline call, and put the video together again. One without a step is not divided."""
+        """Divide one pipeline call and assemble the video. A call without steps is not divided."""
         if nothing_to_run(self._target, call.arguments):
             return proceed(call)
         processes = join(self._config, torch.device(call.pipe._execution_device))
         processes.where = "at the start"
-        # Holding the folder is an exchange of its own, in which all have to take part or none.
+        # Locking the folder is a collective, in which all processes must take part.
         processes.agree({"checkpoint is set": self._config.checkpoint is not None})
         if self._config.checkpoint is None:
             return self._run(call, proceed, processes)
         with processes.hold(prepare_folder(self._config.checkpoint, "--checkpoint")):
             return self._run(call, proceed, processes)
 
-    def _run(self, call: RunCall, proceed: Callable[[RunCall], Any], processes: Processes) -> Any:
+    def _run(self, call: RunCall, proceed: Callable[[RunCall], Any], processes: ProcessMesh) -> Any:
         session, call = self._session(call, processes)
-        self.last = session
-        places = session.places
+        assignment = session.assignment
         ranks = Ranks(
             processes.rank,
             processes.world,
             processes.clip_group,
             session.held,
-            tuple(places.clips[clip] for clip in places.here),
+            tuple(assignment.clips[clip] for clip in assignment.here),
         )
         wanted = call.arguments.get("output_type")
         call = call.on_ranks(ranks).replace_arguments({"output_type": "latent"})
@@ -128,29 +125,29 @@ class Division:
         return self._whole(call, session, result, wanted)
 
     def scheduler(self, scheduler: Any, call: RunCall) -> Any:  # noqa: ARG002
-        """The scheduler of the run."""
+        """A scheduler that steps the frames of this rank, in a divided run."""
         session = current_session.get()
         return scheduler if session is None else divided_scheduler(scheduler, session)
 
     def denoise(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
-        """One forward on this rank's frames, clip by clip in lockstep."""
+        """One forward on the frames of this rank, one clip after the other."""
         session = current_session.get()
         if session is None:
             return proceed(call)
-        listening(call)
+        capture_prompt(call)
         if session.skipping:
             return self._blank(call, session)
         session.processes.where = f"in step {session.done + 1} of {session.steps}"
-        return Branches(session).compute(call, lambda part: self._forward(part, session, proceed))
+        return GuidanceBranches(session).compute(call, lambda part: self._forward(part, session, proceed))
 
     # --- one forward
 
     def _forward(self, call: DenoiserCall, session: Session, proceed: Callable[[DenoiserCall], Any]) -> Any:
-        exchange, places = session.exchange, session.places
+        exchange, assignment = session.exchange, session.assignment
         exchange.begin()
         before = {kind: (t.sent, t.received) for kind, t in exchange.traffic.items()}
         rotary = session.mixing.given_rotary(call.run.pipe, call.kwargs, session.frames)
-        clips = [self._clip(call, session, index, rotary) for index in places.here]
+        clips = [self._clip(call, session, index, rotary) for index in assignment.here]
 
         def compute(clip: ClipForward) -> Any:
             token = current_clip.set(clip)
@@ -198,10 +195,10 @@ class Division:
         )
 
     def _text(self, call: DenoiserCall, session: Session, index: int) -> Mapping[str, Any]:
-        """Prompt arguments of a clip, where there are several prompts; none in a forward of the negative one."""
+        """Prompt arguments of a clip, if there are several prompts; empty in a forward of the negative prompt."""
         if not session.texts or call.step.branch == "uncond":
             return {}
-        text = session.texts[index * len(session.texts) // len(session.places.clips)]
+        text = session.texts[index * len(session.texts) // len(session.assignment.clips)]
         processes = session.processes
         if processes.cfg_ranks == 1 or call.step.branch != "both":
             return text
@@ -216,10 +213,10 @@ class Division:
 
     # --- the call
 
-    def _session(self, call: RunCall, processes: Processes) -> tuple[Session, RunCall]:
+    def _session(self, call: RunCall, processes: ProcessMesh) -> tuple[Session, RunCall]:
         config, mixing = self._config, self._target.capability(FrameMixing)
         folder = None if config.checkpoint is None else Path(config.checkpoint)
-        # A process alone has nobody to compare with, and digests of code and weights take their time.
+        # A single process has nothing to compare, and digests of code and weights take time.
         compared = processes.world > 1 or folder is not None
         facts = run_facts(self._target, self._name, config, call) if compared else {}
         agree(facts, config, processes)
@@ -227,18 +224,20 @@ class Division:
         frames = video_frames(self._target, mixing, call)
         before = resume(folder, facts, processes)
         call, seed = _with_generator(call, processes, before.seed)
-        places, scopes = partitioned(config, self._target, frames, processes, before.clips)
+        assignment, scopes = partitioned(config, self._target, frames, processes, before.clips)
         trained, _ = trained_frames(config, mixing, call.pipe)
         steps = int(call.arguments["num_inference_steps"])
         generator = call.arguments["generator"]
         generator = generator[0] if isinstance(generator, (list, tuple)) else generator
-        session = Session(self._target, config, mixing, processes, places, scopes, steps, generator, trained)
+        session = Session(
+            self._target, config, mixing, processes, assignment, scopes, steps, generator, trained
+        )
         if folder is not None:
             begin_checkpoints(session, folder, facts, seed)
         return session, call
 
     def _whole(self, call: RunCall, session: Session, result: Any, wanted: Any) -> Any:
-        """The pipeline's output for the whole video, on every rank."""
+        """The output of the pipeline for the whole video, on every rank."""
         local = result[0] if isinstance(result, tuple) else result.frames
         latents = gather_latents(session, local)
         video = latents if wanted == "latent" else decode_whole(call, session, latents, wanted)
@@ -246,10 +245,10 @@ class Division:
 
 
 def require_divisible(target: Target, arguments: Mapping[str, Any]) -> None:
-    """Refuse calls that cannot be divided by frames.
+    """Check that a call can be divided by frames.
 
     Raises:
-        UnsupportedError: this one cannot.
+        UnsupportedError: it cannot; the message says why.
     """
     mixing = target.capability(FrameMixing)
     reason = scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, arguments)
@@ -258,48 +257,48 @@ def require_divisible(target: Target, arguments: Mapping[str, Any]) -> None:
 
 
 def partitioned(
-    config: VideoInfinityConfig, target: Target, frames: int, processes: Processes, clips: int | None = None
-) -> tuple[Places, tuple[Scope, ...]]:
-    """The clips of a video, and what each of them attends to.
+    config: VideoInfinityConfig, target: Target, frames: int, processes: ProcessMesh, clips: int | None = None
+) -> tuple[ClipAssignment, tuple[Scope, ...]]:
+    """The clips of a video, and the frames that each of them attends to.
 
     Args:
-        config: the technique's options.
+        config: options of the technique.
         target: the pipeline.
-        frames: frames of the whole video.
-        processes: the ranks.
-        clips: number of clips of the run that is resumed.
+        frames: number of frames of the whole video.
+        processes: the processes.
+        clips: number of clips of the run that is resumed, if any.
 
     Raises:
         ConfigError: the options do not fit the video.
         UnsupportedError: the model has no positions for so many frames.
     """
     mixing = target.capability(FrameMixing)
-    places = places_for(config, frames, processes, clips)
-    _require_prompts(config, places)
+    assignment = assign_clips(config, frames, processes, clips)
+    _require_prompts(config, assignment)
     trained, own = trained_frames(config, mixing, target.pipe)
-    scopes = make_scopes(config, mixing, frames, places, trained if own else None)
+    scopes = make_scopes(config, mixing, frames, assignment, trained if own else None)
     require_positions(config, mixing.limit(target.pipe), scopes[0], target.name)
-    return places, scopes
+    return assignment, scopes
 
 
 def gather_latents(session: Session, local: Tensor) -> Tensor:
     """Latents of all ranks, on every rank."""
     if session.processes.clip_ranks == 1:
         return local
-    parts = session.processes.gather((session.places.rank, local.cpu()))
+    parts = session.processes.gather((session.assignment.rank, local.cpu()))
     by_rank = dict(parts)
     tensors = [by_rank[rank] for rank in sorted(by_rank)]
-    lengths = [len(session.places.frames_of(rank)) for rank in sorted(by_rank)]
+    lengths = [len(session.assignment.frames_of(rank)) for rank in sorted(by_rank)]
     return session.mixing.latents.join(tensors, lengths).to(local.device)
 
 
-def _with_generator(call: RunCall, processes: Processes, seed: int | None) -> tuple[RunCall, int | None]:
-    """A call whose generator is in the same state on all ranks, and the seed where the call has none.
+def _with_generator(call: RunCall, processes: ProcessMesh, seed: int | None) -> tuple[RunCall, int | None]:
+    """The call with a generator in the same state on all ranks, and the seed if one was drawn for it.
 
     Args:
         call: the call.
-        processes: the ranks.
-        seed: of the run that is resumed.
+        processes: the processes.
+        seed: the seed of the run that is resumed, if any.
     """
     if call.arguments.get("generator") is not None:
         return call, None
@@ -308,18 +307,18 @@ def _with_generator(call: RunCall, processes: Processes, seed: int | None) -> tu
     return call.replace_arguments({"generator": torch.Generator().manual_seed(seed)}), seed
 
 
-def _require_prompts(config: VideoInfinityConfig, places: Places) -> None:
-    """Refuse prompts that no clip would get."""
-    if config.prompts is not None and len(config.prompts) > len(places.clips):
+def _require_prompts(config: VideoInfinityConfig, assignment: ClipAssignment) -> None:
+    """Refuse more prompts than clips, of which some would have no effect."""
+    if config.prompts is not None and len(config.prompts) > len(assignment.clips):
         raise ConfigError(
-            f"{len(config.prompts)} prompts share {len(places.clips)} clips, so that some would not be seen; set "
+            f"{len(config.prompts)} prompts share {len(assignment.clips)} clips, so that some would not be seen; set "
             f"clips={len(config.prompts)} or more"
         )
 
 
 @contextmanager
 def _divided_noise(pipe: Any, session: Session) -> Iterator[None]:
-    """The pipeline draws latents for the whole video, and goes on with this rank's part."""
+    """Let the pipeline draw latents for the whole video and continue with the part of this rank."""
     original = pipe.prepare_latents
     axis = session.mixing.latents
 

@@ -1,34 +1,39 @@
-"""The processes of one run: making sure that they agree, and saying which one is at fault when one is lost."""
+"""The processes of one run: checks that they agree, and errors that name a lost process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from hasten.commands import owned
 from hasten.extend import ConflictError, HastenError, RankError
-from hasten.plugins.video_infinity.pulse import PATIENCE, Pulse
-from hasten.plugins.video_infinity.transport import Alone, Distributed, Transport
+from hasten.plugins.video_infinity.heartbeat import HEARTBEAT_TIMEOUT, Heartbeat
+from hasten.plugins.video_infinity.transport import Distributed, SingleProcess, Transport
 
-__all__ = ["Processes", "first_difference"]
+__all__ = ["ProcessMesh", "first_difference"]
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass
-class Processes:
-    """A group of processes, laid out as (branches of guidance, clips).
+class ProcessMesh:
+    """Processes arranged in a grid of (guidance branches, groups of clips).
 
     Args:
-        rank: this process, from 0.
-        world: how many there are.
-        timeout: seconds after which a silent one counts as lost.
-        store: where they leave notes for each other; ``None`` for a single process.
-        cfg_ranks: how many ranks share a run of clips, one for each branch of guidance.
+        rank: rank of this process, from 0.
+        world: number of processes.
+        timeout: seconds after which a silent process counts as lost.
+        store: key-value store that all processes share; ``None`` for a single process.
+        cfg_ranks: number of processes that compute the same clips, one for each branch of guidance.
+        clip_group: the processes with the same branch.
+        cfg_group: the processes with the same clips.
+        heartbeat: tells which processes are alive.
     """
 
     rank: int = 0
@@ -38,51 +43,66 @@ class Processes:
     cfg_ranks: int = 1
     clip_group: dist.ProcessGroup | None = field(default=None, repr=False)
     cfg_group: dist.ProcessGroup | None = field(default=None, repr=False)
-    pulse: Pulse | None = field(default=None, repr=False)
+    heartbeat: Heartbeat | None = field(default=None, repr=False)
     where: str = "at the start"
-    """What the run is doing, for messages."""
+    """What the run is doing, for error messages."""
 
     @property
     def clip_rank(self) -> int:
-        """Which run of clips this process computes."""
+        """Index of the group of clips that this process computes."""
         return self.rank % (self.world // self.cfg_ranks)
 
     @property
     def clip_ranks(self) -> int:
-        """How many runs of clips there are."""
+        """Number of groups of clips."""
         return self.world // self.cfg_ranks
 
     @property
     def branch(self) -> int:
-        """Which branch of guidance this process computes."""
+        """Index of the guidance branch that this process computes."""
         return self.rank // self.clip_ranks
 
     def transport(self) -> Transport:
-        """The way to the processes with other clips."""
+        """Messages to the processes with other clips."""
         if self.clip_group is None or self.clip_ranks == 1:
-            return Alone()
+            return SingleProcess()
         return Distributed(self.clip_group, self.explain)
 
     def gather(self, value: Any) -> list[Any]:
-        """A picklable value of every process, in order of ranks.
+        """One picklable value from every process, in order of ranks.
 
         Raises:
-            RankError: one of them did not answer.
+            RankError: a process did not answer.
         """
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        try:
+        with self.explained():
             dist.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise self.explain(error) from error
         return values
 
-    def agree(self, facts: Mapping[str, Any]) -> None:
-        """Compare what every process is about to compute.
+    def all_or_none(self, attempt: Callable[[], ResultT], failure: type[HastenError]) -> ResultT:
+        """The result of ``attempt`` on this process, if it succeeds on all processes.
 
         Raises:
-            RankError: they differ; the same message on all of them.
+            HastenError: of type ``failure``: ``attempt`` raised a ``HastenError`` on any process. All processes raise
+                the same message.
+        """
+        refused = None
+        try:
+            result = attempt()
+        except HastenError as error:
+            refused = str(error)
+        reasons = [reason for reason in self.gather(refused) if reason is not None]
+        if reasons:
+            raise failure(reasons[0])
+        return result
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Check that all processes have the same ``facts``.
+
+        Raises:
+            RankError: they differ; all processes raise the same message.
         """
         everyone = self.gather(dict(facts))
         for rank, other in enumerate(everyone):
@@ -96,27 +116,28 @@ class Processes:
 
     @contextmanager
     def hold(self, output: str | Path) -> Iterator[None]:
-        """Hold an output against other runs, on all processes or on none.
+        """Lock an output against other runs, on all processes or on none.
 
         Args:
             output: a folder that exists, or a file.
 
         Raises:
-            ConflictError: another run holds it, on any process; the same message on all of them.
+            ConflictError: another run has locked it on any process; all processes raise the same message.
         """
         with ExitStack() as stack:
-            refused = None
-            try:
-                stack.enter_context(owned(output, self.rank))
-            except HastenError as error:
-                refused = str(error)
-            everyone = [reason for reason in self.gather(refused) if reason is not None]
-            if everyone:
-                raise ConflictError(everyone[0])
+            self.all_or_none(lambda: stack.enter_context(owned(output, self.rank)), ConflictError)
             yield
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns errors of ``torch.distributed`` into a :class:`RankError` that names the lost ranks."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.explain(error) from error
+
     def explain(self, error: BaseException) -> RankError:
-        """The error to raise where a message could not be sent or received, naming the ranks that are gone."""
+        """The error for a message that could not be sent or received; it names the lost ranks."""
         lost = self._lost()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if lost:
@@ -132,30 +153,30 @@ class Processes:
         )
 
     def ended(self) -> set[int]:
-        """Ranks that give no sign of life any more."""
-        return set() if self.pulse is None else self.pulse.ended()
+        """Ranks whose heartbeat has stopped."""
+        return set() if self.heartbeat is None else self.heartbeat.ended()
 
     def _lost(self) -> list[int]:
-        """Ranks that have ended; without one, those that have not noticed the failure themselves, being stuck."""
+        """Ranks that have ended; if there are none, those that hang and so have not noticed the failure."""
         if self.store is None:
             return []
         try:
             self.store.set(f"noticed/{self.rank}", "1")
-            end = time.monotonic() + PATIENCE + 1.0
+            end = time.monotonic() + HEARTBEAT_TIMEOUT + 1.0
             while True:
                 quiet = [r for r in range(self.world) if not self.store.check([f"noticed/{r}"])]
                 ended = [rank for rank in quiet if rank in self.ended()]
-                if ended == quiet or time.monotonic() > end:  # the living may need this process's store
+                if (
+                    ended == quiet or time.monotonic() > end
+                ):  # other processes may still need the store of this one
                     return ended or quiet
                 time.sleep(0.1)
-        except (
-            RuntimeError
-        ):  # the store went down with the process that kept it, and what was seen before is left
+        except RuntimeError:  # the process that hosted the store is gone
             return sorted(self.ended())
 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Dotted name and both values of the first entry in which two nested mappings differ."""
+    """Dotted name and both values of the first entry that differs between two nested mappings."""
     for name in (*one, *(key for key in other if key not in one)):
         first, second = one.get(name), other.get(name)
         if first == second:

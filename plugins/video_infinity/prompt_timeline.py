@@ -1,4 +1,4 @@
-"""Several prompts along the time line of one video."""
+"""Several prompts along the time line of a video."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 from hasten.extend import DenoiserCall, FrameMixing, RunCall, UnsupportedError
 
-__all__ = ["encode_prompts", "listening"]
+__all__ = ["capture_prompt", "encode_prompts"]
 
 
-class _HeardError(Exception):
-    """Ends a run at its first forward, where the encoded prompt is known."""
+class _PromptKnownError(Exception):
+    """Ends a run at its first forward, when the encoded prompt is known."""
 
     def __init__(self, text: Mapping[str, Any]) -> None:
         self.text = text
 
 
-_asking: ContextVar[FrameMixing | None] = ContextVar("hasten_encode_prompts", default=None)
+_capturing: ContextVar[FrameMixing | None] = ContextVar("hasten_encode_prompts", default=None)
 
 
 def encode_prompts(
     call: RunCall, prompts: Sequence[str], proceed: Callable[[RunCall], Any]
 ) -> list[Mapping[str, Any]]:
-    """Prompt arguments of the denoiser for each of ``prompts``, as the pipeline itself encodes them.
+    """Prompt arguments of the denoiser for each of ``prompts``, encoded by the pipeline.
 
-    The pipeline runs up to its first forward and no further; its generator is left as it was.
+    The pipeline runs up to its first forward; the state of its generator is restored.
 
     Raises:
         UnsupportedError: the call has embeddings instead of a prompt.
@@ -40,24 +40,24 @@ def encode_prompts(
     first = generator[0] if isinstance(generator, (list, tuple)) else generator
     state = first.get_state()
     heard: dict[str, Mapping[str, Any]] = {}
-    token = _asking.set(mixing)
+    token = _capturing.set(mixing)
     try:
         for prompt in dict.fromkeys(prompts):
             try:
                 proceed(call.replace_arguments({"prompt": prompt}))
-            except _HeardError as answer:
+            except _PromptKnownError as answer:
                 heard[prompt] = answer.text
             finally:
                 first.set_state(state)
     finally:
-        _asking.reset(token)
+        _capturing.reset(token)
     return [heard[prompt] for prompt in prompts]
 
 
-def listening(call: DenoiserCall) -> None:
-    """Answer :func:`encode_prompts`, if it asks: called at the beginning of a forward."""
-    mixing = _asking.get()
+def capture_prompt(call: DenoiserCall) -> None:
+    """Within :func:`encode_prompts`, end the run with the prompt arguments of this forward; otherwise do nothing."""
+    mixing = _capturing.get()
     if mixing is not None:
-        raise _HeardError(
+        raise _PromptKnownError(
             {name: call.kwargs[name] for name in mixing.text if call.kwargs.get(name) is not None}
         )

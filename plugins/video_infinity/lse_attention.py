@@ -1,6 +1,6 @@
-"""Attention over one segment of keys, with the log-sum-exp that merging segments needs.
+"""Attention over one segment of keys that also returns the log-sum-exp, which merging segments needs.
 
-Fused kernels compute it anyway, but torch's public function keeps it to itself.
+Fused kernels compute it, but the public function of torch does not return it.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["attend"]
+__all__ = ["attend_with_lse"]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+def attend_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Softmax attention without a mask.
 
     Args:

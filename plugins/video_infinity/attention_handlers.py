@@ -1,8 +1,8 @@
-"""Attention over frames of several clips: gather for mode ``full``, window and global frames for the dual modes.
+"""Attention over the frames of several clips: all frames in mode ``full``, window and global frames in dual modes.
 
-An attention layer is met twice: at its module, where its input is, and inside, where the host's attention seam hands
-over query, key and value. Keys and values of other clips' frames come from the stock module itself, run on those
-frames' inputs up to its attention.
+There are two handlers per attention layer: one at the module, which has its input, and one at the attention seam of the
+host, which has query, key and value. If inputs are exchanged, the stock module computes keys and values of remote
+frames: it runs on their inputs up to its attention.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from hasten.extend import AttentionCall, LayerKind, Rotary
 from hasten.plugins.video_infinity.capture import project
-from hasten.plugins.video_infinity.clip import ClipForward, Layer, current_clip
-from hasten.plugins.video_infinity.dual import ContextKeys, DualAttention, Keys, OwnKeys
-from hasten.plugins.video_infinity.layers import Handler, Inner, bound_arguments
+from hasten.plugins.video_infinity.clip import ClipForward, LayerCall, current_clip
+from hasten.plugins.video_infinity.dual_attention import ContextKeys, DualAttention, Keys, OwnKeys
+from hasten.plugins.video_infinity.layer_handlers import Handler, Inner, bound_arguments
 from hasten.plugins.video_infinity.math import entropy_scale, scope_bias
 from hasten.plugins.video_infinity.reanchored import reanchored_attention
 
@@ -28,7 +28,7 @@ Proceed = Callable[[AttentionCall], Tensor]
 
 
 def attention_layer(module: nn.Module, kind: LayerKind) -> Handler:
-    """Starts the exchange of the layer's input, and remembers the layer for :func:`attention_inside`."""
+    """A handler that starts the exchange of the input and records the layer for :func:`attention_inside`."""
 
     def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         clip = current_clip.get()
@@ -40,7 +40,7 @@ def attention_layer(module: nn.Module, kind: LayerKind) -> Handler:
             x = bound["hidden_states"].unflatten(1, (clip.length, -1))
             halo, chosen = _wanted(clip)
             pending = clip.exchange.post(kind.value, clip.index, [x], 1, halo, chosen)
-        clip.layer = Layer(inner, bound, pending)
+        clip.layer = LayerCall(inner, bound, pending)
         try:
             return inner(**bound)
         finally:
@@ -50,7 +50,11 @@ def attention_layer(module: nn.Module, kind: LayerKind) -> Handler:
 
 
 def attention_inside(kinds: dict[str, LayerKind]) -> Callable[[AttentionCall, Proceed], Tensor]:
-    """The handler of the attention seam, for layers of these kinds."""
+    """The handler of the attention seam.
+
+    Args:
+        kinds: the kind of every layer by name.
+    """
 
     def handle(call: AttentionCall, proceed: Proceed) -> Tensor:
         clip = current_clip.get()
@@ -66,14 +70,16 @@ def attention_inside(kinds: dict[str, LayerKind]) -> Callable[[AttentionCall, Pr
 
 
 def _wanted(clip: ClipForward) -> tuple[int, tuple[int, ...]]:
-    """Halo and frames that a layer needs from other clips."""
+    """Halo and global frames that a layer needs from other clips."""
     if clip.config.mode == "full":
         return 0, tuple(range(clip.scope.frames))
     return clip.scope.halo, clip.scope.chosen
 
 
-def _full(clip: ClipForward, layer: Layer, call: AttentionCall, kind: LayerKind, proceed: Proceed) -> Tensor:
-    """Keys and values of all frames, and whatever attention the pipeline uses."""
+def _full(
+    clip: ClipForward, layer: LayerCall, call: AttentionCall, kind: LayerKind, proceed: Proceed
+) -> Tensor:
+    """The attention of the pipeline with keys and values of all frames."""
     if clip.alone:
         return proceed(call)
     own, wait = _keys(clip, layer, call, kind)
@@ -92,15 +98,15 @@ def _full(clip: ClipForward, layer: Layer, call: AttentionCall, kind: LayerKind,
 
 
 def _widened(mask: Tensor, text: int, video: int, place: str | None) -> Tensor:
-    """A mask over keys, whose part for video tokens hides nothing, for more video tokens."""
+    """A mask over keys that hides no video token, extended to more video tokens."""
     hidden = mask[..., :text] if place == "first" else mask[..., mask.shape[-1] - text :]
     fill = True if mask.dtype == torch.bool else 0.0
     free = torch.full((*mask.shape[:-1], video), fill, dtype=mask.dtype, device=mask.device)
     return torch.cat([hidden, free] if place == "first" else [free, hidden], -1)
 
 
-def _temporal(clip: ClipForward, layer: Layer, call: AttentionCall, proceed: Proceed) -> Tensor:
-    """Attention in which a token is a frame: few keys and many sequences, so one call with a small mask."""
+def _temporal(clip: ClipForward, layer: LayerCall, call: AttentionCall, proceed: Proceed) -> Tensor:
+    """Temporal attention, in which a token is a frame: few keys and many sequences, so one call with a small mask."""
     own, wait = _keys(clip, layer, call, LayerKind.TEMPORAL)
     context = wait()
     if clip.limit is not None and clip.scope.frames > clip.limit:
@@ -123,9 +129,9 @@ def _temporal(clip: ClipForward, layer: Layer, call: AttentionCall, proceed: Pro
 
 
 def _keys(
-    clip: ClipForward, layer: Layer, call: AttentionCall, kind: LayerKind
+    clip: ClipForward, layer: LayerCall, call: AttentionCall, kind: LayerKind
 ) -> tuple[OwnKeys, Callable[[], ContextKeys]]:
-    """Keys and values of the clip, and a way to wait for those of other clips' frames."""
+    """Keys and values of the clip, and a function that waits for those of other clips."""
     video = call.query.shape[2] if kind is LayerKind.TEMPORAL else layer.bound["hidden_states"].shape[1]
     own = _split(clip, call.key, call.value, video)
     each = video // clip.length
@@ -154,13 +160,13 @@ def _split(clip: ClipForward, key: Tensor, value: Tensor, video: int) -> OwnKeys
 
 
 def _rotary(clip: ClipForward, rotary: Rotary, frames: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Rotary embeddings of the exchanged frames, the same for every layer."""
+    """Rotary embeddings of the exchanged frames, which all layers share."""
     tables: tuple[Tensor, Tensor] = clip.remember("rotary", lambda: rotary.at(frames))
     return tables
 
 
-def _project(clip: ClipForward, layer: Layer, each: int) -> ContextKeys:
-    """Keys and values of the exchanged inputs, as the stock module makes them."""
+def _project(clip: ClipForward, layer: LayerCall, each: int) -> ContextKeys:
+    """Keys and values of the exchanged inputs, computed by the stock module."""
     if layer.pending is None:
         raise RuntimeError("the input of an attention layer was not exchanged")
     context = layer.pending.wait()
