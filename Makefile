@@ -54,6 +54,7 @@ lint:
 types:
 	$(BIN)/mypy -p hasten -p hasten_miniatures
 	$(BIN)/mypy examples/every_other
+	$(BIN)/mypy examples/own_adapter
 
 unit:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

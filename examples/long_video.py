@@ -2,7 +2,7 @@
 
 One machine:      torchrun --nproc-per-node 2 examples/long_video.py mini/t2v-dit out.mp4 143
 Several machines: examples/long_video_nodes.sh
-A model of yours: python examples/long_video.py ./my-wan out.mp4 321 --prompt "a lighthouse in a storm" \\
+Your own model:   python examples/long_video.py ./my-wan out.mp4 321 --prompt "a lighthouse in a storm" \\
                       --dtype bfloat16 --clip-frames 21
 """
 
@@ -20,15 +20,17 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Make a long video over several processes.")
     parser.add_argument("model", help="mini/t2v-dit, a local folder or a hub id")
     parser.add_argument("out", help="a file ending in .mp4, .mov or .mkv, or a folder for PNGs")
     parser.add_argument("frames", type=int, help="frames of the video")
     parser.add_argument("steps", type=int, nargs="?", default=20, help="denoising steps (20)")
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 elsewhere, unless given")
-    parser.add_argument("--clip-frames", type=int, default=9, help="latent frames of a clip, at most (9)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument(
+        "--clip-frames", type=int, default=9, help="largest number of latent frames of a clip (9)"
+    )
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--guidance-scale", type=float)

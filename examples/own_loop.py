@@ -1,4 +1,4 @@
-"""Acceleration of a denoising loop of your own: the seams are installed for the length of a ``with`` block."""
+"""Accelerate a custom denoising loop: techniques are active inside a ``with`` block."""
 
 import sys
 from pathlib import Path

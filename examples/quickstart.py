@@ -1,4 +1,4 @@
-"""Wrap an existing pipeline, generate with and without acceleration, see what was done."""
+"""Accelerate a pipeline, generate with and without acceleration, and print plan and report."""
 
 import sys
 from pathlib import Path

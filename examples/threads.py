@@ -1,9 +1,9 @@
-"""Two requests at once over one set of weights: each thread calls a view of the accelerated pipeline.
+"""Two concurrent requests with one set of weights: each thread calls a view of the accelerated pipeline.
 
     python examples/threads.py out
 
-A view shares the weights, and has its own scheduler, tokenizers and settings. One accelerated pipeline called from two
-threads is refused: a call swaps parts of the pipeline object.
+A view shares the weights and has its own scheduler, tokenizers and settings. Concurrent calls of the same accelerated
+pipeline raise an error, since a call replaces parts of the pipeline object.
 """
 
 import sys

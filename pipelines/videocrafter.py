@@ -1,10 +1,10 @@
-"""The U-Net of VideoCrafter2 (arXiv 2401.09047): diffusers' ``UNet3DConditionModel``, told the frame rate as well.
+"""The U-Net of VideoCrafter2 (arXiv 2401.09047): ``UNet3DConditionModel`` of diffusers with a frame rate.
 
     unet = VideoCrafterUNet.from_pretrained("adamdad/videocrafterv2_diffusers", torch_dtype=torch.float16)
     pipe = TextToVideoSDPipeline.from_pretrained("cerspense/zeroscope_v2_576w", unet=unet, torch_dtype=torch.float16)
 
-Parameters have the names of that conversion. Autoencoder, text encoder and scheduler are those of any pipeline for text
-to video that builds on Stable Diffusion 2.1.
+Parameters have the names of that conversion. Autoencoder, text encoder and scheduler come from any text-to-video
+pipeline based on Stable Diffusion 2.1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hasten.weights import REMEDY, load_checked
 __all__ = ["FPS", "VideoCrafterUNet"]
 
 FPS = 28.0
-"""Frame rate that the authors' example asks for."""
+"""Frame rate in the example of the authors."""
 _DOWN = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",)
 _UP = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3
 
@@ -32,8 +32,8 @@ class _AddRate(nn.Module):
     """Adds the embedding of the frame rate to that of the timestep.
 
     Args:
-        proj: sine and cosine of the rate.
-        embedding: its two linear layers. Both belong to the U-Net, which registers them under their own names.
+        proj: sine and cosine embedding of the rate.
+        embedding: two linear layers. The U-Net registers both modules under their own names.
     """
 
     def __init__(self, proj: nn.Module, embedding: nn.Module) -> None:
@@ -42,7 +42,7 @@ class _AddRate(nn.Module):
         self._parts = (proj, embedding)
 
     def forward(self, time: Tensor) -> Tensor:
-        """``time`` (B, D) with the same embedding of the rate added to every sample."""
+        """``time`` (B, D) plus the embedding of the rate, which is the same for all samples."""
         proj, embedding = self._parts
         rate = torch.full((1,), self.fps, device=time.device)
         added: Tensor = time + embedding(proj(rate).to(time.dtype))
@@ -52,10 +52,10 @@ class _AddRate(nn.Module):
 class VideoCrafterUNet(UNet3DConditionModel):
     """``UNet3DConditionModel`` with a condition on the frame rate, :attr:`fps`.
 
-    Arguments are those of the base class.
+    All other arguments are those of the base class.
 
     Args:
-        fps_cond: whether there is such a condition; without it this is the base class.
+        fps_cond: whether the model has this condition.
     """
 
     @register_to_config
@@ -84,7 +84,7 @@ class VideoCrafterUNet(UNet3DConditionModel):
         }
         super().__init__(**given)
         own: Any = self
-        own.register_to_config(fps_cond=fps_cond)  # the base class has registered its own arguments alone
+        own.register_to_config(fps_cond=fps_cond)  # the base class registers only its own arguments
         if fps_cond:
             width = block_out_channels[0]
             self.fps_proj = Timesteps(width, True, 0)
@@ -93,10 +93,10 @@ class VideoCrafterUNet(UNet3DConditionModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Self:
-        """Load a folder, or a hub repository; takes the options of the base class.
+        """Load a folder or a hub repository, with the options of the base class.
 
         Raises:
-            CheckpointError: a file of a local folder is damaged, or the weights are not those of the model.
+            CheckpointError: a file of a local folder is damaged, or the weights do not match the model.
         """
         load = super().from_pretrained
         folder = Path(pretrained_model_name_or_path) / (options.get("subfolder") or "")
@@ -108,7 +108,7 @@ class VideoCrafterUNet(UNet3DConditionModel):
 
     @property
     def fps(self) -> float:
-        """Frames per second of the video that is made; the model was trained on rates up to 28 or so.
+        """Frames per second of the generated video; training rates are up to about 28.
 
         Raises:
             AttributeError: the model has no such condition (``fps_cond=False``).

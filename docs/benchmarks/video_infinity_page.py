@@ -1,4 +1,4 @@
-"""Writes ``video_infinity.md``, and draws its curve, from the figures in ``video_infinity*.json``."""
+"""Writes ``video_infinity.md`` and draws its plot from the figures in ``video_infinity*.json``."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ LINES: dict[str, Any] = {
     "independent": "--",
     "extended": ":",
 }
-"""Way -> style of its line, in the order of colours."""
+"""Method -> line style, in the order of colours."""
 CURVE = Path(__file__).parents[1] / "images" / "video_infinity_drift.png"
 PAGE = """# Video-Infinity
 
-Random weights, {processor}, {cores} cores, one thread per process, torch {torch}, diffusers {diffusers}, gloo.
-Figures by
+Models with random weights on {processor}, {cores} cores, one thread per process, torch {torch}, diffusers
+{diffusers}, gloo. Commands:
 
     torchrun --nproc-per-node 2 docs/benchmarks/video_infinity.py
     for n in 1 2 4; do torchrun --nproc-per-node $n docs/benchmarks/video_infinity_memory.py; done
 
-and this page by `docs/benchmarks/video_infinity_page.py`. Models: a Wan transformer (4 layers of width 256, 16 latent
-frames of 256 tokens) and two levels of a UNet3D with the channels of the published ones (320 and 640; 48 frames of 8
-x 8 positions, 24 in a process as in the paper). Halo 2, four global frames.
+`docs/benchmarks/video_infinity_page.py` writes this page. The models are a Wan transformer (4 layers of width 256, 16
+latent frames of 256 tokens) and two levels of a UNet3D with the channels of the published models (320 and 640; 48
+frames of 8 x 8 positions, 24 per process as in the paper). Halo 2, four global frames.
 
 ## Two processes against one
 
-A fixed video. The ceiling is what the same two processes reach without a message: both make the whole video at once,
-each for itself, which is twice the work. Medians of ratios within one repetition; in brackets the quartiles. Waiting:
-share of the time in which computation stood still for messages. The last column compares with the two halves as
-videos of their own: less work, since their frames see fewer others, so it may not reach 100 %. A share above 100 % says
-that a process is faster on half of the frames.
+The same video on one and on two processes. The ceiling is the speed-up of the two processes without messages: each
+computes the whole video, and together they do twice the work. Figures are medians of ratios within one repetition,
+with quartiles in brackets. Waiting is the share of time in which computation waits for messages. The last column,
+share of separate halves, compares with computing the two halves as separate videos. This is less work, since their
+frames attend to fewer others, so 100 % may be out of reach. A share of the ceiling above 100 % means that a process
+is faster on half of the frames.
 
-| model | seconds, 1 and 2 processes | speed-up | ceiling | share of the ceiling | waiting | of two separate halves |
+| model | seconds, 1 and 2 processes | speed-up | ceiling | share of the ceiling | waiting | of separate halves |
 |---|---|---|---|---|---|---|
 {strong}
 
@@ -47,33 +48,34 @@ Exchanges and bytes received per forward: {traffic}. {repetitions}.
 
 ## Clips added to one process
 
-Clips of four latent frames, in lockstep in one process: seconds that each added clip costs.
+Several clips of four latent frames in one process: seconds for each additional clip.
 
 | model | the first | the 2nd | the 3rd and 4th, each | the 5th to 8th, each | the 9th to 16th, each |
 |---|---|---|---|---|---|
 {weak}
 
-The first clip is a video of four frames, which see no others.
+With one clip, the video has only four frames, which attend to no others.
 
 ## Memory
 
-Eight latent frames in every process: most memory that a process needed beyond what it had before the call, in MB.
+Eight latent frames per process: peak memory of a process above its memory before the call, in MB.
 
 | model | 1 process, 8 frames | 2 processes, 16 frames | 4 processes, 32 frames |
 |---|---|---|---|
 {memory}
 
-One process that makes the whole video alone, in clips of eight latent frames:
+One process for the whole video, in clips of eight latent frames:
 
 | model | {alone_clips} clips |
 |---|{alone_rule}
 {alone}
 
-Constant, then, where processes are added with frames. Where clips are added to a process, it keeps for each what a
-layer holds while the clip waits: states, queries, keys and values (about 5 MB a frame here, with 2 layers as with 8),
-as any exact computation over all frames has to. Only the latents are kept from step to step.
+Memory per process is constant if the number of processes grows with the number of frames. A process with several
+clips keeps the data of the current layer for each waiting clip: states, queries, keys and values (here about 5 MB per
+frame, with 2 layers as with 8). Every exact computation over all frames needs this. Between steps, only the latents
+are kept.
 
-Decoding and encoding to a file on one process, 128 x 128 pixels:
+Decoding and writing a file on one process, 128 x 128 pixels:
 
 | latent frames | {decoded_frames} |
 |---|{rule}
@@ -81,50 +83,60 @@ Decoding and encoding to a file on one process, 128 x 128 pixels:
 
 {trained}## Next to diffusers' context parallelism
 
-Every frame seeing all others (`mode="full"`), the transformer above, one forward, medians of five: {one:.2f} s in one
-process, {hasten:.2f} s in two with hasten, {theirs:.2f} s in two with diffusers'
-`ContextParallelConfig(ulysses_degree=2)`. Both are exact. On a CPU diffusers divides by the number of accelerators,
-which is zero; the benchmark sets it to one. Its processes hold all latents and run the whole scheduler and
-autoencoder; it has no U-Net video model and no window, so beyond the trained length there is nothing to compare.
+One forward of the transformer above, in which every frame attends to all others (`mode="full"`), medians of five:
+{one:.2f} s with one process, {hasten:.2f} s with two processes of hasten, and {theirs:.2f} s with two processes of
+diffusers' `ContextParallelConfig(ulysses_degree=2)`. Both are exact. On a CPU, diffusers divides by the number of
+accelerators, which is zero; the benchmark sets it to one. With diffusers, every process holds all latents and runs
+the whole scheduler and autoencoder. It supports no U-Net video model and has no window, so longer videos than the
+trained length cannot be compared.
 
 ## Prediction, not measured
 
 The cost model of [cost.py](../../plugins/video_infinity/cost.py), fitted to both runs above ({latency:.1f} ms per
-exchange; bytes explain none of the difference on this machine): computation over total time at equal frames per
-process.
+exchange; the number of bytes has no effect on this machine): computation over total time, with the same number of
+frames per process.
 
 | model | 2 processes | 8 | 16 |
 |---|---|---|---|
 {predicted}
 
-GPUs compute faster and their links are faster, too, so these figures do not carry over. For them, from operations and
-bytes counted on published models without weights (`docs/benchmarks/video_infinity_prediction.py`), one clip per GPU,
-nothing overlapped, mode `dual` with inputs exchanged, and assumed hardware: {operations:.0f} Tflop/s per GPU,
-{inside} inside of a machine, {between} between machines.
+These figures do not apply to GPUs, whose computation and links are both faster. The following figures are predicted
+from the operations and bytes of published models, counted without weights
+(`docs/benchmarks/video_infinity_prediction.py`). Assumptions: one clip per GPU, no overlap, mode `dual` with
+exchanged inputs, {operations:.0f} Tflop/s per GPU, {inside} inside a machine, {between} between machines.
 
 | model | frames per clip | seconds of computation | GB a step, 8 GPUs | efficiency | GB, 2 x 8 | efficiency |
 |---|---|---|---|---|---|---|
 {gpus}
 
-The busiest rank counts, at the edge of a machine. The U-Net computes little for each byte of its halos, so that a slow
-link at that edge shows; overlap with computation would hide a part. The paper's overhead on eight GPUs is 28.6 % (an
-efficiency of 77.7 %). Nothing was measured on a GPU or on several machines.
+The figures are those of the slowest rank, at the boundary of a machine. The U-Net computes little per byte of its
+halos, so a slow link there reduces its efficiency; overlap with computation would hide a part of it. The overhead
+in the paper is 28.6 % on eight GPUs (an efficiency of 77.7 %). Nothing was measured on a GPU or on several
+machines.
 """
 
 TRAINED = """## Trained miniatures
 
-Videos of eight times the trained length, moving objects. With this technique: `divided` by its defaults (a window of
-the trained length, and frames of the whole video: in the flow model, `mini/t2v-dit`, half as many, each of which
-weighs a twentieth of a neighbour; in the diffusion model, `mini/t2v-unet`, as many, which rule the early steps),
-`windowed` without frames of the whole video, `early_global` with half the window and frames of the whole video that
-rule the early steps in both, `unbiased` with twice the trained length of frames of the whole video, none of them
-favoured (U-Net only). Beside them: `independent` cuts the same noise into videos of their own, `extended` asks
-the stock pipeline for all frames. Read in windows of 16 frames: motion from the places of the object; the other
-attributes by the classifier and by the pixel parser, which knows {coded} of the shapes of real videos again after the
-autoencoder coded them. Good windows have four fifths of their attributes right, motion and those of the judge.
-Similarity: of the object with that in the first frame so many frames before, in features of the bundled contrastive
-model. At a seam: the change of the picture, and the step of the object, from the last frame of a clip to the first of
-the next, over those inside clips. By
+Videos of moving objects with eight times the trained length.
+
+| method | description |
+|---|---|
+| `divided` | this technique with its defaults: a window of the trained length, and global frames (below) |
+| `windowed` | no global frames |
+| `early_global` | half the window; global frames are favoured in early steps in both models |
+| `unbiased` | twice as many global frames as trained frames, without a bias (U-Net only) |
+| `independent` | the same noise, divided into separate videos |
+| `extended` | the stock pipeline with all frames |
+
+By default, the flow model `mini/t2v-dit` has half as many global frames as trained frames, each with a twentieth of
+the weight of a neighbour. The diffusion model `mini/t2v-unet` has as many as trained frames, favoured in early steps.
+
+Videos are scored in windows of 16 frames. Motion is read from the places of the object. The other attributes are read
+by the classifier and by the pixel parser, which recognises {coded} of the shapes of real videos after the
+autoencoder. In good windows, at least four fifths of the attributes are right, including motion. Similarity compares
+the object with that of the first frame, at the given distance in frames, in features of the bundled contrastive
+model. Seam change and seam step are the change of the picture and the step of the object between two clips, relative
+to those within clips. Commands:
 
 {commands}
 
@@ -134,21 +146,23 @@ the next, over those inside clips. By
 
 ![Similarity with the first frame at growing distance](../images/video_infinity_drift.png)
 
-Clips of their own jump where they meet, divided videos hardly do, and nothing drifts with the length in any of the
-ways. With `mini/t2v-dit`, divided videos keep four fifths of the windows good, as many as clips of their own and as
-the stock pipeline, which computes attention over all frames. Frames of the whole video that rule the early steps
-steady what an object looks like there and blur which way it moves: that is decided in those steps, and far frames say
-nothing of it. `mini/t2v-unet` moves as told under every rule and keeps nine tenths of the windows good by the
-classifier. The pixel parser marks down objects that are there twice for some frames, mostly where one leaves the
-picture while the next is already coming in. It finds four fifths of the windows good where many frames see the same
-ones: in clips of their own, in the stock pipeline's videos (`mode="full"` computes the same in clips) and, within one
-window of 48, in `unbiased` ones; three quarters by default; two thirds or fewer where a sliding window decides. Its
-temporal attention has no positions: every frame it sees is one more witness of what is shown, and none of them blurs
-where it is.
+Independent videos jump between clips, divided videos change little there, and no method drifts with the length.
+
+**`mini/t2v-dit`**: at least four fifths of the windows of divided videos are good, as many as with independent clips
+and with the stock pipeline. If global frames are favoured in early steps, the appearance of the object is more stable
+and its motion is less often right: these steps decide the motion, and distant frames have no information about it.
+
+**`mini/t2v-unet`**: with every method, the motion is right and the classifier finds at least nine tenths of the
+windows good. The pixel parser marks down objects that appear twice in some frames, mostly where one leaves the
+picture while the next one enters. It finds about four fifths of the windows good if many frames attend to the same
+frames: in independent clips, in videos of the stock pipeline (`mode="full"` computes the same in clips) and, within
+one window of 48, in `unbiased` ones. It finds three quarters good with the defaults, and two thirds or fewer if a
+sliding window dominates. The temporal attention of this model has no positions, so additional frames support the
+appearance of the object without blurring its place.
 
 """
 TITLES = (
-    "model | frames | prompts | way | motion right | all attributes: classifier, parser "
+    "model | frames | prompts | method | motion right | all attributes: classifier, parser "
     "| good windows: classifier, parser | similarity {} | seam change | seam step"
 )
 
@@ -263,7 +277,7 @@ def trained(found: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]]) -> None:
-    """Draw similarity with the first frame against distance, a panel for each model."""
+    """Plot similarity with the first frame against distance, with one panel per model."""
     figure = Figure(figsize=(5 * len(found), 3.8), layout="constrained")
     for axes, entry in zip(figure.subplots(1, len(found), squeeze=False)[0], found):
         for way, figures in entry["ways"].items():
@@ -278,7 +292,7 @@ def draw(found: list[dict[str, Any]]) -> None:
 
 
 def added(rows: list[dict[str, float]]) -> list[float]:
-    """Seconds that each clip costs beyond those before it."""
+    """Seconds for each additional clip."""
     totals = [(0.0, 0.0)] + [(row["clips"], row["clips"] * row["seconds_per_clip"]) for row in rows]
     return [(after - before) / (m - n) for (n, before), (m, after) in itertools.pairwise(totals)]
 

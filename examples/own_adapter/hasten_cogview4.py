@@ -1,18 +1,15 @@
-"""CogView4 of diffusers, a family that `hasten` does not bring itself: a complete adapter."""
+"""A complete adapter for CogView4 of diffusers, a family without a built-in adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from hasten.extend import Adapter, FlowPath, Guidance, ImageLayout, JointTokens, LatentSize, hookimpl
-
-if TYPE_CHECKING:
-    from diffusers import CogView4Pipeline
-    from torch import Tensor
 
 
 class CogView4Layout(ImageLayout):
@@ -20,21 +17,19 @@ class CogView4Layout(ImageLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: CogView4Pipeline) -> FlowPath:
+    def path(self, pipe: Any) -> FlowPath:
         # The timestep is 1000 times the flow time.
         return FlowPath(scale=1000.0)
 
     @override
-    def default_pixels(self, pipe: CogView4Pipeline, arguments: Mapping[str, object]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, object]) -> tuple[int, int]:
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side
 
     @override
-    def positions(
-        self, pipe: CogView4Pipeline, kwargs: Mapping[str, Tensor], size: LatentSize
-    ) -> dict[str, Tensor]:
-        told = kwargs["target_size"]
-        return {"target_size": torch.tensor(self.pixels(pipe, size)).to(told).expand_as(told)}
+    def positions(self, pipe: Any, kwargs: Mapping[str, Tensor], size: LatentSize) -> dict[str, Tensor]:
+        given = kwargs["target_size"]
+        return {"target_size": torch.tensor(self.pixels(pipe, size)).to(given).expand_as(given)}
 
 
 ADAPTER = Adapter(

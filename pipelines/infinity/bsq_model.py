@@ -22,17 +22,16 @@ __all__ = ["BSQAutoencoder"]
 
 
 class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Autoencoder with bits as its latent.
+    """Autoencoder with a latent of bits.
 
     Args:
         block_out_channels: channels of each level, from the finest.
-        layers_per_block: residual blocks of a level of the encoder; the decoder has one more.
+        layers_per_block: residual blocks per level of the encoder; the decoder has one more.
         bits: latent channels, one bit each.
-        token_patch: latent positions of one side of a token: 2 packs four positions into a token of four times as
-            many bits.
-        norm_groups: of group normalisation.
-        unit_latent: bring every position of an encoded latent to unit length before it is quantised. The published
-            tokenizers do not: there the residual of each scale starts from the latent as the encoder gives it.
+        token_patch: side of a token in latent positions; with 2, a token has the bits of four positions.
+        norm_groups: groups of the group normalisation.
+        unit_latent: normalise every position of an encoded latent to unit length before quantisation. The published
+            tokenizers do not.
     """
 
     _supports_gradient_checkpointing = False
@@ -57,7 +56,7 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
         self.patch = token_patch * 2 ** (len(block_out_channels) - 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """See :meth:`ScaleTokenizer.encode`; every position has length 1 with ``unit_latent``, any length without."""
+        """See :meth:`ScaleTokenizer.encode`; positions have length 1 with ``unit_latent``."""
         latent: Tensor = self.encoder(images.to(self.encoder.conv_in.weight.dtype)).float()
         return F.normalize(latent, dim=1) if self.unit_latent else latent
 
@@ -66,7 +65,7 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
         return torch.zeros(batch, self.config["bits"], *self._latent_grid(schedule[-1]), device=self.device)
 
     def add_scale(self, latent: Tensor, choices: Tensor, scale: int, schedule: Schedule) -> Tensor:
-        """See :meth:`ScaleTokenizer.add_scale`; enlarged bilinearly, except at the last scale."""
+        """See :meth:`ScaleTokenizer.add_scale`; bilinear upsampling, except at the last scale."""
         codes = self.codes(choices, schedule[scale])
         if scale < len(schedule) - 1:
             codes = F.interpolate(codes, size=latent.shape[-2:], mode="bilinear")
@@ -84,7 +83,7 @@ class BSQAutoencoder(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignore[m
         return F.pixel_unshuffle(small, self.token_patch).flatten(2).transpose(1, 2)
 
     def choose(self, rest: Tensor, grid: Grid) -> Tensor:
-        """See :meth:`ScaleTokenizer.choose`; reduced by averaging over areas, then the sign is the bit."""
+        """See :meth:`ScaleTokenizer.choose`; area averaging; the bit is the sign."""
         small = F.interpolate(rest, size=self._latent_grid(grid), mode="area")
         return (F.pixel_unshuffle(small, self.token_patch) > 0).long().permute(0, 2, 3, 1).flatten(1)
 

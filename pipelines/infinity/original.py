@@ -148,7 +148,7 @@ def load_transformer(path: Path, resolution: str = "1M") -> NextScaleTransformer
         "shared_modulation": True,
         "rotary": True,
     }
-    model = built(NextScaleTransformer, config, path)
+    model: NextScaleTransformer = built(NextScaleTransformer, config, path)
     put(model, dict(map_transformer(state)), path, state)
     model.eval()
     return model
@@ -207,7 +207,7 @@ def load_tokenizer(file: Path, patch: int = 1) -> BSQAutoencoder:
         "bits": require(state, "decoder.conv_in.weight", what, ndim=4, place=file).shape[1],
         "token_patch": patch,
     }
-    model = built(BSQAutoencoder, config, file)
+    model: BSQAutoencoder = built(BSQAutoencoder, config, file)
     put(model, state, file, stored)
     model.eval()
     return model

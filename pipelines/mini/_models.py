@@ -1,4 +1,4 @@
-"""The miniatures that are installed: where they lie, how they are loaded and how they are meant to be called."""
+"""Installed miniatures: their folders, loading, captions and recommended calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PREFIX = "mini/"
 
 
 def names() -> list[str]:
-    """Names of the miniatures that are installed, as :func:`load` and ``hasten.load`` take them."""
+    """Names of the installed miniatures, for :func:`load` and ``hasten.load``."""
     return [name for name in host().registry.models if name.startswith(_PREFIX)]
 
 
@@ -58,39 +58,39 @@ def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
     """Load an exported miniature, without the components that its ``hasten.json`` lists as absent.
 
     Raises:
-        CheckpointError: a file is damaged, or the weights are not those of the model.
+        CheckpointError: a file is damaged, or the weights do not match the model.
     """
     pipe: DiffusionPipeline = load_saved(folder, **options)
     return pipe
 
 
 def recommended_call(name_or_path: str | Path) -> dict[str, Any]:
-    """Arguments the pipeline of a name or folder is meant to be called with (steps, guidance, size).
+    """Recommended call arguments of a miniature (steps, guidance, size), by name or folder.
 
     Raises:
         UnsupportedError: the name is unknown, or the miniature is not installed.
-        CheckpointError: the folder says nothing about it.
+        CheckpointError: the folder has no such information.
     """
     return read_settings(_folder(name_or_path)).call
 
 
 def product_name(name_or_path: str | Path) -> str:
-    """Which miniature a name or an exported folder is, without the ``mini/``.
+    """Name of the miniature without ``mini/``, by name or exported folder.
 
     Raises:
         UnsupportedError: the name is unknown, or the miniature is not installed.
-        CheckpointError: the folder does not say.
+        CheckpointError: the folder has no such information.
     """
     return read_settings(_folder(name_or_path)).product
 
 
 def prompts(n: int, seed: int = 0, split: Split = "train", model: str = "mini/t2i-dit") -> list[str]:
-    """``n`` different captions of a miniature's data set.
+    """``n`` different captions of the data set of a miniature.
 
     Args:
-        n: how many.
-        seed: which ones.
-        split: combinations seen in training, or those held out of it.
+        n: number of captions.
+        seed: seed of the selection.
+        split: combinations that occur in training, or held-out ones.
         model: the miniature, a name of :func:`names` with or without its ``mini/``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The attribute classifier: a small convolutional network that reads a scene's attributes from a picture."""
+"""The attribute classifier: a small convolutional network that reads the attributes of a scene from a picture."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ HEADS: dict[str, tuple[str, ...]] = {
     "place": tuple(PLACES),
 }
 COUNTS = 4
-"""A group has 0 (there is none) to 3 objects."""
+"""Number of classes of the count: 0 (no such group) to 3 objects."""
 
 
 class Judge(nn.Module):
-    """Four strided convolutions and one hidden layer; 64 px pictures in, logits by attribute out."""
+    """Four strided convolutions and one hidden layer, from 64 px pictures to logits by attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def load_judge(folder: Path) -> Judge:
     """The classifier of ``folder`` in single precision, frozen.
 
     Raises:
-        CheckpointError: if the folder holds none, or a damaged one.
+        CheckpointError: the folder contains no classifier, or a damaged one.
     """
     path = folder / "model.safetensors"
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Reads a scene back from pixels without anything learned: colours by distance, shapes by overlap with templates.
+"""Reads a scene from pixels without training: colours by distance, shapes by overlap with templates.
 
-A judge that was trained on the same pictures as the generator can flatter it; this one can't. It knows the palette and
-the outlines of the data set and nothing about pictures in general.
+A judge trained on the same data as the generator may be biased in its favour. This parser is not: it uses only the
+colours and outlines of the data set.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["Found", "Observation", "observe"]
 Pixels = NDArray[np.float64]
 
 CONTRAST = 0.15
-"""Least RGB distance (unit cube) from the background that counts as an object."""
+"""Smallest RGB distance (unit cube) of an object from the background."""
 COLOUR_TOLERANCE = 0.25
-"""Greatest RGB distance at which a colour still has its name."""
+"""Largest RGB distance from a named colour."""
 OVERLAP = 0.75
-"""Least intersection over union with a template at which a shape has its name; clean renders reach 0.9."""
+"""Smallest intersection over union with the template of a shape; clean renders reach 0.9."""
 LEAST_AREA = 0.003
-"""Smaller spots, as a share of the picture, are ignored; the smallest object covers 0.012."""
+"""Smallest share of the picture of an object; smaller spots are ignored. The smallest object covers 0.012."""
 SIZE_LIMIT = (SIZES["small"][1] + SIZES["large"][0]) / 2
 _TURNS = (-0.12, 0.0, 0.12)
 
 
 @dataclass(frozen=True)
 class Found:
-    """One object; ``None`` where it resembles nothing the data set knows. Lengths are shares of the image side."""
+    """One object; unknown shapes and colours are ``None``. Lengths are shares of the side of the picture."""
 
     shape: str | None
     colour: str | None
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Observation:
-    """What is to be seen in one picture."""
+    """The objects and the background of one picture."""
 
     background: str | None
     objects: tuple[Found, ...]
@@ -72,7 +72,7 @@ def observe(pixels: Pixels) -> Observation:
 
 
 def _spots(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Connected parts of a mask that are large enough to be objects."""
+    """Connected parts of a mask that are large enough for an object."""
     from scipy.ndimage import label  # type: ignore[import-untyped]
 
     labels, count = label(mask)
@@ -88,7 +88,7 @@ def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _inner_colour(pixels: Pixels, spot: NDArray[np.bool_], background: Pixels) -> Pixels:
-    """Median colour of the half of a spot that differs most from the background: its edge is blended."""
+    """Median colour of the half of a spot that differs most from the background, since its edge is blended."""
     inside = pixels[spot]
     contrast = np.linalg.norm(inside - background, axis=-1)
     colour: Pixels = np.median(inside[contrast >= np.median(contrast)], axis=0)
@@ -96,7 +96,7 @@ def _inner_colour(pixels: Pixels, spot: NDArray[np.bool_], background: Pixels) -
 
 
 def _cover(pixels: Pixels, background: Pixels, colour: Pixels) -> Pixels:
-    """Share of ``colour`` in every pixel, were it a blend of the two; (H, H) in [0, 1]."""
+    """Share of ``colour`` in every pixel, as a blend with the background; (H, H) in [0, 1]."""
     axis = colour - background
     cover: Pixels = np.clip((pixels - background) @ axis / (axis @ axis), 0, 1)
     return cover
@@ -125,7 +125,7 @@ def _describe(cover: Pixels, colour: Pixels) -> Found:
 def _overlap(
     cover: Pixels, shape: str, turn: float, area: float, x: float, y: float
 ) -> tuple[float, str, float]:
-    """Soft intersection over union with the template of the same area and centroid; also its name and radius."""
+    """Soft intersection over union with the template of equal area and centroid; also its shape and radius."""
     unit_area, unit_y = _moments(shape)
     radius = math.sqrt(area / unit_area)
     x, y = x + radius * unit_y * math.sin(turn), y - radius * unit_y * math.cos(turn)

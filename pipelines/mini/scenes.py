@@ -1,4 +1,4 @@
-"""The captioned-scenes data set: simple coloured shapes with a caption that states everything a judge can check.
+"""The captioned-scenes data set: simple coloured shapes, with captions that state everything a judge can check.
 
 A scene is one group of equal objects ("three small green stars at the top on a black background") or two objects
 side by side or one above the other. Every scene is a pure function of ``(seed, index, split)``. Combinations in
@@ -67,7 +67,7 @@ PLACES = {
     "at the bottom": (0.5, 0.75),
     "at the bottom right": (0.75, 0.75),
 }
-"""Phrase -> (x, y) of the group's centre as shares of the image side, y downwards."""
+"""Phrase -> centre (x, y) of the group, in shares of the side, y downwards."""
 
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     {
@@ -78,7 +78,7 @@ HELD_OUT: frozenset[tuple[str, str]] = frozenset(
         ("cross", "at the bottom right"),
     }
 )
-"""(shape, colour) and (shape, place) combinations that training never shows."""
+"""Combinations (shape, colour) and (shape, place) that do not occur in training."""
 
 _ROW_PLACES = ("at the top", "in the centre", "at the bottom")
 _PAIRS = (("on the left", "on the right"), ("at the top", "at the bottom"))
@@ -88,7 +88,7 @@ _COUNT_WORDS = {number: word for word, number in COUNTS.items()}
 
 @dataclass(frozen=True)
 class ObjectGroup:
-    """``count`` equal objects; more than one are small and stand in a row."""
+    """``count`` equal objects. Several objects are small and in a row."""
 
     count: int
     size: str
@@ -103,7 +103,7 @@ class ObjectGroup:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows this combination."""
+        """Whether this combination does not occur in training."""
         return (self.shape, self.colour) in HELD_OUT or (self.shape, self.place) in HELD_OUT
 
 
@@ -132,7 +132,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placed:
-    """One object with its jittered geometry, in shares of the image side; rotation in radians."""
+    """One object with jittered geometry, in shares of the side; rotation in radians."""
 
     shape: str
     rgb: tuple[float, float, float]
@@ -176,7 +176,7 @@ def parse_caption(text: str) -> Scene:
     """The scene a caption describes.
 
     Raises:
-        ConfigError: if the sentence is not one of the data set's; the grammar is in the message.
+        ConfigError: it is not a caption of the data set; the message explains the grammar.
     """
     match = _CAPTION.fullmatch(text.strip())
     if match is None:

@@ -1,4 +1,4 @@
-"""How much of what a prompt asks for is in the picture: a learned judge and a parser that learned nothing."""
+"""Share of the requested attributes in a picture, by a classifier and by a parser without training."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["AttributeScorer", "AttributeScores", "PixelParser", "compare"]
 
 PLACE_TOLERANCE = 0.12
-"""Greatest distance along either axis from the place asked for; places lie 0.25 apart and jitter by 0.03."""
+"""Largest distance along either axis from the requested place; places are 0.25 apart and jitter by 0.03."""
 
 
 @dataclass(frozen=True)
 class AttributeScores:
-    """Attributes asked for and found, prompt by prompt.
+    """Requested attributes of every prompt, and whether the picture has them.
 
     Args:
         verdicts: for each prompt, attribute (``"colour 1"``, ``"background"``, ...) -> whether the picture has it.
@@ -37,21 +37,21 @@ class AttributeScores:
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """Number of attributes each prompt asks for."""
+        """Number of requested attributes of each prompt."""
         return tuple(len(verdict) for verdict in self.verdicts)
 
     @property
     def right(self) -> tuple[int, ...]:
-        """Number of them that each picture has."""
+        """Number of these attributes that each picture has."""
         return tuple(sum(verdict.values()) for verdict in self.verdicts)
 
     @property
     def mean(self) -> float:
-        """Share of all attributes asked for that are present."""
+        """Share of all requested attributes that are present."""
         return sum(self.right) / sum(self.asked)
 
     def by_attribute(self) -> dict[str, float]:
-        """Share present for each kind of attribute (``colour``, ``shape``, ...)."""
+        """Share of present attributes for each kind (``colour``, ``shape``, ...)."""
         asked: Counter[str] = Counter()
         right: Counter[str] = Counter()
         for verdict in self.verdicts:
@@ -68,7 +68,7 @@ class PixelParser:
         """Compare every picture with its prompt.
 
         Raises:
-            ConfigError: if the numbers differ, or a prompt is not a caption of the data set.
+            ConfigError: the numbers differ, or a prompt is not a caption of the data set.
         """
         scenes = _scenes(images, prompts)
         pixels = [np.asarray(image.convert("RGB"), dtype=np.float64) / 255 for image in images]
@@ -79,7 +79,7 @@ class AttributeScorer:
     """Scores pictures with an attribute classifier.
 
     Args:
-        judge: the classifier, or the folder of one; the bundled one unless given.
+        judge: the classifier or its folder; by default the bundled one.
         device: torch device.
     """
 
@@ -93,10 +93,10 @@ class AttributeScorer:
         self._device = device
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> AttributeScores:
-        """Compare what the classifier reads from every picture with its prompt.
+        """Compare every picture, as read by the classifier, with its prompt.
 
         Raises:
-            ConfigError: if the numbers differ, or a prompt is not a caption of the data set.
+            ConfigError: the numbers differ, or a prompt is not a caption of the data set.
         """
         from hasten.pipelines.mini.judge import read_scenes, to_tensor
 
@@ -106,9 +106,9 @@ class AttributeScorer:
 
 
 def compare(scene: Scene, seen: Observation) -> dict[str, bool]:
-    """Attributes of ``scene`` -> whether ``seen`` has them, under the assignment of objects that agrees best.
+    """Attributes of ``scene`` -> whether ``seen`` has them, with the best assignment of objects.
 
-    ``count`` is right only if the picture holds exactly as many objects as the whole scene.
+    ``count`` is right only if the picture has exactly as many objects as the whole scene.
     """
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 

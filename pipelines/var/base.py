@@ -148,7 +148,7 @@ class NextScalePipeline(DiffusionPipeline):
         schedule = conditioning.schedule
         cache.begin(schedule, self.transformer.config["num_layers"])
         self.scheduler.set_timesteps(len(schedule))
-        latent = self.vae.empty_latent(batch, schedule).to(self._execution_device)
+        latent: Tensor = self.vae.empty_latent(batch, schedule).to(self._execution_device)
         inputs = latent.new_zeros(batch, 1, self.transformer.config["token_dim"])
         doubled, self.interrupt = settings.guided, False
         try:

@@ -1,4 +1,4 @@
-"""The key-value cache of next-scale generation: the object a pipeline call attends through, and its dense default."""
+"""The default key-value cache of next-scale generation, without compression."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["DenseKVCache"]
 
 
 class DenseKVCache(KVCache):
-    """Every key and value, without loss: the baseline that compression is measured against.
+    """Stores all keys and values: the baseline for compressed caches.
 
-    Three savings that change no bit of the result: keys are kept in the working dtype, buffers for ``T_{K-1}``
-    tokens are allocated once, and keys and values of the last scale are not kept.
+    Keys are stored in the working dtype, buffers for ``T_{K-1}`` tokens are allocated once, and keys and values of the
+    last scale are not stored. None of this changes the result.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class DenseKVCache(KVCache):
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)
 
     def keep_rows(self, rows: int) -> None:
-        """See :meth:`KVCache.keep_rows`; copies, so that the memory of the others is freed layer by layer."""
+        """See :meth:`KVCache.keep_rows`; copies the rows, so that the memory of the others is freed layer by layer."""
         for store in (self._keys, self._values):
             for layer, buffer in store.items():
                 store[layer] = buffer[:rows].clone()
@@ -53,7 +53,7 @@ class DenseKVCache(KVCache):
 
 
 def _append(store: dict[int, Tensor], layer: int, new: Tensor, past: int, end: int, capacity: int) -> Tensor:
-    """Write ``new`` behind the ``past`` tokens of a layer's buffer; returns a view of all ``end`` tokens."""
+    """Append ``new`` to the ``past`` tokens in the buffer of a layer. Returns a view of all ``end`` tokens."""
     if layer not in store:
         rows, heads, _, dim = new.shape
         store[layer] = new.new_empty((rows, heads, capacity, dim))

@@ -1,4 +1,4 @@
-"""Where published checkpoint files come from: a local folder, or a hub repository."""
+"""Files of published checkpoints, from a local folder or a hub repository."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["fetch"]
 
 
 def fetch(source: str | Path, name: str, **options: Any) -> Path:
-    """The file or folder ``name`` of a local folder, or of a hub repository, fetched by its name.
+    """Path of the file or folder ``name`` in a local folder or a hub repository, downloaded if needed.
 
     Raises:
-        CheckpointError: it is not there.
+        CheckpointError: it does not exist or cannot be downloaded.
     """
     folder = Path(source)
     if folder.is_dir():

@@ -1,6 +1,6 @@
 """Convolutional encoder and decoder of the tokenizers, in the layout of CompVis' VQGAN.
 
-Module names are those of the published checkpoints, so that loading them needs no table.
+Module names are those of the published checkpoints, so no mapping is needed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _EPS = 1e-6
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group normalisation; 24 groups where the usual 32 don't divide the channels."""
+    """Group normalisation; 24 groups if ``groups`` does not divide the channels."""
     return nn.GroupNorm(groups if channels % groups == 0 else 24, channels, eps=_EPS)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, each after normalisation and SiLU."""
+    """Two 3x3 convolutions, each preceded by normalisation and SiLU."""
 
     def __init__(self, inner: int, outer: int, groups: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """One head of attention over all positions."""
+    """Single-head attention over all positions."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention where the level has it."""
+    """The blocks of one resolution, each followed by attention if the level has it."""
 
     def __init__(self, widths: Sequence[int], groups: int, attention: bool) -> None:
         super().__init__()
@@ -112,8 +112,8 @@ class ConvEncoder(nn.Module):
     Args:
         widths: channels of each level, from the finest.
         blocks: residual blocks of a level.
-        latent_channels: of the result.
-        groups: of the group normalisation.
+        latent_channels: channels of the latent.
+        groups: groups of the group normalisation.
         attention: whether the coarsest level and the middle have attention.
     """
 
@@ -150,7 +150,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Latents to pictures; arguments as for :class:`ConvEncoder`, with one more block in every level."""
+    """Latents to pictures. Arguments as for :class:`ConvEncoder`; every level has one more block."""
 
     def __init__(
         self,

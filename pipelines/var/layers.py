@@ -1,5 +1,6 @@
-"""Layers of the next-scale transformer. The residual stream, modulations and logits are float32; matrix products run
-in the dtype of their weights.
+"""Layers of the next-scale transformer.
+
+The residual stream, modulations and logits are float32; matrix products are computed in the dtype of their weights.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ __all__ = [
 ]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(query, key, value) -> out``, all (N, heads, tokens, dim): attention over whatever has been cached."""
+"""``(query, key, value) -> out``, all (N, heads, tokens, dim): attention over the cached tokens."""
 RotaryTable = tuple[Tensor, Tensor]
 """Cosines and sines (tokens, dim / 2) of the rotation of each pair of channels."""
 Parts = tuple[Tensor, ...]
 TextKV = tuple[Tensor, Tensor, Tensor | None]
-"""Keys and values (N, heads, tokens, dim) of the text, and a boolean mask (N, 1, 1, tokens) of those that count."""
+"""Keys and values (N, heads, tokens, dim) of the text, and a boolean mask (N, 1, 1, tokens), ``False`` for padding."""
 
 _LOG_LIMIT = math.log(100.0)
 _EPS = 1e-6
 
 
 class SingleLinear(nn.Linear):
-    """A linear layer that computes in float32 whatever its weights are kept in."""
+    """A linear layer that computes in float32 for any dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> float32 (..., out)."""
-        device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # meta has none
+        device = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"  # not on meta
         with torch.autocast(device, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return F.linear(x.float(), self.weight.float(), bias)
@@ -54,8 +55,8 @@ class Modulation(nn.Module):
     """AdaLN parameters gamma1, gamma2, scale1, scale2, shift1, shift2 from the condition.
 
     Args:
-        width: of the model.
-        shared: whether the linear layer is shared by all blocks, which then add a table of their own.
+        width: width of the model.
+        shared: whether all blocks share the linear layer; each then adds its own table.
     """
 
     def __init__(self, width: int, shared: bool) -> None:
@@ -101,7 +102,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to the text, whose keys and values are computed once per image."""
+    """Attention to the text, whose keys and values are computed once per picture."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class CrossAttention(nn.Module):
 
 
 class TextPool(nn.Module):
-    """Attentive pooling of text states into one vector: a learned query for each head."""
+    """Attention pooling of text states into one vector, with a learned query for each head."""
 
     def __init__(self, text_width: int, width: int, heads: int) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class TextPool(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around GELU (tanh), four times as wide inside."""
+    """Two linear layers with GELU (tanh) between them, four times as wide inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ class FeedForward(nn.Module):
 
 
 class BlockInputs(NamedTuple):
-    """What a block needs beside the tokens: modulations, rotation, text, and the attention over the cache."""
+    """Inputs of a block besides the tokens: modulations, rotary tables, text, and attention over the cache."""
 
     parts: Parts
     rotary: RotaryTable | None
@@ -170,7 +171,7 @@ class BlockInputs(NamedTuple):
 
 
 class Block(nn.Module):
-    """Self attention, attention to the text where there is one, and a feed-forward layer."""
+    """Self-attention, cross-attention to text if there is any, and a feed-forward layer."""
 
     def __init__(self, width: int, heads: int, *, shared: bool, cross: bool) -> None:
         super().__init__()
@@ -187,7 +188,8 @@ class Block(nn.Module):
         if self.cross_attn is not None and self.cross_norm is not None and given.text is not None:
             normed = self.cross_norm(x.to(self.cross_norm.weight.dtype))
             x = x + self.cross_attn(normed, given.text).float()
-        return x + gamma2 * self.ff(normalise(x) * (1 + scale2) + shift2).float()
+        out: Tensor = x + gamma2 * self.ff(normalise(x) * (1 + scale2) + shift2).float()
+        return out
 
 
 def attention(
@@ -195,8 +197,8 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention under a boolean mask.
 
-    Written out where a CPU has to compute gradients: the backward pass of its fused kernel takes four times as long on
-    the short sequences that models are trained on there.
+    On a CPU with gradients, it is computed without the fused kernel, whose backward pass takes four times as long for
+    short sequences.
     """
     if not (torch.is_grad_enabled() and query.device.type == "cpu"):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
@@ -212,14 +214,15 @@ def normalise(x: Tensor) -> Tensor:
 
 
 def rms_normalise(x: Tensor) -> Tensor:
-    """Root-mean-square normalisation over channels in float32, without its weight."""
+    """Root-mean-square normalisation over channels in float32, without a weight."""
     x = x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(N, n, heads * dim) -> (N, heads, n, dim)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -228,20 +231,20 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: RotaryTable) -> Tensor:
-    """Turn each pair of neighbouring channels (2j, 2j + 1) of (N, heads, n, dim) by its phase."""
+    """Rotate each pair of channels (2j, 2j + 1) of (N, heads, n, dim) by its phase."""
     cos, sin = rotary
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 def rotary_phases(grid: tuple[int, int], last: tuple[int, int], dim: int) -> RotaryTable:
-    """Rotation of the tokens of a grid: rows turn the first half of the channel pairs, columns the second.
+    """Rotary table of the tokens of a grid: rows rotate the first half of the channel pairs, columns the second.
 
-    Positions are those of the finest grid ``last`` of the aspect ratio, rounded half to even.
+    Positions are scaled to the finest grid ``last`` of the aspect ratio, and rounded half to even.
 
     Args:
         grid: rows and columns of the scale.
-        last: rows and columns of the finest scale the model knows for this aspect ratio.
+        last: rows and columns of the finest scale of the model for this aspect ratio.
         dim: channels of a head, a multiple of 4.
 
     Returns:

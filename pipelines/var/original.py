@@ -102,7 +102,7 @@ def load_transformer(file: Path, schedule: Sequence[Sequence[int]] | None = None
         CheckpointError: it is not a VAR checkpoint, or its number of tokens matches no known schedule.
     """
     state = read_weights(file, ignored=_IGNORED)
-    model = built(NextScaleTransformer, _config(state, schedule, file), file)
+    model: NextScaleTransformer = built(NextScaleTransformer, _config(state, schedule, file), file)
     put(model, dict(map_transformer(state)), file, state)
     model.eval()
     return model
@@ -234,7 +234,7 @@ def load_tokenizer(file: Path) -> MultiScaleVQModel:
         "refinements": len({key.split(".")[3] for key in state if key.startswith(_REFINED)}),
         "norm_groups": 32,
     }
-    model = built(MultiScaleVQModel, config, file)
+    model: MultiScaleVQModel = built(MultiScaleVQModel, config, file)
     put(model, dict(map_tokenizer(state)), file, state)
     model.eval()
     return model

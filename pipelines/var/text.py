@@ -1,4 +1,4 @@
-"""Prompts to states of a text encoder, padded to the longest, with a mask."""
+"""Encodes prompts, padded to the longest, with a mask."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["encode_prompts"]
 def encode_prompts(
     pipe: Any, prompt: str | Sequence[str], limit: int, what: str = "prompt"
 ) -> tuple[Tensor, Tensor]:
-    """States (B, tokens, width) of ``pipe.text_encoder`` and which of them count, (B, tokens) boolean.
+    """States (B, tokens, width) of ``pipe.text_encoder``, and a boolean mask (B, tokens), ``False`` for padding.
 
     Args:
         pipe: a pipeline with ``text_encoder`` and ``tokenizer``.
         prompt: one text or several.
-        limit: most tokens the model takes.
-        what: name of the argument, for errors.
+        limit: largest number of tokens of the model.
+        what: name of the argument, for error messages.
 
     Raises:
         ConfigError: a prompt is empty or too long, or the pipeline has no text encoder.
@@ -45,7 +45,7 @@ def encode_prompts(
         )
     device = pipe._execution_device
     encoder = pipe.text_encoder
-    # CLIP towers have no use for the mask (later tokens are not seen), T5 needs it.
+    # CLIP needs no mask, since its attention is causal; T5 does.
     takes_mask = (
         {}
         if encoder.config.model_type.startswith("clip")

@@ -1,4 +1,4 @@
-"""What a picture tokenizer has to offer to a next-scale pipeline, and decoding in slices."""
+"""Base class of picture tokenizers of next-scale pipelines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["ScaleTokenizer"]
 
 
 class ScaleTokenizer(ModelMixin):
-    """Adds up a latent from the tokens of all scales. Subclasses are the quantizers of VAR and Infinity."""
+    """Sums the tokens of all scales to a latent. Subclasses are the quantisers of VAR and Infinity."""
 
     patch: int = 16
-    """Pixels of one side of a token of the last scale."""
+    """Side of a token of the last scale, in pixels."""
     classes: int = 0
-    """Values of one choice: the size of the codebook, or 2 for a bit."""
+    """Number of values of one choice: the size of the codebook, or 2 for a bit."""
     choices: int = 1
     """Choices per token: 1, or the number of bits."""
     use_slicing: bool = False
@@ -34,14 +34,14 @@ class ScaleTokenizer(ModelMixin):
 
         Args:
             latent: float32 (B, C, h, w).
-            choices: int64 (B, n * :attr:`choices`), raster order, choices of a token next to each other.
+            choices: int64 (B, n * :attr:`choices`), raster order, with the choices of a token next to each other.
             scale: index of the scale.
             schedule: token grids of the generation.
         """
 
     @abstractmethod
     def next_input(self, latent: Tensor, scale: int, schedule: Schedule) -> Tensor:
-        """The latent at the grid of ``scale``, as the transformer reads it: (B, n, token channels)."""
+        """The latent at the grid of ``scale``, as input of the transformer: (B, n, token channels)."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -49,10 +49,10 @@ class ScaleTokenizer(ModelMixin):
 
     @abstractmethod
     def choose(self, rest: Tensor, grid: Grid) -> Tensor:
-        """Choices (B, n * :attr:`choices`) of one scale for what is left to code, float32 (B, C, h, w)."""
+        """Choices (B, n * :attr:`choices`) of one scale for a residual, float32 (B, C, h, w)."""
 
     def quantise(self, latent: Tensor, schedule: Schedule) -> tuple[Tensor, list[Tensor]]:
-        """Residual quantisation of a continuous latent: its approximation by all scales, and their choices."""
+        """Residual quantisation of a continuous latent. Returns its approximation, and the choices of all scales."""
         total, found = torch.zeros_like(latent), []
         for scale, grid in enumerate(schedule):
             found.append(self.choose(latent - total, grid))
@@ -64,7 +64,7 @@ class ScaleTokenizer(ModelMixin):
         return self.quantise(self.encode(images), schedule)[1]
 
     def forward(self, images: Tensor, schedule: Schedule) -> Tensor:
-        """Pictures (B, 3, H, W) through encoder, quantiser and decoder."""
+        """Encode, quantise and decode pictures (B, 3, H, W)."""
         return self.decode(self.quantise(self.encode(images), schedule)[0])
 
     @abstractmethod
@@ -72,13 +72,13 @@ class ScaleTokenizer(ModelMixin):
         """(B, C, h, w) -> pictures (B, 3, H, W), about [-1, 1]."""
 
     def decode(self, latent: Tensor) -> Tensor:
-        """:meth:`decode_latent` in the dtype of the weights, picture by picture if slicing is enabled."""
+        """:meth:`decode_latent` in the dtype of the weights, one picture at a time if slicing is enabled."""
         latent = latent.to(next(self.parameters()).dtype)
         parts = latent.split(1) if self.use_slicing and len(latent) > 1 else (latent,)
         return torch.cat([self.decode_latent(part) for part in parts])
 
     def enable_slicing(self) -> None:
-        """Decode one picture at a time: less memory, the same pictures."""
+        """Decode one picture at a time, which needs less memory and gives the same pictures."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:

@@ -255,6 +255,7 @@ class NextScaleTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _embed(self, hidden_states: Tensor, scale: int, known: Conditioning) -> Tensor:
         """float32 (N, n, C): the start token or the embedded tokens, with level and position added."""
         assert known.start is not None
+        x: Tensor
         if scale == 0:
             x = known.start
         else:

@@ -1,4 +1,4 @@
-"""The tokenizer of VAR: an autoencoder whose latent is quantised scale by scale, each scale coding what is missing.
+"""The tokenizer of VAR: an autoencoder whose latent is quantised scale by scale, each scale coding the residual.
 
 Source: VAR (Tian et al. 2024, arXiv 2404.02905), algorithms 1 and 2.
 """
@@ -21,12 +21,12 @@ __all__ = ["MultiScaleVQModel", "ScaleQuantizer"]
 
 
 class ScaleQuantizer(nn.Module):
-    """One codebook for all scales, and a few convolutions that smooth what was enlarged.
+    """One codebook for all scales, and a few convolutions that smooth upsampled codes.
 
     Args:
-        codebook_size: entries.
-        channels: of an entry.
-        refinements: number of convolutions shared out over the scales.
+        codebook_size: number of entries.
+        channels: channels of an entry.
+        refinements: number of convolutions, distributed over the scales.
     """
 
     def __init__(self, codebook_size: int, channels: int, refinements: int) -> None:
@@ -35,7 +35,7 @@ class ScaleQuantizer(nn.Module):
         self.refine = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(refinements))
 
     def nearest(self, latent: Tensor) -> Tensor:
-        """Index (B, h * w) of the entry nearest to every position of (B, C, h, w) in the L2 sense."""
+        """Index (B, h * w) of the nearest entry (L2) for every position of (B, C, h, w)."""
         rows = latent.float().flatten(2).transpose(1, 2)
         book = self.embedding.weight.float()
         return (book.square().sum(1) - 2 * rows @ book.T).argmin(-1)
@@ -46,7 +46,7 @@ class ScaleQuantizer(nn.Module):
         return found
 
     def contribution(self, codes: Tensor, scale: int, scales: int, size: Grid) -> Tensor:
-        """What codes of one scale add to the latent: enlarged (bicubic), then half of it refined."""
+        """The contribution of one scale to the latent: bicubic upsampling, and then the mean with its refinement."""
         if codes.shape[-2:] != size:
             codes = F.interpolate(codes, size=size, mode="bicubic")
         layer = self.refine[shared_layer_index(scale, scales, len(self.refine))]
@@ -58,15 +58,14 @@ class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignor
     """Multi-scale VQ autoencoder.
 
     Args:
-        block_out_channels: channels of each level, from the finest; one less than their number is how often sides are
-            halved.
-        layers_per_block: residual blocks of a level of the encoder; the decoder has one more.
+        block_out_channels: channels of each level, from the finest; each further level halves the sides.
+        layers_per_block: residual blocks per level of the encoder; the decoder has one more.
         latent_channels: channels of the latent.
-        codebook_size: entries of the codebook.
-        refinements: convolutions shared out over the scales.
-        norm_groups: of group normalisation.
+        codebook_size: number of entries of the codebook.
+        refinements: number of convolutions, distributed over the scales.
+        norm_groups: groups of the group normalisation.
         attention: whether the coarsest level has attention.
-        token_patch: latent positions of one side of a token, whose channels are stacked.
+        token_patch: side of a token in latent positions, whose channels are stacked.
     """
 
     _supports_gradient_checkpointing = False
@@ -95,7 +94,7 @@ class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignor
         self.classes = codebook_size
 
     def encode(self, images: Tensor) -> Tensor:
-        """See :meth:`ScaleTokenizer.encode`; one position for every token."""
+        """See :meth:`ScaleTokenizer.encode`; one position per token."""
         latent: Tensor = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
         return F.pixel_unshuffle(latent.float(), self.token_patch)
 
@@ -110,11 +109,11 @@ class MultiScaleVQModel(ScaleTokenizer, ModelMixin, ConfigMixin):  # type: ignor
         return latent + self.quantize.contribution(codes, scale, len(schedule), schedule[-1])
 
     def next_input(self, latent: Tensor, scale: int, schedule: Schedule) -> Tensor:
-        """See :meth:`ScaleTokenizer.next_input`; averaged over areas."""
+        """See :meth:`ScaleTokenizer.next_input`; area-averaged."""
         return F.interpolate(latent, size=schedule[scale], mode="area").flatten(2).transpose(1, 2)
 
     def choose(self, rest: Tensor, grid: Grid) -> Tensor:
-        """See :meth:`ScaleTokenizer.choose`; reduced by averaging over areas."""
+        """See :meth:`ScaleTokenizer.choose`; reduced by area averaging."""
         return self.quantize.nearest(F.interpolate(rest, size=grid, mode="area"))
 
     def decode_latent(self, latent: Tensor) -> Tensor:

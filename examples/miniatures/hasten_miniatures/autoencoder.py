@@ -1,4 +1,4 @@
-"""The image autoencoder of the latent miniatures: 4 latent channels at a quarter of the image's side."""
+"""The image autoencoder of the latent miniatures: four latent channels at a quarter of the side."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CROP = 64
 
 
 def build_autoencoder() -> Any:
-    """An untrained AutoencoderKL of 0.77 M parameters, fully convolutional, so that any size works."""
+    """An untrained AutoencoderKL of 0.77 M parameters, fully convolutional, for any size."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -51,7 +51,7 @@ def build_autoencoder() -> Any:
 
 
 class Autoencoder(Recipe):
-    """Absolute and squared error of pixels, absolute error of their slopes (edges carry the shapes), a slight KL term.
+    """Absolute and squared error of pixels, absolute error of their slopes (for sharp edges), and a small KL term.
 
     Half of the pictures are 64 px scenes, half are random 64 px crops of 128 px scenes.
     """
@@ -81,7 +81,7 @@ class Autoencoder(Recipe):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Scenes above their round trip."""
+        """Write scenes above their reconstructions; returns figures of these."""
         _, images = scene_batch(8, 128, step_generator(1, step))
         decoded = model.decode(model.encode(images).latent_dist.mode()).sample  # type: ignore[operator]
         save_grid(torch.cat([images, decoded]), folder / f"round-trip-{step:06d}.png", columns=8)
@@ -107,7 +107,7 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def calibrate(model: Any, seed: int = 0, scenes: int = 128) -> None:
-    """Set shift and scale so that the latents of 128 px scenes have mean 0 and standard deviation 1."""
+    """Set shift and scale such that the latents of 128 px scenes have mean 0 and standard deviation 1."""
     generator = step_generator(seed, -1)
     latents = torch.cat(
         [model.encode(scene_batch(16, 128, generator)[1]).latent_dist.mode() for _ in range(scenes // 16)]
@@ -117,7 +117,7 @@ def calibrate(model: Any, seed: int = 0, scenes: int = 128) -> None:
 
 @torch.no_grad()
 def encode(model: Any, images: Tensor) -> Tensor:
-    """Normalised latents (B, 4, H / 4, W / 4), as the pipeline's denoiser sees them, of (B, 3, H, W) in [-1, 1]."""
+    """Normalised latents (B, 4, H / 4, W / 4), the input of the denoiser, of (B, 3, H, W) in [-1, 1]."""
     latents: Tensor = model.encode(images).latent_dist.mode()
     normalised: Tensor = (latents - model.config.shift_factor) * model.config.scaling_factor
     return normalised

@@ -1,4 +1,4 @@
-"""What a run has to remember to go on as if it had never stopped, and where it is kept."""
+"""Checkpoints of training runs, from which a run resumes bit-exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ _CONTENT = ("identity", "step", "seconds", "model", "optimizer", "average")
 
 
 class Average:
-    """Exponential moving average of a model's parameters and buffers, warmed up like ``(1 + n) / (10 + n)``."""
+    """Exponential moving average of the parameters and buffers of a model, with the warm-up ``(1 + n) / (10 + n)``.
+
+    ``EMAModel`` of diffusers does not average buffers and starts its warm-up one step later, so its results would
+    differ from the shipped weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -32,7 +36,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model's present weights."""
+        """Include the current weights of the model."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -43,15 +47,15 @@ class Average:
 
 @dataclass
 class State:
-    """Everything that changes while a run trains.
+    """The state of a training run.
 
     Args:
-        identity: recipe, seed and schedule; a checkpoint of another identity is refused.
-        model: being trained.
-        optimizer: of the model.
-        average: of the model's weights.
-        step: steps done.
-        seconds: time they took.
+        identity: recipe, seed and schedule; a checkpoint with another identity is refused.
+        model: the model in training.
+        optimizer: its optimizer.
+        average: its averaged weights.
+        step: number of steps done.
+        seconds: time of these steps.
     """
 
     identity: Mapping[str, Any]
@@ -62,7 +66,7 @@ class State:
     seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
-        """Replace the folder's checkpoint; a kill at any moment leaves the old one or the new one."""
+        """Replace the checkpoint of the folder atomically."""
         state = {
             "identity": dict(self.identity),
             "step": self.step,
@@ -76,10 +80,10 @@ class State:
         os.replace(partial, folder / _FILE)
 
     def resume(self, folder: Path) -> None:
-        """Go on from the folder's checkpoint, if there is one.
+        """Load the checkpoint of the folder, if there is one.
 
         Raises:
-            CheckpointError: if it belongs to another run, or is damaged.
+            CheckpointError: it belongs to another run, or is damaged.
         """
         path = folder / _FILE
         if not path.exists():
@@ -97,10 +101,10 @@ class State:
 
 
 def read_average(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights in a run's folder.
+    """The averaged weights in the folder of a run.
 
     Raises:
-        CheckpointError: if there is no checkpoint yet, or it is damaged.
+        CheckpointError: there is no checkpoint, or it is damaged.
     """
     path = folder / _FILE
     if not path.exists():
@@ -110,7 +114,7 @@ def read_average(folder: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
-    """A checkpoint that holds everything :meth:`State.save` wrote; the archive's own checksums tell."""
+    """A complete checkpoint of :meth:`State.save`, verified by the checksums of the archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             if (member := archive.testzip()) is not None:
@@ -162,7 +166,7 @@ def _check_identity(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, 
 
 
 def _cut_curve(folder: Path, step: int) -> None:
-    # Steps after the checkpoint will be done again; without this they would stand in the curve twice.
+    # Steps after the checkpoint are repeated and must not appear in the curve twice.
     curve = folder / "curve.jsonl"
     if curve.exists():
         kept = [line for line in curve.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]

@@ -53,14 +53,14 @@ def build_clip() -> Any:
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in [-1, 1] to the (B, 3, 64, 64) the vision tower expects, area-averaged."""
+    """Pixels (B, 3, H, W) in [-1, 1], resized by area averaging to (B, 3, 64, 64) for the vision tower."""
     if images.shape[-1] == IMAGE_SIZE:
         return images
     return F.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="area")
 
 
 class Contrastive(Recipe):
-    """Symmetric cross entropy over the batch's similarity matrix (Radford et al. 2021)."""
+    """Symmetric cross entropy over the similarity matrix of the batch (Radford et al. 2021)."""
 
     name = "text-image"
     schedule = Schedule(steps=1200, learning_rate=1e-3, weight_decay=1e-2)
@@ -71,7 +71,8 @@ class Contrastive(Recipe):
 
     def build(self) -> nn.Module:
         """The untrained model."""
-        return build_clip()
+        model: nn.Module = build_clip()
+        return model
 
     def loss(
         self,
@@ -100,7 +101,7 @@ class Contrastive(Recipe):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Similarity matrix of sixteen scenes with their captions, as a picture, and retrieval among 200 scenes."""
+        """Write the similarity matrix of sixteen scenes and captions; returns the retrieval accuracy of 200 scenes."""
         scenes, images = scene_batch(200, IMAGE_SIZE, step_generator(1, step))
         tokens = self.tokenizer(
             [scene.caption() for scene in scenes],
@@ -123,12 +124,12 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> Contrastive:  # n
 
 
 def _disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
-    # Generated pictures are a little soft and noisy; the judge has to see past that.
+    # Generated pictures are slightly soft and noisy, which must not matter.
     noise = torch.randn(images.shape, generator=generator) * 0.05 * torch.rand(1, generator=generator)
     return (images + noise).clamp(-1, 1)
 
 
 def export_clip(model: Any, folder: Path) -> None:
-    """Write the model in half precision, with its tokenizer, as transformers loads them."""
+    """Write the model in half precision and its tokenizer, in the layout of transformers."""
     model.half().save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""From runs to the folders that are shipped: half precision, stock layout, a README made of the runs' records."""
+"""Export of finished runs: half precision, stock layout, and a README from the records of the runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRODUCTS = {
     "var": "var_product",
     "infinity": "infinity_product",
 }
-"""Pipeline -> the module of this package whose ``PRODUCT`` says what is shipped."""
+"""Pipeline -> module of this package with its ``PRODUCT``."""
 EXPORTS = (*PRODUCTS, "scorers")
 """What can be exported."""
 
@@ -46,22 +46,22 @@ def export(
     place: Placement | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
-    """Write the shipped folder of ``name`` from the runs in ``root``.
+    """Export ``name`` from the runs in ``root``.
 
     Args:
         name: a key of :data:`EXPORTS`.
         root: folder of all runs.
-        folder: where to write; files of the same name are replaced.
-        prompts: prompts per split and size to measure the exported pipeline with; 0 for none.
-        place: device and number format to measure it on; those of this machine unless given.
-        progress: called with the number of pictures made.
+        folder: output folder; existing files are replaced.
+        prompts: prompts per split and size for the evaluation of the exported pipeline; 0 for none.
+        place: device and number format of the evaluation; by default those of this machine.
+        progress: called with the number of new pictures.
 
     Returns:
-        The measured rows, also in the README.
+        The rows of the evaluation, which are also in the README.
 
     Raises:
-        ConfigError: for an unknown name.
-        CheckpointError: if a run is missing or not finished.
+        ConfigError: the name is unknown.
+        CheckpointError: a run is missing or not finished.
     """
     if name not in EXPORTS:
         raise ConfigError(f"{name!r} cannot be exported; there are {', '.join(EXPORTS)}")
@@ -84,13 +84,13 @@ def export(
 
 
 def product(name: str) -> Product:
-    """What is shipped as ``name``, a key of :data:`PRODUCTS`."""
+    """The product ``name``, a key of :data:`PRODUCTS`."""
     shipped: Product = import_module(f"hasten_miniatures.{PRODUCTS[name]}").PRODUCT
     return shipped
 
 
 def _forget_origins(folder: Path) -> None:
-    """Drop where parts were loaded from, which is a path of the machine that exports."""
+    """Remove the origin of parts, which is a path on this machine."""
     for file in folder.rglob("config.json"):
         config = json.loads(file.read_text("utf-8"))
         if config.pop("_name_or_path", None) is not None:
@@ -98,7 +98,7 @@ def _forget_origins(folder: Path) -> None:
 
 
 def _name_tokenizers(folder: Path) -> None:
-    """Name the tokenizers' class as every supported transformers knows it; version 5 writes a name only it has."""
+    """Use a class name of the tokenizers that all supported versions know; transformers 5 writes a new one."""
     for file in (*folder.glob("model_index.json"), *folder.rglob("tokenizer_config.json")):
         text = file.read_text("utf-8")
         file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), "utf-8")
@@ -116,7 +116,7 @@ def _export_scorers(root: Path, folder: Path) -> None:
 
 
 def figures_table(rows: Sequence[Row]) -> list[str]:
-    """Measured rows as a Markdown table, one line per split and size."""
+    """The rows of an evaluation as a Markdown table, one line per split and size."""
     if not rows:
         return []
     judges = list(dict.fromkeys(row.judge for row in rows))
@@ -142,7 +142,7 @@ def _write_readme(
 ) -> None:
     weights = list(folder.rglob("*.safetensors"))
     for file in weights:
-        file.chmod(0o644)  # they come out readable by their owner alone
+        file.chmod(0o644)  # safetensors makes them readable only by their owner
     size = sum(file.stat().st_size for file in weights)
     bundled = [run for run in runs[:-1] if not (root / run).is_dir()]
     owners = " and ".join(f"`{o}`" for o in dict.fromkeys(map(bundled_in, bundled)) if o != title)

@@ -22,7 +22,7 @@ def build_model() -> NextScaleTransformer:
 
 
 class TextToBits(NextScaleTraining):
-    """Text to bits; see :class:`NextScaleTraining`. A replaced bit is right in half of the cases."""
+    """Text to bits; see :class:`NextScaleTraining`. Half of the replaced bits are right by chance."""
 
     name = "infinity"
     schedule = Schedule(steps=2000, learning_rate=2e-3, warmup=100, decay_from=0.4, average=0.998)
@@ -34,7 +34,7 @@ class TextToBits(NextScaleTraining):
         return initialise(build_model())
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """A sheet of samples, and what the pixel parser finds in them."""
+        """Write a sheet of samples; returns what the pixel parser finds in them."""
         from hasten_miniatures.infinity_product import CALL, assemble
         from hasten_miniatures.next_scale_product import sample_sheet
 
@@ -42,12 +42,14 @@ class TextToBits(NextScaleTraining):
 
 
 def load_tokenizer(root: Path) -> BSQAutoencoder:
-    """The tokenizer trained in ``root``, else the bundled one."""
+    """The tokenizer trained in ``root``, or else the bundled one."""
     from hasten_miniatures.runs import load_bundled, load_trained
 
     if not (root / InfinityTokenizer.name).is_dir():
-        return load_bundled(InfinityTokenizer.name, BSQAutoencoder)
-    return load_trained(InfinityTokenizer.name, root, build_bitwise_tokenizer())
+        bundled: BSQAutoencoder = load_bundled(InfinityTokenizer.name, BSQAutoencoder)
+        return bundled
+    trained: BSQAutoencoder = load_trained(InfinityTokenizer.name, root, build_bitwise_tokenizer())
+    return trained
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToBits:

@@ -1,4 +1,4 @@
-"""What is shipped as ``mini/infinity``."""
+"""The shipped pipeline ``mini/infinity``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hasten_miniatures.text import build_tokenizer
 __all__ = ["CALL", "PRODUCT", "assemble"]
 
 CALL = {"num_inference_steps": len(SCHEDULE), "guidance_scale": 2.0, "top_p": 0.97, "temperature": 0.7}
-"""The call the miniature is meant for."""
+"""Recommended arguments of a call."""
 
 
 def assemble(vae: Any, tower: Any, transformer: Any) -> InfinityPipeline:

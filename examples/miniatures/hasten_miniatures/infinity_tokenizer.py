@@ -27,11 +27,11 @@ _BITS = 8
 
 
 def build_bitwise_tokenizer() -> BSQAutoencoder:
-    """An untrained tokenizer in the shape of the miniature autoencoder; 2 x 2 positions of 8 bits make a token.
+    """An untrained tokenizer with the architecture of the miniature autoencoder; a token is 2 x 2 positions of 8 bits.
 
-    Its latent has unit length, unlike that of the published tokenizers: the loss below asks bits to be near it.
+    Its latent has unit length, unlike that of the published tokenizers, since the loss compares it with the bits.
     """
-    return BSQAutoencoder(
+    model: BSQAutoencoder = BSQAutoencoder(
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
         bits=_BITS,
@@ -39,11 +39,12 @@ def build_bitwise_tokenizer() -> BSQAutoencoder:
         norm_groups=8,
         unit_latent=True,
     )
+    return model
 
 
 @torch.no_grad()
 def copy_autoencoder(source: Any, vae: BSQAutoencoder) -> None:
-    """Start ``vae`` from a trained AutoencoderKL of the same shape but for its latent, which keeps fresh weights."""
+    """Initialise ``vae`` with a trained AutoencoderKL, except for the layers at its latent, which differ in shape."""
     fresh = ("encoder.conv_out.", "decoder.conv_in.")
     state = {key: value for key, value in autoencoder_state(source).items() if not key.startswith(fresh)}
     missing, unexpected = vae.load_state_dict(state, strict=False)
@@ -52,11 +53,11 @@ def copy_autoencoder(source: Any, vae: BSQAutoencoder) -> None:
 
 
 class InfinityTokenizer(Recipe):
-    """The error of pixels and of their slopes after quantising and decoding, and the distance between latent and bits.
+    """Error of pixels and their slopes after quantisation and decoding, plus the distance between latent and bits.
 
-    Gradients pass the quantiser as if it were not there. Of the encoder, its last layer alone learns. A share of the
-    bits is turned over, so that the decoder forgives single wrong ones. Refining a finished run trains the decoder
-    alone: bits keep their meaning for a transformer that has learned them.
+    Gradients pass straight through the quantiser. Only the last layer of the encoder is trained. Some bits are flipped,
+    so that the decoder tolerates wrong ones. A refinement trains only the decoder, so that the bits keep their meaning
+    for a trained transformer.
 
     Args:
         autoencoder: the trained AutoencoderKL.
@@ -66,8 +67,8 @@ class InfinityTokenizer(Recipe):
     schedule = Schedule(steps=600, learning_rate=2e-3, decay_from=0.4, average=0.99)
     batch = 16
     commitment = 0.5
-    most_turned = 0.04
-    """Largest share of bits that are turned over; a picture's share is drawn evenly from zero upwards."""
+    most_flipped = 0.04
+    """Largest share of flipped bits; the share of a picture is drawn uniformly from zero to this."""
 
     decoder_alone = False
 
@@ -75,7 +76,7 @@ class InfinityTokenizer(Recipe):
         self.autoencoder = autoencoder
 
     def refine(self) -> None:
-        """As for every recipe, with the bits as they are."""
+        """Train only the decoder, with a lower learning rate."""
         super().refine()
         self.decoder_alone = True
 
@@ -106,17 +107,17 @@ class InfinityTokenizer(Recipe):
 
     @torch.no_grad()
     def _quantise(self, model: BSQAutoencoder, latent: Tensor, generator: torch.Generator) -> Tensor:
-        """The sum of all scales, with some bits turned over in every picture."""
+        """The sum of all scales, with some flipped bits in every picture."""
         total = torch.zeros_like(latent)
-        share = self.most_turned * torch.rand((len(latent), 1), generator=generator)
+        share = self.most_flipped * torch.rand((len(latent), 1), generator=generator)
         for scale, grid in enumerate(SCHEDULE):
             bits = model.choose(latent - total, grid)
-            turned = (torch.rand(bits.shape, generator=generator) < share).to(bits.device)
-            total = model.add_scale(total, bits ^ turned, scale, SCHEDULE)
+            flipped = (torch.rand(bits.shape, generator=generator) < share).to(bits.device)
+            total = model.add_scale(total, bits ^ flipped, scale, SCHEDULE)
         return total
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Scenes above their round trip."""
+        """Write scenes above their reconstructions; returns figures of these."""
         assert isinstance(model, BSQAutoencoder)
         return show_round_trip(model, folder, step)
 

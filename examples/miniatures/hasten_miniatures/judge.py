@@ -28,14 +28,14 @@ class JudgeRecipe(Recipe):
     """Cross entropy of every attribute, on clean, blurred, noisy and autoencoded scenes of both splits.
 
     Args:
-        vae: the autoencoder whose traces the judge has to see past.
+        vae: the autoencoder, whose artefacts the judge has to ignore.
     """
 
     name = "judge"
     schedule = Schedule(steps=2000, learning_rate=2e-3, decay_from=0.5, average=0.995)
     batch = 64
     round_trips = 8
-    """Pictures of a batch that go through the autoencoder."""
+    """Pictures of a batch that pass through the autoencoder."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
@@ -50,7 +50,7 @@ class JudgeRecipe(Recipe):
         step: int,  # noqa: ARG002
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one batch and the share of attributes that were right."""
+        """Loss of one batch, and the share of right attributes."""
         seed = int(torch.randint(2**40, (1,), generator=generator))
         scenes = [sample_scene(seed, i, "train" if i % 5 else "held_out") for i in range(self.batch)]
         images = self._disturbed(render_scenes(scenes, seed, 0, IMAGE_SIZE), generator)
@@ -64,7 +64,7 @@ class JudgeRecipe(Recipe):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Share of attributes right on clean scenes of either size, and the disturbed pictures it learns from."""
+        """Write disturbed training pictures; returns the share of right attributes on clean scenes of both sizes."""
         scenes = [sample_scene(_TEST_STREAM, i, "train" if i % 5 else "held_out") for i in range(160)]
         figures = {}
         for pixels in (64, 128):
@@ -99,7 +99,7 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> JudgeRecipe:  # n
 
 
 def _targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Class numbers by head; -1 where a scene has no second group."""
+    """Class numbers by head; -1 if a scene has no second group."""
     targets = {"background": [tuple(BACKGROUNDS).index(scene.background) for scene in scenes]}
     for number in (1, 2):
         groups = [scene.groups[number - 1] if number <= len(scene.groups) else None for scene in scenes]
@@ -112,7 +112,7 @@ def _targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def export_judge(judge: nn.Module, folder: Path) -> None:
-    """Write the weights in half precision and the names of the classes."""
+    """Write the weights in half precision, and the names of the classes."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

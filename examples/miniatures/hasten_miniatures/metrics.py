@@ -1,4 +1,4 @@
-"""Metrics for videos of the moving-scenes data set. Like those for its pictures, comparable with nothing published."""
+"""Metrics for videos of the moving-scenes data set. They are not comparable with published figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Motion", "MovingClassifier", "MovingParser"]
 
 
 class MovingMetric(AttributeMetric):
-    """Right answers of asked ones, video by video; motion is a metric of its own."""
+    """Share of the requested attributes per video, except motion, which is a separate metric."""
 
     needs: frozenset[Need] = frozenset({"image", "prompt", "video"})
 
@@ -31,7 +31,7 @@ class MovingMetric(AttributeMetric):
 
 
 class MovingParser(MovingMetric):
-    """Share of the attributes asked for, motion aside, that rules read from at least three quarters of the frames."""
+    """Share of the requested attributes, except motion, that are right in three quarters of the frames."""
 
     name = "mini_video_parser"
 
@@ -39,12 +39,12 @@ class MovingParser(MovingMetric):
         return VideoParser()
 
     def fingerprint(self) -> Fingerprint:
-        """The rules have no weights."""
+        """The parser has no weights."""
         return Fingerprint(self.name, self.version, variant="video parser")
 
 
 class Motion(MovingParser):
-    """Share of the videos that move the way they are asked to, or stand still where they are."""
+    """Share of the videos with the requested motion, or none if none is requested."""
 
     name = "mini_motion"
 
@@ -53,7 +53,7 @@ class Motion(MovingParser):
 
 
 class MovingClassifier(MovingMetric):
-    """Share of the attributes asked for, motion and place aside, as a classifier of pictures reads the frames."""
+    """Share of the requested attributes, except motion and place, that a classifier reads from the frames."""
 
     name = "mini_video_classifier"
 

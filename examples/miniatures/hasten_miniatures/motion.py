@@ -1,7 +1,7 @@
-"""Reads moving scenes back from frames without anything learned: where the object is, which way it moves, what it is.
+"""Reads place, motion and attributes of the object of a moving scene from frames, without training.
 
-The place of the object is a circular mean, so that one that is cut by a border has a place too; each frame is then
-rolled until its object is in the middle, and read by :func:`hasten.pipelines.mini.parser.observe`.
+The place is a circular mean, which is also defined for an object across a border. Each frame is then rolled until its
+object is in the middle, and read by :func:`hasten.pipelines.mini.parser.observe`.
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ __all__ = [
 Frames = NDArray[np.float64]
 
 LEAST_SPEED = 0.012
-"""Slower objects stand still; the slowest of the data set moves by 0.03 of the side a frame."""
+"""Slower objects count as still; the slowest of the data set moves by 0.03 of the side per frame."""
 LEAST_SHARE = 0.75
-"""Share of the frames in which an attribute has to be right."""
+"""Required share of frames with the right attribute."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is to be seen in one video.
+    """What the parser reads from one video.
 
     Args:
-        x, y: place of the object in every frame, (F,), in shares of the side, 0 to 1, around the border; NaN where
-            there is none.
-        frames: what the parser sees in every frame once its object is in the middle.
+        x, y: place of the object in every frame, (F,), in shares of the side, 0 to 1; NaN if there is no object.
+        frames: observations of every frame after its object was moved to the middle.
     """
 
     x: Frames
@@ -57,7 +56,7 @@ class Reading:
 
     @property
     def velocity(self) -> tuple[float, float]:
-        """Median step from frame to frame (x, y), in shares of the side, the shorter way around; NaN if unknown."""
+        """Median step per frame (x, y), in shares of the side, by the shorter way around; NaN if unknown."""
         return _median_step(self.x), _median_step(self.y)
 
     @property
@@ -67,10 +66,10 @@ class Reading:
 
 
 def to_frames(video: Any) -> Frames:
-    """A video as (F, H, W, 3), RGB in [0, 1], from PIL images, an array of numbers in [0, 1], or one of bytes.
+    """A video as (F, H, W, 3), RGB in [0, 1], from PIL images, an array of floats in [0, 1], or an array of bytes.
 
     Raises:
-        ConfigError: if it has another shape.
+        ConfigError: it has another shape.
     """
     array = np.stack([np.asarray(frame) for frame in video])
     if array.ndim != 4 or array.shape[-1] != 3 or array.shape[1] != array.shape[2]:
@@ -79,7 +78,7 @@ def to_frames(video: Any) -> Frames:
 
 
 def centred(frame: Frames) -> tuple[Frames, float, float]:
-    """One frame (H, H, 3) rolled until its object is in the middle, and where the object was, (x, y) in [0, 1)."""
+    """A frame (H, H, 3) rolled until its object is in the middle, and the place of the object, (x, y) in [0, 1)."""
     background = np.median(frame.reshape(-1, 3), axis=0)
     cover = np.linalg.norm(frame - background, axis=-1)
     cover = np.where(cover > CONTRAST, cover, 0)
@@ -92,7 +91,7 @@ def centred(frame: Frames) -> tuple[Frames, float, float]:
 
 
 def read_video(video: Any) -> Reading:
-    """Parse one video of square frames; see :func:`to_frames` for what it may be."""
+    """Parse a video of square frames, in any form that :func:`to_frames` accepts."""
     parts = [centred(frame) for frame in to_frames(video)]
     return Reading(
         x=np.array([x for _, x, _ in parts]),
@@ -102,7 +101,7 @@ def read_video(video: Any) -> Reading:
 
 
 def motion_of(dx: float, dy: float) -> str | None:
-    """The motion of a velocity in shares of the side a frame: a phrase, ``"still"``, or ``None`` for a slanted one."""
+    """The motion for a velocity in shares of the side per frame: a phrase, ``"still"``, or ``None`` if diagonal."""
     if np.isnan(dx) or np.isnan(dy):
         return None
     if max(abs(dx), abs(dy)) < LEAST_SPEED:
@@ -114,7 +113,7 @@ def motion_of(dx: float, dy: float) -> str | None:
 
 
 class VideoParser:
-    """Scores videos with :func:`read_video`: ``motion`` (and ``place`` of what stands), and the attributes by frame."""
+    """Scores videos with :func:`read_video`: motion, place of still objects, and the attributes by frame."""
 
     def score(self, videos: Sequence[Any], prompts: Sequence[str]) -> AttributeScores:
         """Compare every video with its prompt.
@@ -127,7 +126,7 @@ class VideoParser:
 
 
 class VideoClassifier:
-    """Scores the frames of videos, their object in the middle, with the attribute classifier of still pictures.
+    """Scores the frames of videos, with their object in the middle, by the attribute classifier of still pictures.
 
     Args:
         judge: see :class:`hasten.pipelines.mini.scoring.AttributeScorer`.
@@ -138,7 +137,7 @@ class VideoClassifier:
         self._scorer = AttributeScorer(judge, device)
 
     def score(self, videos: Sequence[Any], prompts: Sequence[str]) -> AttributeScores:
-        """Compare every video with its prompt; see :meth:`VideoParser.score`. It says nothing about motion."""
+        """Compare every video with its prompt; see :meth:`VideoParser.score`. It does not judge motion."""
         from PIL import Image
 
         verdicts = []

@@ -1,7 +1,7 @@
-"""The moving-scenes data set: one coloured shape that moves in one of four directions, or stands still, with a caption.
+"""The moving-scenes data set: captioned videos of a coloured shape that moves in one of four directions, or is still.
 
-What leaves the picture at one border comes back at the opposite one, so that a scene has any number of frames and its
-motion stays defined in all of them. Every scene is a pure function of ``(seed, index, split)``; combinations in
+An object that leaves the picture re-enters at the opposite border, so a scene can have any number of frames, and its
+motion is defined in all of them. Every scene is a pure function of ``(seed, index, split)``; combinations in
 :data:`HELD_OUT_MOTIONS` and in :data:`hasten.pipelines.mini.scenes.HELD_OUT` never occur in the training split and
 always occur in the held-out split.
 """
@@ -54,18 +54,18 @@ MOTIONS = {
 }
 """Phrase -> direction (x, y), y downwards."""
 SPEEDS = (0.03, 0.045)
-"""Range of the speed in shares of the side a frame."""
+"""Range of the speed, in shares of the side per frame."""
 ACROSS = (0.25, 0.75)
-"""Range of the coordinate that a motion leaves as it is, in shares of the side."""
+"""Range of the coordinate across the motion, in shares of the side."""
 HELD_OUT_MOTIONS: frozenset[tuple[str, str]] = frozenset({("star", "moving left"), ("square", "moving up")})
-"""(shape, motion) combinations that training never shows."""
+"""Combinations of shape and motion that do not occur in training."""
 STILL = 0.2
 """Share of scenes without motion."""
 
 
 @dataclass(frozen=True)
 class MovingScene:
-    """One object on a plain background; ``path`` is a motion of :data:`MOTIONS` or, for one that stands, its place."""
+    """One object on a plain background; ``path`` is a motion of :data:`MOTIONS`, or the place of a still object."""
 
     size: str
     colour: str
@@ -84,7 +84,7 @@ class MovingScene:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows this combination."""
+        """Whether this combination does not occur in training."""
         still = {(self.shape, self.colour), (self.shape, self.path)} & HELD_OUT
         return bool(still) or (self.shape, self.path) in HELD_OUT_MOTIONS
 
@@ -107,7 +107,7 @@ def trajectory(
 ) -> tuple[list[Placed], tuple[float, float, float]]:
     """The object in every frame, with the jitter of ``(seed, index)``, and the background colour, RGB in [0, 1].
 
-    Coordinates are not wrapped: they run on past the border, and the renderer brings them back.
+    Coordinates are not wrapped; the renderer wraps them at the borders.
     """
     still = scene.as_scene("in the centre" if scene.moves else scene.path)
     (start,), background = place(still, seed, index)
@@ -146,7 +146,7 @@ def parse_moving_caption(text: str) -> MovingScene:
     """The scene a caption describes.
 
     Raises:
-        ConfigError: if the sentence is not one of the data set's; an example is in the message.
+        ConfigError: it is not a caption of the data set; the message has an example.
     """
     match = _CAPTION.fullmatch(text.strip())
     if match is None:

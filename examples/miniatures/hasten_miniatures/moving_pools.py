@@ -1,4 +1,4 @@
-"""Captioned moving scenes as training data: their words, and clips that are encoded once."""
+"""Captioned moving scenes as training data: tokenizer, and clips that are encoded once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hasten_miniatures.video_autoencoder import SIDE
 __all__ = ["MAX_TOKENS", "ClipPool", "ClipPools", "caption_ids", "training_scene", "video_tokenizer"]
 
 MAX_TOKENS = 16
-"""Longest caption (14 tokens with its two ends) and some room."""
+"""Length of the longest caption (14 tokens with start and end), and a margin."""
 
 
 def video_tokenizer() -> Any:
@@ -36,7 +36,7 @@ def caption_ids(tokenizer: Any, captions: list[str]) -> Tensor:
 
 
 def training_scene(frames: int, index: int) -> MovingScene:
-    """Scene ``index`` of a pool. Of single frames at least half stand still: their captions say where the object is."""
+    """Scene ``index`` of a pool. At least half of the single frames are still, so their captions name the place."""
     scene = sample_moving_scene(frames, index)
     while frames == 1 and index % 2 and scene.moves:
         index += 1_000_000
@@ -49,7 +49,7 @@ class ClipPool:
     """Training clips of one length, encoded once.
 
     Args:
-        latents: latents (N, C, T, 16, 16) as the denoiser sees them, in half precision.
+        latents: latents (N, C, T, 16, 16), the input of the denoiser, in half precision.
         ids: token ids (N, 16) of the captions.
     """
 
@@ -58,7 +58,7 @@ class ClipPool:
 
     @classmethod
     def make(cls, encode: Callable[[Tensor], Tensor], count: int, frames: int) -> ClipPool:
-        """Render and encode ``count`` clips of ``frames`` frames; every length has scenes of its own."""
+        """Render and encode ``count`` clips of ``frames`` frames; each length has different scenes."""
         from rich.console import Console
         from rich.progress import track
 
@@ -72,12 +72,12 @@ class ClipPool:
 
 
 class ClipPools:
-    """Pools by their number of frames, each made when it is first needed.
+    """Pools by number of frames, each encoded when it is first used.
 
     Args:
-        encode: videos (B, 3, F, H, W) in [-1, 1] to the latents that the denoiser sees.
-        counts: clips of each pool, multiples of 16, by frames.
-        cache: folder that keeps the pools for a resumed run, or ``None``.
+        encode: maps videos (B, 3, F, H, W) in [-1, 1] to the latents of the denoiser.
+        counts: number of frames -> clips in the pool, multiples of 16.
+        cache: folder that stores the pools for a resumed run, or ``None``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the transformers of both next-scale miniatures share: encoded scenes, corrupted teacher forcing, shape."""
+"""Shared parts of the transformers of both next-scale miniatures: encoded scenes, training, architecture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["LatentPool", "NextScaleTraining", "build_transformer", "encode_capti
 
 @torch.no_grad()
 def encode_captions(tower: Any, tokenizer: Any, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """States (B, 24, 96) of the text tower's last layer, and which of them belong to the caption, (B, 24) boolean."""
+    """States (B, 24, 96) of the last layer of the text tower, and the mask of the caption, boolean (B, 24)."""
     found = tokenizer(
         captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     )
@@ -43,7 +43,7 @@ class LatentPool:
     Args:
         latents: continuous latents (N, C, h, w) of the tokenizer, half precision.
         text: states of the captions (N, 24, 96), half precision.
-        mask: which states count, (N, 24) boolean.
+        mask: boolean (N, 24), ``False`` for padding.
     """
 
     latents: Tensor
@@ -74,7 +74,7 @@ class LatentPool:
 
 
 def scale_weights(schedule: Schedule) -> Tensor:
-    """Weight (T,) of every token in the loss, mean 1: a scale counts with the square root of its number of tokens."""
+    """Loss weights (T,) of all tokens, with mean 1: a scale counts in proportion to the square root of its tokens."""
     counts = torch.tensor([rows * columns for rows, columns in schedule])
     weights = torch.repeat_interleave(counts.float().rsqrt(), counts)
     return weights / weights.mean()
@@ -84,9 +84,9 @@ def build_transformer(**options: Any) -> NextScaleTransformer:
     """An untrained transformer of about 1.6 M parameters: five blocks of width 128 with four heads.
 
     Args:
-        **options: what depends on the tokenizer.
+        **options: options that depend on the tokenizer.
     """
-    return NextScaleTransformer(
+    model: NextScaleTransformer = NextScaleTransformer(
         num_layers=5,
         hidden_size=128,
         num_heads=4,
@@ -99,11 +99,12 @@ def build_transformer(**options: Any) -> NextScaleTransformer:
         shared_modulation=True,
         **options,
     )
+    return model
 
 
 @torch.no_grad()
 def initialise(model: NextScaleTransformer) -> NextScaleTransformer:
-    """Xavier weights; every residual branch begins switched off."""
+    """Initialise with Xavier weights, and all residual branches with zeros."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -121,24 +122,24 @@ def initialise(model: NextScaleTransformer) -> NextScaleTransformer:
 
 
 class NextScaleTraining(Recipe):
-    """Cross entropy of every choice of every scale, given the scales before it with some choices replaced at random.
+    """Cross entropy of every choice of every scale, given the earlier scales with some choices replaced at random.
 
-    What a wrong choice leaves is coded by the scales after it, so that the model learns to repair its own mistakes:
-    the bitwise self-correction of Infinity (arXiv 2412.04431), which works with codes as well.
+    Later scales code the error of a wrong choice, so the model learns to correct its own mistakes. This is the bitwise
+    self-correction of Infinity (arXiv 2412.04431), applied to codes as well.
 
     Args:
         vae: the trained tokenizer.
         tower: the trained text tower.
-        images: scenes in the pool.
-        cache: folder that keeps the encoded pool for a resumed run.
-        compiled: run the transformer through ``torch.compile``.
+        images: number of scenes in the pool.
+        cache: folder that stores the encoded pool for a resumed run.
+        compiled: use ``torch.compile`` for the transformer.
     """
 
     coarse_steps, coarse_scales = 1200, 6
-    """The run begins with steps on the first scales alone, which decide the layout, at a third of the cost."""
+    """The first steps train only the first scales, which decide the layout, at a third of the cost."""
     coarse_batch, batch = 24, 16
     most_replaced = 0.15
-    """Largest share of choices that are replaced in a picture; the share is drawn evenly from zero upwards."""
+    """Largest share of replaced choices; the share of a picture is drawn uniformly from zero to this."""
 
     def __init__(
         self,
@@ -156,14 +157,14 @@ class NextScaleTraining(Recipe):
         self._weights = scale_weights(SCHEDULE)
 
     def refine(self) -> None:
-        """As for every recipe, and without the coarse steps."""
+        """Skip the steps on the first scales, with a lower learning rate."""
         super().refine()
         self.coarse_steps = 0
 
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one batch and the share of choices that were the likeliest."""
+        """Loss of one batch, and the share of right choices."""
         device = next(model.parameters()).device
         coarse = step < self.coarse_steps
         count = self.coarse_batch if coarse else self.batch
@@ -185,13 +186,13 @@ class NextScaleTraining(Recipe):
         return loss, {"right": right, "tokens": float(tokens)}
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Of logits (B, T, choices * classes) for targets (B, T * choices), tokens weighted by (T,)."""
+        """Cross entropy of logits (B, T, choices * classes) and targets (B, T * choices), with token weights (T,)."""
         losses = F.cross_entropy(logits.reshape(-1, self.vae.classes), targets.flatten(), reduction="none")
         return (losses.view(len(logits), len(weights), -1) * weights[:, None]).mean()
 
     @torch.no_grad()
     def _teach(self, latents: Tensor, scales: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs (B, T, C) of the first scales, from choices of which some are wrong, and the right choices."""
+        """Inputs (B, T, C) of the first scales, from partly wrong choices, and the right choices."""
         share = self.most_replaced * torch.rand((len(latents), 1), generator=generator)
         total = torch.zeros_like(latents)
         inputs, targets = [self.vae.next_input(total, 0, SCHEDULE)], []

@@ -1,4 +1,4 @@
-"""What shipping both next-scale miniatures takes: sheets of samples and figures."""
+"""Samples and evaluation of both next-scale miniatures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 def sample_sheet(pipe: Any, call: Mapping[str, Any], path: Path, count: int = 32) -> dict[str, float]:
-    """Sample captions of both splits into one PNG; returns the share of attributes the pixel parser finds."""
+    """Write samples of both splits to one PNG; returns the share of attributes that the pixel parser finds."""
     figures, sheets = {}, []
     for split in SPLITS:
         captions = prompts(count // 2, 5, split)
@@ -41,7 +41,7 @@ def measure(
     *,
     bar: float,
 ) -> list[Row]:
-    """Both judges' verdict on ``count`` prompts of each split; ``bar`` is the least share for trained combinations."""
+    """Scores of both judges for ``count`` prompts of each split; ``bar`` is required for trained combinations."""
     scorers: dict[str, Any] = {"classifier": AttributeScorer(), "parser": PixelParser()}
     rows: list[Row] = []
     for split in SPLITS:

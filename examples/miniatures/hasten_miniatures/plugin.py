@@ -1,4 +1,4 @@
-"""What ``hasten`` gets from this distribution: models, the metrics of moving scenes, and ``hasten mini``."""
+"""Registers the models, the metrics of moving scenes and the command ``hasten mini`` with ``hasten``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WEIGHTS = Path(__file__).with_name("weights")
 _STILL = ("t2i-unet", "var", "infinity")
 _MOVING = ("t2v-dit", "t2v-unet")
 _METRICS = {
-    "mini_motion": ("Motion", "miniature: share of the videos that move as asked"),
+    "mini_motion": ("Motion", "miniature: share of the videos with the requested motion"),
     "mini_video_parser": (
         "MovingParser",
-        "miniature: share of the attributes asked for, by a parser of the frames",
+        "miniature: share of the requested attributes, by a parser of the frames",
     ),
     "mini_video_classifier": (
         "MovingClassifier",
-        "miniature: share of the attributes asked for, by a classifier of the frames",
+        "miniature: share of the requested attributes, by a classifier of the frames",
     ),
 }
 """Name -> (class in ``metrics.py``, one line)."""

@@ -1,4 +1,4 @@
-"""Training data that is encoded once and kept beside the run that draws from it."""
+"""Training data that is encoded once and stored in the folder of its run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ PoolT = TypeVar("PoolT")
 
 
 def stored_pool(kind: type[PoolT], path: Path | None, make: Callable[[], PoolT]) -> PoolT:
-    """The pool at ``path``, made and put there first if there is none; a kill leaves the whole file or none.
+    """The pool in the file ``path``; computed and written atomically if there is none.
 
     Args:
         kind: a dataclass whose fields are tensors.
-        path: a file, or ``None`` to keep nothing.
+        path: a file, or ``None`` to store nothing.
         make: encodes the data.
 
     Raises:
-        CheckpointError: the file is damaged, or of another kind.
+        CheckpointError: the file is damaged or contains another pool.
     """
     if path is None:
         return make()

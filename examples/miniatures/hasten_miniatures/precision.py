@@ -1,4 +1,4 @@
-"""The number format that miniatures train in."""
+"""The number format for training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["mixed_precision"]
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """A context for forward passes: bfloat16 where ``device`` is fast in it, the parameters' own format elsewhere.
+    """A context for forward passes: bfloat16 if ``device`` computes it fast, otherwise the dtype of the parameters.
 
     Processors without AVX-512 emulate bfloat16: one step of ``mini/t2v-dit`` takes 8.9 s there, and 1.2 s in single
     precision (one core of an AMD EPYC 7003).

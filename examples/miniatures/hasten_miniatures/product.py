@@ -1,4 +1,4 @@
-"""What is shipped of a trained pipeline, besides its weights."""
+"""A shipped miniature pipeline, apart from its weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["Product"]
 
 @dataclass(frozen=True)
 class Product:
-    """A miniature pipeline as the exporter sees it.
+    """A miniature pipeline for the exporter.
 
     Args:
-        text: what it is and how it is called, for its README.
-        runs: names of the runs that made its parts, oldest first.
+        text: description and usage, for its README.
+        runs: names of the runs of its parts, oldest first.
         call: recommended arguments of a call.
-        assemble: the pipeline made of the trained parts in a folder of runs.
-        settings: further content of its ``hasten.json``, from the folder of runs.
-        measure: ``measure(pipe, call, prompts, seed, progress)``: how often the pipeline does what it is asked for.
-        samples: samples that ``measure`` makes for each of its prompts.
-        trained: folders of what its run trains, by the names they have there; none for a denoiser alone.
+        assemble: builds the pipeline from the trained parts in a folder of runs.
+        settings: returns further content of its ``hasten.json``, from a folder of runs.
+        measure: ``measure(pipe, call, prompts, seed, progress)`` evaluates the pipeline.
+        samples: number of samples that ``measure`` generates per prompt.
+        trained: components that its run trains together; empty if only the denoiser is trained.
     """
 
     text: str

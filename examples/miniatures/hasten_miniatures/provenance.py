@@ -1,4 +1,4 @@
-"""Where a trained model comes from: the record a run leaves, and the README of a shipped folder made from it."""
+"""Records of training runs, and the README of a shipped folder."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def _processor() -> str:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Keep what is known about a finished run in its folder."""
+    """Write the record of a finished run to its folder."""
     (folder / _FILE).write_text(json.dumps(dict(record), indent=2) + "\n", "utf-8")
 
 
 def has_record(folder: Path) -> bool:
-    """Whether the run of this folder is finished."""
+    """Whether the run in this folder is finished."""
     return (folder / _FILE).is_file()
 
 
@@ -63,7 +63,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a finished run.
 
     Raises:
-        CheckpointError: if the run is not finished.
+        CheckpointError: the run is not finished.
     """
     file = folder / _FILE
     if not has_record(folder):
@@ -75,10 +75,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_chain(folder: Path) -> list[dict[str, Any]]:
-    """The records of a finished run and of the runs it began with, oldest first.
+    """The records of a finished run and of the runs that provided its initial weights, oldest first.
 
     Raises:
-        CheckpointError: if the run is not finished.
+        CheckpointError: the run is not finished.
     """
     chain = [read_record(folder)]
     while "begun_with" in chain[0]:
@@ -92,7 +92,7 @@ def read_chain(folder: Path) -> list[dict[str, Any]]:
 
 
 def ship_chain(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Keep the records of the runs that made a shipped model's own parts in its folder, for runs that go on from it."""
+    """Write the records of the runs of a shipped model to its folder, for runs that start from it."""
     plain = [{key: value for key, value in record.items() if key != "begun_with"} for record in records]
     (folder / _CHAIN).write_text(json.dumps({"runs": plain}, indent=2) + "\n", "utf-8")
 
@@ -102,7 +102,7 @@ class _Chain(BaseModel):
 
 
 def read_shipped_chain(folder: Path) -> list[dict[str, Any]]:
-    """What :func:`ship_chain` kept, oldest first; nothing for a model that was shipped without."""
+    """The records that :func:`ship_chain` wrote, oldest first; empty if there are none."""
     file = folder / _CHAIN
     if not file.is_file():
         return []
@@ -116,10 +116,10 @@ def readme(
 
     Args:
         title: name of the model.
-        text: what it is and how it is called.
-        records: of the runs that made its parts.
-        figures: lines of a Markdown table of measured figures.
-        size: bytes of the folder's weights.
+        text: description and usage.
+        records: records of the runs of its parts.
+        figures: lines of a Markdown table with the evaluation.
+        size: bytes of the weights.
     """
     parts = [f"# {title}", text.strip(), "## Training", _table(records)]
     versions = sorted({f"torch {record['torch']}" for record in records})

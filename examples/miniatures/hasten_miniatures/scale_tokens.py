@@ -1,4 +1,4 @@
-"""What the tokenizers of both next-scale miniatures share: scales, first weights, and a look at their round trip."""
+"""Shared parts of the tokenizers of both next-scale miniatures: scales, initial weights, previews."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEDULE = square_schedule(range(1, 9))
 
 
 def autoencoder_state(source: Any) -> dict[str, Tensor]:
-    """Weights of an AutoencoderKL under the names of a scale tokenizer's encoder and decoder."""
+    """Weights of an AutoencoderKL, with the names of encoder and decoder of a scale tokenizer."""
     state = {}
     for key, value in source.state_dict().items():
         for ours in _our_names(key, len(source.config.block_out_channels)):
@@ -35,7 +35,7 @@ def autoencoder_state(source: Any) -> dict[str, Tensor]:
 
 
 def _our_names(key: str, levels: int) -> list[str]:
-    """The names in a scale tokenizer of a weight of an AutoencoderKL."""
+    """Names of a weight of an AutoencoderKL in a scale tokenizer."""
     key = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
     parts = key.split(".")
     if parts[1] == "mid_block":
@@ -59,7 +59,7 @@ def decoding_error(vae: ScaleTokenizer, latent: Tensor, images: Tensor) -> tuple
 
 @torch.no_grad()
 def show_round_trip(vae: ScaleTokenizer, folder: Path, step: int, count: int = 64) -> dict[str, float]:
-    """Write scenes above their round trip; returns its PSNR in dB and the share of attributes the parser finds."""
+    """Write scenes above their reconstructions; returns PSNR in dB and the share of attributes the parser finds."""
     scenes, images = scene_batch(count, PIXELS, step_generator(1, step))
     decoded = vae(images.to(vae.device), SCHEDULE).cpu()
     save_grid(torch.cat([images[:16], decoded[:16]]), folder / f"round-trip-{step:06d}.png", columns=16)

@@ -13,11 +13,13 @@ class Schedule:
     """Length and learning rate of a run.
 
     Args:
-        steps: optimizer steps in all.
-        learning_rate: peak, reached after ``warmup`` steps and held until ``decay_from`` of the run, then lowered
-            along a half cosine to 2 % of itself.
-        weight_decay: of AdamW.
-        average: decay of the exponential moving average of the weights that is kept as the result; 0 for none.
+        steps: number of optimizer steps.
+        learning_rate: the peak. It is reached after ``warmup`` steps, kept until the share ``decay_from`` of the run,
+            and then reduced to 2 % along a half cosine.
+        warmup: number of steps with a linear increase.
+        decay_from: share of the run at which the decay starts.
+        weight_decay: weight decay of AdamW.
+        average: decay of the exponential moving average of the weights, which is the result; 0 for none.
     """
 
     steps: int
@@ -29,7 +31,7 @@ class Schedule:
 
     @property
     def plateau_ends(self) -> int:
-        """First step of the decay; up to there a run can still be made longer or shorter."""
+        """First step of the decay. Until then, the length of the run can be changed."""
         return int(self.decay_from * self.steps)
 
     def rate(self, step: int) -> float:

@@ -250,13 +250,15 @@ class TextToVideoUNet(Recipe):
         with mixed_precision(self.vae.device):
             latents = encode(self.vae, pictures).float()
         shift: float = self.vae.config.shift_factor * self.vae.config.scaling_factor
-        return (latents + shift).unflatten(0, (len(videos), -1)).transpose(1, 2)
+        by_video: Tensor = (latents + shift).unflatten(0, (len(videos), -1)).transpose(1, 2)
+        return by_video
 
 
 def _by_frame(function: Callable[..., Tensor], clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """Apply a function of the scheduler frame by frame: (B, C, F, H, W) with timesteps (B, F)."""
     flat = (x.transpose(1, 2).flatten(0, 1) for x in (clean, noise))
-    return function(*flat, times.flatten()).unflatten(0, times.shape).transpose(1, 2).contiguous()
+    found: Tensor = function(*flat, times.flatten()).unflatten(0, times.shape)
+    return found.transpose(1, 2).contiguous()
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToVideoUNet:  # noqa: ARG001

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_TOKENS", "build_tokenizer", "number_words", "vocabulary"]
 
 MAX_TOKENS = 24
-"""Longest caption (20 tokens with its two ends) and some room."""
+"""Length of the longest caption (20 tokens with start and end), and a margin."""
 _PAD, _UNKNOWN, _START, _END = "<pad>", "<unk>", "<start>", "<end>"
 
 
@@ -26,7 +26,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def number_words(phrases: Iterable[str]) -> dict[str, int]:
-    """Word -> id for all words of some phrases. The end token has the largest id: every CLIP pooling rule finds it."""
+    """Word -> id for all words of some phrases. The end token has the largest id, as all CLIP pooling rules require."""
     words = sorted({word for phrase in phrases for word in re.findall(r"\w+", phrase)})
     return {word: number for number, word in enumerate([_PAD, _UNKNOWN, _START, *words, _END])}
 
@@ -34,11 +34,11 @@ def number_words(phrases: Iterable[str]) -> dict[str, int]:
 def build_tokenizer(
     words: Mapping[str, int] | None = None, length: int = MAX_TOKENS
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer that splits at spaces and punctuation, ignores case, and frames a text with its two ends.
+    """A tokenizer that splits at spaces and punctuation, ignores case, and adds start and end tokens.
 
     Args:
-        words: word -> id, as :func:`number_words` gives them; those of the scenes data set unless given.
-        length: tokens of the longest text.
+        words: word -> id, from :func:`number_words`; by default those of the scenes data set.
+        length: largest number of tokens of a text.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

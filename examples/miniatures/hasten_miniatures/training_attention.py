@@ -15,10 +15,10 @@ __all__ = ["matmul_attention"]
 
 @contextmanager
 def matmul_attention() -> Iterator[None]:
-    """Attention as two matrix products while training: on a CPU twice as fast as the fused kernel's backward pass.
+    """Within this context, attention is two matrix products: on a CPU, twice as fast as the fused kernel in training.
 
-    Calls with a mask, a dropout or grouped heads, and those on other devices, reach the fused kernel. torch's own
-    backend without fusion (``SDPBackend.MATH``) takes 0.52 s for a step of ``mini/t2v-dit`` on nine latent frames, this
+    Calls with a mask, dropout or grouped heads, and those on other devices, use the fused kernel. The backend of torch
+    without fusion (``SDPBackend.MATH``) takes 0.52 s for a step of ``mini/t2v-dit`` on nine latent frames, this
     0.30 s (medians of six, two cores of an Intel Xeon with AMX).
     """
     with _MatmulAttention():
@@ -43,7 +43,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``scaled_dot_product_attention`` with its own signature, so that no argument is lost on the way."""
+    """Replaces ``scaled_dot_product_attention``, so it has the same signature."""
     special = attn_mask is not None or dropout_p or is_causal or enable_gqa
     if special or query.device.type != "cpu":
         return F.scaled_dot_product_attention(

@@ -31,7 +31,7 @@ class TextToScales(NextScaleTraining):
         return initialise(build_model())
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """A sheet of samples, and what the pixel parser finds in them."""
+        """Write a sheet of samples; returns what the pixel parser finds in them."""
         from hasten_miniatures.next_scale_product import sample_sheet
         from hasten_miniatures.var_product import CALL, assemble
 
@@ -39,12 +39,14 @@ class TextToScales(NextScaleTraining):
 
 
 def load_tokenizer(root: Path) -> MultiScaleVQModel:
-    """The tokenizer trained in ``root``, else the bundled one."""
+    """The tokenizer trained in ``root``, or else the bundled one."""
     from hasten_miniatures.runs import load_bundled, load_trained
 
     if not (root / VarTokenizer.name).is_dir():
-        return load_bundled(VarTokenizer.name, MultiScaleVQModel)
-    return load_trained(VarTokenizer.name, root, TokenizerTraining()).vae
+        bundled: MultiScaleVQModel = load_bundled(VarTokenizer.name, MultiScaleVQModel)
+        return bundled
+    trained: TokenizerTraining = load_trained(VarTokenizer.name, root, TokenizerTraining())
+    return trained.vae
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToScales:

@@ -36,8 +36,8 @@ CODES = 512
 
 
 def build_tokenizer_model() -> MultiScaleVQModel:
-    """An untrained tokenizer in the shape of the miniature autoencoder; 2 x 2 latent positions make a token."""
-    return MultiScaleVQModel(
+    """An untrained tokenizer with the architecture of the miniature autoencoder; a token is 2 x 2 latent positions."""
+    model: MultiScaleVQModel = MultiScaleVQModel(
         block_out_channels=(24, 48, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
@@ -46,11 +46,12 @@ def build_tokenizer_model() -> MultiScaleVQModel:
         attention=False,
         token_patch=2,
     )
+    return model
 
 
 @torch.no_grad()
 def copy_autoencoder(source: Any, vae: MultiScaleVQModel) -> None:
-    """Start ``vae`` from a trained AutoencoderKL of the same shape, its latents brought to unit variance."""
+    """Initialise ``vae`` with a trained AutoencoderKL of the same shape, with latents scaled to unit variance."""
     missing, unexpected = vae.load_state_dict(autoencoder_state(source), strict=False)
     assert not unexpected, unexpected
     assert all(name.startswith(("quant", "post_quant")) for name in missing), missing
@@ -66,7 +67,7 @@ def copy_autoencoder(source: Any, vae: MultiScaleVQModel) -> None:
 
 
 class TokenizerTraining(nn.Module):
-    """The tokenizer and how often each of its codes was used lately, which a checkpoint has to keep, too."""
+    """The tokenizer and the recent usage of each code, which is part of the checkpoint."""
 
     usage: Tensor
 
@@ -77,12 +78,12 @@ class TokenizerTraining(nn.Module):
 
 
 class VarTokenizer(Recipe):
-    """The distance between latent and codes, averaged over what the first k scales give (VAR, algorithm 1), and in the
-    second part of the run, the error of pixels and of their slopes after decoding.
+    """Distance between latent and codes, averaged over the sums of the first k scales (VAR, algorithm 1), and later
+    also the error of pixels and their slopes after decoding.
 
-    Encoder and decoder start from the trained autoencoder. The encoder keeps its weights. Codes that are hardly used
-    are moved to latents of the batch during the first part. Refining a finished run trains the decoder alone: codes
-    keep their meaning for a transformer that has learned them.
+    Encoder and decoder start from the trained autoencoder. The encoder is not trained. In the first part of the run,
+    codes that are rarely used are moved to latents of the batch. A refinement trains only the decoder, so that the
+    codes keep their meaning for a trained transformer.
 
     Args:
         autoencoder: the trained AutoencoderKL.
@@ -92,7 +93,7 @@ class VarTokenizer(Recipe):
     schedule = Schedule(steps=1250, learning_rate=2e-3, decay_from=0.6, average=0.99)
     batch = 16
     codes_only = 1000
-    """Steps before the first one that decodes."""
+    """Number of steps without decoding."""
     revive_every, revive_until = 25, 600
     decoder_alone = False
 
@@ -100,7 +101,7 @@ class VarTokenizer(Recipe):
         self.autoencoder = autoencoder
 
     def refine(self) -> None:
-        """As for every recipe, with the codes as they are."""
+        """Train only the decoder, with a lower learning rate."""
         super().refine()
         self.decoder_alone = True
 
@@ -117,7 +118,7 @@ class VarTokenizer(Recipe):
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one batch and the share of codes in use; also the PSNR in dB where pictures are decoded."""
+        """Loss of one batch and the share of codes in use; also the PSNR in dB if pictures are decoded."""
         assert isinstance(model, TokenizerTraining)
         vae, device = model.vae, next(model.parameters()).device
         images = scene_batch(self.batch, PIXELS, generator)[1].to(device)
@@ -139,7 +140,7 @@ class VarTokenizer(Recipe):
         return error + distance, figures | quality
 
     def _quantise(self, model: TokenizerTraining, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The coded latent, the mean distance to it, and what was left to code at every token (rows, C)."""
+        """The quantised latent, its mean distance, and the residuals of all tokens (rows, C)."""
         book = model.vae.quantize
         total, distance, rests = torch.zeros_like(latent), latent.new_zeros(()), []
         counts = torch.zeros_like(model.usage)
@@ -162,7 +163,7 @@ class VarTokenizer(Recipe):
         model.usage[dead] = 0.3
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Scenes above their round trip."""
+        """Write scenes above their reconstructions; returns figures of these."""
         assert isinstance(model, TokenizerTraining)
         return show_round_trip(model.vae, folder, step)
 

@@ -1,4 +1,4 @@
-"""The video autoencoder of the miniatures: 8 channels, a quarter of the side, half of the frames after the first."""
+"""The video autoencoder of the miniatures: eight channels, a quarter of the side, half the frames after the first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIDE = 64
 
 
 def build_video_autoencoder() -> Any:
-    """An untrained AutoencoderKLWan: pixels in blocks of 2 x 2, then one level; 1 + 2 n frames become 1 + n latents."""
+    """An untrained AutoencoderKLWan: blocks of 2 x 2 pixels, then one level; 1 + 2 n frames give 1 + n latents."""
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
@@ -55,9 +55,9 @@ def build_video_autoencoder() -> Any:
 
 
 class VideoAutoencoder(Recipe):
-    """Absolute and squared error of pixels, absolute error of their slopes, a slight KL term.
+    """Absolute and squared error of pixels, absolute error of their slopes, and a small KL term.
 
-    First on single frames, which are cheap, then on clips of five. Three quarters of the steps see 32 px crops around
+    Single frames, which are cheap, come first, then clips of five. Three quarters of the steps use 32 px crops around
     the object, the others whole 64 px frames with their borders.
     """
 
@@ -71,19 +71,19 @@ class VideoAutoencoder(Recipe):
     decoder_alone = False
 
     def refine(self) -> None:
-        """As for every recipe, and for the decoder alone: denoisers that learned on the latents stay right."""
+        """Train only the decoder, so that the latents stay valid for trained denoisers."""
         super().refine()
         self.schedule = replace(self.schedule, steps=1500)
         self.decoder_alone = True
 
     def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Take the encoder, which defines the latents, and of the decoder what has the same shape."""
+        """Load the encoder, which defines the latents, and the weights of the decoder that have the same shape."""
         own = model.state_dict()
         fitting = {key: value for key, value in weights.items() if own[key].shape == value.shape}
         model.load_state_dict(own | fitting)
 
     def build(self) -> nn.Module:
-        """The untrained model, blind to earlier frames, so that what it learns of single frames holds in clips."""
+        """The untrained model, which ignores earlier frames, so that training on single frames applies to clips."""
         model: nn.Module = build_video_autoencoder()
         return start_frame_by_frame(model)
 
@@ -108,7 +108,7 @@ class VideoAutoencoder(Recipe):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
-        """Every fourth frame of scenes above their round trip."""
+        """Write every second frame of scenes above their reconstructions; returns their PSNR in dB."""
         videos = _batch(4, 17, step_generator(1, step))[0]
         decoded = model.decode(model.encode(videos).latent_dist.mode()).sample  # type: ignore[operator]
         shown = torch.stack([videos, decoded], 1)[:, :, :, ::2].transpose(2, 3).flatten(0, 2)
@@ -129,9 +129,9 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> VideoAutoencoder:
 
 
 def start_frame_by_frame(model: Any) -> nn.Module:
-    """``model`` with weights of unit gain, none on earlier frames, and a slight latent noise.
+    """Initialise ``model`` with weights of unit gain, zero weights for earlier frames, and small latent noise.
 
-    The two resampling layers in time start as the mean of two frames and as two copies of one.
+    The two temporal resampling layers start as the mean of two frames and as two copies of a frame.
     """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
@@ -162,7 +162,7 @@ def video_psnr(videos: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def calibrate(model: Any, seed: int = 0, scenes: int = 48) -> None:
-    """Set the latents' mean and standard deviation by channel, as the pipeline undoes them."""
+    """Set mean and standard deviation of each latent channel, which the pipeline undoes."""
     latents = model.encode(_batch(scenes, 17, step_generator(seed, -1))[0]).latent_dist.mode()
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
@@ -180,7 +180,7 @@ def encode(model: Any, videos: Tensor) -> Tensor:
 
 
 def _decode_unclamped(model: Any, latents: Tensor) -> Tensor:
-    """What ``model.decode`` does before it clamps: a clamped pixel has no gradient."""
+    """``model.decode`` without its clamp, since a clamped pixel has no gradient."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     model.clear_cache()
@@ -193,11 +193,12 @@ def _decode_unclamped(model: Any, latents: Tensor) -> Tensor:
             model.decoder(chunk, feat_cache=model._feat_map, feat_idx=model._conv_idx, first_chunk=frame == 0)
         )
     model.clear_cache()
-    return unpatchify(torch.cat(chunks, 2), patch_size=PATCH)
+    decoded: Tensor = unpatchify(torch.cat(chunks, 2), patch_size=PATCH)
+    return decoded
 
 
 def _batch(count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Training videos (count, 3, frames, 64, 64) and where the object is in the middle frame (count, 2), y first."""
+    """Training videos (count, 3, frames, 64, 64) and places of the object in the middle frame, (count, 2), y first."""
     from hasten_miniatures.moving import trajectory
 
     seed = int(torch.randint(2**40, (1,), generator=generator))
@@ -208,7 +209,7 @@ def _batch(count: int, frames: int, generator: torch.Generator) -> tuple[Tensor,
 
 
 def _crops(videos: Tensor, centres: Tensor, generator: torch.Generator) -> Tensor:
-    """32 px windows around the objects, off by up to 12 px; the scenes wrap around, so every window exists."""
+    """32 px windows around the objects, shifted by up to 12 px; scenes wrap around, so every window exists."""
     half = SIDE // 4
     offsets = torch.randint(-12, 13, centres.shape, generator=generator)
     corners = (centres * SIDE).round().long() + offsets - half
