@@ -168,7 +168,7 @@ class TextToVideo(Recipe):
             return torch.rand((count, frames), generator=generator)
         time = torch.sigmoid(torch.randn((count, 1), generator=generator))
         shift = frames**0.5
-        times = (shift * time / (1 + (shift - 1) * time)).repeat(1, frames)
+        times: Tensor = (shift * time / (1 + (shift - 1) * time)).repeat(1, frames)
         if own:
             times[:, 0] = 0.05 * torch.rand(count, generator=generator)
         return times
