@@ -86,8 +86,6 @@ class Cache(Technique[CacheConfig]):
         return []
 
     def _obstacle(self, target: Target, name: str, model: nn.Module) -> str | None:
-        if any(getattr(vars(part).get("_diffusers_hook"), "hooks", {}) for part in model.modules()):
-            return "it has hooks of diffusers already, for offloading"
         outputs, situation = (
             target.adapter.capability(BlockOutputs),
             self._situation(target, name, 2, _MANY_STEPS),
