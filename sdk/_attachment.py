@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hasten._adapters.base import Guidance, LatentLayout, Moments
-from hasten._attention import AttentionSeam
+from hasten._attention import AttentionSeam, refuse_compiled
 from hasten._clock import Clock, expected_batch
 from hasten._culprit import Faults
 from hasten._denoiser import DenoiserSeam
@@ -303,6 +303,8 @@ def _around(handler: Callable[..., Any], inner: Callable[[RunCall], Any]) -> Cal
 
 def _module_handlers(table: SeamTable, target: Target) -> dict[Any, Forward]:
     """Handlers of modules inside the denoisers; where several techniques have one, the first listed is outermost."""
+    if table.modules.items:
+        refuse_compiled(target)  # again: it may have been compiled since the techniques were attached
     handlers: dict[Any, Forward] = {}
     for _, entry in reversed(table.modules.items):
         module = submodule(target, entry.name)

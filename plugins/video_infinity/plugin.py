@@ -18,6 +18,7 @@ from hasten.extend import (
     UnsupportedError,
     frame_layers,
     hookimpl,
+    refuse_compiled,
 )
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 
@@ -54,6 +55,11 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         from hasten.plugins.video_infinity.scheduler import scheduler_refusal
         from hasten.plugins.video_infinity.unknown_modules import unknown_modules
 
+        try:
+            refuse_compiled(target)
+        except UnsupportedError as error:
+            yield Finding("error", str(error))
+            return
         mixing = target.capability(FrameMixing)
         if reason := scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, {}):
             yield Finding("error", reason)

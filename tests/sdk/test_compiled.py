@@ -92,10 +92,20 @@ def test_modules_in_a_compiled_denoiser_are_refused(flux: Any, run: Any, registe
             )
 
     register(Inside)
-    compile_denoiser(flux, how)
+    with hasten.accelerate(flux, ["inside"]):
+        compile_denoiser(flux, how)
+        with pytest.raises(hasten.UnsupportedError, match=r"compiled with torch\.compile"):
+            run(flux, "flux")
     with pytest.raises(hasten.UnsupportedError, match=r"compiled with torch\.compile"):
         hasten.accelerate(flux, ["inside"])
     run(flux, "flux")
+
+
+def test_long_videos_are_refused_in_the_plan() -> None:
+    pipe = FAMILIES["wan"]()
+    pipe.transformer.compile(backend="eager")
+    with pytest.raises(hasten.UnsupportedError, match=r"compiled with torch\.compile"):
+        hasten.plan(pipe, {"video_infinity": {"clips": 2}})
 
 
 def test_bottleneck_compiles_one_graph_per_resolution(sd3: Any, run: Any) -> None:
