@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hasten._backends import native_backend
-from hasten._denoiser import unwrapped
+from hasten._compat import unwrapped
 from hasten._errors import UnsupportedError, suggestion
 from hasten._results import check_attention
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hasten._compat import active_backend, processor_backend
 from hasten._swap import Swap
 
 __all__ = ["native_backend"]
 
-_ATTRIBUTE = "_attention_backend"
 _TORCH = ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")
 """Backends of diffusers that end in torch's own attention function."""
 
@@ -23,10 +23,10 @@ _TORCH = ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NAT
 class _Override:
     """A processor on the native backend. ``users`` counts the runs in progress that need it."""
 
-    def __init__(self, processor: Any, native: Any) -> None:
+    def __init__(self, processor: Any, attribute: str, native: Any) -> None:
         self.processor = processor  # keeps its id from being used again
-        self.chosen = getattr(processor, _ATTRIBUTE)
-        self.swap = Swap(processor, _ATTRIBUTE, native)
+        self.chosen = getattr(processor, attribute)
+        self.swap = Swap(processor, attribute, native)
         self.users = 0
 
 
@@ -42,19 +42,20 @@ def native_backend(processor: Any) -> Iterator[Any]:
         The backend that the user chose for it, ``None`` where that ends in torch's own attention function, or where the
         processor never asks the dispatcher.
     """
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+    from diffusers.models.attention_dispatch import AttentionBackendName
 
-    if not hasattr(processor, _ATTRIBUTE):
+    asked = processor_backend(processor)
+    if asked is None:
         yield None  # one that bypasses torch's attention is found out when it runs
         return
     native = AttentionBackendName.NATIVE
     with _lock:
         held = _overrides.get(id(processor))
-        name = getattr(processor, _ATTRIBUTE) if held is None else held.chosen
-        chosen = AttentionBackendName(name or _AttentionBackendRegistry.get_active_backend()[0])
+        name = asked[1] if held is None else held.chosen
+        chosen = AttentionBackendName(name or active_backend())
         bypasses = chosen.name not in _TORCH
         if bypasses:
-            held = held or _Override(processor, native)
+            held = held or _Override(processor, asked[0], native)
             held.users += 1
             _overrides[id(processor)] = held
     if not bypasses or held is None:

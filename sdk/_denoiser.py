@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hasten._clock import Step
+from hasten._compat import unwrapped
 from hasten._errors import PluginError
 from hasten._gate import closed_gates
 from hasten._numerics import Computed, Trail, Watch, tensors_of
@@ -23,7 +24,7 @@ from hasten._run import Run
 if TYPE_CHECKING:
     from hasten._adapters.base import Moments
 
-__all__ = ["DenoiserCall", "DenoiserHandler", "DenoiserSeam", "unwrapped"]
+__all__ = ["DenoiserCall", "DenoiserHandler", "DenoiserSeam"]
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,6 @@ class DenoiserSeam:
                 break
             args.append(kwargs.pop(name))
         return tuple(args), kwargs
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module below a ``torch.compile`` wrapper, or the module itself."""
-    inner = getattr(module, "_orig_mod", module)
-    return inner if isinstance(inner, nn.Module) else module
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:

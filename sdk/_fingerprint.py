@@ -12,19 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Fingerprint", "fingerprint"]
+from hasten._compat import MODULE_HOOKS, MODULE_STORES
 
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_load_state_dict_pre_hooks",
-)
+__all__ = ["Fingerprint", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +60,8 @@ def _module(place: str, module: nn.Module) -> Iterator[tuple[str, str]]:
     yield from _instance(place, module)
     for name, parameter in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         yield f"{place}.{name}", _describe(parameter)
-    yield f"{place} (order)", ", ".join((*module._parameters, *module._buffers, *module._modules))
-    for kind in _HOOKS:
+    yield f"{place} (order)", ", ".join(name for store in MODULE_STORES for name in vars(module)[store])
+    for kind in MODULE_HOOKS:
         hooks = getattr(module, kind, None) or {}
         values = hooks.values() if isinstance(hooks, dict) else hooks
         yield f"{place} ({kind})", ", ".join(_describe(hook) for hook in values)

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from hasten._compat import CALL_SLOT, plain_call
 from hasten._swap import Swap
 
 __all__ = ["Forward", "closed_gates", "is_compiled", "open_gates"]
@@ -27,7 +28,6 @@ __all__ = ["Forward", "closed_gates", "is_compiled", "open_gates"]
 Forward = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Computes one forward: ``(inner, args, kwargs) -> output``, where ``inner`` is the module without the gate."""
 
-_SLOT = "_compiled_call_impl"
 _lock = threading.Lock()
 _current: ContextVar[dict[int, Forward]] = ContextVar("hasten_forwards")
 
@@ -37,8 +37,8 @@ class _Gate:
 
     def __init__(self, module: nn.Module) -> None:
         self._key = id(module)
-        self._swap = Swap(module, _SLOT, self)
-        self._inner: Callable[..., Any] = self._swap.before or module._call_impl  # type: ignore[assignment]
+        self._swap = Swap(module, CALL_SLOT, self)
+        self._inner: Callable[..., Any] = self._swap.before or plain_call(module)  # type: ignore[assignment]
         self.users = 0
 
     @property
@@ -59,7 +59,7 @@ class _Gate:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``module.compile()`` was called on this module (a gate in the same slot does not count)."""
-    slot = vars(module).get(_SLOT)
+    slot = vars(module).get(CALL_SLOT)
     return slot.compiled if isinstance(slot, _Gate) else slot is not None
 
 
@@ -93,7 +93,7 @@ def closed_gates() -> Iterator[None]:
 
 def _acquire(module: nn.Module) -> _Gate:
     with _lock:
-        gate = module.__dict__.get(_SLOT)
+        gate = module.__dict__.get(CALL_SLOT)
         if not isinstance(gate, _Gate):
             gate = _Gate(module)
         gate.users += 1

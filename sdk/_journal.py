@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from hasten._compat import MODULE_STORES
 from hasten._culprit import Culprit
 from hasten._errors import ConflictError, PluginError
 
@@ -23,7 +24,6 @@ __all__ = ["Journal", "OwnedJournal"]
 
 _log = logging.getLogger("hasten")
 _ABSENT = object()
-_MODULE_STORES = ("_parameters", "_buffers", "_modules")
 
 
 _edited: weakref.WeakValueDictionary[tuple[int, str], Journal] = weakref.WeakValueDictionary()
@@ -213,7 +213,7 @@ def _check_instance(target: Any, name: str) -> None:
 def _place(target: Any, name: str) -> _Place:
     store = vars(target)
     if isinstance(target, nn.Module):
-        inner = (vars(target).get(kind) or {} for kind in _MODULE_STORES)
+        inner = (vars(target).get(kind) or {} for kind in MODULE_STORES)
         store = next((held for held in inner if name in held), store)
     return _Place(target, name, store, store.get(name, _ABSENT), tuple(store))
 
@@ -222,12 +222,12 @@ def _store_for(place: _Place, value: Any) -> dict[str, Any]:
     """Where ``value`` belongs: a module keeps parameters, buffers and children apart from plain attributes."""
     if not isinstance(place.target, nn.Module):
         return vars(place.target)
-    kind = {nn.Parameter: "_parameters", nn.Module: "_modules"}
-    for cls, store in kind.items():
+    parameters, buffers, modules = (vars(place.target)[name] for name in MODULE_STORES)
+    for cls, store in ((nn.Parameter, parameters), (nn.Module, modules)):
         if isinstance(value, cls):
-            return vars(place.target)[store]
+            return store
     keeps = value is None or hasattr(value, "shape")
-    if keeps and any(place.store is vars(place.target)[name] for name in ("_parameters", "_buffers")):
+    if keeps and (place.store is parameters or place.store is buffers):
         return place.store
     return vars(place.target)
 
@@ -244,7 +244,7 @@ def _write(place: _Place, value: Any) -> None:
 def _stores(place: _Place) -> list[dict[str, Any]]:
     target = vars(place.target)
     return (
-        [target, *(target[kind] for kind in _MODULE_STORES)]
+        [target, *(target[kind] for kind in MODULE_STORES)]
         if isinstance(place.target, nn.Module)
         else [target]
     )

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hasten._compat import CALL_SLOT, HOOK_REGISTRY, MODULE_STORES, hooks_on, version_counter
+
 __all__ = ["ModuleState"]
 
-_SKIPPED = frozenset({"_modules", "_compiled_call_impl"})
+_SKIPPED = frozenset({MODULE_STORES[2], CALL_SLOT})
 """Children are noted by their path, and a gate stands in the other one while some run is in progress."""
-_STORES = ("_parameters", "_buffers")
+_STORES = MODULE_STORES[:2]
 _SAMPLED = 64
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -68,16 +70,16 @@ def _notes(root: nn.Module) -> Iterator[tuple[str, Any]]:
         for name, value in vars(module).items():
             if name in _STORES:
                 yield from ((f"{here}{key}", _note(held)) for key, held in value.items())
-            elif name == "_diffusers_hook":  # pipelines leave a registry without hooks behind
-                if value.hooks:
-                    yield f"{here}{name}", tuple(value.hooks.values())
+            elif name == HOOK_REGISTRY:
+                if hooks := hooks_on(module):
+                    yield f"{here}{name}", tuple(hooks.values())
             elif name not in _SKIPPED:
                 yield f"{here}{name}", _note(value)
 
 
 def _note(value: Any) -> Any:
     if isinstance(value, Tensor):
-        version = object() if value.is_inference() else value._version
+        version = object() if value.is_inference() else version_counter(value)
         return _TensorNote(
             weakref.ref(value), version, _address(value), value.dtype, value.device, _stride(value)
         )

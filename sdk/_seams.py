@@ -121,7 +121,7 @@ def submodule(target: Target, name: str) -> Any:
     Raises:
         UnsupportedError: there is none.
     """
-    from hasten._denoiser import unwrapped
+    from hasten._compat import unwrapped
 
     denoiser, _, path = name.partition(".")
     try:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hasten._claims import SLOTS, Access, Claim
+from hasten._compat import cache_config, hooks_on, keeps_state, unwrapped
 from hasten._conflicts import first_collision
 from hasten._errors import ConflictError
 
@@ -48,8 +49,6 @@ class StepCache:
 
 def step_caches(target: Target) -> list[StepCache]:
     """The caches on the denoisers right now, one for each denoiser that has any."""
-    from hasten._denoiser import unwrapped
-
     found = ((name, _cache_on(name, unwrapped(module))) for name, module in target.denoisers.items())
     return [StepCache(name, *cache) for name, cache in found if cache is not None]
 
@@ -78,15 +77,12 @@ def refuse_step_caches(target: Target, claims: Mapping[str, Sequence[Claim]]) ->
 
 def _cache_on(denoiser: str, module: nn.Module) -> tuple[str, str] | None:
     """Name and remedy of the cache on a denoiser."""
-    config: Any = getattr(module, "_cache_config", None)
+    config = cache_config(module)
     if config is not None:
         return type(config).__name__.removesuffix("Config"), f"pipe.{denoiser}.disable_cache()"
     # Put there by an apply_* function: disable_cache() would not know of it.
     hooks = {
-        name: hook
-        for part in module.modules()
-        for name, hook in getattr(vars(part).get("_diffusers_hook"), "hooks", {}).items()
-        if hook._is_stateful
+        name: hook for part in module.modules() for name, hook in hooks_on(part).items() if keeps_state(hook)
     }
     if not hooks:
         return None

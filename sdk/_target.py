@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hasten._compat import execution_device
 from hasten._errors import UnsupportedError
 from hasten._plugins import host
 
@@ -50,7 +51,7 @@ class Target:
     @property
     def device(self) -> str:
         """Where the pipeline computes, also when its modules wait elsewhere."""
-        return str(getattr(self.pipe, "_execution_device", ""))
+        return str(execution_device(self.pipe) or "")
 
     @property
     def dtype(self) -> str:

@@ -83,7 +83,6 @@ from hasten._cost import (
 from hasten._denoiser import (
     DenoiserCall as DenoiserCall,
     parameter_names as parameter_names,
-    unwrapped as unwrapped,
 )
 from hasten._errors import (
     CheckpointError as CheckpointError,
@@ -138,4 +137,21 @@ from hasten._tunable import (
     Tunable as Tunable,
     dial_of as dial_of,
     tunable_options as tunable_options,
+)
+from hasten._compat import (
+    CUDNN as CUDNN,
+    EFFICIENT as EFFICIENT,
+    FLASH as FLASH,
+    FLASH_CPU as FLASH_CPU,
+    HOOK_REGISTRY as HOOK_REGISTRY,
+    MODULE_HOOKS as MODULE_HOOKS,
+    MODULE_STORES as MODULE_STORES,
+    TorchDispatchMode as TorchDispatchMode,
+    aten as aten,
+    unwrapped as unwrapped,
+    execution_device as execution_device,
+    hooks_on as hooks_on,
+    keeps_state as keeps_state,
+    offload_hook as offload_hook,
+    saved_in as saved_in,
 )

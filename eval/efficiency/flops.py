@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from hasten.extend import FLASH_CPU, TorchDispatchMode, aten
 
 _log = logging.getLogger("hasten")
 
@@ -81,12 +82,12 @@ def _addbmm(_bias: Shape, a: Shape, b: Shape, *_: Any, **__: Any) -> int:
 
 
 _FORMULAS: dict[Any, Formula] = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    _aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    aten(FLASH_CPU): _attention,
+    aten("_scaled_dot_product_fused_attention_overrideable"): _attention,
     _aten.mv: _mv,
     _aten.addmv: _addmv,
     _aten.dot: _dot,
-    _aten._int_mm: _mm,
+    aten("_int_mm"): _mm,
     _aten.addbmm: _addbmm,
 }
 

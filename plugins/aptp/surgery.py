@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten.extend import Cut, Structure, UnsupportedError
+from hasten.extend import (
+    HOOK_REGISTRY,
+    MODULE_HOOKS,
+    MODULE_STORES,
+    Cut,
+    Structure,
+    UnsupportedError,
+    hooks_on,
+    offload_hook,
+)
 from hasten.plugins.aptp.plan import PruningPlan
 
 __all__ = [
@@ -24,9 +33,7 @@ __all__ = [
     "without_adapters",
 ]
 
-_CONTAINERS = ("_parameters", "_buffers", "_modules")
 _CASTING = "layerwise_casting"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
@@ -111,9 +118,9 @@ def clone_tree(model: nn.Module) -> Any:
         if id(module) in made:
             return made[id(module)]
         twin = copy.copy(module)
-        vars(twin).pop("_diffusers_hook", None)  # an empty registry, which would still point to the original
+        vars(twin).pop(HOOK_REGISTRY, None)  # an empty registry, which would still point to the original
         made[id(module)] = twin
-        for name in (*_CONTAINERS, *_HOOKS):
+        for name in (*MODULE_STORES, *MODULE_HOOKS):
             if name in vars(module):
                 vars(twin)[name] = copy.copy(vars(module)[name])
         for name, child in module._modules.items():
@@ -200,14 +207,14 @@ def refuse_hooks(model: nn.Module) -> None:
     """
     for path, module in model.named_modules():
         here = f"module {path or 'denoiser'!r}"
-        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        hooks, offloader = hooks_on(module), offload_hook(module)
         if _CASTING in hooks:
             raise UnsupportedError(
                 f"{here} stores its weights in another type than it computes in (enable_layerwise_casting), which cut "
                 f"weights would not follow; load the denoiser without layerwise casting"
             )
-        if hasattr(module, "_hf_hook") or hooks:
-            kind = ", ".join(hooks) or type(module._hf_hook).__name__
+        if offloader is not None or hooks:
+            kind = ", ".join(hooks) or type(offloader).__name__
             raise UnsupportedError(
                 f"{here} carries hooks of an offloader or a cache ({kind}), which would run on the uncut weights; "
                 f"prune first, or take them off (pipe.remove_all_hooks(), disable_cache()) and move the pipeline with "

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hasten.extend import saved_in
 from hasten.files import read_fields
 from hasten.schedules.spectrum import Spectrum
 
@@ -55,8 +56,8 @@ def known_spectrum(pipe: Any) -> KnownSpectrum | None:
     Raises:
         CheckpointError: the pipeline's ``hasten.json`` is damaged.
     """
-    folder = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
-    if folder.name and (path := folder / SIDECAR).exists():
+    folder = saved_in(pipe)
+    if folder is not None and (path := folder / SIDECAR).exists():
         own = read_sidecar(path)
         if own is not None:
             return KnownSpectrum(own, f"{SIDECAR} of the model")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hasten.extend import BlockOutputs, UnsupportedError
+from hasten.extend import HOOK_REGISTRY, BlockOutputs, UnsupportedError, hooks_on, keeps_state
 from hasten.plugins.cache.blocks import known_blocks
 from hasten.plugins.cache.config import CacheConfig, Situation
 
@@ -54,7 +54,7 @@ class Hooked:
         self._hooks = {
             name: hook
             for name, module in twin.named_modules()
-            for hook in getattr(vars(module).get("_diffusers_hook"), "hooks", {}).values()
+            for hook in hooks_on(module).values()
         }
         self.layers = tuple(name for name in self._hooks if name != ROOT)
         """Names of the layers with a hook."""
@@ -116,7 +116,7 @@ class Hooked:
             self._warm.clear()
             self._memories.clear()
             for hook in self._hooks.values():
-                if hook._is_stateful:
+                if keeps_state(hook):
                     hook.reset_state(None)
         for name, hook in self._hooks.items():
             for value in vars(hook).values():
@@ -134,7 +134,7 @@ def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
     if module not in known:
         twin = known[module] = type(module).__new__(type(module))
         twin.__dict__.update(vars(module))
-        twin.__dict__.pop("_diffusers_hook", None)
+        twin.__dict__.pop(HOOK_REGISTRY, None)
         twin.__dict__["_modules"] = {
             name: None if child is None else _twin(child, known) for name, child in module._modules.items()
         }

@@ -169,7 +169,7 @@ class _Sparse:
         layers = sparse_layers(target, own, size, cost.text, config.min_tokens)
         self._kind = residual_dtype(config, first[1].dtype)  # type: ignore[arg-type]
         allowed, self._memory = affordable(layers, cost.samples, self._kind, config.correction, config.budget)
-        require_room(self._memory, len(allowed), config, torch.device(target.pipe._execution_device))
+        require_room(self._memory, len(allowed), config, torch.device(target.device))
         self._config, self._all = config, len(own)
         self._layers = [layer for layer in layers if layer.name in allowed]
         masks = [

@@ -106,9 +106,11 @@ class Rettention(Technique[RettentionConfig]):
 
     def _kernel_findings(self, target: Target) -> Iterable[Finding]:
         """Which kernels are tried where the pipeline runs; the report names the one that was used."""
+        import torch  # postponed: listings of plugins do without it
+
         from hasten.plugins.rettention.kernels import load_kernel, preferred
 
-        device = target.pipe._execution_device
+        device = torch.device(target.device)
         if self.config.kernel == "auto":
             yield Finding("note", f"kernel on {device.type}: {', else '.join(preferred(device))}")
             return

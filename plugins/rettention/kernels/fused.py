@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from hasten.extend import CUDNN, EFFICIENT, FLASH, FLASH_CPU, TorchDispatchMode, aten
 
 __all__ = ["Recorded", "attend", "operator", "recorded"]
 
-_aten = torch.ops.aten
-_CPU = "_scaled_dot_product_flash_attention_for_cpu"
 _CHUNK = 1 << 26
 """Bytes of scores that the plain computation of a log-sum-exp holds at a time."""
 
@@ -21,13 +20,13 @@ _CHUNK = 1 << 26
 def operator(device: torch.device, dtype: torch.dtype, masked: bool) -> str:
     """Name of the torch operator that :func:`attend` uses, ``"math"`` where no fused one returns the log-sum-exp."""
     if device.type == "cpu":
-        return _CPU if hasattr(_aten, _CPU) else "math"
+        return FLASH_CPU
     if device.type != "cuda":
         return "math"
     modern = torch.cuda.get_device_capability(device) >= (8, 0)  # older ones have no FlashAttention
     if dtype in (torch.float16, torch.bfloat16) and modern and not masked:
-        return "_scaled_dot_product_flash_attention"
-    return "_scaled_dot_product_efficient_attention" if dtype != torch.float64 else "math"
+        return FLASH
+    return EFFICIENT if dtype != torch.float64 else "math"
 
 
 def attend(
@@ -49,16 +48,16 @@ def attend(
     if name == "math":
         return _plain(q, k, v, scale, keep)
     bias = None if keep is None else _bias(q, k, keep)
-    if name == _CPU:
-        out, lse = getattr(_aten, _CPU)(q, k, v, attn_mask=bias, scale=scale)
+    if name == FLASH_CPU:
+        out, lse = aten(FLASH_CPU)(q, k, v, attn_mask=bias, scale=scale)
         return out, lse
-    if name == "_scaled_dot_product_flash_attention":
+    if name == FLASH:
         width = q.shape[-1]
         pad = -width % 8
         padded = (torch.nn.functional.pad(x, (0, pad)) for x in (q, k, v)) if pad else (q, k, v)
-        found = _aten._scaled_dot_product_flash_attention(*padded, scale=scale)
+        found = aten(FLASH)(*padded, scale=scale)
         return found[0][..., :width], found[1]
-    out, lse, *_ = _aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, scale=scale)
+    out, lse, *_ = aten(EFFICIENT)(q, k, v, bias, True, scale=scale)
     return out, lse[..., : q.shape[2]]
 
 
@@ -122,10 +121,10 @@ class Recorded(TorchDispatchMode):
 
 
 _HEARD: dict[str, int | None] = {
-    _CPU: None,
-    "_scaled_dot_product_flash_attention": None,
-    "_scaled_dot_product_efficient_attention": 4,
-    "_scaled_dot_product_cudnn_attention": 4,
+    FLASH_CPU: None,
+    FLASH: None,
+    EFFICIENT: 4,
+    CUDNN: 4,
 }
 """Operators whose second result is the log-sum-exp -> where the argument is that asks for it."""
 
