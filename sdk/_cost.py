@@ -129,9 +129,8 @@ def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
     if embeds is not None:
         return len(embeds[0])
     longest = arguments.get("max_sequence_length")
-    if longest is not None and target.adapter.family != "stable-diffusion-3":
+    if longest is not None and not target.layout.joins_text:
         return int(longest)
-    # StableDiffusion3Pipeline appends its T5 tokens to the CLIP ones.
     return int(longest or 0) + _clip_tokens(target.pipe)
 
 

@@ -21,11 +21,6 @@ _MINI = "mini/"
 _MORE = ("mini/t2i-unet", "mini/t2v-dit", "mini/t2v-unet", "mini/var", "mini/infinity")
 """Models of the distribution ``hasten-miniatures``, which may not be installed."""
 _INDEX = "model_index.json"
-_OWN = {
-    "VARPipeline": "hasten.pipelines.var.pipeline",
-    "InfinityPipeline": "hasten.pipelines.infinity.pipeline",
-}
-"""Pipelines that diffusers does not have, by class name."""
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".json", ".zip")
 
 
@@ -194,8 +189,9 @@ def _class(folder: Path, index: Mapping[str, Any]) -> Any:
             f"{folder} is a pipeline with code of its own ({name}), which is not run; load it with diffusers and give "
             "the object to hasten.accelerate"
         )
-    if name in _OWN:
-        return getattr(importlib.import_module(_OWN[name]), name)
+    adapter = host().registry.adapters.get(name)
+    if adapter is not None and adapter.module != "diffusers":
+        return getattr(importlib.import_module(adapter.module), name)
     found = getattr(diffusers, name, None)
     if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
         raise UnsupportedError(

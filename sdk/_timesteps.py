@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -31,8 +30,6 @@ __all__ = [
     "refused_steps",
     "run_levels",
 ]
-
-_OWN_GRID = re.compile(r"^\s*sigmas = (np\.linspace\(1\.0|get_default\w*sigmas)", re.MULTILINE)
 
 
 def planned_levels(target: Target, arguments: Mapping[str, Any], size: LatentSize) -> list[NoiseLevel]:
@@ -119,8 +116,8 @@ def _given(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> dict
     steps = arguments["num_inference_steps"]
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     given = _custom(arguments)
-    own_grid = _has_own_grid(target) and "sigmas" in accepted
-    if not given and own_grid and not scheduler.config.get("use_flow_sigmas"):
+    even = target.layout.even_sigmas and "sigmas" in accepted
+    if not given and even and not scheduler.config.get("use_flow_sigmas"):
         return {"sigmas": 1.0 - np.arange(steps) / steps}
     return given or {"num_inference_steps": steps}
 
@@ -203,9 +200,7 @@ def dynamic_shift(target: Target, size: LatentSize, steps: int) -> float:
         UnsupportedError: its scheduler wants one, and the pipeline's module has no known function for it.
     """
     module = sys.modules[stock_class(target.pipe).__module__]
-    tokens = (size.frames or 1) * size.height * size.width // target.layout.multiple**2
-    if target.adapter.family == "lumina2":  # takes the second axis of unpacked latents for their token count
-        tokens = target.pipe.transformer.config.in_channels
+    tokens = target.layout.shift_tokens(target.pipe, size)
     if hasattr(module, "compute_empirical_mu"):
         return float(module.compute_empirical_mu(image_seq_len=tokens, num_steps=steps))
     if hasattr(module, "calculate_shift"):
@@ -221,8 +216,3 @@ def dynamic_shift(target: Target, size: LatentSize, steps: int) -> float:
         f"{type(target.pipe.scheduler).__name__} has use_dynamic_shifting set, and how {target.name} computes its "
         f"shift is not known"
     )
-
-
-def _has_own_grid(target: Target) -> bool:
-    """Whether the pipeline passes ``1 - j / N`` to its scheduler instead of leaving the grid to it."""
-    return _OWN_GRID.search(inspect.getsource(stock_class(target.pipe).__call__)) is not None

@@ -38,6 +38,7 @@ class FluxLayout(PackedLayout):
     """
 
     guidance = Guidance.EMBEDDED
+    even_sigmas = True
 
     @override
     def path(self, pipe: Any) -> Path:

@@ -34,6 +34,7 @@ class HunyuanVideoLayout(VideoLayout):
     """Plain latents; rotary positions follow the shape."""
 
     guidance = Guidance.EMBEDDED
+    even_sigmas = True
 
     @override
     def path(self, pipe: Any) -> Path:

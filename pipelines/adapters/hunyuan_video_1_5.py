@@ -14,6 +14,7 @@ class HunyuanVideo15Layout(ConditionedVideoLayout):
     """Latents, as many channels of an encoded picture (zero for text to video), and one mask channel."""
 
     guidance = Guidance.SEQUENTIAL
+    even_sigmas = True
     multiple = 1
 
     @override

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class LTXLayout(TokenLayout):
     """One token per latent pixel; image to video has the clean first frame among them, at timestep 0."""
 
+    even_sigmas = True
+
     @override
     def path(self, pipe: Any) -> Path:
         """Rectified flow."""

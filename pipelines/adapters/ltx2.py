@@ -19,6 +19,8 @@ _CONDITIONED = "its conditions are tokens with timesteps of their own, beside th
 class LTX2Layout(TokenLayout):
     """LTX's tokens with explicit coordinates, in pixels and seconds. The audio keeps its level."""
 
+    even_sigmas = True
+
     @override
     def path(self, pipe: Any) -> Path:
         """Rectified flow."""

@@ -32,6 +32,7 @@ class QwenImageLayout(PackedLayout):
     """
 
     guidance = Guidance.SEQUENTIAL
+    even_sigmas = True
 
     @override
     def path(self, pipe: Any) -> Path:

@@ -18,6 +18,8 @@ from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED
 class StableDiffusion3Layout(ImageLayout):
     """Plain latents, told ``1000 t``."""
 
+    joins_text = True
+
     @override
     def path(self, pipe: Any) -> Path:
         """Rectified flow."""

@@ -184,5 +184,6 @@ def _heads(path: str, module: Any) -> UnitGroup:
 ADAPTER = Adapter(
     family="next_scale",
     pipelines=("VARPipeline", "InfinityPipeline"),
+    module="hasten.pipelines",
     capabilities=(NextScaleSchedule(), NextScaleUnits()),
 )

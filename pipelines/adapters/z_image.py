@@ -22,6 +22,7 @@ class ZImageLayout(ImageLayout):
     """
 
     latents = "x"
+    even_sigmas = True
     timestep = "t"
 
     @override

@@ -119,6 +119,10 @@ class LatentLayout(Moments):
 
     multiple: int = 2
     """Latent height and width must be multiples of this many latent pixels."""
+    even_sigmas: bool = False
+    """Whether the pipeline's call gives its scheduler the sigmas ``1 - j / N``, instead of leaving them to it."""
+    joins_text: bool = False
+    """Whether the denoiser's text is CLIP's tokens, and after them those of another encoder."""
     without = "it does not denoise one latent step by step"
 
     @abstractmethod
@@ -199,6 +203,10 @@ class LatentLayout(Moments):
         """Why the loop cannot go on with latents of another size between two steps, or ``None`` if it can."""
         return None
 
+    def shift_tokens(self, pipe: Any, size: LatentSize) -> int:  # noqa: ARG002
+        """Number of tokens that the pipeline computes a resolution-dependent shift of its scheduler from."""
+        return (size.frames or 1) * size.height * size.width // self.multiple**2
+
     def clock_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why this pipeline's scheduler does not tell steps by levels that fall, or ``None`` if it does."""
         return None
@@ -219,6 +227,7 @@ class Adapter:
             pipeline does not have are skipped.
         capabilities: instances of capability classes such as :class:`LatentLayout`.
         refused: class names of pipelines of the family that must be refused, with the reason.
+        module: where :func:`hasten.load` finds the classes of saved pipelines.
     """
 
     family: str
@@ -226,6 +235,7 @@ class Adapter:
     denoisers: tuple[str, ...] = ("transformer",)
     capabilities: tuple[object, ...] = ()
     refused: Mapping[str, str] | None = None
+    module: str = "diffusers"
 
     def capability(self, kind: type[CapabilityT]) -> CapabilityT | None:
         """The family's implementation of ``kind``, or ``None`` if it has none."""

@@ -11,7 +11,7 @@ from families import LATENT, call_kwargs
 from observation import Observation, observe
 from torch import Tensor
 
-from hasten.extend import LatentSize, Prediction
+from hasten.extend import LatentSize, Prediction, Target, planned_levels
 from hasten.schedules.dct import dct_truncate
 from hasten.schedules.noise import NoiseLevel
 
@@ -44,6 +44,16 @@ def test_level_is_the_schedulers(observed: Observation) -> None:
         level, expected = layout.level(pipe, forward.kwargs), observed.levels[forward.step]
         assert level.alpha == pytest.approx(expected.alpha, abs=1e-6)
         assert level.sigma == pytest.approx(expected.sigma, abs=1e-6)
+
+
+def test_levels_of_a_call_are_known_before_it(observed: Observation) -> None:
+    """Also where the pipeline gives its scheduler sigmas, or a shift that depends on the size."""
+    target = Target.of(observed.pipe)
+    arguments = target.call_arguments(**observed.arguments)
+    planned = planned_levels(target, arguments, observed.layout.call_size(observed.pipe, arguments))
+    assert [level.time for level in planned] == pytest.approx(
+        [level.time for level in observed.levels], abs=1e-5
+    )
 
 
 def test_size_is_what_the_call_asked_for(observed: Observation) -> None:

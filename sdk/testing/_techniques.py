@@ -1,23 +1,8 @@
-"""Contracts that every technique and every adapter keeps, as pytest classes. They need no GPU.
-
-Subclass one in your own tests, say how to make a small pipeline, and pytest runs the rest::
-
-    class TestMine(hasten.testing.TechniqueContract):
-        technique = MyTechnique
-        exact = {"strength": 0.0}
-        active = {"strength": 0.5}
-        arguments = {"prompt_embeds": torch.zeros(1, 7, 32), "num_inference_steps": 3}
-
-        def pipeline(self):
-            return tiny_pipeline()
-
-The pipeline may have random weights, but every call of :meth:`~PipelineContract.pipeline` has to return equal ones.
-"""
+"""The contract of techniques."""
 
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -27,47 +12,16 @@ import torch
 from torch import Tensor
 
 import hasten
-from hasten._adapters.base import Adapter, LatentLayout
-from hasten._attention import attention_layers
 from hasten._claims import Access, Claim
-from hasten._denoiser import DenoiserCall
 from hasten._fingerprint import fingerprint
-from hasten._hookspecs import hookimpl
-from hasten._numerics import tensors_of
 from hasten._options import options_of
-from hasten._plugins import host
-from hasten._seams import Seams
 from hasten._target import Target
-from hasten._technique import Technique, TechniqueConfig
+from hasten._technique import Technique
 from hasten._tunable import tunable_options
+from hasten.testing._pipelines import PipelineContract
+from hasten.testing._registered import known_technique
 
-__all__ = ["AdapterContract", "PipelineContract", "TechniqueContract"]
-
-
-class PipelineContract(ABC):
-    """What both contracts need to know: how to make a pipeline and how to call it.
-
-    Attributes:
-        arguments: of the pipeline call, without generator and output type.
-    """
-
-    __test__ = False
-    arguments: ClassVar[Mapping[str, Any]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let pytest collect subclasses; the contracts themselves are not tests."""
-        super().__init_subclass__(**kwargs)
-        cls.__test__ = not cls.__name__.endswith("Contract")
-
-    @abstractmethod
-    def pipeline(self) -> Any:
-        """A new pipeline, the same every time."""
-
-    def call(self, pipe: Any, **changes: Any) -> Tensor:
-        """Call ``pipe`` with the same noise every time; returns its latents (any shape, any floating dtype)."""
-        fixed = {"generator": torch.Generator().manual_seed(0), "output_type": "latent", "return_dict": False}
-        output: Tensor = pipe(**{**self.arguments, **fixed, **changes})[0]
-        return output
+__all__ = ["TechniqueContract"]
 
 
 class TechniqueContract(PipelineContract):
@@ -89,7 +43,7 @@ class TechniqueContract(PipelineContract):
 
     @pytest.fixture(autouse=True)
     def _registered(self) -> Iterator[None]:
-        with _known(self.technique):
+        with known_technique(self.technique):
             yield
 
     def accelerate(self, pipe: Any, options: Mapping[str, Any]) -> hasten.Acceleration:
@@ -219,171 +173,12 @@ class TechniqueContract(PipelineContract):
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
-class AdapterContract(PipelineContract):
-    """What an adapter has to get right about its pipeline family.
-
-    Attributes:
-        adapter: the object; it need not be installed.
-        resized: whether forwards at half the size are tested, too.
-    """
-
-    adapter: ClassVar[Adapter]
-    resized: ClassVar[bool] = True
-
-    @pytest.fixture(autouse=True)
-    def _registered(self) -> Iterator[None]:
-        with _known(_Probe), _known_adapter(self.adapter):
-            yield
-
-    @pytest.fixture
-    def calls(self) -> list[tuple[DenoiserCall, Any]]:
-        """Every denoiser forward of one call, with its output."""
-        _Probe.seen = []
-        pipe = self.pipeline()
-        with hasten.accelerate(pipe, [_Probe.name]):
-            self.call(pipe)
-        return _Probe.seen
-
-    def test_the_adapter_is_found(self) -> None:
-        """The pipeline's class is one that the adapter names."""
-        assert Target.of(self.pipeline()).adapter is self.adapter
-
-    def test_a_run_that_changes_nothing_is_stock(self) -> None:
-        """The seams alone change no bit."""
-        pipe = self.pipeline()
-        stock = self.call(pipe)
-        with hasten.accelerate(pipe, [_Probe.name]):
-            assert torch.equal(self.call(pipe), stock)
-
-    def test_levels_fall_from_noise_to_clean(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
-        """The noise level of each forward is in [0, 1] and never rises within a run."""
-        levels = [call.step.noise.time for call, _ in calls]
-        assert levels == sorted(levels, reverse=True)
-        assert all(0 <= level <= 1 for level in levels)
-        assert len(set(levels)) > 1
-
-    def test_the_size_of_a_call_is_known_before_it(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
-        """``call_size`` predicts what ``size`` then reads from the forward."""
-        target, layout = self._layout()
-        expected = layout.call_size(target.pipe, target.call_arguments(**self.arguments))
-        assert {layout.size(target.pipe, call.kwargs) for call, _ in calls} == {expected}
-
-    def test_latents_survive_a_round_trip(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
-        """``encode`` of what ``decode`` returned gives the arguments back."""
-        target, layout = self._layout()
-        for call, _ in calls:
-            latent = layout.decode(target.pipe, call.kwargs)
-            changed = layout.encode(target.pipe, call.kwargs, latent, call.step.noise)
-            for name, value in changed.items():
-                for ours, theirs in zip(_tensors(value), _tensors(call.kwargs[name]), strict=True):
-                    # timesteps that a scheduler rounds come back unrounded
-                    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-5, check_dtype=False)
-
-    def test_outputs_survive_a_round_trip(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
-        """``encode_output`` of what ``decode_output`` returned gives the prediction back."""
-        target, layout = self._layout()
-        for call, output in calls:
-            sample = call.sample(output)
-            latent = layout.decode_output(target.pipe, call.kwargs, sample)
-            again = layout.encode_output(target.pipe, call.kwargs, latent)
-            for ours, theirs in zip(tensors_of(again), tensors_of(sample), strict=True):
-                torch.testing.assert_close(ours, theirs)
-
-    def test_half_the_size_is_computed(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
-        """The denoiser accepts the arguments that ``encode`` makes for a latent of half the height and width."""
-        target, layout = self._layout()
-        refusal = layout.refusal(target.pipe)
-        if not self.resized or refusal is not None:
-            pytest.skip(refusal or "the family has one size")
-        call, _ = calls[0]
-        latent = layout.decode(target.pipe, call.kwargs)
-        half = latent[..., : latent.shape[-2] // 2, : latent.shape[-1] // 2].contiguous()
-        smaller = call.replace_kwargs(layout.encode(target.pipe, call.kwargs, half, call.step.noise))
-        with torch.no_grad():
-            sample = call.sample(call.module(**smaller.kwargs))
-        size = layout.size(target.pipe, smaller.kwargs)
-        decoded = layout.decode_output(target.pipe, smaller.kwargs, sample)
-        assert (size.height, size.width) == tuple(half.shape[-2:])
-        assert decoded.shape[-2:] == half.shape[-2:]
-        assert decoded.isfinite().all()
-
-    def test_attention_layers_are_seen(self) -> None:
-        """The denoisers hold attention layers by the names that the host knows."""
-        assert attention_layers(Target.of(self.pipeline()))
-
-    def _layout(self) -> tuple[Target, LatentLayout]:
-        target = Target.of(self.pipeline())
-        layout = self.adapter.capability(LatentLayout)
-        if layout is None:
-            pytest.skip("the family has no latent layout")
-        return target, layout
-
-
 _FORECAST = frozenset({"num_inference_steps", "height", "width", "num_frames", "guidance_scale"})
 """Arguments of a call that decide what is forecast."""
 
 
 class _Interruption(Exception):
     """What a failing denoiser raises."""
-
-
-class _Probe(Technique[TechniqueConfig]):
-    """Remembers every denoiser forward and changes nothing."""
-
-    name = "contract_probe"
-    summary = "remembers denoiser forwards"
-    config_class = TechniqueConfig
-    seen: ClassVar[list[tuple[DenoiserCall, Any]]] = []
-
-    def claims(self, target: Target) -> list[Claim]:  # noqa: ARG002
-        """Nothing is changed."""
-        return [Claim("tokens.shape", Access.READS)]
-
-    def attach(self, target: Target, seams: Seams) -> None:  # noqa: ARG002
-        """One handler that looks on."""
-
-        def look(call: DenoiserCall, proceed: Any) -> Any:
-            output = proceed(call)
-            self.seen.append((call, output))
-            return output
-
-        seams.denoiser(look)
-
-
-@contextmanager
-def _known(technique: type[Technique[Any]]) -> Iterator[None]:
-    if technique.name in host().registry.techniques:
-        yield
-        return
-
-    class Plugin:
-        @hookimpl
-        def hasten_register_techniques(self, register: Any) -> None:
-            register(technique)
-
-    unregister = host().register(Plugin(), f"contract of {technique.name}")
-    try:
-        yield
-    finally:
-        unregister()
-
-
-@contextmanager
-def _known_adapter(adapter: Adapter) -> Iterator[None]:
-    if adapter in host().registry.adapters.values():
-        yield
-        return
-
-    class Plugin:
-        @hookimpl
-        def hasten_register_adapters(self, register: Any) -> None:
-            register(adapter)
-
-    unregister = host().register(Plugin(), f"contract of {adapter.family}")
-    try:
-        yield
-    finally:
-        unregister()
 
 
 @contextmanager
@@ -422,12 +217,6 @@ def _evidence(accel: hasten.Acceleration, resized: bool) -> list[tuple[str, tupl
     if resized:
         found.append(("it computes at another size", ("tokens.shape", "ranks.frames")))
     return found
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors of an argument: itself or its items; none of a number, a flag or ``None``."""
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return [item for item in items if isinstance(item, Tensor)]
 
 
 def _claimed(claims: tuple[Claim, ...], slots: tuple[str, ...]) -> bool:
