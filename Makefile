@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # Every version is pinned here for development and CI; users are not bound by it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test check docs browser lint types unit slow gpu matrix build clean
+.PHONY: help install demo test check quick coverage docs browser lint types unit slow gpu matrix build clean
 
 help:
 	@echo "make demo   install into $(VENV) and run the main job on the bundled miniature"
 	@echo "make test   install into $(VENV), then lint, format check, type check and the whole test suite"
 	@echo "make check  lint, types and quick tests, for the inner loop"
+	@echo "make coverage  the whole suite, with the share of lines that it runs"
 	@echo "make docs   the documentation site, in build/site"
 	@echo "make slow   the tests that take minutes"
 	@echo "make gpu    everything that needs a GPU, in under eight minutes; writes docs/benchmarks/gpu.md"
@@ -32,9 +33,18 @@ demo: install
 
 test: install browser lint types docs unit
 
-# The inner loop: no browser, no miniature generates anything.
-check: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/schedules tests/test_package.py
+# The inner loop, on two cores: types beside lint and quick tests. Nothing generates a picture.
+QUICK := tests/schedules tests/test_docstrings.py $(addprefix tests/sdk/test_,\
+	config.py conflicts.py document.py journal.py lazy.py records.py schema.py swap.py)
+check:
+	@$(MAKE) --no-print-directory -j2 types quick
+
+quick: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(QUICK)
+
+# Slower than `make unit` by about a third; docs and examples that run in processes of their own are not counted.
+coverage:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=hasten --cov-report=term:skip-covered
 
 docs:
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build

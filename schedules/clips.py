@@ -32,6 +32,9 @@ of the rest behind a frame 0 that counts apart."""
 def partition(frames: int, clips: int, multiple: int = 1) -> tuple[range, ...]:
     """``frames`` in ``clips`` contiguous parts whose sizes differ by at most ``multiple``, longer ones first.
 
+    >>> partition(13, 3)
+    (range(0, 5), range(5, 9), range(9, 13))
+
     Args:
         frames: latent frames, a multiple of ``multiple``.
         clips: number of parts.

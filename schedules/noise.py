@@ -16,6 +16,11 @@ from dataclasses import dataclass
 class NoiseLevel:
     """Coefficients of a noisy state ``alpha * x0 + sigma * noise``.
 
+    >>> NoiseLevel.flow(0.25).time
+    0.25
+    >>> round(NoiseLevel.vp(0.9).time, 4)  # the flow time with the same signal-to-noise ratio
+    0.25
+
     Args:
         alpha: weight of the clean signal, in [0, 1].
         sigma: standard deviation of the noise, in [0, 1].

@@ -97,6 +97,9 @@ def critical_time(spectrum: Spectrum, edge: float, delta: float) -> float:
 def stage_times(steps: int, strength: float, shift: float) -> tuple[float, ...]:
     """Noise levels of one restart stage, descending, with the final 0.
 
+    >>> stage_times(4, 0.5, 1.0)
+    (0.5, 0.25, 0.0)
+
     The grid ``1 - j / N`` is shifted and its start cut as diffusers' image-to-image pipelines do: ``ceil(N w)`` of
     the ``N`` steps run.
 
@@ -117,6 +120,9 @@ def stage_times(steps: int, strength: float, shift: float) -> tuple[float, ...]:
 
 def snap_size(full: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:
     """A legal latent size near ``scale`` times ``full``, keeping the aspect ratio.
+
+    >>> snap_size((128, 128), 0.5, 2)
+    (64, 64)
 
     Among the neighbouring multiples of each side, those that keep the aspect within 2 % come first, and of these the
     one of nearest area.

@@ -90,7 +90,11 @@ def infinity_schedule(ratio: float, resolution: str = "1M") -> Schedule:
 
 
 def token_ends(schedule: Schedule) -> tuple[int, ...]:
-    """``T_k``: number of tokens up to and including each scale."""
+    """``T_k``: number of tokens up to and including each scale.
+
+    >>> token_ends(square_schedule((1, 2, 4)))
+    (1, 5, 21)
+    """
     return tuple(accumulate(rows * columns for rows, columns in schedule))
 
 

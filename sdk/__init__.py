@@ -1,6 +1,8 @@
 """Make an existing diffusion or visual-autoregressive pipeline faster, and measure what it cost.
 
 >>> import hasten
+>>> [entry.name for entry in hasten.Config.of(["bottleneck"]).techniques]
+['bottleneck']
 >>> with hasten.accelerate(pipe, ["bottleneck"]) as accel:  # doctest: +SKIP
 ...     image = pipe("a red fox").images[0]
 ...     print(accel.report())

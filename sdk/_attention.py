@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,19 @@ if TYPE_CHECKING:
     from hasten._target import Target
 
 __all__ = ["AttentionCall", "AttentionHandler", "AttentionSeam", "attention_layers", "check_layers"]
+
+
+class _Given(NamedTuple):
+    """The arguments of ``torch.nn.functional.scaled_dot_product_attention``."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,7 +263,7 @@ class AttentionSeam:
         if layer is None:
             return function(*args, **kwargs)
         computation.hit.add(layer)
-        return self._chains[layer](self._describe(computation.forward, layer, *args, **kwargs))
+        return self._chains[layer](self._describe(computation.forward, layer, _Given(*args, **kwargs)))
 
     def _chain(self, handlers: Sequence[tuple[str, AttentionHandler]]) -> Proceed:
         proceed: Proceed = self._dense
@@ -271,32 +284,20 @@ class AttentionSeam:
 
         return proceed
 
-    def _describe(
-        self,
-        forward: DenoiserCall,
-        layer: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> AttentionCall:
+    def _describe(self, forward: DenoiserCall, layer: str, given: _Given) -> AttentionCall:
         backend = self._dense_backends.get(layer)
         return AttentionCall(
             backend=None if backend is None else backend.value,
             layer=layer,
             module=self._layers[layer],
-            query=query,
-            key=key,
-            value=value,
-            mask=attn_mask,
-            dropout=dropout_p,
-            causal=is_causal,
-            scale=scale,
-            grouped=enable_gqa,
+            query=given.query,
+            key=given.key,
+            value=given.value,
+            mask=given.attn_mask,
+            dropout=given.dropout_p,
+            causal=given.is_causal,
+            scale=given.scale,
+            grouped=given.enable_gqa,
             arguments=forward.kwargs,
             step=forward.step,
             run=forward.run,

@@ -129,7 +129,8 @@ def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
     if embeds is not None:
         return len(embeds[0])
     longest = arguments.get("max_sequence_length")
-    if longest is not None and not target.layout.joins_text:
+    layout = target.adapter.capability(LatentLayout)
+    if longest is not None and not (layout is not None and layout.joins_text):
         return int(longest)
     return int(longest or 0) + _clip_tokens(target.pipe)
 

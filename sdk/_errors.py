@@ -83,6 +83,10 @@ def _shown(text: str) -> str:
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """The end of a sentence: ``"; did you mean 'delta'?"`` when a choice resembles ``word``, else a full stop."""
+    """The end of a sentence: ``"; did you mean 'delta'?"`` when a choice resembles ``word``, else a full stop.
+
+    >>> suggestion("detla", ["delta", "scale"])
+    "; did you mean 'delta'?"
+    """
     match = get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else "."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hasten._attention import AttentionCall
 from hasten._culprit import Culprit, Faults, InRun
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["guarded"]
 
-_Seen = list[Any]
-"""What ``proceed`` gave, as far as a seam wants to compare with it; tensors are not kept."""
+_Seen = list[type]
+"""Types of what ``proceed`` gave; tensors are not kept."""
 
 
 def guarded(table: SeamTable, culprits: Mapping[str, Culprit], faults: Faults) -> SeamTable:
@@ -58,45 +58,40 @@ def _guarded(
     return guard(handler, culprits[owner])
 
 
-def _around(
-    culprit: Culprit,
-    name: Callable[[Any], str],
-    handler: Callable[..., Any],
-    kind: type[Any],
-    check: Callable[[Any, Any, _Seen], str | None],
-    look: Callable[[Any, Any], Any],
-) -> Callable[[Any, Callable[[Any], Any]], Any]:
-    """``handler(call, proceed)``, guarded.
+class _Seam(NamedTuple):
+    """One kind of ``handler(call, proceed)``."""
 
-    Args:
-        culprit: whose it is.
-        name: what it is called in messages, by the call.
-        handler: the technique's.
-        kind: of the call, which ``proceed`` takes too.
-        check: ``(call, answer, seen) -> what to return instead``, or ``None`` where the answer is right.
-        look: ``(call, answer of proceed) -> what to keep of it`` for ``check``.
-    """
+    kind: type[Any]
+    """Of the call, which ``proceed`` takes too."""
+    name: Callable[[Any], str]
+    """What the handler is called in messages, by the call."""
+    fault: Callable[[Any, Any, _Seen], str | None]
+    """``(call, answer, types of what proceed gave) -> what to return instead``, ``None`` where the answer is right."""
+
+
+def _around(culprit: Culprit, seam: _Seam, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler of a technique, guarded."""
 
     def handle(call: Any, inner: Callable[[Any], Any]) -> Any:
-        place = name(call)
+        place = seam.name(call)
         passed: list[BaseException] = []
         seen: _Seen = []
 
         def proceed(changed: Any) -> Any:
-            if not isinstance(changed, kind):
-                wanted = f"proceed(call), with the {kind.__name__} it was given or a changed one"
+            if not isinstance(changed, seam.kind):
+                wanted = f"proceed(call), with the {seam.kind.__name__} it was given or a changed one"
                 raise culprit.broke(f"called proceed({type(changed).__name__}) in {place}; call {wanted}")
             try:
                 answer = inner(changed)
             except BaseException as error:
                 passed.append(error)
                 raise
-            seen.append(look(changed, answer))
+            seen.append(type(answer))
             return answer
 
         with culprit.during(place, passed):
             answer = handler(call, proceed)
-        if wanted := check(call, answer, seen):
+        if wanted := seam.fault(call, answer, seen):
             raise culprit.returned(answer, place, wanted)
         return answer
 
@@ -104,12 +99,6 @@ def _around(
 
 
 # --- run: the pipeline's result
-
-
-def _run(handler: Any, culprit: Culprit) -> Any:
-    return _around(
-        culprit, lambda _: "its run handler", handler, RunCall, _result_fault, lambda _, answer: type(answer)
-    )
 
 
 def _result_fault(call: RunCall, answer: Any, seen: _Seen) -> str | None:
@@ -127,6 +116,10 @@ def _result_fault(call: RunCall, answer: Any, seen: _Seen) -> str | None:
     return None if isinstance(answer, BaseOutput) else f"{wanted}: a {seen[-1].__name__}"
 
 
+def _run(handler: Any, culprit: Culprit) -> Any:
+    return _around(culprit, _Seam(RunCall, lambda _: "its run handler", _result_fault), handler)
+
+
 # --- denoiser and attention: their seams look at shapes and types of tensors
 
 
@@ -134,7 +127,7 @@ def _denoiser(handler: Any, culprit: Culprit) -> Any:
     def name(call: DenoiserCall) -> str:
         return f"its denoiser handler at step {call.step.index} of {call.denoiser}"
 
-    return _around(culprit, name, handler, DenoiserCall, _output_fault, lambda _, output: type(output))
+    return _around(culprit, _Seam(DenoiserCall, name, _output_fault), handler)
 
 
 def _output_fault(call: DenoiserCall, output: Any, seen: _Seen) -> str | None:
@@ -148,7 +141,7 @@ def _attention(entry: AttentionEntry, culprit: Culprit) -> AttentionEntry:
     def name(call: AttentionCall) -> str:
         return f"its attention handler at {call.layer}, step {call.step.index}"
 
-    handler = _around(culprit, name, entry.handler, AttentionCall, lambda *_: None, lambda *_: None)
+    handler = _around(culprit, _Seam(AttentionCall, name, lambda *_: None), entry.handler)
     return AttentionEntry(handler, entry.layers)
 
 

@@ -278,46 +278,24 @@ class Host:
 
     def _guard(self, culprit: Culprit, record: PluginRecord, hook: str) -> Guard:
         """How the implementations of ``hook`` in one plugin are called."""
-
-        def nothing(answer: Any) -> None:
-            if answer is not None:
-                raise culprit.returned(answer, hook, "nothing")
-
-        def findings(answer: Any) -> list[Finding] | None:
-            if answer is None:
-                return None
-            found = checked_findings(answer, culprit, hook)
-            return [replace(finding, message=f"{record.name}: {finding.message}") for finding in found]
-
-        def combined(before: Sequence[Any], after: Any) -> list[list[Finding]]:
-            if not isinstance(after, list):
-                raise culprit.returned(
-                    after, f"its wrapper of {hook}", "the list of answers that its yield gave it"
-                )
-            theirs = {id(answer) for answer in before}
-            return [answer if id(answer) in theirs else findings(answer) or [] for answer in after]
-
-        def fail(error: HastenError) -> None:
-            raise error
-
-        def warn(error: HastenError) -> None:
-            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        answers = _Answers(culprit, hook, record.name)
+        nothing = answers.nothing
 
         def record_it(error: HastenError) -> None:
             cause = error.__cause__
             self._set_aside(self._records[record.name], explain(cause) if cause else str(error))
 
         if hook == "hasten_plan":
-            return Guard(culprit, hook, findings, combined, fail)
+            return Guard(culprit, hook, answers.findings, answers.combined, _fail)
         if hook == "hasten_run_finished":
-            return Guard(culprit, hook, nothing, _unchanged, warn)
+            return Guard(culprit, hook, nothing, _unchanged, _warn)
         if hook == "hasten_register_benchmarks":
             return Guard(culprit, hook, nothing, _unchanged, record_it)
         if hook == "hasten_register_commands":
             around = partial(self._contribute, record)
             return Guard(culprit, hook, nothing, _unchanged, record_it, around)
         if hook in _HOOK_NAMES:
-            return Guard(culprit, hook, nothing, _unchanged, fail)
+            return Guard(culprit, hook, nothing, _unchanged, _fail)
         raise culprit.broke(
             f"implements an unknown hook {hook!r}{suggestion(hook, _HOOK_NAMES)} Known: {_KNOWN}."
         )
@@ -341,6 +319,43 @@ class Host:
         if blocked:
             text += f" Blocked by {BLOCK_VARIABLE}: {', '.join(blocked)}."
         return text
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the implementations of one hook in one plugin may return."""
+
+    culprit: Culprit
+    hook: str
+    plugin: str
+
+    def nothing(self, answer: Any) -> None:
+        """Nobody reads the answer."""
+        if answer is not None:
+            raise self.culprit.returned(answer, self.hook, "nothing")
+
+    def findings(self, answer: Any) -> list[Finding] | None:
+        """A list of findings, each marked with the plugin's name."""
+        if answer is None:
+            return None
+        found = checked_findings(answer, self.culprit, self.hook)
+        return [replace(finding, message=f"{self.plugin}: {finding.message}") for finding in found]
+
+    def combined(self, before: Sequence[Any], after: Any) -> list[list[Finding]]:
+        """What a wrapper makes of the findings of others."""
+        if not isinstance(after, list):
+            place = f"its wrapper of {self.hook}"
+            raise self.culprit.returned(after, place, "the list of answers that its yield gave it")
+        theirs = {id(answer) for answer in before}
+        return [answer if id(answer) in theirs else self.findings(answer) or [] for answer in after]
+
+
+def _fail(error: HastenError) -> None:
+    raise error
+
+
+def _warn(error: HastenError) -> None:
+    warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 def _unchanged(before: Any, after: Any) -> Any:  # noqa: ARG001

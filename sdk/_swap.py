@@ -43,6 +43,14 @@ class Swap:
 def swapped(target: object, name: str, value: object) -> Iterator[None]:
     """``target.name`` is ``value`` for the length of a ``with`` block.
 
+    >>> from types import SimpleNamespace
+    >>> pipe = SimpleNamespace(scheduler="stock")
+    >>> with swapped(pipe, "scheduler", "ours"):
+    ...     print(pipe.scheduler)
+    ours
+    >>> pipe.scheduler
+    'stock'
+
     Afterwards it is what it was, also after an error: the instance's own value, or none where the class has it. A value
     that somebody else has set during the block stays.
 

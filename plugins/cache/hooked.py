@@ -52,9 +52,7 @@ class Hooked:
         with known_blocks(model, outputs):
             config.apply(twin, replace(situation, timestep=self._timestep))
         self._hooks = {
-            name: hook
-            for name, module in twin.named_modules()
-            for hook in hooks_on(module).values()
+            name: hook for name, module in twin.named_modules() for hook in hooks_on(module).values()
         }
         self.layers = tuple(name for name in self._hooks if name != ROOT)
         """Names of the layers with a hook."""
