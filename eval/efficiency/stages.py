@@ -37,8 +37,9 @@ def timed_stages(pipe: Any, device: torch.device | str | None = None) -> Iterato
             stage = next((_STAGES[prefix] for prefix in _STAGES if name.startswith(prefix)), None)
             if stage is not None and isinstance(module, nn.Module):
                 stack.enter_context(_timed_forward(clock, stage, module))
-            if hasattr(module, "decode") and isinstance(module, nn.Module):
-                stack.enter_context(swapped(module, "decode", clock.wrap("decoder", module.decode)))
+            decode = getattr(module, "decode", None)
+            if callable(decode) and isinstance(module, nn.Module):
+                stack.enter_context(swapped(module, "decode", clock.wrap("decoder", decode)))
         yield clock
 
 
