@@ -167,7 +167,7 @@ def _rate(text: str) -> Fraction:
     try:
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"--fps {text} is neither a number nor a fraction such as 24000/1001") from error
+        raise ConfigError(f"--fps {text} is no number, and no fraction such as 24000/1001") from error
     if rate <= 0:
         raise ConfigError(f"--fps {text} is not positive")
     return rate

@@ -8,7 +8,7 @@ from hasten_miniatures.commands import _EXPORTS, _RUNS, app
 from hasten_miniatures.evaluate import Row
 from hasten_miniatures.export import EXPORTS, figures_table
 from hasten_miniatures.provenance import write_record
-from hasten_miniatures.runs import RUNS, recipe, run
+from hasten_miniatures.runs import RUNS, RunOptions, recipe, run
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_parts_that_are_not_there_are_trained_before_the_whole(monkeypatch, tmp_
     monkeypatch.setattr(
         "hasten_miniatures.runs.train", lambda name, *_, **options: order.append((name, options))
     )
-    run("t2i-dit", tmp_path, steps=9, compiled=True, seed=4)
+    run("t2i-dit", tmp_path, RunOptions(steps=9, compiled=True, seed=4))
     parts = () if bundled else RUNS["t2i-dit"].requires
     assert [name for name, _ in order] == [*parts, "t2i-dit"]
     assert order[-1][1]["command"] == "hasten mini train t2i-dit --steps 9 --seed 4 --device cpu --compile"
@@ -58,7 +58,7 @@ def test_parts_that_are_not_there_are_trained_before_the_whole(monkeypatch, tmp_
 
 def test_compiling_is_refused_where_the_recipe_cannot(tmp_path):
     with pytest.raises(ConfigError, match="'t2i-unet' cannot be compiled"):
-        run("t2i-unet", tmp_path, compiled=True)
+        run("t2i-unet", tmp_path, RunOptions(compiled=True))
 
 
 @pytest.mark.parametrize("name", ["t2i-dit", "var"])

@@ -51,20 +51,12 @@ def train(
     ] = None,
 ) -> None:
     """Train a model, after the models it builds on. An interrupted run is resumed."""
-    from hasten_miniatures.runs import run
+    from hasten_miniatures.runs import RunOptions, run
     from hasten_miniatures.training import Cadence
 
-    cadence = Cadence(save_every, preview_every)
-    run(
-        name,
-        runs,
-        steps=steps,
-        seed=seed,
-        device=common.choose_place(None, device, None).device,
-        compiled=compiled,
-        begin_with=begin_with,
-        cadence=cadence,
-    )
+    place = common.choose_place(None, device, None)
+    options = RunOptions(steps, seed, place.device, compiled, begin_with)
+    run(name, runs, options, Cadence(save_every, preview_every))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from hasten_miniatures.batches import scene_batch
 from hasten_miniatures.grids import save_grid
 from hasten_miniatures.precision import mixed_precision
 from hasten_miniatures.schedule import Schedule
-from hasten_miniatures.text import MAX_TOKENS, build_tokenizer, vocabulary
+from hasten_miniatures.text import MAX_TOKENS, build_tokenizer, tokenize, vocabulary
 from hasten_miniatures.training import Recipe, step_generator
 
 __all__ = ["Contrastive", "build_clip", "export_clip", "make_recipe", "preprocess"]
@@ -83,12 +83,7 @@ class Contrastive(Recipe):
         """Loss and retrieval accuracy within the batch."""
         device = next(model.parameters()).device
         scenes, images = scene_batch(self.batch, IMAGE_SIZE, generator)
-        tokens = self.tokenizer(
-            [scene.caption() for scene in scenes],
-            padding="max_length",
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-        )
+        tokens = tokenize(self.tokenizer, [scene.caption() for scene in scenes])
         with mixed_precision(device):
             out = model(
                 input_ids=tokens.input_ids.to(device),
@@ -103,12 +98,7 @@ class Contrastive(Recipe):
     def preview(self, model: nn.Module, folder: Path, step: int) -> dict[str, float]:
         """Write the similarity matrix of sixteen scenes and captions; returns the retrieval accuracy of 200 scenes."""
         scenes, images = scene_batch(200, IMAGE_SIZE, step_generator(1, step))
-        tokens = self.tokenizer(
-            [scene.caption() for scene in scenes],
-            padding="max_length",
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-        )
+        tokens = tokenize(self.tokenizer, [scene.caption() for scene in scenes])
         device = next(model.parameters()).device
         out = model(input_ids=tokens.input_ids.to(device), pixel_values=images.to(device))
         similarity = out.logits_per_image / out.logits_per_image.abs().max()

@@ -60,16 +60,20 @@ def generate(
     seed: int = 0,
     batch: int = 16,
     progress: Callable[[int], None] = lambda _: None,
-) -> list[Image]:
-    """One picture per caption; picture ``i`` starts from the noise of seed ``seed + i``, for any batch size."""
+    output: str = "images",
+) -> list[Any]:
+    """One sample per caption; sample ``i`` starts from the noise of seed ``seed + i``, for any batch size.
+
+    ``output`` is the field of the pipeline's output with the samples.
+    """
     pipe.set_progress_bar_config(disable=True)
-    images: list[Image] = []
+    samples: list[Any] = []
     for first in range(0, len(captions), batch):
         chunk = list(captions[first : first + batch])
         noise = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
-        images += pipe(chunk, generator=noise, **call).images
+        samples += list(getattr(pipe(chunk, generator=noise, **call), output))
         progress(len(chunk))
-    return images
+    return samples
 
 
 def evaluate(

@@ -69,11 +69,7 @@ def export(
         _export_scorers(root, folder)
         return []
     made = product(name)
-    made.assemble(root).to(dtype=torch.float16).save_pretrained(folder)
-    _name_tokenizers(folder)
-    _forget_origins(folder)
-    settings = {"schema": 1, "product": name, "call": dict(made.call), **made.settings(root)}
-    (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    _save(name, root, folder)
     rows = []
     if prompts:
         pipe = load_quietly(str(folder), place or choose_place(None, None, None))
@@ -81,6 +77,16 @@ def export(
     _write_readme(folder, root, f"mini/{name}", made.text, made.runs, figures_table(rows))
     ship_chain(read_chain(root / made.runs[-1]), folder)
     return rows
+
+
+def _save(name: str, root: Path, folder: Path) -> None:
+    """Write the pipeline in half precision, and its ``hasten.json``."""
+    made = product(name)
+    made.assemble(root).to(dtype=torch.float16).save_pretrained(folder)
+    _name_tokenizers(folder)
+    _forget_origins(folder)
+    settings = {"schema": 1, "product": name, "call": dict(made.call), **made.settings(root)}
+    (folder / "hasten.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def product(name: str) -> Product:

@@ -11,7 +11,7 @@ from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten_miniatures.infinity import TextToBits, build_model, load_tokenizer
 from hasten_miniatures.infinity_tokenizer import InfinityTokenizer
 from hasten_miniatures.next_scale_product import measure
-from hasten_miniatures.product import Product
+from hasten_miniatures.product import Product, usage
 from hasten_miniatures.scale_tokens import SCHEDULE
 from hasten_miniatures.text import build_tokenizer
 
@@ -40,17 +40,11 @@ def _assemble_trained(root: Path) -> InfinityPipeline:
     return assemble(load_tokenizer(root), load_text_tower(root), transformer)
 
 
-_TEXT = """
+_TEXT = f"""
 A text-conditional `InfinityPipeline` for captioned scenes of one to three simple objects at 64 px, generated in eight
 scales of 1 to 64 tokens of 32 bits. The text tower is the one of the bundled contrastive model.
 
-```python
-pipe = hasten.load("mini/infinity")
-image = pipe(
-    "a large red circle on the left and a small blue star on the right on a white background",
-    **hasten.pipelines.mini.recommended_call("mini/infinity"),
-).images[0]
-```
+{usage("infinity")}
 
 Figures of miniatures show trends and are not comparable with published ones.
 """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hasten_miniatures.moving import MOTIONS, MovingScene, render_videos, sample_moving_scene
 from hasten_miniatures.pools import stored_pool
-from hasten_miniatures.text import build_tokenizer, number_words, vocabulary
+from hasten_miniatures.text import build_tokenizer, number_words, tokenize, vocabulary
 from hasten_miniatures.video_autoencoder import SIDE
 
 __all__ = ["MAX_TOKENS", "ClipPool", "ClipPools", "caption_ids", "training_scene", "video_tokenizer"]
@@ -29,9 +29,7 @@ def video_tokenizer() -> Any:
 
 def caption_ids(tokenizer: Any, captions: list[str]) -> Tensor:
     """Token ids (B, 16) of captions, padded."""
-    ids: Tensor = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
+    ids: Tensor = tokenize(tokenizer, captions).input_ids
     return ids
 
 

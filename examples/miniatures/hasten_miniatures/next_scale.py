@@ -20,7 +20,7 @@ from hasten_miniatures.contrastive import WIDTH
 from hasten_miniatures.pools import stored_pool
 from hasten_miniatures.precision import mixed_precision
 from hasten_miniatures.scale_tokens import PIXELS, SCHEDULE
-from hasten_miniatures.text import MAX_TOKENS, build_tokenizer
+from hasten_miniatures.text import MAX_TOKENS, build_tokenizer, tokenize
 from hasten_miniatures.training import Recipe
 
 __all__ = ["LatentPool", "NextScaleTraining", "build_transformer", "encode_captions", "scale_weights"]
@@ -29,9 +29,7 @@ __all__ = ["LatentPool", "NextScaleTraining", "build_transformer", "encode_capti
 @torch.no_grad()
 def encode_captions(tower: Any, tokenizer: Any, captions: list[str]) -> tuple[Tensor, Tensor]:
     """States (B, 24, 96) of the last layer of the text tower, and the mask of the caption, boolean (B, 24)."""
-    found = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
+    found = tokenize(tokenizer, captions)
     states = tower(found.input_ids.to(next(tower.parameters()).device)).last_hidden_state
     return states.float().cpu(), found.attention_mask.bool()
 

@@ -50,15 +50,11 @@ def on_policy_loss(
     Returns:
         A scalar with gradients through the captioned predictions, but not through the states.
     """
-    from diffusers import DDIMScheduler
-
     captions = torch.randint(len(references.ids), (count,), generator=generator)
-    steps = int(torch.randint(*_STEPS, (1,), generator=generator))
+    solver = _solver(scheduler, int(torch.randint(*_STEPS, (1,), generator=generator)))
     state = torch.randn((count, *references.clips.shape[2:]), generator=generator)
     ids = references.ids[captions]
     posteriors = [references.posterior(caption) for caption in captions.tolist()]
-    solver: Any = DDIMScheduler.from_config(scheduler.config)
-    solver.set_timesteps(steps)
     losses = []
     for time in solver.timesteps[solver.timesteps >= _LEAST]:
         times, alpha = time.expand(count, state.shape[2]), float(solver.alphas_cumprod[time])
@@ -70,3 +66,11 @@ def on_policy_loss(
             guided = unguided + guidance * (velocity.detach() - unguided)
             state = solver.step(guided, time, state).prev_sample
     return torch.stack(losses).mean()
+
+
+def _solver(scheduler: Any, steps: int) -> Any:
+    from diffusers import DDIMScheduler
+
+    solver: Any = DDIMScheduler.from_config(scheduler.config)
+    solver.set_timesteps(steps)
+    return solver

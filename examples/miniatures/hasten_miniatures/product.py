@@ -9,7 +9,26 @@ from typing import Any
 
 from hasten_miniatures.evaluate import Row
 
-__all__ = ["Product"]
+__all__ = ["Product", "usage"]
+
+_PICTURE = (
+    "image",
+    "images",
+    "a large red circle on the left and a small blue star on the right on a white background",
+)
+_VIDEO = ("frames", "frames", "a large red circle moving left on a white background")
+
+
+def usage(name: str, *, video: bool = False) -> str:
+    """Code for a README that generates one picture or video with the miniature ``name``."""
+    variable, field, prompt = _VIDEO if video else _PICTURE
+    return f"""```python
+pipe = hasten.load("mini/{name}")
+{variable} = pipe(
+    "{prompt}",
+    **hasten.pipelines.mini.recommended_call("mini/{name}"),
+).{field}[0]
+```"""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from hasten_miniatures.warm_start import load_warm_start
 __all__ = [
     "RUNS",
     "Entry",
+    "RunOptions",
     "bundled_in",
     "load_autoencoder",
     "load_bundled",
@@ -73,17 +74,35 @@ _BUNDLED = {
 """Model -> miniature that contains it, and its folder there."""
 
 
-def run(
-    name: str,
-    root: Path,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    compiled: bool = False,
-    begin_with: str | Path | None = None,
-    cadence: Cadence | None = None,
-) -> None:
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run, as on the command line.
+
+    Args:
+        steps: number of steps, by default those of the recipe.
+        seed: seed of this run; models that are trained first have the default seed.
+        device: torch device, also for models that are trained first.
+        compiled: use ``torch.compile``.
+        begin_with: initial weights, by default those that the recipe names: the folder of a finished run or the name
+            of a bundled model (``"mini/..."``). With weights of the same recipe, the run is a refinement.
+    """
+
+    steps: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    compiled: bool = False
+    begin_with: str | Path | None = None
+
+    def command(self, name: str) -> str:
+        """The command line that trains ``name`` with these options."""
+        given = {"--steps": self.steps, "--seed": self.seed, "--device": self.device}
+        flags = [f"{flag} {value}" for flag, value in given.items() if value is not None]
+        flags += ["--compile"] * self.compiled
+        flags += [f"--begin-with {self.begin_with}"] * (self.begin_with is not None)
+        return " ".join(["hasten mini train", name, *flags])
+
+
+def run(name: str, root: Path, options: RunOptions | None = None, cadence: Cadence | None = None) -> None:
     """Train ``name`` in ``root / name``.
 
     Models that it builds on are taken from ``root``, or else from the bundled models, or else trained first.
@@ -91,33 +110,35 @@ def run(
     Args:
         name: a key of :data:`RUNS`.
         root: folder of all runs.
-        steps: number of steps, by default those of the recipe.
-        seed: seed of this run; models that are trained first have the default seed.
-        device: torch device, also for models that are trained first.
-        compiled: use ``torch.compile``.
-        begin_with: initial weights, by default those that the recipe names: the folder of a finished run or the name
-            of a bundled model (``"mini/..."``). With weights of the same recipe, the run is a refinement.
+        options: options of the run.
         cadence: when to save and draw previews.
 
     Raises:
         ConfigError: the name is unknown, or the recipe cannot be compiled.
-        CheckpointError: ``begin_with`` contains no finished run.
+        CheckpointError: ``options.begin_with`` contains no finished run.
     """
+    options = options or RunOptions()
     if name not in RUNS:
         raise ConfigError(f"no miniature is called {name!r}; there are {', '.join(RUNS)}")
     for part in RUNS[name].requires:
         here = (root / part).is_dir()
         if not has_record(root / part) and (here or _bundled(part) is None):
-            run(part, root, device=device)
-    flags = [f"--steps {steps}"] if steps is not None else []
-    flags += [f"--seed {seed}", f"--device {device}"] + (["--compile"] if compiled else [])
-    flags += [f"--begin-with {begin_with}"] if begin_with is not None else []
-    source = begin_with if begin_with is not None else _default_start(name, root)
+            run(part, root, RunOptions(device=options.device))
+    source = options.begin_with if options.begin_with is not None else _default_start(name, root)
     start = load_warm_start(source) if source is not None else None
     refine = start is not None and start.recipe == name
-    chosen = recipe(name, root, steps=steps, device=device, compiled=compiled, refine=refine)
-    command = " ".join(["hasten mini train", name, *flags])
-    train(chosen, root / name, seed=seed, device=device, cadence=cadence, command=command, begin_with=start)
+    chosen = recipe(
+        name, root, steps=options.steps, device=options.device, compiled=options.compiled, refine=refine
+    )
+    train(
+        chosen,
+        root / name,
+        seed=options.seed,
+        device=options.device,
+        cadence=cadence,
+        command=options.command(name),
+        begin_with=start,
+    )
 
 
 def _default_start(name: str, root: Path) -> str | Path | None:

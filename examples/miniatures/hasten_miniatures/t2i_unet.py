@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from hasten.pipelines.mini.scenes import Split
 from hasten_miniatures.contrastive import WIDTH
 from hasten_miniatures.evaluate import Row
-from hasten_miniatures.product import Product
+from hasten_miniatures.product import Product, usage
 from hasten_miniatures.schedule import Schedule
 from hasten_miniatures.sheets import sample_sheet
 from hasten_miniatures.t2i_dit import Pool
-from hasten_miniatures.text import MAX_TOKENS, build_tokenizer
+from hasten_miniatures.text import build_tokenizer, tokenize
 from hasten_miniatures.training import Recipe
 
 __all__ = ["CALL", "PRODUCT", "TextToImageUNet", "assemble", "build_scheduler", "build_unet", "make_recipe"]
@@ -85,10 +85,7 @@ def build_text_encoder(tower: Any) -> Any:
 @torch.no_grad()
 def encode_text(encoder: Any, tokenizer: Any, captions: list[str]) -> tuple[Tensor, Tensor]:
     """Token states (B, 24, 96) and pooled states (B, 96), as the pipeline's text encoder returns them."""
-    ids = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
-    out = encoder(ids.input_ids.to(next(encoder.parameters()).device))
+    out = encoder(tokenize(tokenizer, captions).input_ids.to(next(encoder.parameters()).device))
     return out.last_hidden_state.float(), out.pooler_output.float()
 
 
@@ -194,18 +191,12 @@ def _measure(
     return evaluate(pipe, call, scorers, prompts, bars=BARS, seed=seed, progress=progress)
 
 
-_TEXT = """
+_TEXT = f"""
 A stock `StableDiffusionPipeline` for captioned scenes of one to three simple objects at 64 px, with a small
 `UNet2DConditionModel` of three levels (v-prediction, zero terminal SNR). Its text encoder is the text tower of the
 bundled contrastive model.
 
-```python
-pipe = hasten.load("mini/t2i-unet")
-image = pipe(
-    "a large red circle on the left and a small blue star on the right on a white background",
-    **hasten.pipelines.mini.recommended_call("mini/t2i-unet"),
-).images[0]
-```
+{usage("t2i-unet")}
 
 Figures of miniatures show trends and are not comparable with published ones.
 """

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hasten_miniatures.moving_pools import MAX_TOKENS, ClipPools, caption_ids, video_tokenizer
 from hasten_miniatures.precision import mixed_precision
-from hasten_miniatures.product import Product
+from hasten_miniatures.product import Product, usage
 from hasten_miniatures.schedule import Schedule
 from hasten_miniatures.training import Recipe
 from hasten_miniatures.training_attention import matmul_attention
@@ -262,19 +262,13 @@ def _settings(root: Path) -> dict[str, Any]:  # noqa: ARG001
     return {"absent": ["transformer_2"], "trained_frames": 9}
 
 
-_TEXT = """
+_TEXT = f"""
 A stock `WanPipeline` for captioned scenes of one simple object that moves left, right, up or down, or stands, trained
 by `hasten` on single frames first and then on up to nine latent ones (17 frames of 64 px), with some clips of 17 latent
 frames. What leaves the picture at one border comes back at the opposite one, so that the motion is defined at any
 length.
 
-```python
-pipe = hasten.load("mini/t2v-dit")
-frames = pipe(
-    "a large red circle moving left on a white background",
-    **hasten.pipelines.mini.recommended_call("mini/t2v-dit"),
-).frames[0]
-```
+{usage("t2v-dit", video=True)}
 
 With diffusers alone: `WanPipeline.from_pretrained(folder, transformer_2=None)`. Figures of miniatures show trends and
 are not comparable with published ones.

@@ -15,7 +15,7 @@ from hasten_miniatures.autoencoder import encode
 from hasten_miniatures.moving_pools import MAX_TOKENS, ClipPools, caption_ids, video_tokenizer
 from hasten_miniatures.on_policy import on_policy_loss
 from hasten_miniatures.precision import mixed_precision
-from hasten_miniatures.product import Product
+from hasten_miniatures.product import Product, usage
 from hasten_miniatures.references import References
 from hasten_miniatures.schedule import Schedule
 from hasten_miniatures.t2i_unet import SIDE, build_scheduler
@@ -291,19 +291,13 @@ def _assemble_trained(root: Path) -> Any:
     return assemble(load_autoencoder(root), model["text_encoder"], model["unet"])
 
 
-_TEXT = """
+_TEXT = f"""
 A stock `TextToVideoSDPipeline` (`UNet3DConditionModel`, v-prediction, zero terminal SNR) for captioned scenes of one
 simple object that moves left, right, up or down, or stands: 16 frames of 64 px, every frame a picture of its own to the
 autoencoder. Its spatial layers began as those of `mini/t2i-unet`. What leaves the picture at one border comes back at
 the opposite one, so that the motion is defined at any length.
 
-```python
-pipe = hasten.load("mini/t2v-unet")
-frames = pipe(
-    "a large red circle moving left on a white background",
-    **hasten.pipelines.mini.recommended_call("mini/t2v-unet"),
-).frames[0]
-```
+{usage("t2v-unet", video=True)}
 
 Figures of miniatures show trends and are not comparable with published ones.
 """

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hasten.pipelines.mini.scenes import BACKGROUNDS, COLOURS, COUNTS, PLACES, SHAPES, SIZES, ObjectGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["MAX_TOKENS", "build_tokenizer", "number_words", "vocabulary"]
+__all__ = ["MAX_TOKENS", "build_tokenizer", "number_words", "tokenize", "vocabulary"]
 
 MAX_TOKENS = 24
 """Length of the longest caption (20 tokens with start and end), and a margin."""
@@ -61,3 +61,9 @@ def build_tokenizer(
         bos_token=_START,
         eos_token=_END,
     )
+
+
+def tokenize(tokenizer: Any, captions: list[str]) -> Any:
+    """``input_ids`` and ``attention_mask`` (B, L) of captions, padded to the length of the tokenizer."""
+    length = tokenizer.model_max_length
+    return tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

@@ -9,7 +9,7 @@ from typing import Any
 from hasten.pipelines.var.pipeline import VARPipeline
 from hasten.pipelines.var.scheduler import NextScaleScheduler
 from hasten_miniatures.next_scale_product import measure
-from hasten_miniatures.product import Product
+from hasten_miniatures.product import Product, usage
 from hasten_miniatures.scale_tokens import SCHEDULE
 from hasten_miniatures.text import build_tokenizer
 from hasten_miniatures.var import TextToScales, build_model, load_tokenizer
@@ -34,17 +34,11 @@ def _assemble_trained(root: Path) -> VARPipeline:
     return assemble(load_tokenizer(root), load_text_tower(root), transformer)
 
 
-_TEXT = """
+_TEXT = f"""
 A text-conditional `VARPipeline` for captioned scenes of one to three simple objects at 64 px, generated in eight scales
 of 1 to 64 tokens. The text tower is the one of the bundled contrastive model.
 
-```python
-pipe = hasten.load("mini/var")
-image = pipe(
-    "a large red circle on the left and a small blue star on the right on a white background",
-    **hasten.pipelines.mini.recommended_call("mini/var"),
-).images[0]
-```
+{usage("var")}
 
 Figures of miniatures show trends and are not comparable with published ones.
 """

@@ -12,7 +12,7 @@ import torch
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.scenes import Split
 from hasten.pipelines.mini.scoring import AttributeScores
-from hasten_miniatures.evaluate import Row
+from hasten_miniatures.evaluate import Row, generate
 from hasten_miniatures.grids import save_grid
 from hasten_miniatures.motion import Frames, VideoClassifier, VideoParser
 
@@ -30,22 +30,11 @@ def generate_videos(
     call: Mapping[str, Any],
     *,
     seed: int = 0,
-    batch: int = 8,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Frames]:
-    """One video per caption; video ``i`` starts from the noise of seed ``seed + i``, for any batch size.
-
-    Returns:
-        Of each, (F, H, W, 3), RGB in [0, 1].
-    """
-    pipe.set_progress_bar_config(disable=True)
-    videos: list[Frames] = []
-    for first in range(0, len(captions), batch):
-        chunk = list(captions[first : first + batch])
-        noise = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
-        videos += list(pipe(chunk, generator=noise, output_type="np", **call).frames)
-        progress(len(chunk))
-    return videos
+    """One video (F, H, W, 3) per caption, RGB in [0, 1]; see :func:`hasten_miniatures.evaluate.generate`."""
+    call = {**call, "output_type": "np"}
+    return generate(pipe, captions, call, seed=seed, batch=8, progress=progress, output="frames")
 
 
 def evaluate_videos(
