@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         HastenError: if it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         with partial.open("wb") as file:
             file.write(data)

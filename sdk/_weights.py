@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ __all__ = [
     "check_finite",
     "check_fit",
     "checksum",
+    "fingerprint",
     "put",
     "read_header",
     "read_sealed_tensors",
@@ -40,6 +41,7 @@ NotedT = TypeVar("NotedT", bound=BaseModel)
 
 REMEDY = "get it again from its publisher"
 _SEAL = "sha256"
+_PROBED = 4096
 
 
 def read_tensors(path: Path, remedy: str = REMEDY, *, ignored: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -377,6 +379,24 @@ def check_finite(tensors: Mapping[str, Tensor], place: object, remedy: str = REM
         low, high = (parts.float() if parts.element_size() == 1 else parts).aminmax()
         if not (low.isfinite() and high.isfinite()):
             raise CheckpointError(f"{place}: {name} holds values that are not finite; {remedy}")
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
+    """A digest of a model: of its configuration without private keys, and of the first values of some of its weights.
+
+    Args:
+        config: values that have a text; private keys begin with an underscore.
+        tensors: floating point, of any shape and device; their number formats count.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    public = {key: value for key, value in config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode())
+    for tensor in tensors:
+        values = tensor.detach().flatten()[:_PROBED]
+        digest.update(f"{values.dtype}".encode() + values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from hasten._weights import (
     built as built,
     check_fit as check_fit,
     checksum as checksum,
+    fingerprint as fingerprint,
     put as put,
     read_sealed_tensors as read_sealed_tensors,
     read_tensors as read_tensors,

@@ -63,6 +63,13 @@ class ContinuousConfig(TechniqueConfig):
     spectrum: tuple[Positive, Annotated[float, Field(ge=0.0)]] | None = Field(
         None, description="`(A, beta)` of the latents' power `A w^-beta` instead of the known one."
     )
+    learn_spectrum: bool = Field(
+        True,
+        description=(
+            'For `low_until="auto"` and an autoencoder of unknown spectrum: measure it in the first call, keep it in '
+            "the user's cache folder, and use what is kept there."
+        ),
+    )
     taper: Annotated[int, Field(ge=0)] = Field(
         0,
         description="Cosine coefficients per axis that fade out at the edge of the low band, against ringing.",

@@ -9,11 +9,12 @@ import torch
 
 from hasten.extend import LatentSize
 from hasten.plugins.bottleneck.config import ContinuousConfig
-from hasten.plugins.bottleneck.levels import Resolutions, resolve
-from hasten.plugins.bottleneck.math import expand_prediction, low_state, path_of
+from hasten.plugins.bottleneck.learned import autoencoder_of, keep, may_differ, measure
+from hasten.plugins.bottleneck.levels import Resolutions, resolve, spectrum_for
+from hasten.plugins.bottleneck.math import clean_estimate, expand_prediction, low_state, path_of
 
 if TYPE_CHECKING:
-    from hasten.extend import DenoiserCall, Target
+    from hasten.extend import DenoiserCall, Prediction, Target
 
 __all__ = ["VirtualResolution"]
 
@@ -22,7 +23,8 @@ class VirtualResolution:
     """Denoiser handler that replaces a forward at a low level by one on a small latent.
 
     It decides by noise level alone, so guidance may call the denoiser any number of times per step, and it keeps no
-    state between forwards. The last step of a run is never low: what it leaves out, no later step puts in.
+    state between forwards. The last step of a run is never low: what it leaves out, no later step puts in. Where the
+    spectrum of the latents is not known, the first run ends with measuring it.
 
     Args:
         name: the technique's name, for reports.
@@ -35,16 +37,31 @@ class VirtualResolution:
         self._config = config
         self._target = target
         self._resolutions: dict[LatentSize, Resolutions] = {}
+        self._learner = _Learner.of(name, config, target)
 
     def __call__(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
         """One forward, at the resolution of its noise level."""
+        prediction = self._target.layout.prediction(call.run.pipe)
+        low = self._resolutions_of(call.step.size).low_at(call.step.noise, prediction)
+        if low is not None and not call.run.is_last_step:
+            call.run.record(self._name, phase="low")
+            return self._low(call, proceed, low, prediction)
+        call.run.record(self._name, phase="high")
+        output = proceed(call)
+        if self._learner is not None and call.run.is_last_step and self._learner.learn(call, output):
+            self._learner = None
+            self._resolutions.clear()  # from the next call on
+        return output
+
+    def _low(
+        self,
+        call: DenoiserCall,
+        proceed: Callable[[DenoiserCall], Any],
+        low: tuple[int, int],
+        prediction: Prediction,
+    ) -> Any:
+        """A forward on latents of size ``low``."""
         layout, pipe, level = self._target.layout, call.run.pipe, call.step.noise
-        prediction = layout.prediction(pipe)
-        low = self._resolutions_of(call.step.size).low_at(level, prediction)
-        if low is None or call.run.is_last_step:
-            call.run.record(self._name, phase="high")
-            return proceed(call)
-        call.run.record(self._name, phase="low")
         latent = layout.decode(pipe, call.kwargs)
         # Everything between the pipeline's own tensors is at least single precision, and rounded once at the end.
         x = latent.to(torch.promote_types(latent.dtype, torch.float32))
@@ -59,3 +76,36 @@ class VirtualResolution:
         if size not in self._resolutions:
             self._resolutions[size] = resolve(self._config, self._target, size)
         return self._resolutions[size]
+
+
+class _Learner:
+    """Measures the spectrum of the latents that a run ends with, and keeps it for the next ones."""
+
+    def __init__(self, name: str, target: Target, autoencoder: str) -> None:
+        self._name, self._target, self._autoencoder = name, target, autoencoder
+
+    @classmethod
+    def of(cls, name: str, config: ContinuousConfig, target: Target) -> _Learner | None:
+        """A learner where the spectrum is needed and not known."""
+        if config.low_until != "auto" or not config.learn_spectrum or may_differ():
+            return None
+        if spectrum_for(config, target.pipe)[1] is not None:
+            return None
+        autoencoder = autoencoder_of(target.pipe)
+        return None if autoencoder is None else cls(name, target, autoencoder)
+
+    def learn(self, call: DenoiserCall, output: Any) -> bool:
+        """Measure the clean latents that the last step of a run estimates. Whether that was possible."""
+        layout, pipe = self._target.layout, call.run.pipe
+        state = layout.decode(pipe, call.kwargs)
+        sample = layout.decode_output(pipe, call.kwargs, call.sample(output))[:, : state.shape[1]]
+        clean = clean_estimate(layout.prediction(pipe), state.float(), sample.float(), call.step.noise)
+        try:
+            found = measure(clean)
+        except ValueError as error:
+            call.run.record(self._name, not_measured=str(error))
+            return False
+        place = keep(self._autoencoder, found) or "this process"
+        law = [found.spectrum.amplitude, found.spectrum.exponent]
+        call.run.record(self._name, measured=law, kept=str(place))
+        return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from hasten.extend import ConfigError, UnsupportedError
 from hasten.files import describe_unread, list_folder, read_rgb
 from hasten.schedules.spectrum import Spectrum, fit_spectrum
 
-__all__ = ["FittedSpectrum", "encode", "fit_folder"]
+__all__ = ["FittedSpectrum", "encode", "fit_folder", "fit_pictures"]
 
 
 @dataclass(frozen=True)
 class FittedSpectrum:
-    """A spectrum with what it was measured on: how many images, of how many pixels a side."""
+    """A spectrum with what it was measured on: how many images, their side in pixels, and the size of their latents."""
 
     spectrum: Spectrum
     images: int
     side: int
+    latents: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a model's ``hasten.json``."""
@@ -47,36 +49,48 @@ def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpe
         ConfigError: the folder has no image of at least ``side`` pixels, or a file is no image.
         UnsupportedError: how the autoencoder scales its latents is not known.
     """
-    latents = [encode(vae, picture) for picture in _pictures(folder, side, limit)]
-    if not latents:
+    try:
+        return fit_pictures(vae, _pictures(folder, side, limit), side)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    except LookupError:
         left = describe_unread(list_folder(folder).unread)
         raise ConfigError(
             f"{folder} has no image of at least {side} x {side} pixels. Enlarging smaller ones would invent a "
             f"spectrum: use larger images or a smaller side" + (f". Not read: {left}" if left else "")
-        )
-    try:
-        return FittedSpectrum(fit_spectrum(torch.cat(latents)), len(latents), side)
-    except ValueError as error:
-        raise ConfigError(f"{folder}: {error}") from error
+        ) from None
 
 
-def _pictures(folder: Path, side: int, limit: int) -> Iterator[Tensor]:
-    """(1, 3, side, side) in [-1, 1]."""
+def fit_pictures(vae: Any, pictures: Iterable[Image.Image], side: int) -> FittedSpectrum:
+    """The same of pictures of at least ``side`` pixels a side.
+
+    Raises:
+        LookupError: there are none.
+        ValueError: their latents have no spectrum of natural pictures.
+        UnsupportedError: how the autoencoder scales its latents is not known.
+    """
+    latents = [encode(vae, _square(picture, side)) for picture in pictures]
+    if not latents:
+        raise LookupError("no picture")
+    size = (latents[0].shape[-2], latents[0].shape[-1])
+    return FittedSpectrum(fit_spectrum(torch.cat(latents)), len(latents), side, size)
+
+
+def _square(image: Image.Image, side: int) -> Tensor:
+    """The central square as (1, 3, side, side) in [-1, 1]."""
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    square = image.convert("RGB").crop((left, top, left + short, top + short))
+    pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)[None]
+
+
+def _pictures(folder: Path, side: int, limit: int) -> Iterator[Image.Image]:
+    """The first ``limit`` images that are large enough."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder")
-    found = 0
-    for name in list_folder(folder).pictures:
-        if found == limit:
-            return
-        image = _picture(folder, name)
-        short = min(image.size)
-        if short < side:
-            continue
-        left, top = (image.width - short) // 2, (image.height - short) // 2
-        square = image.crop((left, top, left + short, top + short))
-        pixels = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
-        found += 1
-        yield torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)[None]
+    images = (_picture(folder, name) for name in list_folder(folder).pictures)
+    yield from islice((image for image in images if min(image.size) >= side), limit)
 
 
 def _picture(folder: Path, name: str) -> Image.Image:

@@ -54,7 +54,9 @@ def _continuous_steps(
     )
     facts: dict[str, Any] = {"low_until": [round(low.until, 4) for low in resolutions.lows]}
     if config.low_until == "auto":
-        facts["spectrum"] = spectrum_for(config, target.pipe)[1] or "unknown: bound for unit variance"
+        facts["spectrum"] = (
+            spectrum_for(config, target.pipe, resolutions.full)[1] or "unknown: bound for unit variance"
+        )
     if levels and resolutions.low_at(levels[-1], target.layout.prediction(target.pipe)):
         facts["caution"] = "the last step stays at full resolution, although it is above low_until"
     return steps, facts

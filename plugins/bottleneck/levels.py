@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.extend import ConfigError, LatentSize, Prediction, call_size
 from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig, Scale
+from hasten.plugins.bottleneck.learned import LearnedSpectrum, autoencoder_of, may_differ, recall
 from hasten.plugins.bottleneck.math import runs_low
-from hasten.plugins.bottleneck.spectra import UNKNOWN, KnownSpectrum, known_spectrum
+from hasten.plugins.bottleneck.spectra import UNKNOWN, known_spectrum
 from hasten.schedules.noise import NoiseLevel
 from hasten.schedules.resolution import (
     ASPECT_TOLERANCE,
@@ -91,7 +92,7 @@ def resolve(config: ContinuousConfig, target: Target, size: LatentSize) -> Resol
         )
     check_minimum(config, target, size, sizes)
     if isinstance(config.low_until, str):
-        spectrum = spectrum_for(config, target.pipe)[0]
+        spectrum = spectrum_for(config, target.pipe, full)[0]
         untils = [critical_time(spectrum, min(low) / 2, config.delta) for low in sizes]
     else:
         untils = list(config.low_until if isinstance(config.low_until, tuple) else (config.low_until,))
@@ -99,12 +100,31 @@ def resolve(config: ContinuousConfig, target: Target, size: LatentSize) -> Resol
     return Resolutions(full, tuple(map(LowLevel, sizes, untils)), config.high_first, boundary)
 
 
-def spectrum_for(config: ContinuousConfig, pipe: Any) -> tuple[Spectrum, str | None]:
-    """The spectrum that ``low_until="auto"`` uses, and where it comes from (``None``: the bound for unknown ones)."""
+def spectrum_for(
+    config: ContinuousConfig, pipe: Any, size: tuple[int, int] | None = None
+) -> tuple[Spectrum, str | None]:
+    """The spectrum that ``low_until="auto"`` uses, and where it comes from (``None``: the bound for unknown ones).
+
+    Args:
+        config: the options.
+        pipe: the pipeline.
+        size: height and width of the latents; a measured spectrum is scaled to them.
+    """
     if config.spectrum is not None:
         return Spectrum(*config.spectrum), "the option spectrum"
-    known: KnownSpectrum | None = known_spectrum(pipe)
-    return (UNKNOWN, None) if known is None else (known.spectrum, known.source)
+    if (known := known_spectrum(pipe)) is not None:
+        return known.spectrum, known.source
+    if (learned := _learned(config, pipe)) is None:
+        return UNKNOWN, None
+    count = f"{learned.pictures} picture{'s' * (learned.pictures > 1)}"
+    return learned.at(size or learned.size), f"measured on {count} of an earlier call"
+
+
+def _learned(config: ContinuousConfig, pipe: Any) -> LearnedSpectrum | None:
+    if not config.learn_spectrum or may_differ():
+        return None
+    autoencoder = autoencoder_of(pipe)
+    return None if autoencoder is None else recall(autoencoder)
 
 
 def low_size(scale: Scale, target: Target, size: LatentSize) -> tuple[int, int]:

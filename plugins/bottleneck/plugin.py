@@ -42,14 +42,25 @@ class Bottleneck(Technique[BottleneckConfig]):
             yield from findings(self.config, target)
             return
         if self.config.low_until == "auto" and spectrum_for(self.config, target.pipe)[1] is None:
-            yield Finding(
-                "warning",
-                "no power spectrum is known for this autoencoder, so the low resolution is left at the earliest level "
-                "that any latents of unit variance could need. Fit one with `hasten spectrum MODEL IMAGES`, "
-                "or set low_until, for a larger speed-up",
-            )
+            yield Finding("warning", self._unknown(target))
         if isinstance(self.config.low_until, float) and self.config.low_until > self.config.high_first:
             yield Finding("warning", "low_until is above high_first: no step will run at low resolution")
+
+    def _unknown(self, target: Target) -> str:
+        """What a plan says where the spectrum is not known."""
+        from hasten.plugins.bottleneck.learned import autoencoder_of, may_differ
+
+        bound = (
+            "no power spectrum is known for this autoencoder, so the low resolution is left at the earliest level that "
+            "any latents of unit variance could need"
+        )
+        learns = isinstance(self.config, ContinuousConfig) and self.config.learn_spectrum and not may_differ()
+        if learns and autoencoder_of(target.pipe) is not None:
+            return (
+                f"{bound}. The first call measures the spectrum, and later ones use it; `hasten spectrum MODEL` "
+                f"measures it ahead"
+            )
+        return f"{bound}. Fit one with `hasten spectrum MODEL --out FILE`, or set low_until, for a larger speed-up"
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
         """Say that no step will be low, or that restart mode has a picture to build on."""
@@ -69,6 +80,11 @@ class Bottleneck(Technique[BottleneckConfig]):
         low = [step.facts.get(self.name, {}).get("phase") == "low" for step in steps]
         if not any(low):
             yield "no step ran at low resolution"
+        for facts in (step.facts.get(self.name, {}) for step in steps):
+            if "kept" in facts:
+                yield f"the spectrum of the latents was measured and is kept in {facts['kept']}; the next call uses it"
+            if "not_measured" in facts:
+                yield f"the spectrum of the latents could not be measured: {facts['not_measured']}"
         if low[-1]:  # ended early by the user, or a schedule that could not be read
             yield "the last forward was at low resolution, so the result lacks detail"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
+from hasten import weights
 from hasten.extend import CheckpointError
 from hasten.files import as_fields, read_json
 from hasten.pipelines.var.cache import DenseKVCache
@@ -53,12 +53,7 @@ class _Fields(BaseModel):
 def fingerprint(pipe: Any) -> str:
     """A digest of a pipeline's transformer: its configuration, dtype, and some of its weights."""
     model = pipe.transformer
-    config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for block in (model.blocks[0], model.blocks[-1]):
-        weight = block.attn.to_q.weight.detach().flatten()[:4096]
-        digest.update(f"{weight.dtype}".encode() + weight.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return weights.fingerprint(model.config, [model.blocks[i].attn.to_q.weight for i in (0, -1)])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""Spectra measured on a user's own pictures, kept in the user's cache folder by fingerprint of the autoencoder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor
+
+from hasten.commands import Processes
+from hasten.extend import CheckpointError, HastenError
+from hasten.files import as_fields, read_sealed, seal, write_atomically
+from hasten.schedules.spectrum import Spectrum, fit_spectrum
+from hasten.weights import fingerprint
+
+__all__ = ["LearnedSpectrum", "autoencoder_of", "entry_of", "keep", "may_differ", "measure", "recall"]
+
+_SCHEMA = 1
+_WHAT, _REMEDY = "the spectrum", "it is measured again"
+_PROBED = 4
+"""Parameters of an autoencoder that tell it from another one of the same configuration."""
+
+_log = logging.getLogger("hasten")
+_unwritten: dict[str, LearnedSpectrum] = {}
+"""What could not be written, for this process."""
+
+
+class _Fields(BaseModel):
+    """The JSON of an entry."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    schema_version: int = Field(alias="schema", ge=_SCHEMA, le=_SCHEMA)
+    A: float = Field(gt=0)
+    beta: float = Field(ge=0)
+    pictures: PositiveInt
+    height: Annotated[int, Field(ge=8)]
+    width: Annotated[int, Field(ge=8)]
+
+
+@dataclass(frozen=True)
+class LearnedSpectrum:
+    """What pictures of one size say of an autoencoder.
+
+    Args:
+        spectrum: at this size.
+        pictures: how many there were, each frame of a video counted.
+        size: height and width of their latents.
+    """
+
+    spectrum: Spectrum
+    pictures: int
+    size: tuple[int, int]
+
+    def at(self, size: tuple[int, int]) -> Spectrum:
+        """The spectrum of latents of another size: their power at a frequency grows with the number of pixels."""
+        grown = size[0] * size[1] / (self.size[0] * self.size[1])
+        return Spectrum(self.spectrum.amplitude * grown, self.spectrum.exponent)
+
+
+def measure(latents: Tensor) -> LearnedSpectrum:
+    """The spectrum of clean latents (B, C, [F,] H, W) in the denoiser's units.
+
+    Raises:
+        ValueError: they are too small, constant, not finite, or have no falling power.
+    """
+    pictures = latents if latents.ndim == 4 else latents.transpose(1, 2).flatten(0, 1)
+    return LearnedSpectrum(fit_spectrum(pictures), len(pictures), (latents.shape[-2], latents.shape[-1]))
+
+
+def may_differ() -> bool:
+    """Whether processes work side by side, which could find different entries and then run different sizes."""
+    import torch.distributed as dist
+
+    joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return joined or Processes.from_environment().world > 1
+
+
+def autoencoder_of(pipe: Any) -> str | None:
+    """Fingerprint of a pipeline's autoencoder, ``None`` if it has none."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None or not hasattr(vae, "parameters"):
+        return None
+    weights = list(vae.parameters())
+    probed = weights[:: max(1, len(weights) // _PROBED)]
+    return fingerprint({**vae.config, "class": type(vae).__name__}, [x for x in probed if not x.is_meta])
+
+
+def entry_of(autoencoder: str) -> Path:
+    """The file of an autoencoder's spectrum, whether or not it exists."""
+    return user_cache_path("hasten") / "spectra" / f"{autoencoder}.json"
+
+
+def recall(autoencoder: str) -> LearnedSpectrum | None:
+    """The kept spectrum; ``None`` without one, also where the entry is damaged and will be made again."""
+    path = entry_of(autoencoder)
+    try:
+        content = read_sealed(path, _REMEDY, old=False)
+        found = None if content is None else as_fields(content, _Fields, path, _WHAT, _REMEDY)
+    except CheckpointError as error:
+        _log.warning("bottleneck: %s", error)
+        found = None
+    if found is None:
+        return _unwritten.get(autoencoder)
+    return LearnedSpectrum(Spectrum(found.A, found.beta), found.pictures, (found.height, found.width))
+
+
+def keep(autoencoder: str, learned: LearnedSpectrum) -> Path | None:
+    """Write an entry, whole or not at all. ``None`` where the cache folder cannot be written: then it lasts as long as
+    this process.
+    """
+    path = entry_of(autoencoder)
+    height, width = learned.size
+    content = {
+        "schema": _SCHEMA,
+        "A": learned.spectrum.amplitude,
+        "beta": learned.spectrum.exponent,
+        "pictures": learned.pictures,
+        "height": height,
+        "width": width,
+    }
+    try:
+        os.makedirs(path.parent, exist_ok=True)
+        write_atomically(path, seal(content))
+    except (OSError, HastenError) as error:
+        _log.warning("bottleneck: the measured spectrum is kept for this process only: %s", error)
+        _unwritten[autoencoder] = learned
+        return None
+    return path
