@@ -277,7 +277,7 @@ class Attachment:
 
     def _make_report(self, recorder: Recorder, error: str | None) -> Report:
         events = any(row.stopwatch is not None and row.stopwatch.on_device for row in recorder.rows)
-        steps = tuple(_step_record(row) for row in recorder.rows)
+        steps = tuple(_step_record(row, self._facts(row)) for row in recorder.rows)
         return Report(
             pipeline=self.target.name,
             techniques=self.names,
@@ -287,6 +287,17 @@ class Attachment:
             timing="cuda events" if events else "host clock",
             error=error,
         )
+
+    def _facts(self, row: Row) -> dict[str, dict[str, Any]]:
+        """What techniques recorded of a forward. One that fails to tell costs a warning, not the user's image."""
+        found = {owner: dict(facts) for owner, facts in row.facts.items()}
+        for owner, later in row.later:
+            try:
+                with self._culprits[owner].during("record_later"):
+                    found.setdefault(owner, {}).update(later())
+            except HastenError as error:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        return found
 
     def _reviewed(self, steps: Sequence[StepRecord]) -> Iterator[str]:
         """What the techniques say of a run. One that fails there costs a warning, not the user's image."""
@@ -344,7 +355,7 @@ def _swapped_scheduler(table: SeamTable, call: RunCall) -> Iterator[None]:
         yield
 
 
-def _step_record(row: Row) -> StepRecord:
+def _step_record(row: Row, facts: Mapping[str, Mapping[str, Any]]) -> StepRecord:
     size = row.step.size
     spatial = (size.height, size.width)
     return StepRecord(
@@ -356,5 +367,5 @@ def _step_record(row: Row) -> StepRecord:
         size=spatial if size.frames is None else (size.frames, *spatial),
         resolution=row.resolution,
         milliseconds=row.stopwatch.milliseconds() if row.stopwatch else 0.0,
-        facts={owner: dict(facts) for owner, facts in row.facts.items()},
+        facts=facts,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,8 @@ class Row:
     """Latent extent the denoiser computed at; ``None`` while it has not computed anything."""
     stopwatch: Stopwatch | None = None
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    later: list[tuple[str, Callable[[], Mapping[str, Any]]]] = field(default_factory=list)
+    """Facts that are asked for when the report is made."""
 
 
 class Recorder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,16 @@ class Run:
         if self._row is None:
             raise HastenError(f"{owner!r} cannot record {sorted(facts)}: the run has no step yet")
         self._row.facts.setdefault(owner, {}).update(facts)
+
+    def record_later(self, owner: str, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Add what ``facts`` returns once the call has ended, so that no forward waits for the device to tell.
+
+        Raises:
+            HastenError: no denoiser forward has begun yet.
+        """
+        if self._row is None:
+            raise HastenError(f"{owner!r} cannot record facts: the run has no step yet")
+        self._row.later.append((owner, facts))
 
     def advance(self, denoiser: str, step_of: Mapping[str, Any]) -> tuple[Step, Row]:
         """Begin a denoiser forward (called by the host). ``step_of``: the arguments of :meth:`Clock.tick`."""

@@ -19,7 +19,7 @@ from hasten.pipelines.var.cache import DenseKVCache
 from hasten.plugins.hack.calibration import Artefact
 from hasten.plugins.hack.config import HackConfig
 from hasten.plugins.hack.math import HeadStatistics
-from hasten.plugins.hack.plan import CachePlan, make_plan
+from hasten.plugins.hack.plan import make_plan
 from hasten.schedules.kv_budget import kv_bytes
 from hasten.schedules.scales import VAR_SCHEDULES, Schedule, infinity_schedule, token_ends
 
@@ -46,6 +46,11 @@ class Shape:
     def exact_tokens(self) -> int:
         """Tokens an exact cache keeps, summed over all heads of all layers: those before the last scale."""
         return self.layers * self.heads * token_ends(self.schedule)[-2]
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of all scales, summed over all heads of all layers."""
+        return self.layers * self.heads * token_ends(self.schedule)[-1]
 
 
 SHAPES = {
@@ -128,19 +133,11 @@ def measure(
 ) -> Measurement:
     """Run one shape with one ratio, or with the exact cache."""
     from hasten.eval.efficiency.timing import synchronize
-    from hasten.plugins.hack.cache import HackCache
 
     shape = SHAPES[name]
     count = layers or shape.layers
-    ends, size = token_ends(shape.schedule), dtype.itemsize
-    plan: CachePlan | None = None
-    cache: KVCache = DenseKVCache()
-    tokens = count * shape.heads * ends[-2]
-    if ratio is not None:
-        config = HackConfig(ratio=ratio, **(options or {}))
-        made = plan = make_plan(config, shape.schedule, count, shape.heads, balanced_artefact(shape, count))
-        cache = HackCache(config, lambda _: made)
-        tokens = max(plan.stored_tokens(k) for k in range(len(ends) - 1))
+    config = None if ratio is None else HackConfig(ratio=ratio, **(options or {}))
+    cache, tokens = _cache(config, shape, count)
     synchronize(torch.device(device))
     began = time.perf_counter()
     peak = run_layers(cache, shape, count, pictures, device, dtype)
@@ -152,8 +149,19 @@ def measure(
         layers=count,
         pictures=pictures,
         peak_bytes=round(peak * whole),
-        formula_bytes=round(kv_bytes(2 * pictures, tokens, shape.dim, size) * whole),
-        reference_bytes=kv_bytes(2 * pictures, shape.layers * shape.heads * ends[-1], shape.dim, 3),
+        formula_bytes=round(kv_bytes(2 * pictures, tokens, shape.dim, dtype.itemsize) * whole),
+        reference_bytes=kv_bytes(2 * pictures, shape.all_tokens, shape.dim, 3),
         seconds=time.perf_counter() - began,
         compression_seconds=getattr(cache, "seconds", 0.0),
     )
+
+
+def _cache(config: HackConfig | None, shape: Shape, layers: int) -> tuple[KVCache, int]:
+    """The cache of a run, the exact one without a configuration, and the most tokens that it holds."""
+    from hasten.plugins.hack.cache import HackCache
+
+    ends = token_ends(shape.schedule)
+    if config is None:
+        return DenseKVCache(), layers * shape.heads * ends[-2]
+    plan = make_plan(config, shape.schedule, layers, shape.heads, balanced_artefact(shape, layers))
+    return HackCache(config, lambda _: plan), max(plan.stored_tokens(k) for k in range(len(ends) - 1))

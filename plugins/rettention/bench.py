@@ -12,6 +12,7 @@ from hasten.extend import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from hasten.commands import Placement
+    from hasten.plugins.rettention.config import RettentionConfig
     from hasten.plugins.rettention.measured import Measured, Problem
 
 __all__ = ["SHAPES", "register"]
@@ -74,8 +75,9 @@ def _command(
     place = common.choose_place(None, device, dtype)
     if threads is not None:
         torch.set_num_threads(threads)
+    options = {"mask": mask, "kernel": kernel, "tile": tile or "auto"}
     problems = [
-        _problem(name, ratio, mask, tile, kernel, heads, batch, place)
+        _problem(name, _config({**options, "keep_ratio": ratio}), (batch, heads), place)
         for name in shape or ["n4096", "pixart-1024"]
         for ratio in keep_ratio or [0.0625]
     ]
@@ -85,43 +87,37 @@ def _command(
     show(title, [one.to_dict() if as_json else _row(one) for one in found], notes, as_json=as_json)
 
 
-def _problem(
-    name: str,
-    keep_ratio: float,
-    mask: str,
-    tile: int | None,
-    kernel: str,
-    heads: int | None,
-    batch: int | None,
-    place: Placement,
-) -> Problem:
-    import torch
+def _config(options: dict[str, Any]) -> RettentionConfig:
+    """The technique's options, as the command line gives them."""
     from pydantic import ValidationError
 
-    from hasten.extend import TokenGrid
     from hasten.plugins.rettention.config import RettentionConfig
+
+    try:
+        return RettentionConfig.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option} {first['input']}: {first['msg']}") from error
+
+
+def _problem(
+    name: str, config: RettentionConfig, size: tuple[int | None, int | None], place: Placement
+) -> Problem:
+    """A shape under a mask; ``size`` is samples and heads where they differ from the shape's."""
+    import torch
+
+    from hasten.extend import TokenGrid
     from hasten.plugins.rettention.measured import Problem
 
     if name not in SHAPES:
         raise ConfigError(
             f"--shape {name}: there is no such shape{suggestion(name, SHAPES)} {', '.join(SHAPES)}"
         )
-    options: dict[str, Any] = {
-        "keep_ratio": keep_ratio,
-        "mask": mask,
-        "kernel": kernel,
-        "tile": tile or "auto",
-    }
-    try:
-        config = RettentionConfig(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"--{option} {first['input']}: {first['msg']}") from error
-    samples, own_heads, dim, frames, rows, columns, text = SHAPES[name]
+    samples, heads, dim, frames, rows, columns, text = SHAPES[name]
     grid = TokenGrid(frames, rows, columns, before=text)
     device = torch.device(place.device)
-    return Problem(name, grid, batch or samples, heads or own_heads, dim, config, place.torch_dtype, device)
+    return Problem(name, grid, size[0] or samples, size[1] or heads, dim, config, place.torch_dtype, device)
 
 
 def _row(one: Measured) -> dict[str, Any]:

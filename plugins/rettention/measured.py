@@ -18,6 +18,7 @@ from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.kernels import SparseKernel, choose_kernel
 from hasten.plugins.rettention.layout import SparseLayout
 from hasten.plugins.rettention.masks import mask_shape
+from hasten.plugins.rettention.operands import Operands
 
 __all__ = ["Measured", "Problem", "measure"]
 
@@ -113,35 +114,21 @@ def measure(problem: Problem, rounds: int) -> Measured:
         ConfigError: the mask does not fit the shape, or keeps everything.
         UnsupportedError: the kernel that was asked for cannot serve it.
     """
-    grid, device = problem.grid, problem.device
-    config = problem.config
-    shape = mask_shape(config.mask, config.keep_ratio, config.tile, grid)
-    if shape.covers_everything:
-        raise ConfigError(
-            f"keep_ratio={config.keep_ratio} keeps everything: there is no sparse attention to measure"
-        )
-    layout = SparseLayout(shape, grid, device)
-    generator = torch.Generator(device).manual_seed(0)
-    size = (problem.batch, grid.total, problem.heads, problem.dim)
-    q, k, v = (
-        torch.randn(size, generator=generator, device=device, dtype=problem.dtype).transpose(1, 2)
-        for _ in range(3)
-    )
-    kernel, why = choose_kernel(config.kernel, device, problem.dtype, problem.dim, layout)
-    scale = problem.dim**-0.5
+    parts = _parts(problem)
+    layout, device = parts.layout, problem.device
+    kernel, why = choose_kernel(problem.config.kernel, device, problem.dtype, problem.dim, layout)
 
     def sparse() -> Tensor:
-        out = torch.empty(size, device=device, dtype=problem.dtype).transpose(1, 2)
-        kernel.attend(q, k, v, layout, scale, out[:, :, layout.span])
-        if grid.context:
-            rows = scaled_dot_product_attention(layout.context(q), k, v)
-            out[:, :, layout.context_tokens] = rows
+        out = parts.empty_like_output(layout.grid.total)
+        kernel.attend(parts, out[:, :, layout.span])
+        if layout.grid.context:
+            out[:, :, layout.context_tokens] = parts.context_rows()
         return out
 
     with torch.no_grad():
-        dense = _dense_backends(q, k, v)
+        dense = _dense_backends(parts.query, parts.key, parts.value)
         times = interleave({**dense, "sparse": sparse}, rounds, warmup=2, device=device)
-        error, lse_error = _errors(kernel, layout, q, k, v, scale)
+        error, lse_error = _errors(kernel, parts)
     fastest = min(dense, key=times.median)
     return Measured(
         problem,
@@ -156,6 +143,23 @@ def measure(problem: Problem, rounds: int) -> Measured:
         error,
         lse_error,
     )
+
+
+def _parts(problem: Problem) -> Operands:
+    """Random operands under the problem's mask."""
+    grid, config, device = problem.grid, problem.config, problem.device
+    shape = mask_shape(config.mask, config.keep_ratio, config.tile, grid)
+    if shape.covers_everything:
+        raise ConfigError(
+            f"keep_ratio={config.keep_ratio} keeps everything: there is no sparse attention to measure"
+        )
+    generator = torch.Generator(device).manual_seed(0)
+    size = (problem.batch, grid.total, problem.heads, problem.dim)
+    q, k, v = (
+        torch.randn(size, generator=generator, device=device, dtype=problem.dtype).transpose(1, 2)
+        for _ in range(3)
+    )
+    return Operands(q, k, v, SparseLayout(shape, grid, device), problem.dim**-0.5)
 
 
 def _dense_backends(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -181,14 +185,12 @@ def _dense_backends(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], T
     return tasks
 
 
-def _errors(
-    kernel: SparseKernel, layout: SparseLayout, q: Tensor, k: Tensor, v: Tensor, scale: float
-) -> tuple[float, float]:
+def _errors(kernel: SparseKernel, parts: Operands) -> tuple[float, float]:
     """Largest errors of output and log-sum-exp of the first sample, over evenly spaced queries."""
-    q, k, v = (x[:1] for x in (q, k, v))
-    grid = layout.grid
+    q, k, v = (x[:1] for x in (parts.query, parts.key, parts.value))
+    layout, grid, scale = parts.layout, parts.layout.grid, parts.scale
     out = torch.empty_like(q[:, :, : grid.tokens])
-    lse = kernel.attend(q, k, v, layout, scale, out, need_lse=True)
+    lse = kernel.attend(Operands(q, k, v, layout, scale), out, need_lse=True)
     if lse is None:
         raise RuntimeError(f"kernel {kernel.name!r} returned no log-sum-exp")
     worst = [0.0, 0.0]

@@ -23,23 +23,25 @@ _HIDDEN = -9e3
 
 @dataclass(frozen=True)
 class Operands:
-    """One call.
+    """One call: what is attended over, and under which mask. All tensors are on one device.
 
     Args:
-        query: (B, H, N, d).
+        query: (B, H, N, d), the whole sequence.
         key: (B, H, N, d), repeated for grouped queries.
         value: (B, H, N, d), likewise.
+        layout: the mask over the grid's tokens.
         scale: factor of the scores.
-        visible: (B, context) which other tokens count as keys, ``None`` for all.
-        keep: (B or 1, 1, 1, N) the same over the whole sequence, ``None`` for all.
+        visible: (B, context) boolean: which of the other tokens count as keys, ``None`` for all.
+        keep: (B or 1, 1, 1, N) boolean, the same over the whole sequence, ``None`` for all.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
+    layout: SparseLayout
     scale: float
-    visible: Tensor | None
-    keep: Tensor | None
+    visible: Tensor | None = None
+    keep: Tensor | None = None
 
     @classmethod
     def of(cls, call: AttentionCall, layout: SparseLayout, keep: Tensor | None) -> Operands:
@@ -52,11 +54,11 @@ class Operands:
         visible = None
         if keep is not None:
             visible = keep[:, 0, 0].index_select(1, layout.context_tokens).expand(len(query), -1)
-        return cls(query, key, value, scale, visible, keep)
+        return cls(query, key, value, layout, scale, visible, keep)
 
-    def context_rows(self, layout: SparseLayout) -> Tensor:
+    def context_rows(self) -> Tensor:
         """Attention (B, H, context, d) of the tokens that are not of the grid, over all keys."""
-        queries = layout.context(self.query)
+        queries = self.layout.context(self.query)
         return functional.scaled_dot_product_attention(
             queries, self.key, self.value, attn_mask=self.keep, scale=self.scale
         )

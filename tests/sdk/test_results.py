@@ -201,3 +201,38 @@ def halved(call: Any, output: Any) -> Any:
     axis = 1 if single and sample.ndim == 3 else -2
     half = [item.narrow(axis, 0, item.shape[axis] // 2) for item in ([sample] if single else sample)]
     return call.with_sample(output, half[0] if single else half)
+
+
+def test_facts_that_are_told_later_are_asked_for_once_after_the_call(
+    flux: Any, run: Any, register: Any
+) -> None:
+    asked: list[int] = []
+    done: list[bool] = []
+
+    def tell(index: int) -> dict[str, Any]:
+        assert done, "asked for while the call goes on"
+        asked.append(index)
+        if index == 1:
+            raise RuntimeError("a broken device")
+        return {"number": index}
+
+    def record(call: Any, proceed: Any) -> Any:
+        call.run.record_later("later", lambda index=call.step.index: tell(index))
+        call.run.record("later", at_once=True)
+        return proceed(call)
+
+    def end(call: Any, proceed: Any) -> Any:
+        output = proceed(call)
+        done.append(True)
+        return output
+
+    register(made("later", denoiser=record, run=end))
+    with hasten.accelerate(flux, ["later"]) as acceleration:
+        with pytest.warns(
+            RuntimeWarning, match="'later'.* failed in record_later: RuntimeError: a broken device"
+        ):
+            run(flux, "flux")
+        steps = acceleration.report().steps
+    assert asked == [step.index for step in steps]
+    assert [step.facts["later"].get("number") for step in steps] == [0, None, *asked[2:]]
+    assert all(step.facts["later"]["at_once"] for step in steps)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from hasten.plugins.rettention.layout import SparseLayout
+from hasten.plugins.rettention.operands import Operands
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,26 +42,17 @@ class SparseKernel(ABC):
     @abstractmethod
     def attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: SparseLayout,
-        scale: float,
+        parts: Operands,
         out: Tensor,
-        visible: Tensor | None = None,
         epilogue: Epilogue | None = None,
+        *,
         need_lse: bool = False,
     ) -> Tensor | None:
         """Write ``rho O_S + R`` of the grid's queries into ``out``.
 
         Args:
-            q: (B, H, N, d), whole sequence.
-            k: (B, H, N, d).
-            v: (B, H, N, d).
-            layout: the mask.
-            scale: factor of the scores.
+            parts: the call.
             out: (B, H, G, d), any strides.
-            visible: (B, context) boolean: which of the other tokens count as keys; ``None`` is all.
             epilogue: ``None`` writes ``O_S``.
             need_lse: whether the log-sum-exp of the kept scores is wanted; not together with an epilogue.
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 from hasten.plugins.rettention.kernels._base import Epilogue, SparseKernel
 from hasten.plugins.rettention.layout import SparseLayout
 from hasten.plugins.rettention.math import reshape
+from hasten.plugins.rettention.operands import Operands
 
 __all__ = ["FlexKernel"]
 
@@ -54,28 +55,25 @@ class FlexKernel(SparseKernel):
     @override
     def attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: SparseLayout,
-        scale: float,
+        parts: Operands,
         out: Tensor,
-        visible: Tensor | None = None,
         epilogue: Epilogue | None = None,
+        *,
         need_lse: bool = False,
     ) -> Tensor | None:
         """One call."""
-        queries = layout.to_tiles(q[:, :, layout.span])
+        layout = parts.layout
+        queries = layout.to_tiles(parts.query[:, :, layout.span])
         keys, values = (
-            torch.cat([layout.to_tiles(x[:, :, layout.span]), layout.context(x)], 2) for x in (k, v)
+            torch.cat([layout.to_tiles(x[:, :, layout.span]), layout.context(x)], 2)
+            for x in (parts.key, parts.value)
         )
-        mask = self._block_mask(layout, visible)
         found, aux = self._call(
             queries,
             keys,
             values,
-            block_mask=mask,
-            scale=scale,
+            block_mask=self._block_mask(layout, parts.visible),
+            scale=parts.scale,
             return_aux=self._flex.AuxRequest(lse=True),
         )
         found = layout.from_tiles(found)

@@ -18,6 +18,7 @@ from hasten.plugins.rettention.kernels._base import Epilogue, SparseKernel
 from hasten.plugins.rettention.kernels.fused import attend
 from hasten.plugins.rettention.layout import SparseLayout, TileGroup
 from hasten.plugins.rettention.math import reshape
+from hasten.plugins.rettention.operands import Operands
 
 __all__ = ["GatherKernel"]
 
@@ -38,21 +39,20 @@ class GatherKernel(SparseKernel):
     @override
     def attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: SparseLayout,
-        scale: float,
+        parts: Operands,
         out: Tensor,
-        visible: Tensor | None = None,
         epilogue: Epilogue | None = None,
+        *,
         need_lse: bool = False,
     ) -> Tensor | None:
         """One sample at a time: samples may see different other tokens."""
-        lse = q.new_empty(*q.shape[:2], layout.grid.tokens, dtype=_statistic(q)) if need_lse else None
+        q, tokens = parts.query, parts.layout.grid.tokens
+        lse = q.new_empty(*q.shape[:2], tokens, dtype=_statistic(q)) if need_lse else None
         for sample in range(len(q)):
-            work = _Sample(layout, scale, *(x[sample] for x in (q, k, v)))
-            seen = None if visible is None else visible[sample]
+            work = _Sample(
+                parts.layout, parts.scale, *(x[sample] for x in (parts.query, parts.key, parts.value))
+            )
+            seen = None if parts.visible is None else parts.visible[sample]
             work.run(out[sample], None if lse is None else lse[sample], seen, _of(epilogue, sample))
         return lse
 

@@ -20,6 +20,7 @@ from hasten.plugins.rettention.kernels._base import Epilogue, SparseKernel
 from hasten.plugins.rettention.kernels.fused import attend
 from hasten.plugins.rettention.layout import SparseLayout
 from hasten.plugins.rettention.math import merge, reshape
+from hasten.plugins.rettention.operands import Operands
 
 __all__ = ["PackedKernel", "VarlenKernel", "XformersKernel"]
 
@@ -102,20 +103,17 @@ class PackedKernel(SparseKernel):
     @override
     def attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: SparseLayout,
-        scale: float,
+        parts: Operands,
         out: Tensor,
-        visible: Tensor | None = None,
         epilogue: Epilogue | None = None,
+        *,
         need_lse: bool = False,
     ) -> Tensor | None:
         """Windows of all samples in one call, other tokens in another one."""
-        found, lse = self._windows(q, k, v, layout, scale)
+        layout = parts.layout
+        found, lse = self._windows(parts)
         if layout.grid.context:
-            others = self._others(q, k, v, layout, scale, visible)
+            others = self._others(parts)
             if others is not None:
                 found, lse = merge(found, lse, *others)
         found = layout.from_tiles(found)
@@ -124,20 +122,21 @@ class PackedKernel(SparseKernel):
         out.copy_(found if epilogue is None else reshape(found, epilogue.rho, epilogue.residual))
         return lse if need_lse else None
 
-    def _windows(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        samples, tokens = len(q), layout.grid.tokens
-        queries, keys, values = (_pack(layout.to_tiles(x[:, :, layout.span])) for x in (q, k, v))
+    def _windows(self, parts: Operands) -> tuple[Tensor, Tensor]:
+        layout = parts.layout
+        samples, tokens = len(parts.query), layout.grid.tokens
+        queries, keys, values = (
+            _pack(layout.to_tiles(x[:, :, layout.span])) for x in (parts.query, parts.key, parts.value)
+        )
         lengths = [group.size for group in layout.groups for _ in range(group.tiles)] * samples
         inside = [start for group in layout.groups for start in group.starts or ()]
         starts = [sample * tokens + start for sample in range(samples) for start in inside]
-        found = self.sequences(queries, keys, values, lengths, starts, [layout.window] * len(starts), scale)
+        widths = [layout.window] * len(starts)
+        found = self.sequences(queries, keys, values, lengths, starts, widths, parts.scale)
         return _unpack(*found, samples)
 
-    def _others(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, scale: float, visible: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
+    def _others(self, parts: Operands) -> tuple[Tensor, Tensor] | None:
+        q, layout, visible = parts.query, parts.layout, parts.visible
         samples, context = len(q), layout.grid.context
         counts = [context] * samples if visible is None else visible.sum(1).tolist()
         if not any(counts):
@@ -146,10 +145,10 @@ class PackedKernel(SparseKernel):
         chosen = (
             torch.ones(samples, context, dtype=torch.bool, device=q.device) if visible is None else visible
         )
-        keys, values = (layout.context(x).transpose(1, 2)[chosen] for x in (k, v))
+        keys, values = (layout.context(x).transpose(1, 2)[chosen] for x in (parts.key, parts.value))
         starts = [sum(counts[:sample]) for sample in range(samples)]
         found, lse = self.sequences(
-            queries, keys, values, [layout.grid.tokens] * samples, starts, counts, scale
+            queries, keys, values, [layout.grid.tokens] * samples, starts, counts, parts.scale
         )
         empty = torch.tensor([count == 0 for count in counts], device=q.device)
         output, sums = _unpack(found, lse, samples)

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from hasten.plugins.rettention.kernels._base import Epilogue, SparseKernel
 from hasten.plugins.rettention.layout import SparseLayout, TileGroup
+from hasten.plugins.rettention.operands import Operands
 
 __all__ = ["TritonKernel"]
 
@@ -116,28 +117,18 @@ class TritonKernel(SparseKernel):
     @override
     def attend(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: SparseLayout,
-        scale: float,
+        parts: Operands,
         out: Tensor,
-        visible: Tensor | None = None,
         epilogue: Epilogue | None = None,
+        *,
         need_lse: bool = False,
     ) -> Tensor | None:
         """One launch per group."""
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        tables = _tables(layout)
-        seen = None
-        if visible is not None:
-            seen = torch.ones(len(q), layout.grid.total, dtype=torch.uint8, device=q.device)
-            seen[:, layout.context_tokens] = visible.to(torch.uint8)
+        layout, q = parts.layout, parts.query
         lse = q.new_empty(*q.shape[:2], layout.grid.tokens, dtype=torch.float32) if need_lse else None
-        rho = None if epilogue is None or epilogue.rho is None else epilogue.rho.contiguous()
-        residual = None if epilogue is None else epilogue.residual
-        for group, keys in zip(layout.groups, tables["keys"]):
-            _launch(group, keys, tables, layout, scale, q, k, v, out, lse, rho, residual, seen)
+        launch = _Launch(parts, out, lse, epilogue)
+        for group, keys in zip(layout.groups, launch.tables["keys"]):
+            launch.run(group, keys)
         return lse
 
 
@@ -159,39 +150,47 @@ def _tables(layout: SparseLayout) -> dict[str, Any]:
     return tables
 
 
-def _launch(
-    group: TileGroup,
-    keys: Tensor,
-    tables: dict[str, Any],
-    layout: SparseLayout,
-    scale: float,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor | None,
-    rho: Tensor | None,
-    residual: Tensor | None,
-    seen: Tensor | None,
-) -> None:
-    samples, heads, _, dim = q.shape
-    rows = min(64, max(16, triton.next_power_of_2(group.size)))
-    programs = (group.tiles * triton.cdiv(group.size, rows), samples * heads)
-    unused = out  # a pointer that is never followed
-    r_strides = (0, 0, 0) if residual is None else residual.stride()[:3]
-    half = layout.shape.half
-    _tile_attention[programs](
-        q, k, v, out,
-        unused if lse is None else lse,
-        unused if rho is None else rho,
-        unused if residual is None else residual,
-        tables["queries"], keys, tables["place"],
-        unused if seen is None else seen,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *r_strides,
-        heads, layout.grid.tokens, layout.grid.total, layout.grid.before, group.first, group.size,
-        layout.window, keys.shape[1], half or 0, scale * _LOG2E,
-        DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_M=rows, BLOCK_N=64,
-        HAS_RHO=rho is not None, HAS_RESIDUAL=residual is not None, HAS_LSE=lse is not None,
-        HAS_SEEN=seen is not None, EXACT=half is not None,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-    )  # fmt: skip
+class _Launch:
+    """The arguments that all launches of one call share."""
+
+    def __init__(self, parts: Operands, out: Tensor, lse: Tensor | None, epilogue: Epilogue | None) -> None:
+        self._parts, self._out, self._lse = parts, out, lse
+        self._qkv = [
+            x if x.stride(-1) == 1 else x.contiguous() for x in (parts.query, parts.key, parts.value)
+        ]
+        self._rho = None if epilogue is None or epilogue.rho is None else epilogue.rho.contiguous()
+        self._residual = None if epilogue is None else epilogue.residual
+        self._seen = _seen(parts)
+        self.tables = _tables(parts.layout)
+
+    def run(self, group: TileGroup, keys: Tensor) -> None:
+        """Launch the kernel on one group, whose tiles see ``keys`` (tiles, width)."""
+        layout, (q, k, v), out = self._parts.layout, self._qkv, self._out
+        samples, heads, _, dim = q.shape
+        rows = min(64, max(16, triton.next_power_of_2(group.size)))
+        programs = (group.tiles * triton.cdiv(group.size, rows), samples * heads)
+        optional = (self._lse, self._rho, self._residual, self._seen)
+        # A pointer that is never followed stands for what is not there.
+        lse, rho, residual, seen = (out if x is None else x for x in optional)
+        r_strides = (0, 0, 0) if self._residual is None else residual.stride()[:3]
+        half = layout.shape.half
+        _tile_attention[programs](
+            q, k, v, out, lse, rho, residual,
+            self.tables["queries"], keys, self.tables["place"], seen,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *r_strides,
+            heads, layout.grid.tokens, layout.grid.total, layout.grid.before, group.first, group.size,
+            layout.window, keys.shape[1], half or 0, self._parts.scale * _LOG2E,
+            DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_M=rows, BLOCK_N=64,
+            HAS_RHO=self._rho is not None, HAS_RESIDUAL=self._residual is not None,
+            HAS_LSE=self._lse is not None, HAS_SEEN=self._seen is not None, EXACT=half is not None,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        )  # fmt: skip
+
+
+def _seen(parts: Operands) -> Tensor | None:
+    """(B, N) bytes: which tokens count as keys; ``None`` for all."""
+    if parts.visible is None:
+        return None
+    seen = torch.ones(len(parts.query), parts.layout.grid.total, dtype=torch.uint8, device=parts.query.device)
+    seen[:, parts.layout.context_tokens] = parts.visible.to(torch.uint8)
+    return seen

@@ -29,14 +29,18 @@ class FakeRun:
         self.pipe = pipe
         self.arguments = {**call_kwargs("pixart-sigma"), "num_inference_steps": 50}
         self.step: Any = None
-        self.facts: dict[str, Any] = {}
         self._states: dict[str, Any] = {}
+        self.facts_later: Any = dict
 
     def state(self, owner: str) -> dict[str, Any]:
         return self._states.setdefault(owner, {})
 
-    def record(self, owner: str, **facts: Any) -> None:
-        self.facts = facts
+    def record_later(self, owner: str, facts: Any) -> None:
+        self.facts_later = facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.facts_later()
 
 
 class Bench:
@@ -157,6 +161,23 @@ def test_drift_refreshes_a_layer_before_a_bad_result_is_used():
     assert bench.dense_calls == 2
     bench.call(changed, 22)
     assert bench.dense_calls == 3, "and at the latest after a period"
+
+
+def test_no_layer_waits_for_the_device(monkeypatch):
+    def wait(self: torch.Tensor) -> Any:
+        raise AssertionError("a number was read from the device inside of a layer")
+
+    bench = Bench()
+    bench.call(operands(0), 0)  # makes the tables of the mask
+    with monkeypatch.context() as patched:
+        for name in ("__float__", "__bool__", "item", "tolist"):
+            patched.setattr(torch.Tensor, name, wait)
+        bench.call(operands(1), 1)
+        sparse = bench.run.facts_later
+        bench.call(operands(2), 5)
+    assert sparse()["layers"] == {"sparse": 1}
+    assert bench.phase == "refresh"
+    assert 0 < bench.run.facts["rho"] < 1
 
 
 def test_branches_do_not_share():

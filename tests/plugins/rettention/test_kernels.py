@@ -18,6 +18,7 @@ from hasten.plugins.rettention.kernels.fused import attend, operator, recorded
 from hasten.plugins.rettention.kernels.packed import PackedKernel
 from hasten.plugins.rettention.layout import SparseLayout
 from hasten.plugins.rettention.masks import mask_shape
+from hasten.plugins.rettention.operands import Operands
 
 
 class LoopKernel(PackedKernel):
@@ -82,7 +83,7 @@ def test_output_and_log_sum_exp(name, grid, mode):
     if chosen.refusal(q.device, q.dtype, 12, layout):
         pytest.skip("refused")
     out = torch.empty(2, grid.tokens, 2, 12).transpose(1, 2)
-    lse = chosen.attend(q, k, v, layout, 0.25, out, need_lse=True)
+    lse = chosen.attend(Operands(q, k, v, layout, 0.25), out, need_lse=True)
     expected, sums = attention(q, k, v, expected_mask(layout, 0.4), 0.25)
     assert (out - expected[:, :, layout.span]).abs().max() < 1e-5
     assert lse is not None
@@ -98,10 +99,10 @@ def test_epilogue(name, grid):
     residual = torch.randn(1, 2, grid.tokens, 16)
     chosen = kernel(name)
     plain, reshaped = (torch.empty(1, 2, grid.tokens, 16) for _ in range(2))
-    chosen.attend(q, k, v, layout, 0.25, plain)
-    chosen.attend(q, k, v, layout, 0.25, reshaped, epilogue=Epilogue(rho, residual))
+    chosen.attend(Operands(q, k, v, layout, 0.25), plain)
+    chosen.attend(Operands(q, k, v, layout, 0.25), reshaped, epilogue=Epilogue(rho, residual))
     assert torch.allclose(reshaped, rho * plain + residual, atol=1e-6)
-    chosen.attend(q, k, v, layout, 0.25, reshaped, epilogue=Epilogue(None, residual.bfloat16()))
+    chosen.attend(Operands(q, k, v, layout, 0.25), reshaped, epilogue=Epilogue(None, residual.bfloat16()))
     assert torch.allclose(reshaped, plain + residual.bfloat16().float(), atol=1e-6)
 
 
@@ -114,7 +115,7 @@ def test_hidden_text_keys_do_not_count(name, grid):
     q, k, v = qkv(grid, heads=1, batch=3)
     visible = torch.tensor([[True] * 5, [True, True, False, True, False], [False] * 5])
     out = torch.empty(3, 1, grid.tokens, 16)
-    lse = kernel(name).attend(q, k, v, layout, 0.25, out, visible=visible, need_lse=True)
+    lse = kernel(name).attend(Operands(q, k, v, layout, 0.25, visible), out, need_lse=True)
     mask = expected_mask(layout, 0.3).repeat(3, 1, 1, 1)
     mask[:, :, :, layout.context_tokens] &= visible[:, None, None]
     expected, sums = attention(q, k, v, mask, 0.25)
@@ -130,7 +131,7 @@ def test_odd_heads(name, dim):
     layout = SparseLayout(mask_shape("block", 0.3, 8, grid), grid)
     q, k, v = qkv(grid, dim=dim)
     out = torch.empty(1, 2, grid.tokens, dim)
-    kernel(name).attend(q, k, v, layout, dim**-0.5, out)
+    kernel(name).attend(Operands(q, k, v, layout, dim**-0.5), out)
     expected, _ = attention(q, k, v, expected_mask(layout, 0.3))
     assert (out - expected[:, :, layout.span]).abs().max() < 1e-5
 
@@ -144,7 +145,7 @@ def test_half_precision_with_large_scores(name, dtype):
     layout = SparseLayout(mask_shape("block", 0.3, 8, grid), grid)
     q, k, v = (x.to(dtype) for x in qkv(grid, scale=5.0))
     out = torch.empty(1, 2, grid.tokens, 16, dtype=dtype)
-    lse = kernel(name).attend(q, k, v, layout, 0.25, out, need_lse=True)
+    lse = kernel(name).attend(Operands(q, k, v, layout, 0.25), out, need_lse=True)
     expected, sums = attention(q, k, v, expected_mask(layout, 0.3), 0.25)
     assert lse is not None
     assert lse.dtype == torch.float32
@@ -157,7 +158,7 @@ def test_statistics_at_a_thousand_tokens_are_exact_to_1e_5():
     q, k, v = qkv(grid, heads=4, dim=64)
     layout = SparseLayout(mask_shape("block", 0.0625, "auto", grid), grid)
     out = torch.empty(1, 4, grid.tokens, 64)
-    lse = load_kernel("gather").attend(q, k, v, layout, 0.125, out, need_lse=True)
+    lse = load_kernel("gather").attend(Operands(q, k, v, layout, 0.125), out, need_lse=True)
     mask = torch.zeros(grid.tokens, grid.tokens, dtype=torch.bool)
     for group in layout.groups:
         for tile in range(group.tiles):
@@ -253,7 +254,7 @@ def test_gpu_kernels_agree_with_the_gather_kernel(name):
     for each in ("gather", name):
         out = torch.empty(2, 4, grid.tokens, 64, device="cuda", dtype=torch.bfloat16)
         lse = choose_kernel(each, out.device, out.dtype, 64, layout)[0].attend(
-            q, k, v, layout, 0.125, out, need_lse=True
+            Operands(q, k, v, layout, 0.125), out, need_lse=True
         )
         assert lse is not None
         results.append((out, lse))

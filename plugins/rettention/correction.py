@@ -1,0 +1,176 @@
+"""One attention call that is not dense: a refresh that renews the statistics, or a sparse one corrected by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hasten.plugins.rettention.cache import Key, ResidualCache, Statistics, signature
+from hasten.plugins.rettention.config import RettentionConfig
+from hasten.plugins.rettention.kernels import Epilogue, SparseKernel
+from hasten.plugins.rettention.kernels.fused import attend, recorded
+from hasten.plugins.rettention.math import denominator_ratio, ramped, rescaled, reshape, residual
+from hasten.plugins.rettention.operands import Operands
+from hasten.plugins.rettention.tally import Tally
+from hasten.schedules.sparse_steps import Phase
+
+if TYPE_CHECKING:
+    from hasten.extend import AttentionCall, Proceed
+
+__all__ = ["CorrectedCall"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CorrectedCall:
+    """One call with everything that decides its result.
+
+    Args:
+        call: what the model asks for.
+        proceed: dense attention.
+        config: options of the technique.
+        parts: the operands and their mask.
+        kernel: computes the kept keys.
+        cache: statistics of the run.
+        tally: of the forward, for the report.
+    """
+
+    call: AttentionCall
+    proceed: Proceed
+    config: RettentionConfig
+    parts: Operands
+    kernel: SparseKernel
+    cache: ResidualCache
+    tally: Tally
+
+    def compute(self, planned: Phase) -> tuple[Tensor, Phase]:
+        """The output, and whether it was refreshed or sparse, which statistics may decide otherwise than the plan."""
+        entry = self.cache.get(self._key, self._signature)
+        if entry is not None and not self._is_due(planned, entry):
+            output = self._sparse(entry)
+            if output is not None:
+                return output, Phase.SPARSE
+        return self._refresh(), Phase.REFRESH
+
+    @cached_property
+    def _key(self) -> Key:
+        return self.call.layer, self.call.step.branch
+
+    @cached_property
+    def _signature(self) -> tuple[Any, ...]:
+        return signature(self.parts.query, self.parts.layout.grid)
+
+    def _is_due(self, planned: Phase, entry: Statistics) -> bool:
+        if self.config.refresh is None and not 0 <= self.call.step.index - entry.step < self.config.period:
+            return True  # also a layer that was left out of the last refresh
+        return self.config.drift is None and planned is Phase.REFRESH
+
+    # --- refresh
+
+    def _refresh(self) -> Tensor:
+        """The dense result as it is, and the statistics of what the mask would have lost."""
+        if self.config.correction == "none":
+            self.cache.put(self._key, self._signature, self.call.step.index, None, None)
+            return self.proceed(self.call)
+        parts, layout = self.parts, self.parts.layout
+        with torch.no_grad():
+            output, full, self.tally.notes["log_sum_exp"] = recorded(
+                lambda: self.proceed(self.call),
+                parts.query,
+                parts.key,
+                parts.scale,
+                parts.keep,
+                self.call.backend is not None,
+            )
+            kept = parts.empty_like_output(layout.grid.tokens)
+            lse = self.kernel.attend(parts, kept, need_lse=True)
+            rho = None
+            if self.config.correction == "full":
+                rho = denominator_ratio(_required(lse), full[:, :, layout.span])
+                self.tally.saw_rho(rho)
+            rest = residual(output.detach()[:, :, layout.span], kept, torch.ones(()) if rho is None else rho)
+            self.cache.put(self._key, self._signature, self.call.step.index, rho, rest)
+        self.tally.notes["cache_bytes"] = self.cache.bytes
+        return output
+
+    # --- sparse
+
+    def _sparse(self, entry: Statistics) -> Tensor | None:
+        """The kept keys, reshaped; ``None`` if sampled queries say that it has drifted too far."""
+        uses = entry.use(self.call.step.index)
+        output = self.parts.empty_like_output(self.parts.layout.grid.total)
+        self._write_context(output, uses)
+        target = output[:, :, self.parts.layout.span]
+        sample = self._sample()
+        self._write_grid(target, entry, uses, sample)
+        if self.config.drift is not None and sample is not None:
+            error = sample.error(target)
+            self.tally.saw_drift(error)
+            if error > self.config.drift:
+                return None
+        return output
+
+    def _write_context(self, output: Tensor, uses: int) -> None:
+        """The rows of other tokens, which are exact."""
+        if not self.parts.layout.grid.context:
+            return
+        rows = self.parts.context_rows()
+        if self.config.ramp_text and isinstance(self.config.ramp, float):
+            rows = rows * (1.0 + self.config.ramp * uses)
+        output[:, :, self.parts.layout.context_tokens] = rows.to(output.dtype)
+
+    def _write_grid(self, target: Tensor, entry: Statistics, uses: int, sample: _Sample | None) -> None:
+        """The rows of the grid: ``rho O_S + R``."""
+        config, rest = self.config, self.cache.residual(self._key)
+        measured = config.ramp == "measured" and entry.rho is not None
+        ramp = config.ramp if isinstance(config.ramp, float) else 0.0
+        rho = None if entry.rho is None else ramped(entry.rho, ramp, uses, config.clamp_rho)
+        epilogue = None if measured or (rho is None and rest is None) else Epilogue(rho, rest)
+        lse = self.kernel.attend(self.parts, target, epilogue, need_lse=measured)
+        if measured and sample is not None and rho is not None:
+            rho = rescaled(rho, sample.rows(rho), sample.ratio(_required(lse)))
+            target.copy_(reshape(target, rho, rest))
+            self.tally.saw_rho(rho)
+
+    def _sample(self) -> _Sample | None:
+        config = self.config
+        if config.drift is None and (config.ramp != "measured" or config.correction != "full"):
+            return None
+        return _Sample(self.parts, config.samples, self.call.step.index)
+
+
+class _Sample:
+    """Some queries, computed exactly: other ones at every step."""
+
+    def __init__(self, parts: Operands, count: int, step: int) -> None:
+        grid = parts.layout.grid
+        generator = torch.Generator().manual_seed(step)
+        chosen = torch.randperm(grid.tokens, generator=generator)[: min(count, grid.tokens)]
+        self._chosen = chosen.to(parts.query.device)
+        queries = parts.query.index_select(2, self._chosen + grid.before)
+        self._exact, self._lse = attend(queries, parts.key, parts.value, parts.scale, parts.keep)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The sampled rows of (B, H, G, d)."""
+        return x.index_select(2, self._chosen)
+
+    def ratio(self, lse_kept: Tensor) -> Tensor:
+        """``rho`` of the sampled rows, (B, H, S, 1), from the kept log-sum-exp (B, H, G)."""
+        return denominator_ratio(lse_kept.index_select(2, self._chosen), self._lse)
+
+    def error(self, output: Tensor) -> float:
+        """Relative error of the grid's rows ``output`` (B, H, G, d), over all samples together."""
+        exact = self._exact.float()
+        distance = (self.rows(output).float() - exact).norm()
+        return float(distance / exact.norm().clamp(min=1e-30))
+
+
+def _required(value: T | None) -> T:
+    if value is None:
+        raise RuntimeError("a kernel returned no log-sum-exp that it was asked for")
+    return value
