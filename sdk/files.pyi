@@ -30,3 +30,4 @@ from hasten._records import (
 )
 from hasten._saved import is_intact as is_intact, picture_files as picture_files, save_frames as save_frames
 from hasten._text import read_lines as read_lines, read_text as read_text
+from hasten._timings import cache_folder as cache_folder

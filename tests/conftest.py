@@ -1,9 +1,8 @@
 """Without a GPU, Triton interprets its kernels. It reads this when it is first imported, by whichever test that is."""
 
-import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,17 +14,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Names of cache folders, a new one each time."""
-    base = tmp_path_factory.mktemp("caches")
-    return (base / str(number) for number in itertools.count())
-
-
 @pytest.fixture(autouse=True)
-def _own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test keeps in the user's cache folder, no other one finds."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(next(caches)))
+def _nothing_learned() -> Iterator[None]:
+    """What the process remembers of one test's autoencoders, no other one finds."""
+    yield
+    if (learned := sys.modules.get("hasten.plugins.bottleneck.learned")) is not None:
+        learned._unwritten.clear()
 
 
 @pytest.fixture(scope="session")

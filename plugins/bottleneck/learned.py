@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from hasten.commands import Processes
 from hasten.extend import CheckpointError, HastenError
-from hasten.files import as_fields, read_sealed, seal, write_atomically
+from hasten.files import as_fields, cache_folder, read_sealed, seal, write_atomically
 from hasten.schedules.spectrum import Spectrum, fit_spectrum
 from hasten.weights import fingerprint
 
@@ -91,14 +90,17 @@ def autoencoder_of(pipe: Any) -> str | None:
     return fingerprint({**vae.config, "class": type(vae).__name__}, [x for x in probed if not x.is_meta])
 
 
-def entry_of(autoencoder: str) -> Path:
-    """The file of an autoencoder's spectrum, whether or not it exists."""
-    return user_cache_path("hasten") / "spectra" / f"{autoencoder}.json"
+def entry_of(autoencoder: str) -> Path | None:
+    """The file of an autoencoder's spectrum, whether or not it exists; ``None`` if the user wants nothing kept."""
+    folder = cache_folder()
+    return None if folder is None else folder / "spectra" / f"{autoencoder}.json"
 
 
 def recall(autoencoder: str) -> LearnedSpectrum | None:
     """The kept spectrum; ``None`` without one, also where the entry is damaged and will be made again."""
     path = entry_of(autoencoder)
+    if path is None:
+        return _unwritten.get(autoencoder)
     try:
         content = read_sealed(path, _REMEDY, old=False)
         found = None if content is None else as_fields(content, _Fields, path, _WHAT, _REMEDY)
@@ -111,10 +113,13 @@ def recall(autoencoder: str) -> LearnedSpectrum | None:
 
 
 def keep(autoencoder: str, learned: LearnedSpectrum) -> Path | None:
-    """Write an entry, whole or not at all. ``None`` where the cache folder cannot be written: then it lasts as long as
-    this process.
+    """Write an entry, whole or not at all. ``None`` where nothing is to be kept or the folder cannot be written: then
+    it lasts as long as this process.
     """
     path = entry_of(autoencoder)
+    if path is None:
+        _unwritten[autoencoder] = learned
+        return None
     height, width = learned.size
     content = {
         "schema": _SCHEMA,

@@ -24,9 +24,22 @@ def facts(pipe: Any, options: dict[str, Any] = LEARNS) -> Any:
     return hasten.plan(pipe, options, height=32, width=48).techniques[0].forecast.facts
 
 
+def place(pipe: Any) -> Path:
+    autoencoder = autoencoder_of(pipe)
+    assert autoencoder is not None
+    path = entry_of(autoencoder)
+    assert path is not None
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def entry() -> Path:
-    return entry_of(autoencoder_of(FAMILIES["sd3"]()))
+    return place(FAMILIES["sd3"]())
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl", "qwen-image"])
@@ -36,7 +49,7 @@ def test_the_second_call_uses_what_the_first_one_measured(name: str) -> None:
     with hasten.accelerate(pipe, LEARNS) as acceleration:
         baseline(pipe, name)
         (note,) = [note for note in acceleration.report().notes if "spectrum" in note]
-    path = entry_of(autoencoder_of(pipe))
+    path = place(pipe)
     if "could not be measured" in note:  # the random model's latents
         assert not path.exists()
         return
@@ -116,9 +129,10 @@ def test_a_cache_that_cannot_be_written_lasts_for_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert keep("unwritable", LEARNED) is None
-    assert recall("unwritable") == LEARNED
+    for number, folder in enumerate((str(tmp_path / "file"), "")):
+        monkeypatch.setenv("HASTEN_CACHE", folder)
+        assert keep(f"unwritten {number}", LEARNED) is None
+        assert recall(f"unwritten {number}") == LEARNED
 
 
 def test_the_command_generates_pictures_where_it_is_given_none() -> None:
@@ -136,6 +150,6 @@ def test_the_command_generates_pictures_where_it_is_given_none() -> None:
     ]
     result = CliRunner().invoke(build_app(), arguments)
     assert result.exit_code == 0, result.output
-    path = entry_of(autoencoder_of(hasten.load("mini/t2i-dit")))
+    path = place(hasten.load("mini/t2i-dit"))
     assert str(path) in result.stderr
     assert recall(path.stem) is not None
