@@ -207,7 +207,8 @@ def dynamic_shift(target: Target, size: LatentSize, steps: int) -> float:
     tokens = target.layout.shift_tokens(target.pipe, size)
     if hasattr(module, "compute_empirical_mu"):
         return float(module.compute_empirical_mu(image_seq_len=tokens, num_steps=steps))
-    if hasattr(module, "calculate_shift"):
+    common = getattr(module, "calculate_shift", None)
+    if common is not None and len(inspect.signature(common).parameters) == 5:  # others mean something else
         config = target.pipe.scheduler.config
         known = (
             ("base_image_seq_len", 256),
@@ -215,7 +216,7 @@ def dynamic_shift(target: Target, size: LatentSize, steps: int) -> float:
             ("base_shift", 0.5),
             ("max_shift", 1.15),
         )
-        return float(module.calculate_shift(tokens, *(config.get(name, default) for name, default in known)))
+        return float(common(tokens, *(config.get(name, default) for name, default in known)))
     raise UnsupportedError(
         f"{type(target.pipe.scheduler).__name__} has use_dynamic_shifting set, and how {target.name} computes its "
         f"shift is not known"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hasten.extend import EFFICIENT, FLASH, FLASH_CPU, aten
+
 __all__ = ["attend_with_lse"]
 
 
@@ -29,17 +31,11 @@ def attend_with_lse(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     kind = query.device.type
     if kind == "cpu" and query.dtype != torch.float64:
-        output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=None, scale=scale
-        )
+        output, sums = aten(FLASH_CPU)(query, key, value, 0.0, False, attn_mask=None, scale=scale)
     elif kind == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
-        output, sums = torch.ops.aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, False, False, scale=scale
-        )[:2]
+        output, sums = aten(FLASH)(query, key, value, 0.0, False, False, scale=scale)[:2]
     elif kind == "cuda" and query.dtype == torch.float32:
-        output, sums = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, None, True, 0.0, False, scale=scale
-        )[:2]
+        output, sums = aten(EFFICIENT)(query, key, value, None, True, 0.0, False, scale=scale)[:2]
     else:
         scores = query @ key.transpose(-1, -2) * scale
         return scores.softmax(-1) @ value, scores.logsumexp(-1).float()
