@@ -14,7 +14,7 @@ FOLDERS = {
     "hasten.eval": "eval",
 }
 
-DATA = ("pyi", "json", "jsonl", "safetensors", "md", "txt", "png", "html", "css", "js")
+DATA = ("pyi", "json", "jsonl", "yaml", "safetensors", "md", "txt", "png", "html", "css", "js")
 """Kinds of files that belong to the packages, besides Python files."""
 
 

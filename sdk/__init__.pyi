@@ -22,6 +22,7 @@ from hasten._load import load as load
 from hasten._lock import owned as owned
 from hasten._models import Captions as Captions, Model as Model
 from hasten._plan import Plan as Plan
+from hasten._presets import Preset as Preset, presets as presets
 from hasten._report import Report as Report
 from hasten._technique import (
     Finding as Finding,

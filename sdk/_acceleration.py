@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hasten._attachment import Attachment
@@ -42,12 +42,14 @@ def plan(pipe: Any, config: ConfigLike, **call: Any) -> Plan:
     return make_plan(Target.of(pipe), Config.of(config), call)[0]
 
 
-def accelerate(pipe: Any, config: ConfigLike) -> Acceleration:
+def accelerate(pipe: Any, config: ConfigLike, **call: Any) -> Acceleration:
     """Enable techniques on an existing pipeline; call the pipeline as before.
 
     Args:
         pipe: a diffusers pipeline of a known family.
-        config: see :meth:`hasten.Config.of`.
+        config: see :meth:`hasten.Config.of`; the name of a preset is enough (``"balanced"``).
+        **call: arguments of the calls to come, for presets, which depend on the size (``height=512, width=512``), and
+            for forecasts; the pipeline's defaults fill in the rest.
 
     Returns:
         A handle that reports and undoes. It is a context manager, too: leaving it restores the pipeline.
@@ -63,8 +65,8 @@ def accelerate(pipe: Any, config: ConfigLike) -> Acceleration:
             f"accelerate() call all the techniques"
         )
     target = Target.of(pipe)
-    made, techniques = make_plan(target, Config.of(config), {}, whole=False)
-    return Acceleration(target, made, techniques)
+    made, techniques = make_plan(target, Config.of(config), call, whole=False)
+    return Acceleration(target, made, techniques, call)
 
 
 def acceleration_of(pipe: Any) -> Acceleration | None:
@@ -94,7 +96,14 @@ class Acceleration:
     structure has to keep); the seams are installed when a call begins and are gone when it ends or fails.
     """
 
-    def __init__(self, target: Target, made: Plan, techniques: tuple[Enabled, ...]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        made: Plan,
+        techniques: tuple[Enabled, ...],
+        call: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self._call = call
         self._pipe = target.pipe
         self._stock = type(target.pipe)
         self._attachment = Attachment(target, made.techniques, techniques)
@@ -121,7 +130,7 @@ class Acceleration:
             techniques=alive,
             untested=untested,
             patches=patches,
-            estimate=attachment.estimate(attachment.target.call_arguments()),
+            estimate=attachment.estimate(attachment.target.call_arguments(**self._call)),
         )
 
     def report(self) -> Report:

@@ -29,8 +29,10 @@ from hasten._shown import shortened
 from hasten._strict import StrictModel
 from hasten._technique import TechniqueConfig
 
-__all__ = ["Config", "ConfigLike", "Precision", "TechniqueEntry", "apply_overrides", "load_config"]
+__all__ = ["PRESETS", "Config", "ConfigLike", "Precision", "TechniqueEntry", "apply_overrides", "load_config"]
 
+PRESETS = ("faithful", "balanced", "fast")
+"""Names of the presets, the most careful one first."""
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number formats a pipeline can be loaded in."""
 
@@ -55,6 +57,9 @@ class Config(StrictModel):
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = Field(
         1, description="Version of this format."
+    )
+    preset: str | None = Field(
+        None, description="`faithful`, `balanced` or `fast`: settings for the model, below `techniques`."
     )
     techniques: tuple[TechniqueEntry, ...] = Field((), description="What to enable, outermost first.")
     model: str | None = Field(
@@ -86,8 +91,8 @@ class Config(StrictModel):
         """The configuration that ``value`` describes.
 
         Args:
-            value: a :class:`Config`, a list of technique names or entries, a mapping from technique names to
-                options, a mapping with the keys of a configuration file, or the path of such a file.
+            value: a :class:`Config`, the name of a preset, a list of technique names or entries, a mapping from
+                technique names to options, a mapping with the keys of a configuration file, or the path of such a file.
 
         Raises:
             ConfigError: the value does not describe a configuration.
@@ -95,11 +100,14 @@ class Config(StrictModel):
         if isinstance(value, Config):
             return value
         if isinstance(value, (str, Path)):
+            if value in PRESETS:
+                return cls._read(Document({"preset": value}))
             if isinstance(value, str) and not value.lower().endswith(SUFFIXES):
                 text = f"a single string must name a {'/'.join(SUFFIXES)} file, not {value!r}"
-                raise ConfigError(f"{text}; to enable one technique write [{value!r}]")
+                hint = suggestion(value, PRESETS) or f" Presets: {', '.join(PRESETS)}."
+                raise ConfigError(f"{text}, or a preset; to enable one technique write [{value!r}].{hint}")
             return cls._read(read_document(value))
-        if isinstance(value, Mapping) and "techniques" not in value and "schema" not in value:
+        if isinstance(value, Mapping) and not {"techniques", "schema", "preset"} & value.keys():
             return cls._read(Document({"techniques": value}))
         if isinstance(value, Mapping):
             return cls._read(Document(value))
@@ -135,6 +143,15 @@ class Config(StrictModel):
             document = info.context if isinstance(info.context, Document) else Document(data)
             raise _translate(error, (cls,), (), document, data) from None
 
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str | None) -> str | None:
+        if value is not None and value not in PRESETS:
+            raise ValueError(
+                f"there is no preset {value!r}{suggestion(value, PRESETS)} Presets: {', '.join(PRESETS)}"
+            )
+        return value
+
     @field_validator("techniques", mode="before")
     @classmethod
     def _parse_techniques(cls, value: Any, info: ValidationInfo) -> tuple[TechniqueEntry, ...]:
@@ -161,13 +178,17 @@ def load_config(value: ConfigLike) -> Config:
 
 
 def apply_overrides(
-    config: ConfigLike | None, enable: Iterable[str] = (), sets: Iterable[str] = ()
+    config: ConfigLike | None,
+    enable: Iterable[str] = (),
+    sets: Iterable[str] = (),
+    preset: str | None = None,
 ) -> Config:
-    """``config`` with the command line's ``--enable NAME`` and ``--set NAME.OPTION=VALUE`` applied on top.
+    """``config`` with the command line's ``--preset``, ``--enable`` and ``--set NAME.OPTION=VALUE`` applied on top.
 
     Args:
         config: what to start from; ``None`` is the empty configuration.
         enable: technique names to add at the end; one that is enabled already stays where it is.
+        preset: name of a preset that takes the place of the one in ``config``.
         sets: assignments ``"name.option=value"`` (or ``"name.option.part=value"``); values are YAML.
 
     Raises:
@@ -177,8 +198,11 @@ def apply_overrides(
     options = {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in base.techniques}
     for name in enable:
         options.setdefault(host().technique(name).name, {})
+    preset = preset if preset is not None else base.preset
     for text in sets:
         path, value = _assignment(text)
+        if preset is not None and path[0] in host().registry.techniques:
+            options.setdefault(path[0], {})
         if path[0] not in options:
             raise ConfigError(
                 f"--set {text}: technique {path[0]!r} is not enabled{suggestion(path[0], options)} "
@@ -192,6 +216,8 @@ def apply_overrides(
             place = inner
         place[path[-1]] = value
     fields = base.model_dump(exclude={"techniques"}, exclude_unset=True)
+    if preset is not None:
+        fields["preset"] = preset
     return Config.model_validate({**fields, "techniques": options}, context=Document(None))
 
 

@@ -14,6 +14,7 @@ from hasten._enabled import Enabled
 from hasten._errors import UnsupportedError
 from hasten._estimate import Estimate, estimate, forecasts
 from hasten._plugins import host
+from hasten._presets import with_preset
 from hasten._step_caches import refuse_step_caches
 from hasten._target import Target
 from hasten._technique import Finding
@@ -111,8 +112,9 @@ def make_plan(
         ConflictError: techniques collide, with each other or with a cache that is enabled on the pipeline.
         PluginError: a technique or a plugin raised, or returned something else than it has to.
     """
+    config, notes = with_preset(config, target, target.call_arguments(**call))
     techniques = tuple(Enabled(entry.name, entry.options) for entry in config.techniques)
-    findings: list[Finding] = []
+    findings: list[Finding] = [*notes]
     for technique in techniques:
         for kind in technique.requires:
             target.capability(kind)

@@ -10,6 +10,7 @@ from hasten._cli._options import (
     Json as Json,
     ModelName as ModelName,
     NumPrompts as NumPrompts,
+    Preset as Preset,
     Prompt as Prompt,
     PromptsFile as PromptsFile,
     Seed as Seed,
@@ -45,5 +46,6 @@ from hasten._lock import owned as owned
 from hasten._machine import describe_machine as describe_machine
 from hasten._placement import Placement as Placement
 from hasten._plugins import host as host
+from hasten._presets import settle as settle
 from hasten._processes import PATIENCE as PATIENCE, Processes as Processes, wait_for as wait_for
 from hasten._shown import printable as printable

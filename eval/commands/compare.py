@@ -68,6 +68,7 @@ def register(app: typer.Typer) -> None:
 def _command(
     model: common.ModelName = None,
     config: options.Configs = None,
+    preset: common.Preset = None,
     enable: common.Enable = None,
     sets: common.Set = None,
     prompt: common.Prompt = None,
@@ -102,7 +103,7 @@ def _command(
     from hasten.eval.compare.engine import AT_KNEE
     from hasten.eval.compare.run import Request
 
-    configurations = _configurations(config, enable, sets)
+    configurations = _configurations(config, enable, sets, preset)
     first = next(iter(configurations.values()))
     model = common.choose_model(model, first)
     seed, place = common.choose_seed(first, seed), common.choose_place(first, device, dtype)
@@ -159,20 +160,22 @@ def _evaluation(
 
 
 def _configurations(
-    files: Sequence[Path] | None, enable: list[str] | None, sets: list[str] | None
+    files: Sequence[Path] | None, enable: list[str] | None, sets: list[str] | None, preset: str | None
 ) -> dict[str, Config]:
     """Name -> configuration: a file's stem, ``accelerated`` for the command line alone."""
     if not files:
-        if not enable:
-            raise ConfigError("nothing to compare with the baseline: give --enable NAME or --config FILE")
-        return {"accelerated": common.configuration(None, enable, sets)}
+        if not (enable or preset):
+            raise ConfigError(
+                "nothing to compare with the baseline: give --preset NAME, --enable NAME or --config FILE"
+            )
+        return {"accelerated": common.configuration(None, enable, sets, preset)}
     found: dict[str, Config] = {}
     for file in files:
         if file.stem in found:
             raise ConfigError(
                 f"two configuration files are called {file.stem!r}; rows are named after them: rename one"
             )
-        found[file.stem] = common.configuration(file, enable, sets)
+        found[file.stem] = common.configuration(file, enable, sets, preset)
     first = next(iter(found.values()))
     for name, other in found.items():
         for key in _SHARED:

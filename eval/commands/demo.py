@@ -49,6 +49,7 @@ def _command(
     seed: common.Seed = None,
     steps: common.Steps = None,
     batch_size: options.BatchSize = _BATCH,
+    preset: common.Preset = None,
     enable: common.Enable = None,
     sets: common.Set = None,
     config: common.ConfigFile = None,
@@ -68,9 +69,9 @@ def _command(
     from hasten.eval.compare.run import Request
     from hasten.pipelines import mini
 
-    if config is None and not enable:
+    if config is None and not enable and preset is None:
         enable = ["bottleneck"]
-    settings = common.configuration(config, enable, sets)
+    settings = common.configuration(config, enable, sets, preset)
     seed, place = common.choose_seed(settings, seed), common.choose_place(settings, device, dtype)
     call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps or settings.steps or _STEPS})
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)

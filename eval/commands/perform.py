@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from hasten.commands import (
     load_quietly,
     owned,
     prepare_folder,
+    settle,
     showing_progress,
 )
 from hasten.eval.compare.engine import BASELINE
@@ -85,6 +87,8 @@ def _run(
     from hasten.eval.compare.run import GENERATING, run_comparison
 
     pipe = load_quietly(request.model, Placement(device, request.dtype), request.job.call)
+    settled = {name: settle(config, pipe, request.job.call) for name, config in request.candidates.items()}
+    request = replace(request, candidates=settled)
     about = {
         "hasten": __version__,
         "machine": describe_machine(),

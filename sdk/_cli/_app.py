@@ -104,7 +104,7 @@ def _print_version(wanted: bool) -> None:
 
 def build_app() -> typer.Typer:
     """The application with all commands, those of plugins included."""
-    from hasten._cli import _generate, _plan, _plugins, _schema
+    from hasten._cli import _generate, _plan, _plugins, _presets, _schema
     from hasten._plugins import host
 
     class Group(_Group):
@@ -119,7 +119,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)
-    for module in (_generate, _plan, _plugins, _schema):
+    for module in (_generate, _plan, _plugins, _presets, _schema):
         module.register(app)
     contributions = Contributions(app)
     Group.owners = contributions.owners

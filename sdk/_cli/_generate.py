@@ -59,12 +59,13 @@ def _command(
     device: options.Device = None,
     dtype: options.Dtype = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also generate without acceleration.")] = False,
+    preset: options.Preset = None,
     enable: options.Enable = None,
     sets: options.Set = None,
     config: options.ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
-    settings = options.configuration(config, enable, sets)
+    settings = options.configuration(config, enable, sets, preset)
     model = options.choose_model(model, settings)
     seed, place = options.choose_seed(settings, seed), options.choose_place(settings, device, dtype)
     texts = options.choose_prompts(model, settings, prompt, prompts, num_prompts, seed)
@@ -120,7 +121,7 @@ def _run(
     import hasten
 
     done = set(output.records())
-    accelerated = nullcontext() if settings is None else hasten.accelerate(pipe, settings)
+    accelerated = nullcontext() if settings is None else hasten.accelerate(pipe, settings, **job.call)
     with accelerated as acceleration, showing_progress(quiet=quiet or processes.rank > 0) as tell:
         own = [i for i in range(len(job.prompts)) if processes.owns(i // job.batch_size)]
         tell(name, len(done.intersection(own)), len(own))

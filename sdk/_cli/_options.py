@@ -28,6 +28,7 @@ __all__ = [
     "Json",
     "ModelName",
     "NumPrompts",
+    "Preset",
     "Prompt",
     "PromptsFile",
     "Seed",
@@ -70,6 +71,15 @@ Enable = Annotated[
         help="Enable a technique; repeat for several, outermost first.",
     ),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        autocompletion=lambda: list(_presets()),
+        help="Settings for the model: faithful, balanced or fast; --enable and --set are laid over them.",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="NAME.OPTION=VALUE", help="Set one option; wins over the file."),
@@ -110,7 +120,15 @@ Dtype = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
 
-def configuration(file: Path | None, enable: list[str] | None, sets: list[str] | None) -> Config:
+def _presets() -> tuple[str, ...]:
+    from hasten._config import PRESETS
+
+    return PRESETS
+
+
+def configuration(
+    file: Path | None, enable: list[str] | None, sets: list[str] | None, preset: str | None = None
+) -> Config:
     """The configuration file with the command line laid over it.
 
     Raises:
@@ -118,7 +136,7 @@ def configuration(file: Path | None, enable: list[str] | None, sets: list[str] |
     """
     from hasten._config import apply_overrides
 
-    return apply_overrides(file, enable=enable or [], sets=sets or [])
+    return apply_overrides(file, enable=enable or [], sets=sets or [], preset=preset)
 
 
 def choose_model(name: str | None, config: Config) -> str:

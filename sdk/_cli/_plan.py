@@ -24,6 +24,7 @@ Seconds come from the last runs on this machine. With [bold]--warm-up[/] plain a
 [bold]Examples[/]
 
   hasten plan mini/t2i-dit --enable bottleneck
+  hasten plan mini/t2i-dit --preset balanced
   hasten plan ./my-flux -e bottleneck --steps 28 --height 1024 --width 1024 --warm-up
 """
 
@@ -42,6 +43,7 @@ def _command(
     device: options.Device = None,
     dtype: options.Dtype = None,
     warm_up: Annotated[bool, typer.Option("--warm-up", help="Run once and show measured times.")] = False,
+    preset: options.Preset = None,
     enable: options.Enable = None,
     sets: options.Set = None,
     config: options.ConfigFile = None,
@@ -49,7 +51,7 @@ def _command(
 ) -> None:
     import hasten
 
-    settings = options.configuration(config, enable, sets)
+    settings = options.configuration(config, enable, sets, preset)
     model = options.choose_model(model, settings)
     given = {"num_inference_steps": steps, "height": height, "width": width, "num_frames": frames}
     call = options.call_arguments(model, settings, given)
@@ -72,7 +74,7 @@ def _measure(pipe: Any, settings: Config, model: str, call: dict[str, Any]) -> R
 
     prompt = options.choose_prompts(model, settings, None, None, 1, 0)[0]
     for techniques in ([], settings):
-        with hasten.accelerate(pipe, techniques) as acceleration:
+        with hasten.accelerate(pipe, techniques, **call) as acceleration:
             for _ in range(2):
                 pipe(prompt=prompt, **call)
     return acceleration.report()
