@@ -28,7 +28,7 @@ from hasten._cli._outputs import hold_file as hold_file, hold_folder as hold_fol
 from hasten._cli._progress import showing_progress as showing_progress
 from hasten._config import Config as Config
 from hasten._conflicts import TESTED as TESTED
-from hasten._console import Console as Console
+from hasten._console import Console as Console, Table as Table
 from hasten._generation import (
     Job as Job,
     Sample as Sample,

@@ -9,9 +9,8 @@ from typing import Any
 import typer
 from rich import box
 from rich.markup import escape
-from rich.table import Table
 
-from hasten.commands import Console
+from hasten.commands import Console, Table
 
 __all__ = ["show"]
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from hasten import commands as common
-from hasten.commands import Console, hold_file, printable
+from hasten.commands import Console, Table, hold_file, printable
 from hasten.eval.commands import options
 from hasten.eval.pictures.pairing import Order
 from hasten.extend import ConfigError

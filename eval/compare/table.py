@@ -8,9 +8,8 @@ from typing import Any
 
 from rich import box
 from rich.markup import escape
-from rich.table import Table
 
-from hasten.commands import Console
+from hasten.commands import Console, Table
 from hasten.eval.compare.wording import (
     MINIATURE_NOTE,
     change_text,

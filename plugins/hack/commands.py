@@ -12,8 +12,7 @@ from hasten import commands as options
 from hasten.commands import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from hasten.commands import Table
     from hasten.plugins.hack.bench import Measurement
 
 __all__ = ["add_commands"]
@@ -113,8 +112,7 @@ def _table(runs: Sequence[Sequence[Measurement]]) -> Table:
     """One line for each cache; the medians of its repeated runs."""
     from statistics import median
 
-    from rich.table import Table
-
+    from hasten.commands import Table
     from hasten.plugins.hack.bench import SHAPES
     from hasten.schedules.kv_budget import kv_bytes
 
@@ -132,7 +130,7 @@ def _table(runs: Sequence[Sequence[Measurement]]) -> Table:
         "seconds",
         "choosing",
     ):
-        table.add_column(column)
+        table.add_column(column, justify="left" if column == "cache" else "right")
     whole = kv_bytes(2 * first.pictures, shape.exact_tokens, shape.dim, 2)
     for found in runs:
         one = found[0]

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from hasten._cli._describe import describe_default, describe_values, flatten
-from hasten._console import Console
+from hasten._console import Console, Table
 
 if TYPE_CHECKING:
     from hasten._plugins import PluginRecord

@@ -127,8 +127,7 @@ def _pictures(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _print_rows(rows: Sequence[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from hasten.commands import Console, Table
 
     if not rows:
         return
@@ -136,7 +135,8 @@ def _print_rows(rows: Sequence[Row]) -> None:
         title=f"Share of the requested attributes, {rows[0].prompts} prompts per row (miniature figures)"
     )
     for column in ("prompts", "pixels", "judge", "right", "95 % interval", "bar"):
-        table.add_column(column)
+        figure = column in ("pixels", "right", "95 % interval", "bar")
+        table.add_column(column, justify="right" if figure else "left")
     for row in rows:
         bar = "" if row.bar is None else f"{row.bar:.2f}" + (" missed" if row.missed else "")
         interval = f"{row.low:.3f} to {row.high:.3f}"

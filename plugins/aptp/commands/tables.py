@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 
-from hasten.commands import Console
+from hasten.commands import Console, Table
 
 if TYPE_CHECKING:
     from hasten.plugins.aptp.latency import Timed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,17 @@ def stretched(document: dict[str, Any]) -> dict[str, Any]:
     wide["model"] = "/models/" + "a-folder-deep-down/" * 12 + "x" * 90
     wide["times"]["command"] = "hasten compare --prompts " + "y" * 200
     return wide
+
+
+def test_the_tables_on_the_console_fit_80_columns(document: dict[str, Any]) -> None:
+    from hasten._console import Console
+    from hasten.eval.compare.table import print_report
+
+    console = Console(file=(out := io.StringIO()), width=80)
+    print_report(document, console, [])
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line]
 
 
 @pytest.fixture(scope="module")
