@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hasten.commands import Processes
 from hasten.extend import ConfigError, RankError
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.heartbeat import Heartbeat
@@ -59,7 +60,8 @@ def expected(config: VideoInfinityConfig) -> ProcessMesh:
                 f"{', '.join(missing)} is not set, though others of {', '.join(_NEEDED)} are: start the "
                 "script with torchrun"
             )
-        world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        launched = Processes.from_environment()
+        world, rank = launched.world, launched.rank
     elif cfg_ranks > 1:
         raise ConfigError(f"cfg_ranks={cfg_ranks} needs processes: start with torchrun --nproc-per-node 2")
     if world % cfg_ranks:
