@@ -154,7 +154,7 @@ def _earlier_run(folder: Path, facts: Mapping[str, Any]) -> Resumed:
     return found
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> Any:
     """A short JSON value; equal arguments have equal values."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

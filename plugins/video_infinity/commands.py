@@ -48,7 +48,7 @@ _Codec = Annotated[str, typer.Option(help="FFmpeg's name of the encoder.")]
 _Checkpoint = Annotated[Path | None, typer.Option(help="Folder of checkpoints, for resuming.")]
 
 
-def add_commands(app: Any) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add ``video`` to the command line ``app``."""
     app.command("video", help=_HELP)(_video)
 

@@ -31,18 +31,19 @@ class VideoInfinityConfig(TechniqueConfig):
         ),
     )
     clips: Count | None = Field(
-        None, description="Number of clips; `null` is one for each process, where that does not matter."
+        None,
+        description="Number of clips; `null` is one per process, where the result does not depend on it.",
     )
     clip_frames: Count | None = Field(
-        None, description="Instead of `clips`: as many clips as are needed to have no more frames in one."
+        None, description="Instead of `clips`: the largest number of frames in a clip."
     )
     halo: Frames | None = Field(
-        None, description="Frames of context on either side; `null` is what suits the model."
+        None, description="Frames of context on either side; `null` depends on the model."
     )
     global_frames: Frames | None = Field(
         None,
         description=(
-            "How many frames of the whole video every frame attends to; `null` is what suits the model."
+            "Number of frames of the whole video that every frame attends to; `null` depends on the model."
         ),
     )
     global_sampling: Literal["linspace", "stride", "sink"] | tuple[Frames, ...] = Field(
@@ -68,7 +69,7 @@ class VideoInfinityConfig(TechniqueConfig):
         False, description="Scale scores by the logarithm of the number of frames seen."
     )
     trained_frames: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Frames the model was trained with; `null` is what is known of its family."
+        None, description="Number of frames the model was trained with; `null` is that of its family."
     )
     rope: Literal["auto", "absolute", "dual"] = Field(
         "auto",
@@ -92,34 +93,36 @@ class VideoInfinityConfig(TechniqueConfig):
         ),
     )
     norm_sync: bool = Field(
-        True, description="Group-norm statistics over all clips. Off only to see what it does."
+        True, description="Group-norm statistics over all clips; turn it off for ablations only."
     )
     conv_sync: bool = Field(
-        True, description="Temporal convolutions see their neighbours. Off only to see what it does."
+        True,
+        description="Temporal convolutions include frames of neighbouring clips; turn it off for ablations only.",
     )
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None,
         description=(
-            "Prompts along the time line instead of the call's, in equal parts of the clips; at most as many."
+            "Prompts along the time line instead of the prompt of the call, each for an equal share of the "
+            "clips; at most one per clip."
         ),
     )
     cfg_ranks: Literal[1, 2] = Field(
-        1, description="2 computes the branches of guidance on two ranks for each run of clips."
+        1, description="2 computes the two branches of guidance on two processes for the same clips."
     )
-    checkpoint: str | None = Field(None, description="Folder for resuming.")
+    checkpoint: str | None = Field(None, description="Folder of checkpoints, for resuming.")
     checkpoint_every: Count = Field(5, description="Steps between two checkpoints.")
     timeout_s: Annotated[float, Field(gt=0.0)] = Field(
         120.0,
         description=(
-            "Seconds after which a silent process counts as lost; longer than the longest step, and "
-            "than decoding the largest piece."
+            "Seconds after which a silent process counts as lost. It must exceed the longest step and the "
+            "decoding of the largest piece."
         ),
     )
     join_timeout_s: Annotated[float, Field(gt=0.0)] = Field(
         600.0, description="Seconds to wait for the other processes to load their model and join."
     )
     backend: Literal["gloo", "nccl"] | None = Field(
-        None, description='"gloo" or "nccl"; `null` goes by the device.'
+        None, description='"gloo" or "nccl"; `null` depends on the device.'
     )
 
     @model_validator(mode="after")

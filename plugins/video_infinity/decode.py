@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,15 +14,17 @@ from hasten.plugins.video_infinity.session import Session
 __all__ = ["as_pixels", "decode_whole", "unpacked"]
 
 
-def unpacked(call_pipe: Any, session: Session, latents: Tensor, arguments: Any, frames: int) -> Tensor:
+def unpacked(
+    pipe: Any, session: Session, latents: Tensor, arguments: Mapping[str, Any], frames: int
+) -> Tensor:
     """Latents in the layout of the pipeline as (B, C, F, H, W)."""
     decoder = session.target.capability(FrameDecoder)
-    size = session.target.layout.call_size(call_pipe, arguments)
-    return decoder.unpack(call_pipe, latents, (frames, size.height, size.width))
+    size = session.target.layout.call_size(pipe, arguments)
+    return decoder.unpack(pipe, latents, (frames, size.height, size.width))
 
 
 @torch.no_grad()
-def decode_whole(call: RunCall, session: Session, latents: Tensor, output_type: Any) -> Any:
+def decode_whole(call: RunCall, session: Session, latents: Tensor, output_type: str) -> Any:
     """The video as the pipeline would return it for ``output_type``."""
     decoder = session.target.capability(FrameDecoder)
     frames = session.frames * session.mixing.patch(call.pipe)

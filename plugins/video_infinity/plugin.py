@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hasten.extend import (
@@ -23,6 +23,8 @@ from hasten.extend import (
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 
 if TYPE_CHECKING:
+    import typer
+
     from hasten.extend import Seams, Target
 
 __all__ = ["VideoInfinity"]
@@ -139,13 +141,13 @@ def _layers(target: Target) -> dict[str, FrameLayer]:
 
 
 @hookimpl
-def hasten_register_techniques(register: Any) -> None:
+def hasten_register_techniques(register: Callable[[type[VideoInfinity]], None]) -> None:
     """Offer the technique to the host."""
     register(VideoInfinity)
 
 
 @hookimpl
-def hasten_register_commands(app: Any) -> None:
+def hasten_register_commands(app: typer.Typer) -> None:
     """Offer ``hasten video``."""
     from hasten.plugins.video_infinity.commands import add_commands
 

@@ -68,7 +68,7 @@ class ProcessMesh:
             return SingleProcess()
         return Distributed(self.clip_group, self.explain)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: ResultT) -> list[ResultT]:
         """One picklable value from every process, in order of ranks.
 
         Raises:
@@ -189,6 +189,6 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[
     return None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
