@@ -117,7 +117,7 @@ def make_plan(
     findings: list[Finding] = [*notes]
     for technique in techniques:
         for kind in technique.requires:
-            target.capability(kind)
+            target.capability(kind, technique.name)
         if technique.requires and not target.denoisers:
             raise UnsupportedError(_without_denoiser(technique.name, target))
         found = technique.check(target)

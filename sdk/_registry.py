@@ -116,6 +116,11 @@ class Registry:
             if reason is not None:
                 raise UnsupportedError(f"{type(pipe).__name__} cannot be accelerated: {reason}")
             return adapter
+        if any(cls.__name__ == "ModularPipeline" for cls in type(pipe).__mro__):
+            raise UnsupportedError(
+                f"{type(pipe).__name__} is a modular pipeline: its blocks call the denoiser without a pipeline call "
+                f"that hasten could wrap; use the pipeline class of the same model"
+            )
         families = ", ".join(sorted({adapter.family for adapter in self.adapters.values()})) or "none"
         raise UnsupportedError(
             f"no adapter describes {type(pipe).__name__} or a class it derives from. Known families: {families}. "

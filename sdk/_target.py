@@ -61,17 +61,25 @@ class Target:
         )
         return str(next(weights).dtype).removeprefix("torch.") if self.denoisers else ""
 
-    def capability(self, kind: type[CapabilityT]) -> CapabilityT:
+    def capability(self, kind: type[CapabilityT], technique: str = "") -> CapabilityT:
         """The family's implementation of a capability class.
+
+        Args:
+            kind: the class.
+            technique: what needs it, for the message.
 
         Raises:
             UnsupportedError: the adapter has none.
         """
         found = self.adapter.capability(kind)
         if found is None:
+            who = f"{technique} refuses this {self.name}" if technique else self.name
+            reason = (self.adapter.missing or {}).get(kind)
+            if reason is not None:
+                raise UnsupportedError(f"{who}: it needs {kind.__name__}, and {reason}")
             reason = getattr(kind, "without", "")
             raise UnsupportedError(
-                f"{self.name}: {reason + '. The' if reason else 'the'} adapter of family "
+                f"{who}: {reason + '. The' if reason else 'the'} adapter of family "
                 f"{self.adapter.family!r} has no {kind.__name__}, which is needed "
                 f"here. Write a subclass of {kind.__module__}.{kind.__qualname__} and add an instance of it to "
                 f"the adapter's capabilities."

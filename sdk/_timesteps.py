@@ -184,6 +184,9 @@ def levels_of(target: Target, scheduler: Any) -> list[NoiseLevel]:
         UnsupportedError: they tell none.
     """
     times = scheduler.timesteps
+    known = target.layout.planned_levels(target.pipe, scheduler)
+    if known is not None:
+        return known
     if target.layout.flows(target.pipe):
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is None:

@@ -9,6 +9,12 @@ from hasten._adapters.base import (
     ScaleSchedule as ScaleSchedule,
 )
 from hasten._adapters.blocks import BlockOutputs as BlockOutputs
+from hasten._adapters.conditions import (
+    Channels as Channels,
+    resize_clean as resize_clean,
+    resize_features as resize_features,
+    resize_mask as resize_mask,
+)
 from hasten._adapters.decoders import (
     CausalDecoder as CausalDecoder,
     ChunkedDecoder as ChunkedDecoder,
@@ -29,18 +35,19 @@ from hasten._adapters.frames import (
 )
 from hasten._adapters.kv_cache import KVCache as KVCache
 from hasten._adapters.layouts import (
-    ConditionedVideoLayout as ConditionedVideoLayout,
     ImageLayout as ImageLayout,
     PackedLayout as PackedLayout,
     TokenLayout as TokenLayout,
     VideoLayout as VideoLayout,
     image_pixels as image_pixels,
-    resize_clean as resize_clean,
     unknown_size as unknown_size,
 )
 from hasten._adapters.paths import (
     FlowPath as FlowPath,
+    InvertedFlowPath as InvertedFlowPath,
+    LogSigmaPath as LogSigmaPath,
     Path as Path,
+    RatioFlowPath as RatioFlowPath,
     VariancePreservingPath as VariancePreservingPath,
 )
 from hasten._adapters.scan import ScannedUnits as ScannedUnits, UNetUnits as UNetUnits

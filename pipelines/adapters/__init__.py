@@ -17,36 +17,59 @@ from hasten.extend import Adapter, hookimpl
 __all__ = ["families", "find", "hasten_register_adapters"]
 
 _FAMILIES = (
+    "allegro",
     "animatediff",
     "aura_flow",
     "chroma",
     "cogvideox",
+    "cogview",
+    "cosmos",
+    "dit",
+    "easyanimate",
     "flux",
     "flux2",
+    "flux_like",
+    "hidream",
     "hunyuan_dit",
+    "hunyuan_image",
     "hunyuan_video",
     "hunyuan_video_1_5",
+    "kandinsky",
+    "kandinsky5",
+    "krea2",
+    "latte",
     "ltx",
     "ltx2",
+    "lumina",
     "lumina2",
+    "marigold",
+    "mochi",
+    "motif_video",
     "pixart",
+    "prx",
     "qwen_image",
     "sana",
+    "sana_video",
     "stable_diffusion",
     "stable_diffusion_3",
     "stable_diffusion_xl",
+    "stable_video_diffusion",
     "text_to_video",
     "var",
     "wan",
     "z_image",
 )
-"""Modules of this package that define an ``ADAPTER``."""
+"""Modules of this package that define an ``ADAPTER``, or several ``ADAPTERS``."""
 
 
 @cache
 def families() -> tuple[Adapter, ...]:
     """The built-in adapters, by module name."""
-    return tuple(import_module(f"{__name__}.{name}").ADAPTER for name in _FAMILIES)
+    found: list[Adapter] = []
+    for name in _FAMILIES:
+        module = import_module(f"{__name__}.{name}")
+        found += getattr(module, "ADAPTERS", None) or (module.ADAPTER,)
+    return tuple(found)
 
 
 @hookimpl

@@ -15,13 +15,20 @@ from hasten.extend import (
     FrameMixing,
     LayerKind,
     PictureDecoder,
+    UNetTokens,
     attention_names,
 )
-from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+from hasten.pipelines.adapters.stable_diffusion import CONTROLS
 from hasten.pipelines.adapters.text_to_video import TextToVideoLayout, temporal_transformer
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class AnimateDiffLayout(TextToVideoLayout):
+    """Control features are maps with frames in the batch."""
+
+    controls = CONTROLS
 
 
 class AnimateDiffFrames(FrameMixing):
@@ -91,17 +98,32 @@ class AnimateDiffFrames(FrameMixing):
         return bound["x"] + table[:, clip.start : clip.stop]
 
 
-ADAPTER = Adapter(
-    family="animatediff",
-    pipelines=("AnimateDiffPipeline",),
-    denoisers=("unet",),
-    capabilities=(TextToVideoLayout(), AnimateDiffFrames(), PictureDecoder()),
-    refused={
-        "AnimateDiffControlNetPipeline": CONTROLLED,
-        "AnimateDiffSparseControlNetPipeline": CONTROLLED,
-        "AnimateDiffVideoToVideoPipeline": "it begins in the middle of the schedule, from a given video",
-        "AnimateDiffVideoToVideoControlNetPipeline": CONTROLLED,
-        "AnimateDiffSDXLPipeline": "the U-Net of SDXL with motion was not tried with more frames",
-        "AnimateDiffPAGPipeline": "perturbed attention guidance was not tried with more frames",
-    },
+_CONTROLLED = "its control features belong to all frames of the video, which clips would have to share"
+_REDRAWS = "it begins in the middle of the schedule, from a given video, which was not tried in clips"
+
+ADAPTERS = (
+    Adapter(
+        family="animatediff",
+        pipelines=("AnimateDiffPipeline", "AnimateDiffSDXLPipeline", "AnimateDiffPAGPipeline"),
+        denoisers=("unet",),
+        capabilities=(AnimateDiffLayout(), UNetTokens(), AnimateDiffFrames(), PictureDecoder()),
+    ),
+    Adapter(
+        family="animatediff-controlled",
+        pipelines=(
+            "AnimateDiffControlNetPipeline",
+            "AnimateDiffSparseControlNetPipeline",
+            "AnimateDiffVideoToVideoControlNetPipeline",
+        ),
+        denoisers=("unet",),
+        capabilities=(AnimateDiffLayout(), UNetTokens(), PictureDecoder()),
+        missing={FrameMixing: _CONTROLLED},
+    ),
+    Adapter(
+        family="animatediff-video",
+        pipelines=("AnimateDiffVideoToVideoPipeline",),
+        denoisers=("unet",),
+        capabilities=(AnimateDiffLayout(), UNetTokens(), PictureDecoder()),
+        missing={FrameMixing: _REDRAWS},
+    ),
 )

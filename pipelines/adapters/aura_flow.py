@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, BlockOutputs, FlowPath, ImageLayout, LatentSize, Path
+from hasten.extend import Adapter, BlockOutputs, FlowPath, ImageLayout, JointTokens, LatentSize, Path
 
 
 class AuraFlowLayout(ImageLayout):
@@ -33,8 +34,22 @@ class AuraFlowLayout(ImageLayout):
         return LatentSize(side, side)
 
 
+class AuraFlowTokens(JointTokens):
+    """Registers and text, then the picture."""
+
+    @override
+    def text_length(self, kwargs: Mapping[str, Any]) -> int:
+        """All that is not the picture."""
+        return sys.maxsize
+
+
 ADAPTER = Adapter(
     family="aura-flow",
     pipelines=("AuraFlowPipeline",),
-    capabilities=(AuraFlowLayout(), BlockOutputs({"AuraFlowSingleTransformerBlock": (0, None)})),
+    capabilities=(
+        AuraFlowLayout(),
+        AuraFlowTokens(r"(joint|single)_transformer_blocks\.\d+\.attn", "before"),
+        BlockOutputs({"AuraFlowSingleTransformerBlock": (0, None)}),
+    ),
+    models=("AuraFlowTransformer2DModel",),
 )

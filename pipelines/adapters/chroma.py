@@ -9,7 +9,7 @@ import torch
 from typing_extensions import override
 
 from hasten.extend import Adapter, Guidance, LatentSize
-from hasten.pipelines.adapters.flux import FluxLayout
+from hasten.pipelines.adapters.flux import FluxLayout, FluxTokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,5 +35,6 @@ class ChromaLayout(FluxLayout):
 ADAPTER = Adapter(
     family="chroma",
     pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
-    capabilities=(ChromaLayout(),),
+    capabilities=(ChromaLayout(), FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before")),
+    models=("ChromaTransformer2DModel",),
 )

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    Channels,
     ChunkedDecoder,
     FrameAxis,
     FrameLayer,
@@ -24,7 +25,6 @@ from hasten.extend import (
     self_attentions,
     separable,
 )
-from hasten.pipelines.adapters.stable_diffusion import CONCATENATES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,11 @@ class CogVideoXLayout(VideoLayout):
 
     Sine positions follow the shape, rotary ones are an argument, learned ones are fixed.
     """
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Latents, then as many of a given picture or of control frames."""
+        return Channels.leading(pipe.transformer.config.out_channels)
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -78,7 +83,7 @@ class CogVideoXLayout(VideoLayout):
         """1.5 adds latent frames until its temporal patches are full."""
         config = pipe.transformer.config
         given = arguments.get("num_frames")
-        if given is None and "video" not in arguments:
+        if given is None and arguments.get("video") is None:
             given = config.sample_frames
         frames = super().call_frames(pipe, {**arguments, "num_frames": given}) or 1
         patch = config.patch_size_t or 1
@@ -155,14 +160,21 @@ class CogVideoXFrames(FrameMixing):
         return tokens
 
 
-ADAPTER = Adapter(
-    family="cogvideox",
-    pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
-    capabilities=(
-        CogVideoXLayout(),
-        JointTokens(r"transformer_blocks\.\d+\.attn1", "before", warmup=0.3),
-        CogVideoXFrames(),
-        ChunkedDecoder(),
+_TOKENS = JointTokens(r"transformer_blocks\.\d+\.attn1", "before", warmup=0.3)
+
+ADAPTERS = (
+    Adapter(
+        family="cogvideox",
+        pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
+        capabilities=(CogVideoXLayout(), _TOKENS, CogVideoXFrames(), ChunkedDecoder()),
+        models=("CogVideoXTransformer3DModel",),
     ),
-    refused={"CogVideoXImageToVideoPipeline": CONCATENATES, "CogVideoXFunControlPipeline": CONCATENATES},
+    Adapter(
+        family="cogvideox-conditioned",
+        pipelines=("CogVideoXImageToVideoPipeline", "CogVideoXFunControlPipeline"),
+        capabilities=(CogVideoXLayout(), _TOKENS, ChunkedDecoder()),
+        missing={
+            FrameMixing: "its loop appends latents of all frames of its conditions, which clips do not divide"
+        },
+    ),
 )

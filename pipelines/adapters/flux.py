@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    Channels,
     FlowPath,
     Guidance,
     JointTokens,
@@ -21,13 +23,12 @@ from hasten.extend import (
     image_pixels,
     stock_class,
 )
-from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CONCATENATES = (
-    "it appends condition channels to every token, which a forward at another size would resize as noise"
+SEVERAL = (
+    "its latents are several pictures in one token sequence, of which no technique knows the arrangement"
 )
 
 
@@ -39,6 +40,19 @@ class FluxLayout(PackedLayout):
 
     guidance = Guidance.EMBEDDED
     even_sigmas = True
+    controls = ("controlnet_block_samples", "controlnet_single_block_samples")
+    number: ClassVar[int] = 0
+    """Picture number of the latents."""
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Latents; a control picture, or a masked picture and a mask for each pixel of a latent pixel."""
+        config = pipe.transformer.config
+        noisy = (config.get("out_channels") or config.in_channels) // self.side**2
+        masks = count - 2 * noisy
+        return Channels.leading(
+            noisy, slice(2 * noisy, count) if masks > 0 else slice(0, 0), math.isqrt(max(masks, 1))
+        )
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -49,18 +63,18 @@ class FluxLayout(PackedLayout):
     def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """Counted in the ids; their largest would do, but half precision merges rows beyond 256."""
         ids = _of_one(kwargs["img_ids"])
-        ours = ids[:, 0] == 0
-        count, columns = torch.stack([ours.sum(), (ours & (ids[:, 1] == 0)).sum()]).tolist()
+        ours = ids[:, 0] == self.number
+        count, columns = torch.stack([ours.sum(), (ours & (ids[:, 1] == ids[0, 1])).sum()]).tolist()
         return count // columns, columns
 
     @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
-        """Rows and columns from 0 in unit steps, as in a small picture; reference ids stay."""
+        """Rows and columns in unit steps from those of the first token, as in a small picture; reference ids stay."""
         old: Tensor = kwargs["img_ids"]
-        rows, columns = size.height // 2, size.width // 2
-        ids = torch.zeros(rows, columns, old.shape[-1], device=old.device)
-        ids[..., 1] = torch.arange(rows, device=old.device)[:, None]
-        ids[..., 2] = torch.arange(columns, device=old.device)
+        rows, columns = size.height // self.side, size.width // self.side
+        ids = _of_one(old)[:1].float().repeat(rows * columns, 1).view(rows, columns, -1)
+        ids[..., 1] += torch.arange(rows, device=old.device)[:, None]
+        ids[..., 2] += torch.arange(columns, device=old.device)
         ids = ids.flatten(0, 1).to(old.dtype).expand(*old.shape[:-2], -1, -1)
         before_rows, before_columns = self.grid(pipe, kwargs)
         return {"img_ids": torch.cat([ids, old[..., before_rows * before_columns :, :]], dim=-2)}
@@ -139,19 +153,22 @@ ADAPTER = Adapter(
         "FluxInpaintPipeline",
         "FluxKontextPipeline",
         "FluxKontextInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxControlPipeline",
+        "FluxControlImg2ImgPipeline",
+        "FluxControlInpaintPipeline",
+        "FluxControlNetPipeline",
+        "FluxControlNetImg2ImgPipeline",
+        "FluxControlNetInpaintPipeline",
     ),
     capabilities=(
         FluxLayout(),
         FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before"),
         FluxUnits(),
     ),
+    models=("FluxTransformer2DModel",),
     refused={
-        "FluxFillPipeline": CONCATENATES,
-        "FluxControlPipeline": CONCATENATES,
-        "FluxControlImg2ImgPipeline": CONCATENATES,
-        "FluxControlInpaintPipeline": CONCATENATES,
-        "FluxControlNetPipeline": CONTROLLED,
-        "FluxControlNetImg2ImgPipeline": CONTROLLED,
-        "FluxControlNetInpaintPipeline": CONTROLLED,
+        "VisualClozePipeline": SEVERAL,
+        "VisualClozeGenerationPipeline": SEVERAL,
     },
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from hasten.extend import Adapter, LatentSize, unknown_size
-from hasten.pipelines.adapters.flux import FluxLayout
+from hasten.pipelines.adapters.flux import FluxLayout, FluxTokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,7 @@ _LARGEST = 1024 * 1024
 ADAPTER = Adapter(
     family="flux2",
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
-    capabilities=(Flux2Layout(),),
+    capabilities=(Flux2Layout(), FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before")),
+    models=("Flux2Transformer2DModel",),
     refused={"Flux2KleinKVPipeline": "it caches the reference tokens of the first step for the later ones"},
 )

@@ -16,7 +16,6 @@ from hasten.extend import (
     Path,
     VariancePreservingPath,
 )
-from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 
 class HunyuanDiTLayout(ImageLayout):
@@ -24,6 +23,8 @@ class HunyuanDiTLayout(ImageLayout):
 
     ``image_meta_size`` (original size, target size, crop) stays, as for Stable Diffusion XL.
     """
+
+    controls = ("controlnet_block_samples",)
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -61,11 +62,11 @@ class HunyuanDiTLayout(ImageLayout):
 
 ADAPTER = Adapter(
     family="hunyuan-dit",
-    pipelines=("HunyuanDiTPipeline",),
+    pipelines=("HunyuanDiTPipeline", "HunyuanDiTControlNetPipeline", "HunyuanDiTPAGPipeline"),
+    models=("HunyuanDiT2DModel",),
     capabilities=(
         HunyuanDiTLayout(),
         AttentionTokens(r"blocks\.\d+\.attn1", warmup=0.2),
         BlockOutputs({"HunyuanDiTBlock": (0, None)}),
     ),
-    refused={"HunyuanDiTControlNetPipeline": CONTROLLED},
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    Channels,
     FlowPath,
     FrameLayer,
     FrameMixing,
@@ -25,16 +27,32 @@ from hasten.extend import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
-_MIXED = "it mixes a clean picture into the noisy latents, and only the pipeline knows where"
+    from torch import Tensor, nn
 
 
 class HunyuanVideoLayout(VideoLayout):
-    """Plain latents; rotary positions follow the shape."""
+    """Plain latents; rotary positions follow the shape.
+
+    Image to video appends a clean picture and a mask as channels, or puts it in the place of the first frame.
+    """
 
     guidance = Guidance.EMBEDDED
     even_sigmas = True
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Latents, the picture's, mask."""
+        noisy: int = pipe.transformer.config.out_channels
+        return Channels.leading(noisy, slice(2 * noisy, max(2 * noisy, count)))
+
+    @override
+    def clean_frames(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The first one, for models that replace its tokens."""
+        latents: Tensor = kwargs[self.latents]
+        if pipe.transformer.config.image_condition_type != "token_replace":
+            return None
+        first = torch.arange(latents.shape[2], device=latents.device) == 0
+        return first.expand(len(latents), -1)
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -82,18 +100,22 @@ class HunyuanVideoFrames(FrameMixing):
         return separable(temporal, inner(x[:1, :1, :each]), module.rope_dim[0])
 
 
-ADAPTER = Adapter(
-    family="hunyuan-video",
-    pipelines=("HunyuanVideoPipeline",),
-    capabilities=(
-        HunyuanVideoLayout(),
-        JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after"),
-        HunyuanVideoFrames(),
-        TiledDecoder(),
+_TOKENS = JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after")
+
+ADAPTERS = (
+    Adapter(
+        family="hunyuan-video",
+        pipelines=("HunyuanVideoPipeline",),
+        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoFrames(), TiledDecoder()),
+        models=("HunyuanVideoTransformer3DModel",),
+        refused={
+            "HunyuanVideoFramepackPipeline": "it denoises next to a packed history of several resolutions"
+        },
     ),
-    refused={
-        "HunyuanVideoImageToVideoPipeline": _MIXED,
-        "HunyuanSkyreelsImageToVideoPipeline": _MIXED,
-        "HunyuanVideoFramepackPipeline": "it denoises next to a packed history of several resolutions",
-    },
+    Adapter(
+        family="hunyuan-video-image",
+        pipelines=("HunyuanVideoImageToVideoPipeline", "HunyuanSkyreelsImageToVideoPipeline"),
+        capabilities=(HunyuanVideoLayout(), _TOKENS, TiledDecoder()),
+        missing={FrameMixing: "its given picture belongs to the first clip alone"},
+    ),
 )

@@ -7,10 +7,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, BlockOutputs, ConditionedVideoLayout, FlowPath, Guidance, Path
+from hasten.extend import Adapter, BlockOutputs, Channels, FlowPath, Guidance, JointTokens, Path, VideoLayout
 
 
-class HunyuanVideo15Layout(ConditionedVideoLayout):
+class HunyuanVideo15Layout(VideoLayout):
     """Latents, as many channels of an encoded picture (zero for text to video), and one mask channel."""
 
     guidance = Guidance.SEQUENTIAL
@@ -23,15 +23,10 @@ class HunyuanVideo15Layout(ConditionedVideoLayout):
         return FlowPath()
 
     @override
-    def channels(self, pipe: Any) -> int:
-        """``out_channels``."""
-        count: int = pipe.transformer.config.out_channels
-        return count
-
-    @override
-    def masks(self, conditions: int, channels: int) -> slice:
-        """Behind the picture."""
-        return slice(channels, conditions)
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Latents, as many of a picture, masks."""
+        noisy: int = pipe.transformer.config.out_channels
+        return Channels.leading(noisy, slice(2 * noisy, count))
 
     @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
@@ -52,5 +47,9 @@ class HunyuanVideo15Layout(ConditionedVideoLayout):
 ADAPTER = Adapter(
     family="hunyuan-video-1.5",
     pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
-    capabilities=(HunyuanVideo15Layout(), BlockOutputs({"HunyuanVideo15TransformerBlock": (0, 1)})),
+    capabilities=(
+        HunyuanVideo15Layout(),
+        JointTokens(r"transformer_blocks\.\d+\.attn", "after"),
+        BlockOutputs({"HunyuanVideo15TransformerBlock": (0, 1)}),
+    ),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, LatentSize, Path, TokenLayout
+from hasten.extend import Adapter, AttentionTokens, FlowPath, LatentSize, Path, TokenLayout
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class LTX2Layout(TokenLayout):
 ADAPTER = Adapter(
     family="ltx2",
     pipelines=("LTX2Pipeline",),
-    capabilities=(LTX2Layout(),),
+    capabilities=(LTX2Layout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1")),
     refused=dict.fromkeys(
         (
             "LTX2ImageToVideoPipeline",

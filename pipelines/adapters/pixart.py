@@ -99,7 +99,7 @@ class PixArtUnits(ScannedUnits):
 
 ADAPTER = Adapter(
     family="pixart",
-    pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"),
     capabilities=(
         PixArtLayout(),
         AttentionTokens(r"transformer_blocks\.\d+\.attn1", warmup=0.25),

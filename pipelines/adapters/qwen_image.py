@@ -19,7 +19,7 @@ from hasten.extend import (
     ScannedUnits,
     unknown_size,
 )
-from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+from hasten.pipelines.adapters.flux import SEVERAL
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +33,7 @@ class QwenImageLayout(PackedLayout):
 
     guidance = Guidance.SEQUENTIAL
     even_sigmas = True
+    controls = ("controlnet_block_samples",)
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -57,6 +58,13 @@ class QwenImageLayout(PackedLayout):
         if "Edit" in type(pipe).__name__:
             raise unknown_size(pipe)
         return super().default_pixels(pipe, arguments)
+
+    @override
+    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+        """Edits of a masked picture have its size, whatever the call says."""
+        if "EditInpaint" in type(pipe).__name__:
+            raise unknown_size(pipe)
+        return super().call_size(pipe, arguments)
 
 
 class QwenImageUnits(ScannedUnits):
@@ -94,17 +102,18 @@ ADAPTER = Adapter(
         "QwenImageInpaintPipeline",
         "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline",
+        "QwenImageEditInpaintPipeline",
+        "QwenImageControlNetPipeline",
+        "QwenImageControlNetInpaintPipeline",
     ),
+    models=("QwenImageTransformer2DModel",),
     capabilities=(
         QwenImageLayout(),
         QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before"),
         QwenImageUnits(),
     ),
     refused={
-        "QwenImageEditInpaintPipeline": "it ignores height and width in favour of the image's",
-        "QwenImageLayeredPipeline": "its latents are several layers in one token sequence",
+        "QwenImageLayeredPipeline": SEVERAL,
         "QwenImage21Pipeline": "its denoiser keeps a cache of reference tokens between steps",
-        "QwenImageControlNetPipeline": CONTROLLED,
-        "QwenImageControlNetInpaintPipeline": CONTROLLED,
     },
 )

@@ -7,9 +7,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, BlockOutputs, FlowPath, ImageLayout, Path
+from hasten.extend import Adapter, AttentionTokens, BlockOutputs, FlowPath, ImageLayout, Path
 from hasten.pipelines.adapters.pixart import binned_pixels
-from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
 
 _TRIGONOMETRIC = "its few-step scheduler follows a trigonometric path, not rectified flow"
 
@@ -18,6 +17,7 @@ class SanaLayout(ImageLayout):
     """Plain latents, one token each; positions come from convolutions."""
 
     multiple = 1
+    controls = ("controlnet_block_samples",)
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -45,13 +45,13 @@ def _bins(sample_size: int) -> dict[str, list[float]] | None:
     return table.get(sample_size)
 
 
+LINEAR = "its self-attention is linear and computes no scores that could be left out"
+
 ADAPTER = Adapter(
     family="sana",
-    pipelines=("SanaPipeline",),
+    pipelines=("SanaPipeline", "SanaControlNetPipeline", "SanaPAGPipeline"),
     capabilities=(SanaLayout(), BlockOutputs({"SanaTransformerBlock": (0, None)})),
-    refused={
-        "SanaSprintPipeline": _TRIGONOMETRIC,
-        "SanaSprintImg2ImgPipeline": _TRIGONOMETRIC,
-        "SanaControlNetPipeline": CONTROLLED,
-    },
+    models=("SanaTransformer2DModel",),
+    missing={AttentionTokens: LINEAR},
+    refused={"SanaSprintPipeline": _TRIGONOMETRIC, "SanaSprintImg2ImgPipeline": _TRIGONOMETRIC},
 )

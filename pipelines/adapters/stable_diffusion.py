@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x (diffusers ``UNet2DConditionModel``, ``StableDiffusionPipeline``)."""
+"""Stable Diffusion 1.x and 2.x, and what shares its pipelines (diffusers ``UNet2DConditionModel``)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    Channels,
+    Guidance,
     ImageLayout,
     Path,
     UNetTokens,
@@ -17,10 +19,17 @@ from hasten.extend import (
     image_pixels,
 )
 
-CONCATENATES = (
-    "it appends condition channels to the latents, which a forward at another size would resize as noise"
+CONTROLS = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
 )
-CONTROLLED = "its control residuals are computed outside the denoiser, at full size"
+"""Arguments of diffusers' U-Nets with features of ControlNets and T2I-Adapters."""
+
+
+EDITS_BY_MAPS = (
+    "it edits by masks made of attention maps of its inversion, which belong to one size and dense attention"
+)
 
 
 class StableDiffusionLayout(ImageLayout):
@@ -32,6 +41,13 @@ class StableDiffusionLayout(ImageLayout):
 
     latents = "sample"
     multiple = 1
+    controls = CONTROLS
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Inpainting puts one mask behind the latents; all other conditions are clean latents or pictures."""
+        noisy: int = pipe.unet.config.out_channels
+        return Channels.leading(noisy, slice(noisy, noisy + (count == 2 * noisy + 1)))
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -52,26 +68,51 @@ class StableDiffusionLayout(ImageLayout):
             return image_pixels(pipe, arguments["image"])
         return super().call_pixels(pipe, arguments)
 
-    @override
-    def refusal(self, pipe: Any) -> str | None:
-        """Inpainting UNets have nine input channels."""
-        config = pipe.unet.config
-        return CONCATENATES if config.in_channels != config.out_channels else super().refusal(pipe)
+
+class LatentConsistencyLayout(StableDiffusionLayout):
+    """Guidance is an argument of the U-Net."""
+
+    guidance = Guidance.EMBEDDED
 
 
-ADAPTER = Adapter(
-    family="stable-diffusion",
-    pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
-    denoisers=("unet",),
-    capabilities=(StableDiffusionLayout(), UNetTokens(), UNetUnits()),
-    refused={
-        "StableDiffusionInstructPix2PixPipeline": CONCATENATES,
-        "StableDiffusionDepth2ImgPipeline": CONCATENATES,
-        "StableDiffusionUpscalePipeline": CONCATENATES,
-        "StableDiffusionLatentUpscalePipeline": CONCATENATES,
-        "StableDiffusionControlNetPipeline": CONTROLLED,
-        "StableDiffusionControlNetImg2ImgPipeline": CONTROLLED,
-        "StableDiffusionControlNetInpaintPipeline": CONTROLLED,
-        "StableDiffusionAdapterPipeline": CONTROLLED,
-    },
+UNET = (UNetTokens(), UNetUnits())
+"""What all pipelines around a ``UNet2DConditionModel`` of Stable Diffusion have besides their layout."""
+
+ADAPTERS = (
+    Adapter(
+        family="stable-diffusion",
+        pipelines=(
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionInstructPix2PixPipeline",
+            "StableDiffusionDepth2ImgPipeline",
+            "StableDiffusionUpscalePipeline",
+            "StableDiffusionImageVariationPipeline",
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
+            "StableDiffusionAdapterPipeline",
+            "StableDiffusionPAGPipeline",
+            "StableDiffusionPAGImg2ImgPipeline",
+            "StableDiffusionPAGInpaintPipeline",
+            "StableDiffusionControlNetPAGPipeline",
+            "StableDiffusionControlNetPAGInpaintPipeline",
+            "StableUnCLIPPipeline",
+            "StableUnCLIPImg2ImgPipeline",
+        ),
+        denoisers=("unet",),
+        capabilities=(StableDiffusionLayout(), *UNET),
+        refused={
+            "LEditsPPPipelineStableDiffusion": EDITS_BY_MAPS,
+            "StableDiffusionLatentUpscalePipeline": "its U-Net works on pairs of pixels of a picture that is given "
+            "at the size of the result, in steps of a Karras solver",
+        },
+    ),
+    Adapter(
+        family="latent-consistency",
+        pipelines=("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
+        denoisers=("unet",),
+        capabilities=(LatentConsistencyLayout(), *UNET),
+    ),
 )

@@ -11,12 +11,28 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, ImageLayout, JointTokens, LatentSize, Path, ScannedUnits
-from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED
+from hasten.extend import (
+    Adapter,
+    Channels,
+    FlowPath,
+    ImageLayout,
+    JointTokens,
+    LatentSize,
+    Path,
+    ScannedUnits,
+)
 
 
 class StableDiffusion3Layout(ImageLayout):
-    """Plain latents, told ``1000 t``."""
+    """Plain latents, told ``1000 t``; models for inpainting have a masked picture and a mask behind them."""
+
+    controls = ("block_controlnet_hidden_states",)
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Latents, masked picture, mask."""
+        noisy: int = pipe.transformer.config.out_channels
+        return Channels.leading(noisy, slice(2 * noisy, max(2 * noisy, count)))
 
     joins_text = True
 
@@ -31,12 +47,6 @@ class StableDiffusion3Layout(ImageLayout):
         config = pipe.transformer.config
         side = config.pos_embed_max_size * config.patch_size
         return LatentSize(side, side)
-
-    @override
-    def refusal(self, pipe: Any) -> str | None:
-        """``StableDiffusion3InpaintPipeline`` appends channels for models with 33 of them."""
-        config = pipe.transformer.config
-        return CONCATENATES if config.in_channels != config.out_channels else super().refusal(pipe)
 
 
 class StableDiffusion3Units(ScannedUnits):
@@ -61,14 +71,15 @@ ADAPTER = Adapter(
         "StableDiffusion3Pipeline",
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3ControlNetPipeline",
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        "StableDiffusion3PAGPipeline",
+        "StableDiffusion3PAGImg2ImgPipeline",
     ),
     capabilities=(
         StableDiffusion3Layout(),
         JointTokens(r"transformer_blocks\.\d+\.attn", "after", alone=r"transformer_blocks\.\d+\.attn2"),
         StableDiffusion3Units(),
     ),
-    refused={
-        "StableDiffusion3ControlNetPipeline": CONTROLLED,
-        "StableDiffusion3ControlNetInpaintingPipeline": CONTROLLED,
-    },
+    models=("SD3Transformer2DModel",),
 )

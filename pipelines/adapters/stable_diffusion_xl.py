@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (diffusers ``StableDiffusionXLPipeline``).
+"""Stable Diffusion XL and Kolors (diffusers ``StableDiffusionXLPipeline``).
 
 ``added_cond_kwargs["time_ids"]`` stay: the original size tells the quality of the training picture, not the
 extent of the latents, and the target size names the aspect ratio in which the model was fine-tuned. Halving
@@ -12,8 +12,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, UNetTokens, UNetUnits
-from hasten.pipelines.adapters.stable_diffusion import CONCATENATES, CONTROLLED, StableDiffusionLayout
+from hasten.extend import Adapter
+from hasten.pipelines.adapters.stable_diffusion import EDITS_BY_MAPS, UNET, StableDiffusionLayout
 
 
 class StableDiffusionXLLayout(StableDiffusionLayout):
@@ -32,17 +32,24 @@ ADAPTER = Adapter(
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
+        "StableDiffusionXLControlNetUnionPipeline",
+        "StableDiffusionXLControlNetUnionImg2ImgPipeline",
+        "StableDiffusionXLControlNetUnionInpaintPipeline",
+        "StableDiffusionXLAdapterPipeline",
+        "StableDiffusionXLPAGPipeline",
+        "StableDiffusionXLPAGImg2ImgPipeline",
+        "StableDiffusionXLPAGInpaintPipeline",
+        "StableDiffusionXLControlNetPAGPipeline",
+        "StableDiffusionXLControlNetPAGImg2ImgPipeline",
+        "KolorsPipeline",
+        "KolorsImg2ImgPipeline",
+        "KolorsPAGPipeline",
     ),
     denoisers=("unet",),
-    capabilities=(StableDiffusionXLLayout(), UNetTokens(), UNetUnits()),
-    refused={
-        "StableDiffusionXLInstructPix2PixPipeline": CONCATENATES,
-        "StableDiffusionXLControlNetPipeline": CONTROLLED,
-        "StableDiffusionXLControlNetImg2ImgPipeline": CONTROLLED,
-        "StableDiffusionXLControlNetInpaintPipeline": CONTROLLED,
-        "StableDiffusionXLControlNetUnionPipeline": CONTROLLED,
-        "StableDiffusionXLControlNetUnionImg2ImgPipeline": CONTROLLED,
-        "StableDiffusionXLControlNetUnionInpaintPipeline": CONTROLLED,
-        "StableDiffusionXLAdapterPipeline": CONTROLLED,
-    },
+    capabilities=(StableDiffusionXLLayout(), *UNET),
+    refused={"LEditsPPPipelineStableDiffusionXL": EDITS_BY_MAPS},
 )

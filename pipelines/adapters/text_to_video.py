@@ -16,6 +16,7 @@ from hasten.extend import (
     LayerKind,
     Path,
     PictureDecoder,
+    UNetTokens,
     VariancePreservingPath,
     VideoLayout,
     attention_names,
@@ -52,7 +53,7 @@ class TextToVideoLayout(VideoLayout):
     @override
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """The autoencoder works picture by picture."""
-        frames: int = arguments["num_frames"]
+        frames: int = arguments.get("num_frames") or len(arguments["video"])
         return frames
 
     @override
@@ -104,10 +105,20 @@ def temporal_transformer(name: str, module: nn.Module) -> Iterator[FrameLayer]:
         yield FrameLayer(f"{name}.{below}", LayerKind.TEMPORAL)
 
 
-ADAPTER = Adapter(
-    family="text-to-video",
-    pipelines=("TextToVideoSDPipeline",),
-    denoisers=("unet",),
-    capabilities=(TextToVideoLayout(), UNet3DFrames(), PictureDecoder()),
-    refused={"VideoToVideoSDPipeline": "it begins in the middle of the schedule, from a given video"},
+ADAPTERS = (
+    Adapter(
+        family="text-to-video",
+        pipelines=("TextToVideoSDPipeline",),
+        denoisers=("unet",),
+        capabilities=(TextToVideoLayout(), UNetTokens(), UNet3DFrames(), PictureDecoder()),
+    ),
+    Adapter(
+        family="video-to-video",
+        pipelines=("VideoToVideoSDPipeline",),
+        denoisers=("unet",),
+        capabilities=(TextToVideoLayout(), UNetTokens(), PictureDecoder()),
+        missing={
+            FrameMixing: "it begins in the middle of the schedule, from a given video, which was not tried in clips"
+        },
+    ),
 )

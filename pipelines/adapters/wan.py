@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +12,28 @@ from hasten.extend import (
     Adapter,
     AttentionTokens,
     CausalDecoder,
-    ConditionedVideoLayout,
+    Channels,
     FlowPath,
     FrameLayer,
     FrameMixing,
     Guidance,
+    LatentSize,
     LayerKind,
     Path,
     Rotary,
+    VideoLayout,
     attention_names,
+    resize_clean,
     self_attentions,
     separable,
+    unknown_size,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class WanLayout(ConditionedVideoLayout):
+class WanLayout(VideoLayout):
     """Plain latents; positions follow the shape.
 
     Image-to-video models append a mask and an encoded picture as channels; TI2V (``expand_timesteps``)
@@ -43,15 +48,10 @@ class WanLayout(ConditionedVideoLayout):
         return FlowPath()
 
     @override
-    def channels(self, pipe: Any) -> int:
-        """``out_channels``; of two experts one may be absent."""
-        count: int = _expert(pipe).config.out_channels
-        return count
-
-    @override
-    def masks(self, conditions: int, channels: int) -> slice:
-        """One mask channel for each frame of a latent frame, in front of the picture."""
-        return slice(0, conditions - channels)
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Latents, one mask channel for each frame of a latent frame, the picture."""
+        noisy: int = _expert(pipe).config.out_channels
+        return Channels.leading(noisy, slice(noisy, max(noisy, count - noisy)))
 
     @override
     def expert_boundary(self, pipe: Any) -> float | None:
@@ -133,13 +133,119 @@ def _flat(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return table[0][0, :, 0], table[1][0, :, 0]
 
 
-ADAPTER = Adapter(
-    family="wan",
-    pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline"),
-    denoisers=("transformer", "transformer_2"),
-    capabilities=(WanLayout(), AttentionTokens(r"blocks\.\d+\.attn1"), WanFrames(), CausalDecoder()),
-    refused={
-        "WanVACEPipeline": "its control latents enter the denoiser beside the video, at full size",
-        "WanAnimatePipeline": "its pose and face features enter the denoiser beside the video, at full size",
-    },
+class VACELayout(WanLayout):
+    """Control frames enter as clean latents of both sides of a mask, and the mask in blocks of 8x8 pixels."""
+
+    @override
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+        """The mask's channels come last."""
+        control = kwargs["control_hidden_states"]
+        clean = 2 * _expert(pipe).config.out_channels
+        channels = Channels(slice(0, 0), slice(clean, control.shape[1]), math.isqrt(control.shape[1] - clean))
+        return {"control_hidden_states": channels.fitted(control, size)}
+
+    @override
+    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """Reference pictures are frames in front of the video."""
+        frames = super().call_frames(pipe, arguments)
+        given = arguments.get("reference_images")
+        if given is None or frames is None:
+            return frames
+        first = given[0] if isinstance(given, (list, tuple)) else given
+        return frames + (len(first) if isinstance(first, (list, tuple)) else 1)
+
+
+class AnimateLayout(WanLayout):
+    """The pose is a video of clean latents; the face has a size of its own."""
+
+    @override
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+        """The pose shrinks with the picture."""
+        return {"pose_hidden_states": resize_clean(kwargs["pose_hidden_states"], size)}
+
+    @override
+    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+        """The number of frames is that of a segment, with the picture in front."""
+        raise unknown_size(pipe)
+
+
+class AnyFlowLayout(WanLayout):
+    """(B, F, C, H, W), told the time of every frame and the next one."""
+
+    fixed = "its denoiser is told the next timestep too, which has no counterpart at another resolution"
+
+    @override
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+        """Channels before frames."""
+        result: Tensor = packed.transpose(1, 2)
+        return result
+
+    @override
+    def arrange(self, latent: Tensor) -> Tensor:
+        """Frames before channels."""
+        return latent.transpose(1, 2)
+
+
+class ForcingLayout(WanLayout):
+    """Frames may be at different times."""
+
+    fixed = "its frames are at different noise levels in one forward"
+
+
+_TOKENS = AttentionTokens(r"(vace_)?blocks\.\d+\.attn1")
+_WHOLE = "its conditions belong to all frames of the video, which clips would have to share"
+
+ADAPTERS = (
+    Adapter(
+        family="wan",
+        pipelines=(
+            "WanPipeline",
+            "WanImageToVideoPipeline",
+            "WanVideoToVideoPipeline",
+            "SkyReelsV2Pipeline",
+            "SkyReelsV2ImageToVideoPipeline",
+        ),
+        denoisers=("transformer", "transformer_2"),
+        capabilities=(WanLayout(), _TOKENS, WanFrames(), CausalDecoder()),
+        models=("WanTransformer3DModel", "SkyReelsV2Transformer3DModel"),
+    ),
+    Adapter(
+        family="wan-edit",
+        pipelines=("ChronoEditPipeline", "LucyEditPipeline"),
+        denoisers=("transformer", "transformer_2"),
+        capabilities=(WanLayout(), _TOKENS, CausalDecoder()),
+        missing={FrameMixing: _WHOLE},
+    ),
+    Adapter(
+        family="wan-vace",
+        pipelines=("WanVACEPipeline",),
+        denoisers=("transformer", "transformer_2"),
+        capabilities=(VACELayout(), _TOKENS, CausalDecoder()),
+        missing={FrameMixing: _WHOLE},
+    ),
+    Adapter(
+        family="wan-animate",
+        pipelines=("WanAnimatePipeline",),
+        capabilities=(AnimateLayout(), _TOKENS, CausalDecoder()),
+        missing={FrameMixing: _WHOLE},
+    ),
+    Adapter(
+        family="skyreels-forcing",
+        pipelines=(
+            "SkyReelsV2DiffusionForcingPipeline",
+            "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+            "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+        ),
+        capabilities=(ForcingLayout(), _TOKENS, CausalDecoder()),
+        missing={FrameMixing: "its frames are at different noise levels in one forward"},
+    ),
+    Adapter(
+        family="anyflow",
+        pipelines=("AnyFlowPipeline",),
+        capabilities=(AnyFlowLayout(), _TOKENS, CausalDecoder()),
+        missing={FrameMixing: "its frames are at different noise levels in one forward"},
+        refused={
+            "AnyFlowFARPipeline": "its denoiser keeps keys and values of the chunks before the current one"
+        },
+    ),
 )

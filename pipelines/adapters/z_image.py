@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, ImageLayout, Path, image_pixels
-from hasten.pipelines.adapters.stable_diffusion import CONTROLLED
+from hasten.extend import Adapter, FlowPath, ImageLayout, JointTokens, Path, image_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +51,22 @@ class ZImageLayout(ImageLayout):
         return (1024, 1024) if image is None else image_pixels(pipe, image)
 
 
+class ZImageControlledLayout(ZImageLayout):
+    """With control features."""
+
+    fixed = "its control features lie along a token sequence padded for one size"
+
+
+CONTROLLED = Adapter(
+    family="z-image-controlled",
+    pipelines=("ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"),
+    capabilities=(ZImageControlledLayout(), JointTokens(r"layers\.\d+\.attention", "after")),
+)
 ADAPTER = Adapter(
     family="z-image",
     pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
-    capabilities=(ZImageLayout(),),
-    refused={
-        "ZImageOmniPipeline": "its denoiser takes lists of reference pictures beside the latents",
-        "ZImageControlNetPipeline": CONTROLLED,
-        "ZImageControlNetInpaintPipeline": CONTROLLED,
-    },
+    capabilities=(ZImageLayout(), JointTokens(r"layers\.\d+\.attention", "after")),
+    models=("ZImageTransformer2DModel",),
+    refused={"ZImageOmniPipeline": "its denoiser takes lists of reference pictures beside the latents"},
 )
+ADAPTERS = (ADAPTER, CONTROLLED)

@@ -207,6 +207,10 @@ class LatentLayout(Moments):
         """Number of tokens that the pipeline computes a resolution-dependent shift of its scheduler from."""
         return (size.frames or 1) * size.height * size.width // self.multiple**2
 
+    def planned_levels(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:  # noqa: ARG002
+        """Levels of the timesteps that ``scheduler`` is set to; ``None`` where its own tables tell them."""
+        return None
+
     def clock_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why this pipeline's scheduler does not tell steps by levels that fall, or ``None`` if it does."""
         return None
@@ -226,7 +230,10 @@ class Adapter:
         denoisers: attribute names of the denoisers (``("transformer", "transformer_2")``); those that a
             pipeline does not have are skipped.
         capabilities: instances of capability classes such as :class:`LatentLayout`.
-        refused: class names of pipelines of the family that must be refused, with the reason.
+        refused: class names of pipelines of the family that no technique can work on, with the reason.
+        missing: capability classes that these pipelines do not have, with the reason; the techniques that need one
+            are refused, others are not.
+        models: class names of the denoisers whose forwards the capabilities describe, whatever pipeline holds them.
         module: where :func:`hasten.load` finds the classes of saved pipelines.
     """
 
@@ -235,6 +242,8 @@ class Adapter:
     denoisers: tuple[str, ...] = ("transformer",)
     capabilities: tuple[object, ...] = ()
     refused: Mapping[str, str] | None = None
+    missing: Mapping[type, str] | None = None
+    models: tuple[str, ...] = ()
     module: str = "diffusers"
 
     def capability(self, kind: type[CapabilityT]) -> CapabilityT | None:

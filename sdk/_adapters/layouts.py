@@ -13,9 +13,9 @@ import torch
 from typing_extensions import override
 
 from hasten._adapters.base import LatentLayout, LatentSize, Prediction
+from hasten._adapters.conditions import Channels, resize_clean, resize_features
 from hasten._adapters.paths import FlowPath, Path
 from hasten._errors import UnsupportedError
-from hasten.schedules.dct import dct_expand, dct_truncate
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class ImageLayout(LatentLayout):
     """Pipeline attribute: image pixels per latent pixel."""
     ndim: ClassVar[int] = 4
     """Dimensions of a pipeline's unpacked ``latents`` argument; packed ones don't tell their extent."""
+    controls: ClassVar[tuple[str, ...]] = ()
+    """Names of the denoiser arguments with features of a control network, on the grid of the latents."""
+    fixed: ClassVar[str | None] = None
+    """Why no forward can run at another size, where that is so."""
 
     @abstractmethod
     def path(self, pipe: Any) -> Path:
@@ -42,10 +46,19 @@ class ImageLayout(LatentLayout):
         """Arguments that depend on the latent extent, for ``size``."""
         return {}
 
+    def channels(self, pipe: Any, count: int) -> Channels:  # noqa: ARG002
+        """Which of the ``count`` channels of the unpacked latents argument are noisy, masks, clean latents."""
+        return Channels()
+
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
         """Image height and width of a call that names none."""
-        side: int = pipe.default_sample_size * getattr(pipe, self.factor)
+        side: int = pipe.default_sample_size * self.scale(pipe)
         return side, side
+
+    def scale(self, pipe: Any) -> int:
+        """Image pixels per latent pixel."""
+        scale: int = getattr(pipe, self.factor)
+        return scale
 
     # --- noise
 
@@ -62,7 +75,12 @@ class ImageLayout(LatentLayout):
     @override
     def refusal(self, pipe: Any) -> str | None:
         """A scheduler of another path is refused."""
-        return self.clock_refusal(pipe) or self.path(pipe).refusal(pipe)
+        return self.fixed or self.clock_refusal(pipe) or self.path(pipe).refusal(pipe)
+
+    @override
+    def planned_levels(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+        """What the path says."""
+        return self.path(pipe).planned(pipe, scheduler)
 
     @override
     def clock_refusal(self, pipe: Any) -> str | None:
@@ -83,8 +101,9 @@ class ImageLayout(LatentLayout):
 
     @override
     def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
-        """The argument as it is."""
-        return self.unpack(pipe, kwargs, kwargs[self.latents])
+        """The noisy channels of the argument."""
+        whole = self.unpack(pipe, kwargs, kwargs[self.latents])
+        return whole[:, self.channels(pipe, whole.shape[1]).noisy]
 
     @override
     def encode(
@@ -95,8 +114,12 @@ class ImageLayout(LatentLayout):
         changed = {**kwargs, self.latents: self.pack(pipe, kwargs, latent)}
         if level != self.level(pipe, kwargs):
             changed[self.timestep] = self.retime(kwargs[self.timestep], self.path(pipe).timestep(pipe, level))
-        if size != self.size(pipe, kwargs):
+        before = self.size(pipe, kwargs)
+        if size != before:
             changed.update(self.positions(pipe, kwargs, size))
+            for name in self.controls:
+                if kwargs.get(name) is not None:
+                    changed[name] = resize_features(kwargs[name], before, size)
         return changed
 
     def retime(self, timestep: Any, value: float) -> Any:
@@ -129,17 +152,25 @@ class ImageLayout(LatentLayout):
         """Inverse of :meth:`unpack`."""
         return latent
 
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:  # noqa: ARG002
+    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """The latents argument for ``latent``, conditions that came with it included."""
-        return self.arrange(latent.to(_dtype(kwargs[self.latents])))
+        return self.arrange(self.conditioned(pipe, kwargs, latent.to(_dtype(kwargs[self.latents]))))
+
+    def conditioned(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+        """``latent`` with the channels around it, which are resized to its extent."""
+        whole = self.unpack(pipe, kwargs, kwargs[self.latents])
+        return (
+            latent
+            if whole.shape[1] == latent.shape[1]
+            else self.channels(pipe, whole.shape[1]).resized(whole, latent)
+        )
 
     # --- pipeline call
 
     @override
     def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
         """Latent extent times the autoencoder's factor."""
-        factor: int = getattr(pipe, self.factor)
-        return size.height * factor, size.width * factor
+        return size.height * self.scale(pipe), size.width * self.scale(pipe)
 
     @override
     def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
@@ -148,7 +179,7 @@ class ImageLayout(LatentLayout):
         if isinstance(given, torch.Tensor) and given.ndim == self.ndim:
             return self.given_size(given)
         height, width = self.call_pixels(pipe, arguments)
-        step = getattr(pipe, self.factor) * self.multiple
+        step = self.scale(pipe) * self.multiple
         return LatentSize(
             height // step * self.multiple, width // step * self.multiple, self.call_frames(pipe, arguments)
         )
@@ -197,57 +228,53 @@ class VideoLayout(ImageLayout):
     def encode(
         self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
-        """Like images, with clean frames and one timestep per token taken care of."""
-        told = kwargs[self.timestep]
-        if told.ndim < 2:
-            return super().encode(pipe, kwargs, latent, level)
-        before, after = self.size(pipe, kwargs), _extent(latent)
-        tokens = told.unflatten(1, (before.frames or 1, -1))
-        clean = tokens[:, :, :1] == 0
-        content = resize_clean(self.decode(pipe, kwargs), after)
-        latent = torch.where(clean[:, None, ..., None], content, latent)
+        """Like images, with clean frames and one timestep per frame or token taken care of."""
+        clean = self.clean_frames(pipe, kwargs)
+        if clean is not None:
+            content = resize_clean(self.decode(pipe, kwargs), _extent(latent))
+            latent = torch.where(clean[:, None, :, None, None], content, latent)
         changed = super().encode(pipe, kwargs, latent, level)
-        times = changed[self.timestep].view_as(tokens)[:, :, :1].masked_fill(clean, 0)
-        count = tokens.shape[2] * after.height * after.width // (before.height * before.width)
-        changed[self.timestep] = times.expand(-1, -1, count).flatten(1)
+        told = kwargs[self.timestep]
+        if isinstance(told, torch.Tensor) and told.ndim >= 2:
+            changed[self.timestep] = self._fit(
+                told, changed[self.timestep], self.size(pipe, kwargs), _extent(latent)
+            )
         return changed
 
+    def clean_frames(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Which frames are given and carry no noise, boolean (B, F): those told time 0. ``None`` where none can be."""
+        told = kwargs[self.timestep]
+        if not isinstance(told, torch.Tensor) or told.ndim < 2:
+            return None
+        return _by_frame(told, self.size(pipe, kwargs).frames or 1) == 0
 
-class ConditionedVideoLayout(VideoLayout):
-    """Plain video latents followed by channels without noise: encoded pictures and masks."""
-
-    @abstractmethod
-    def channels(self, pipe: Any) -> int:
-        """How many of the leading channels are noisy latents."""
-
-    @abstractmethod
-    def masks(self, conditions: int, channels: int) -> slice:
-        """Which of the ``conditions`` channels behind ``channels`` latent channels are masks."""
-
-    @override
-    def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
-        """Only the noisy channels."""
-        return super().decode(pipe, kwargs)[:, : self.channels(pipe)]
-
-    @override
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
-        """Append the conditions: pictures in natural amplitude, masks by nearest neighbour."""
-        whole: Tensor = kwargs[self.latents]
-        noisy, size = super().pack(pipe, kwargs, latent), _extent(latent)
-        conditions = whole[:, latent.shape[1] :]
-        if not conditions.shape[1]:
-            return noisy
-        masks = self.masks(conditions.shape[1], latent.shape[1])
-        resized = resize_clean(conditions, size).clone()
-        resized[:, masks] = _resize_mask(conditions[:, masks], size)
-        return torch.cat([noisy, resized], dim=1)
+    @staticmethod
+    def _fit(told: Tensor, changed: Tensor, before: LatentSize, after: LatentSize) -> Tensor:
+        """Times of frames, or of their tokens, for another extent; cleaner frames keep what they were told."""
+        old, new = _by_frame(told, before.frames or 1), _by_frame(changed, before.frames or 1)
+        times = torch.where(old < old.max(), old.to(new.dtype), new)
+        if told.ndim == 5:
+            rows, columns = (
+                side * large // small if side > 1 else 1
+                for side, small, large in zip(
+                    told.shape[-2:], (before.height, before.width), (after.height, after.width)
+                )
+            )
+            return times[:, None, :, None, None].expand(-1, -1, -1, rows, columns)
+        each = told.shape[1] // times.shape[1]
+        if each > 1:
+            each = each * after.height * after.width // (before.height * before.width)
+        return times[..., None].expand(-1, -1, each).flatten(1)
 
 
 class PackedLayout(ImageLayout):
-    """Tokens of 2x2 latent pixels, (B, L, 4C), channels outermost inside a token.
+    """Tokens of ``side`` x ``side`` latent pixels, 2x2 in most families, (B, L, C * side**2), channels outermost.
 
     Tokens of reference pictures follow those of the latents; they are conditions and stay as they are.
     """
+
+    side: ClassVar[int] = 2
+    """Latent pixels per side of a token."""
 
     @abstractmethod
     def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
@@ -255,21 +282,23 @@ class PackedLayout(ImageLayout):
 
     @override
     def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
-        """Twice the token grid."""
+        """The token grid in latent pixels."""
         rows, columns = self.grid(pipe, kwargs)
-        return LatentSize(2 * rows, 2 * columns)
+        return LatentSize(self.side * rows, self.side * columns)
 
     @override
     def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Latent tokens as (B, C, H, W)."""
         rows, columns = self.grid(pipe, kwargs)
-        blocks = packed[:, : rows * columns].unflatten(1, (rows, columns)).unflatten(3, (-1, 2, 2))
+        blocks = (
+            packed[:, : rows * columns].unflatten(1, (rows, columns)).unflatten(3, (-1, self.side, self.side))
+        )
         return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     @override
     def arrange(self, latent: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, H/2 * W/2, C * 2 * 2)."""
-        blocks = latent.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        """(B, C, H, W) to (B, H / side * W / side, C * side * side)."""
+        blocks = latent.unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))
         return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
 
     @override
@@ -325,20 +354,6 @@ class TokenLayout(VideoLayout):
         return super().refusal(pipe)
 
 
-def resize_clean(content: Tensor, size: LatentSize) -> Tensor:
-    """Resize what carries no noise (..., H, W), keeping its amplitude.
-
-    The orthonormal DCT changes the amplitude of a picture by ``sqrt(H W / (h w))``; this undoes it.
-    """
-    old = content.shape[-2:]
-    if old == (size.height, size.width):
-        return content
-    shrink = size.height <= old[0] and size.width <= old[1]
-    change = dct_truncate if shrink else dct_expand
-    gain = ((size.height * size.width) / (old[0] * old[1])) ** 0.5
-    return (change(content.float(), size.height, size.width) * gain).to(content.dtype)
-
-
 def unknown_size(pipe: Any) -> UnsupportedError:
     """The error for a call whose size only the call itself will find out."""
     return UnsupportedError(
@@ -353,6 +368,11 @@ def image_pixels(pipe: Any, image: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _by_frame(told: Tensor, frames: int) -> Tensor:
+    """(B, F) of times given for frames (B, 1, F, 1 or h, 1 or w) or tokens (B, F * L)."""
+    return told[:, 0, :, 0, 0] if told.ndim == 5 else told.unflatten(1, (frames, -1))[:, :, 0]
+
+
 def _extent(latent: Tensor) -> LatentSize:
     *_, height, width = latent.shape
     return LatentSize(height, width, latent.shape[2] if latent.ndim == 5 else None)
@@ -360,9 +380,3 @@ def _extent(latent: Tensor) -> LatentSize:
 
 def _dtype(packed: Tensor | list[Tensor]) -> torch.dtype:
     return packed[0].dtype if isinstance(packed, list) else packed.dtype
-
-
-def _resize_mask(mask: Tensor, size: LatentSize) -> Tensor:
-    """Nearest neighbour over the last two axes of (B, C, F, H, W)."""
-    flat = torch.nn.functional.interpolate(mask.flatten(1, 2), (size.height, size.width), mode="nearest")
-    return flat.unflatten(1, mask.shape[1:3])

@@ -48,6 +48,10 @@ class Path(ABC):
     def untold(self, scheduler: Any) -> str | None:
         """Why :meth:`level` finds no level for a timestep of this scheduler, or ``None`` if it does."""
 
+    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:  # noqa: ARG002
+        """Levels of the timesteps ``scheduler`` is set to; ``None`` where its own tables tell them."""
+        return None
+
     def clock_refusal(self, pipe: Any) -> str | None:
         """Why the steps of the pipeline's scheduler are not told by levels that fall, or ``None`` if they are."""
         scheduler = getattr(pipe, "scheduler", None)
@@ -75,6 +79,8 @@ class FlowPath(Path):
 
     scale: float = 1000.0
     data_fraction: bool = False
+    negated: bool = False
+    """Whether the model returns ``x0 - noise`` although it is told the time."""
 
     @override
     def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
@@ -92,7 +98,8 @@ class FlowPath(Path):
     @override
     def prediction(self, pipe: Any) -> Prediction:
         """Velocity, negated for models that are told the data fraction."""
-        return Prediction.NEGATIVE_VELOCITY if self.data_fraction else Prediction.VELOCITY
+        negative = self.data_fraction or self.negated
+        return Prediction.NEGATIVE_VELOCITY if negative else Prediction.VELOCITY
 
     @override
     def refusal(self, pipe: Any) -> str | None:
@@ -119,6 +126,50 @@ class FlowPath(Path):
         if trained is None or (len(times) and float(times[0]) > (1.0 + _BEYOND) * trained):
             return f"the timesteps of its scheduler {type(scheduler).__name__} have no known scale"
         return None
+
+
+class RatioFlowPath(FlowPath):
+    """Rectified flow told ``t``, from a solver that keeps ``x0 + s * noise`` with ``s = t / (1 - t)``."""
+
+    @override
+    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+        """What is told; the solver's sigmas are on another axis."""
+        return NoiseLevel.flow(float(torch.as_tensor(timestep).float().max()) / self.scale)
+
+    @override
+    def refusal(self, pipe: Any) -> str | None:
+        """The pipeline sets the sigmas itself."""
+        return None
+
+    @override
+    def untold(self, scheduler: Any) -> str | None:
+        """The pipeline tells the time, whatever the scheduler's timesteps are."""
+        return None
+
+    @override
+    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+        """From the sigmas."""
+        sigmas = scheduler.sigmas[: len(scheduler.timesteps)]
+        return [NoiseLevel.flow(float(sigma) / (1.0 + float(sigma))) for sigma in sigmas]
+
+
+class InvertedFlowPath(FlowPath):
+    """Rectified flow whose scheduler counts upwards, from pure noise at 0 to data at 1."""
+
+    @override
+    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+        """One minus what is told."""
+        return NoiseLevel.flow(1.0 - float(torch.as_tensor(timestep).float().min()) / self.scale)
+
+    @override
+    def clock_refusal(self, pipe: Any) -> str | None:
+        """Its times rise while the noise falls."""
+        return self.untold(pipe.scheduler)
+
+    @override
+    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+        """One minus the sigmas."""
+        return [NoiseLevel.flow(1.0 - float(sigma)) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
 
 
 _BEYOND = 1e-3
@@ -213,5 +264,63 @@ class VariancePreservingPath(Path):
         kept = pipe.scheduler.alphas_cumprod.detach().cpu().double().numpy()
         return np.arctan2(np.sqrt(1.0 - kept), np.sqrt(kept))
 
+
+@dataclass(frozen=True)
+class LogSigmaPath(Path):
+    """Variance-preserving input of a solver that keeps ``x0 + s * noise``, told ``log(s) / 4`` (EDM).
+
+    Args:
+        data: standard deviation of clean latents in the solver's units.
+        kind: what the denoiser predicts.
+    """
+
+    data: float = 1.0
+    kind: Prediction = Prediction.VP_VELOCITY
+
+    @override
+    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+        """``s / data`` is the ratio of noise to signal."""
+        return self._of(float(torch.as_tensor(timestep).float().max()))
+
+    @override
+    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
+        """A quarter of the logarithm."""
+        return 0.25 * math.log(self.data * level.sigma / max(level.alpha, _SMALLEST))
+
+    @override
+    def prediction(self, pipe: Any) -> Prediction:
+        """As given."""
+        return self.kind
+
+    @override
+    def refusal(self, pipe: Any) -> str | None:
+        """What it is told decides, and that is looked at by :meth:`untold`."""
+        return None
+
+    @override
+    def untold(self, scheduler: Any) -> str | None:
+        """Timesteps have to be a quarter of the logarithm of the sigmas."""
+        probe = _probed(scheduler)
+        times, sigmas = getattr(probe, "timesteps", None), getattr(probe, "sigmas", None)
+        if times is not None and sigmas is not None and len(sigmas) >= len(times) > 0:
+            expected = 0.25 * torch.as_tensor(sigmas[: len(times)]).double().clamp_min(_SMALLEST).log()
+            if torch.allclose(torch.as_tensor(times).double().cpu(), expected.cpu(), atol=1e-3):
+                return None
+        return (
+            f"its scheduler {type(scheduler).__name__} does not tell the denoiser the logarithm of sigma; use "
+            f"EulerDiscreteScheduler with timestep_type='continuous', or EDMEulerScheduler"
+        )
+
+    @override
+    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+        """From the timesteps themselves."""
+        return [self._of(float(time)) for time in scheduler.timesteps]
+
+    def _of(self, told: float) -> NoiseLevel:
+        angle = math.atan2(math.exp(4.0 * told), self.data)
+        return NoiseLevel(math.cos(angle), math.sin(angle))
+
+
+_SMALLEST = 1e-12
 
 _PREDICTIONS = {"epsilon": Prediction.EPSILON, "v_prediction": Prediction.VP_VELOCITY}

@@ -159,15 +159,23 @@ class JointTokens(AttentionTokens):
 
 
 class UNetTokens(AttentionTokens):
-    """Self-attention of a U-Net: every level halves rows and columns, rounding up."""
+    """Self-attention within pictures of a U-Net: every level halves rows and columns, rounding up.
+
+    U-Nets for video have their frames in the batch there.
+    """
 
     def __init__(self) -> None:
-        super().__init__(r"(down_blocks|mid_block|up_blocks)\..*\.attn1")
+        super().__init__(r"(down_blocks|mid_block|up_blocks)\.(\d+\.)?attentions\..*\.attn1")
 
     @override
     def patch(self, denoiser: nn.Module) -> tuple[int, int]:
         """One token per latent pixel."""
         return 1, 1
+
+    @override
+    def grid(self, denoiser: nn.Module, size: LatentSize) -> TokenGrid:
+        """That of one frame."""
+        return TokenGrid(1, size.height, size.width)
 
     @override
     def planned(self, denoiser: nn.Module, layer: str, size: LatentSize, text: int) -> TokenGrid:

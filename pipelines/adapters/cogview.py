@@ -1,0 +1,76 @@
+"""CogView3-Plus and CogView4 (diffusers ``CogView3PlusTransformer2DModel``, ``CogView4Transformer2DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from hasten.extend import (
+    Adapter,
+    Channels,
+    FlowPath,
+    Guidance,
+    ImageLayout,
+    JointTokens,
+    LatentSize,
+    Path,
+    VariancePreservingPath,
+)
+
+
+class CogView3Layout(ImageLayout):
+    """Plain latents, told the size of the picture; positions follow the shape."""
+
+    @override
+    def path(self, pipe: Any) -> Path:
+        """The scheduler's ``alphas_cumprod``."""
+        return VariancePreservingPath()
+
+    @override
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """``sample_size`` of the transformer."""
+        side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        return side, side
+
+    @override
+    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+        """``target_size`` in pixels."""
+        told = kwargs["target_size"]
+        return {"target_size": torch.tensor(self.pixels(pipe, size)).to(told).expand_as(told)}
+
+
+class CogView4Layout(CogView3Layout):
+    """The control model appends the latents of its picture."""
+
+    guidance = Guidance.SEQUENTIAL
+
+    @override
+    def path(self, pipe: Any) -> Path:
+        """Rectified flow."""
+        return FlowPath()
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """As many clean ones behind the noisy ones."""
+        return Channels.leading(pipe.transformer.config.out_channels)
+
+
+_TOKENS = JointTokens(r"transformer_blocks\.\d+\.attn1", "before")
+
+ADAPTERS = (
+    Adapter(
+        family="cogview3",
+        pipelines=("CogView3PlusPipeline",),
+        capabilities=(CogView3Layout(), _TOKENS),
+        models=("CogView3PlusTransformer2DModel",),
+    ),
+    Adapter(
+        family="cogview4-control",
+        pipelines=("CogView4ControlPipeline",),
+        capabilities=(CogView4Layout(), _TOKENS),
+        models=("CogView4Transformer2DModel",),
+    ),
+)

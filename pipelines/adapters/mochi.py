@@ -1,0 +1,47 @@
+"""Mochi 1 (diffusers ``MochiTransformer3DModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from typing_extensions import override
+
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    FlowPath,
+    InvertedFlowPath,
+    Path,
+    VideoLayout,
+)
+
+
+class MochiLayout(VideoLayout):
+    """Plain latents; rotary positions follow the shape."""
+
+    factor = "vae_spatial_scale_factor"
+    frame_factor = "vae_temporal_scale_factor"
+
+    @override
+    def path(self, pipe: Any) -> Path:
+        """The released scheduler counts from noise at 0 to data at 1000, and the model learned that direction."""
+        if pipe.scheduler.config.get("invert_sigmas", False):
+            return InvertedFlowPath(data_fraction=True)
+        return FlowPath()
+
+    @override
+    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """Set by the pipeline."""
+        return pipe.default_height, pipe.default_width
+
+
+ADAPTER = Adapter(
+    family="mochi",
+    pipelines=("MochiPipeline",),
+    capabilities=(MochiLayout(),),
+    models=("MochiTransformer3DModel",),
+    missing={
+        AttentionTokens: "its attention computes one sample after another, each with a text of its own length"
+    },
+)

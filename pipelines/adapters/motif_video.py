@@ -1,0 +1,42 @@
+"""Motif-Video (diffusers ``MotifVideoTransformer3DModel``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import override
+
+from hasten.extend import (
+    Adapter,
+    Channels,
+    FlowPath,
+    Guidance,
+    JointTokens,
+    Path,
+    VideoLayout,
+)
+
+
+class MotifVideoLayout(VideoLayout):
+    """Latents, as many channels of a given picture, and a mask; rotary positions follow the shape."""
+
+    guidance = Guidance.SEQUENTIAL
+
+    @override
+    def path(self, pipe: Any) -> Path:
+        """Rectified flow."""
+        return FlowPath()
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """The mask comes last."""
+        noisy: int = pipe.transformer.config.out_channels
+        return Channels.leading(noisy, slice(2 * noisy, count))
+
+
+ADAPTER = Adapter(
+    family="motif-video",
+    pipelines=("MotifVideoPipeline", "MotifVideoImage2VideoPipeline"),
+    capabilities=(MotifVideoLayout(), JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after")),
+    models=("MotifVideoTransformer3DModel",),
+)

@@ -1,0 +1,58 @@
+"""Stable Video Diffusion (diffusers ``UNetSpatioTemporalConditionModel``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from hasten.extend import Adapter, Channels, LatentSize, LogSigmaPath, Path, UNetTokens
+from hasten.pipelines.adapters.text_to_video import TextToVideoLayout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StableVideoDiffusionLayout(TextToVideoLayout):
+    """(B, F, C, H, W): noisy latents, then those of the given picture, repeated for every frame."""
+
+    @override
+    def path(self, pipe: Any) -> Path:
+        """The scheduler keeps sigmas from 0.002 to 700 and scales the model's input."""
+        return LogSigmaPath()
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Half and half."""
+        return Channels.leading(pipe.unet.config.out_channels)
+
+    @override
+    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+        """Channels before frames."""
+        result: Tensor = packed.transpose(1, 2)
+        return result
+
+    @override
+    def arrange(self, latent: Tensor) -> Tensor:
+        """Frames before channels."""
+        return latent.transpose(1, 2)
+
+    @override
+    def given_size(self, latents: Any) -> LatentSize:
+        """(B, F, C, H, W)."""
+        return LatentSize(latents.shape[3], latents.shape[4], latents.shape[1])
+
+    @override
+    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+        """As many as the U-Net was trained on, unless told."""
+        frames: int = arguments.get("num_frames") or pipe.unet.config.num_frames
+        return frames
+
+
+ADAPTER = Adapter(
+    family="stable-video-diffusion",
+    pipelines=("StableVideoDiffusionPipeline",),
+    denoisers=("unet",),
+    capabilities=(StableVideoDiffusionLayout(), UNetTokens()),
+)

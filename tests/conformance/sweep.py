@@ -1,0 +1,60 @@
+"""Try every technique on every pipeline class that diffusers' own tests can build, and write down what happened.
+
+    python tests/conformance/sweep.py CHECKOUT RESULTS.json [--shard 0/4] [--only CLASS ...]
+
+Results are added to the file; classes that it holds already are passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from hub import offline
+from stock import stock_pipelines
+from trial import Trial, run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--folders", nargs="*", default=[])
+    given = parser.parse_args()
+    index, count = map(int, given.shard.split("/"))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_grad_enabled(False)
+    with offline():
+        for number, stock in enumerate(stock_pipelines(given.checkout, given.folders)):
+            known = json.loads(given.results.read_text("utf-8")) if given.results.exists() else {}
+            wanted = stock.name in given.only if given.only else stock.name not in known
+            if number % count != index or not wanted:
+                continue
+            try:
+                trial = run(stock)
+            except Exception as error:  # the stock pipeline, or the test that builds it, does not run here
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                told = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+                trial = Trial(stock.name, f"not tried: {told[:300]}")
+            known = json.loads(given.results.read_text("utf-8")) if given.results.exists() else {}
+            known[stock.name] = asdict(trial)
+            given.results.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
+            sys.stdout.write(f"{stock.name}: {trial.oracle[:150]} {trial.techniques}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
