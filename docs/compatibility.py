@@ -1,11 +1,14 @@
-"""Write docs/compatibility.md: what every technique does on a tiny pipeline of every family, tried, not claimed.
+"""Write docs/compatibility.md: what every technique does on every pipeline class, tried, not claimed.
 
 ``python docs/compatibility.py`` builds each pipeline of ``tests/families.py``, enables each technique and runs it.
+The table of all classes is made of ``docs/compatibility.json``, which ``tests/conformance/sweep.py`` writes from the
+pipelines of diffusers' own tests. ``python docs/compatibility.py classes`` makes that table alone anew, in a second.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import re
 import sys
@@ -16,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
+RESULTS = ROOT / "docs" / "compatibility.json"
 sys.path.insert(0, str(ROOT / "tests"))
 
 Evidence = Callable[[Any], bool]
@@ -104,9 +108,6 @@ def page() -> str:
     """The page in Markdown."""
     from families import FAMILIES
 
-    from hasten.commands import host
-
-    adapters = {id(adapter): adapter for adapter in host().registry.adapters.values()}.values()
     lines = [
         "# Compatibility",
         "",
@@ -122,19 +123,125 @@ def page() -> str:
         cells = [attempt(family, *mode) for mode in MODES.values()]
         cells += [planned(family, [name]) for name in PLANNED]
         lines.append(f"| {family} | " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
-    lines += [
-        "",
-        "## Pipeline classes",
-        "",
-        "| family | classes | refused, with the reason |",
-        "|---|---|---|",
-    ]
-    for adapter in sorted(adapters, key=lambda a: a.family):
-        classes = ", ".join(f"`{name}`" for name in adapter.pipelines)
-        refused = "; ".join(f"`{name}`: {reason}" for name, reason in (adapter.refused or {}).items())
-        lines.append(f"| {adapter.family} | {classes} | {refused} |")
+    lines += ["", classes().rstrip()]
     lines += ["", "## Techniques together", "", *together()]
     return "\n".join(lines) + "\n"
+
+
+def pipelines() -> list[str]:
+    """Class names of all pipelines for pictures and videos in the installed diffusers.
+
+    Left out are deprecated ones, and those that make no picture from noise: priors, upsamplers, decoders, sound, text.
+    """
+    import diffusers
+    from diffusers.pipelines.pipeline_utils import DeprecatedPipelineMixin
+
+    found = []
+    for name in dir(diffusers):
+        if "Pipeline" not in name or _NO_PICTURE.search(name):
+            continue
+        kind = getattr(diffusers, name)
+        if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+            continue
+        if not issubclass(kind, DeprecatedPipelineMixin) and ".deprecated." not in kind.__module__:
+            found.append(name)
+    return found
+
+
+_NO_PICTURE = re.compile(
+    "Audio|Music|Prior|Upscale|Upsample|SuperRes|ShapE|LLaDA|Gemma|AceStep|Proteina|SRPipeline|DiffusionDecode"
+    "|^DiffusionPipeline$|Onnx"
+)
+_TRIED = ("bottleneck", "rettention", "video_infinity")
+
+
+def classes() -> str:
+    """The section about all pipeline classes: what the registry knows, and what trying it gave."""
+    from hasten.commands import host
+    from hasten.extend import PrunableUnits
+
+    trials = json.loads(RESULTS.read_text("utf-8"))
+    registered = host().registry.adapters
+    names = sorted({*pipelines(), *registered})
+    reasons: dict[str, int] = {}
+    rows, accepted = [], dict.fromkeys((*_TRIED, "aptp", "any"), 0)
+    for name in names:
+        adapter = registered.get(name)
+        cells = {key: _cell(name, key, trials, adapter) for key in _TRIED}
+        prunable = adapter is not None and name in adapter.pipelines and adapter.capability(PrunableUnits)
+        cells["aptp"] = "with a bundle" if prunable else "no"
+        yes = {key for key, cell in cells.items() if not cell.startswith("no")}
+        for key in (*yes, *(("any",) if yes else ())):
+            accepted[key] += 1
+        shown = [_short(cell, reasons) for cell in cells.values()]
+        oracle = trials.get(name, {}).get("oracle", "").replace("|", "/")
+        checked = "yes" if oracle.startswith("right") else "tests/families.py" if name in _tested() else "no"
+        family = "" if adapter is None else adapter.family
+        rows.append(f"| `{name}` | {family} | {' | '.join(shown)} | {checked} |")
+    counts = ", ".join(f"`{key}` {accepted[key]}" for key in (*_TRIED, "aptp"))
+    lines = [
+        _CLASSES,
+        "",
+        f"{accepted['any']} of {len(names)} classes accept a technique: {counts}.",
+        "",
+        _EXPLAINED,
+        "",
+        "| class | family | " + " | ".join((*_TRIED, "aptp")) + " | reference check |",
+        "|---|---|" + "---|" * (len(_TRIED) + 2),
+        *rows,
+        "",
+        *(f"{number}. {reason}" for reason, number in reasons.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_CLASSES = "## Pipeline classes"
+_EXPLAINED = """*runs*: tried on a tiny stock pipeline with random weights; the exact setting gives the stock output to
+the bit (`video_infinity`: to rounding), the active one changes it and stays finite, and afterwards the pipeline is
+what it was. *accepted*: the checks accept it; no tiny pipeline of this class was run. *no* with a number: refused, for
+the reason of that number below. *reference check*: a denoiser that knows the picture keeps the noise what it was from
+step to step, so level, sign and arrangement of the latents are read correctly."""
+
+
+def _tested() -> set[str]:
+    """Classes that tests/families.py builds."""
+    return set(re.findall(r'"(\w+Pipeline)"', (ROOT / "tests" / "families.py").read_text("utf-8")))
+
+
+def _cell(name: str, technique: str, trials: Any, adapter: Any) -> str:
+    """``"runs"``, ``"accepted"`` or ``"no: reason"``."""
+    if adapter is None:
+        return "no: no adapter describes it"
+    reason = (adapter.refused or {}).get(name)
+    if reason is not None:
+        return f"no: {reason}"
+    missing = _missing(adapter, technique)
+    if missing is not None:
+        return f"no: {missing}"
+    return "runs" if trials.get(name, {}).get("techniques", {}).get(technique) == "runs" else "accepted"
+
+
+def _missing(adapter: Any, technique: str) -> str | None:
+    """Why the family has not what a technique requires; ``None`` if it has."""
+    from hasten.commands import host
+    from hasten.extend import LatentLayout
+
+    for kind in host().registry.techniques[technique].requires:
+        if adapter.capability(kind) is None:
+            return (adapter.missing or {}).get(kind) or f"its family has no `{kind.__name__}`"
+    layout = adapter.capability(LatentLayout)
+    return layout.fixed if technique == "bottleneck" and layout is not None else None
+
+
+def _short(cell: str, reasons: dict[str, int]) -> str:
+    verdict, _, reason = cell.partition(": ")
+    return f"{verdict} ({reasons.setdefault(reason, len(reasons) + 1)})" if reason else verdict
+
+
+def with_classes(text: str) -> str:
+    """The page with that section made anew."""
+    before, _, rest = text.partition(_CLASSES)
+    return f"{before}{classes()}\n## Techniques together{rest.partition('## Techniques together')[2]}"
 
 
 def together() -> list[str]:
@@ -169,4 +276,5 @@ def together() -> list[str]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    PAGE.write_text(page(), "utf-8")
+    only_classes = sys.argv[1:] == ["classes"]
+    PAGE.write_text(with_classes(PAGE.read_text("utf-8")) if only_classes else page(), "utf-8")

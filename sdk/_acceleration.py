@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["Acceleration", "accelerate", "acceleration_of", "plan", "restore"]
 
 
-def plan(pipe: Any, config: ConfigLike, **call: Any) -> Plan:
+def plan(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **call: Any) -> Plan:
     """What :func:`accelerate` would do to ``pipe``: the same checks, nothing touched.
 
     Args:
         pipe: a diffusers pipeline of a known family.
         config: see :meth:`hasten.Config.of`.
+        allow_unverified: see :func:`accelerate`.
         **call: arguments of the pipeline call to forecast (``num_inference_steps=28, height=1024``); the pipeline's
             defaults fill in the rest.
 
@@ -39,15 +40,19 @@ def plan(pipe: Any, config: ConfigLike, **call: Any) -> Plan:
         ConflictError: techniques collide.
         UnsupportedError: the pipeline cannot be accelerated like this.
     """
-    return make_plan(Target.of(pipe), Config.of(config), call)[0]
+    return make_plan(Target.of(pipe, allow_unverified=allow_unverified), Config.of(config), call)[0]
 
 
-def accelerate(pipe: Any, config: ConfigLike, **call: Any) -> Acceleration:
+def accelerate(
+    pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **call: Any
+) -> Acceleration:
     """Enable techniques on an existing pipeline; call the pipeline as before.
 
     Args:
         pipe: a diffusers pipeline of a known family.
         config: see :meth:`hasten.Config.of`; the name of a preset is enough (``"balanced"``).
+        allow_unverified: accept a pipeline that no adapter names, if one describes its denoiser. The plan marks it
+            *unverified*, and the first forward of every call is compared with stock before anything else.
         **call: arguments of the calls to come, for presets, which depend on the size (``height=512, width=512``), and
             for forecasts; the pipeline's defaults fill in the rest.
 
@@ -64,7 +69,7 @@ def accelerate(pipe: Any, config: ConfigLike, **call: Any) -> Acceleration:
             f"this {type(pipe).__name__} is accelerated already; call hasten.restore(pipe) first, or give one "
             f"accelerate() call all the techniques"
         )
-    target = Target.of(pipe)
+    target = Target.of(pipe, allow_unverified=allow_unverified)
     made, techniques = make_plan(target, Config.of(config), call, whole=False)
     return Acceleration(target, made, techniques, call)
 

@@ -33,6 +33,7 @@ from hasten._technique import Forecast, StepForecast
 from hasten._timesteps import nothing_to_run
 from hasten._timings import remember
 from hasten._turns import Turns
+from hasten._unverified import SelfCheck
 
 if TYPE_CHECKING:
     from hasten._enabled import Enabled
@@ -207,10 +208,13 @@ class Attachment:
             hidden = (*table.attention.items, *table.modules.items)
             watch = Watch([owner for owner, _ in hidden]) if inside else None
             attention = AttentionSeam(self.target, table.attention.items) if table.attention.items else None
+            check = () if self.target.verified else (("hasten", SelfCheck(self.target)),)
             seams = {}
             for name, module in self.target.denoisers.items():
                 around = {} if attention is None else {"around": attention.active}
-                seams[module] = DenoiserSeam(name, module, run, layout, table.denoiser.items, watch, **around)
+                seams[module] = DenoiserSeam(
+                    name, module, run, layout, (*check, *table.denoiser.items), watch, **around
+                )
             if attention is not None:
                 stack.enter_context(attention.installed())
             forwards: dict[Any, Forward] = {module: seam.forward for module, seam in seams.items()}

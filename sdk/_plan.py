@@ -19,6 +19,7 @@ from hasten._step_caches import refuse_step_caches
 from hasten._target import Target
 from hasten._technique import Finding
 from hasten._timesteps import nothing_to_run, refused_steps
+from hasten._unverified import unverified_note
 
 if TYPE_CHECKING:
     from hasten._claims import Claim
@@ -114,7 +115,8 @@ def make_plan(
     """
     config, notes = with_preset(config, target, target.call_arguments(**call))
     techniques = tuple(Enabled(entry.name, entry.options) for entry in config.techniques)
-    findings: list[Finding] = [*notes]
+    unsure = [] if target.verified else [Finding("warning", unverified_note(target))]
+    findings: list[Finding] = [*unsure, *notes]
     for technique in techniques:
         for kind in technique.requires:
             target.capability(kind, technique.name)

@@ -102,8 +102,12 @@ class Registry:
         self._claim(plugin, "model", model.name)
         self.models[model.name] = model
 
-    def adapter(self, pipe: object) -> Adapter:
+    def adapter(self, pipe: object, *, allow_unverified: bool = False) -> Adapter:
         """The adapter of the most specific class of ``pipe`` that is known.
+
+        Args:
+            pipe: the pipeline.
+            allow_unverified: take the adapter of its denoiser's class where the pipeline's is unknown.
 
         Raises:
             UnsupportedError: the family is unknown, or this pipeline of it is refused.
@@ -121,12 +125,34 @@ class Registry:
                 f"{type(pipe).__name__} is a modular pipeline: its blocks call the denoiser without a pipeline call "
                 f"that hasten could wrap; use the pipeline class of the same model"
             )
+        known = self._by_denoiser(pipe)
+        if known is not None and allow_unverified:
+            return known
+        offer = (
+            ""
+            if known is None
+            else f" Its denoiser is one of family {known.family!r}: pass allow_unverified=True to use that adapter, "
+            "which is checked against stock in the first forward."
+        )
         families = ", ".join(sorted({adapter.family for adapter in self.adapters.values()})) or "none"
         raise UnsupportedError(
             f"no adapter describes {type(pipe).__name__} or a class it derives from. Known families: {families}. "
             "Write a hasten.extend.Adapter for it and register it with hasten_register_adapters "
-            "(docs/plugins.md shows how)."
+            f"(docs/plugins.md shows how).{offer}"
         )
+
+    def knows(self, pipe: object) -> bool:
+        """Whether an adapter names the class of ``pipe`` or one it derives from."""
+        return any(cls.__name__ in self.adapters for cls in type(pipe).__mro__)
+
+    def _by_denoiser(self, pipe: object) -> Adapter | None:
+        """The adapter whose denoisers are of a class that it describes."""
+        for adapter in {id(a): a for a in self.adapters.values()}.values():
+            modules = [getattr(pipe, name, None) for name in adapter.denoisers]
+            found = [type(getattr(m, "_orig_mod", m)).__name__ for m in modules if m is not None]
+            if found and all(name in adapter.models for name in found):
+                return adapter
+        return None
 
     def owner(self, kind: str, name: str) -> str | None:
         """The plugin that a ``"technique"``, ``"adapter"`` or ``"metric"`` came from."""

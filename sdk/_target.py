@@ -27,15 +27,22 @@ class Target:
 
     pipe: Any
     adapter: Adapter
+    verified: bool = True
+    """Whether the adapter names the pipeline's class, and not only that of its denoiser."""
 
     @classmethod
-    def of(cls, pipe: Any) -> Target:
+    def of(cls, pipe: Any, *, allow_unverified: bool = False) -> Target:
         """The target for ``pipe``.
+
+        Args:
+            pipe: the pipeline.
+            allow_unverified: go by the class of its denoiser where its own is unknown.
 
         Raises:
             UnsupportedError: its family is unknown or refused.
         """
-        return cls(pipe, host().registry.adapter(pipe))
+        registry = host().registry
+        return cls(pipe, registry.adapter(pipe, allow_unverified=allow_unverified), registry.knows(pipe))
 
     @property
     def name(self) -> str:

@@ -15,10 +15,13 @@ from hasten.extend import (
     VariancePreservingPath,
     VideoLayout,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class AllegroLayout(VideoLayout):
     """Plain latents; rotary positions are an argument."""
+
+    resizing = RESIZING
 
     @override
     def path(self, pipe: Any) -> Path:

@@ -19,10 +19,13 @@ from hasten.extend import (
     Path,
     VariancePreservingPath,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class CogView3Layout(ImageLayout):
     """Plain latents, told the size of the picture; positions follow the shape."""
+
+    resizing = RESIZING
 
     @override
     def path(self, pipe: Any) -> Path:

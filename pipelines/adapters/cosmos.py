@@ -19,6 +19,7 @@ from hasten.extend import (
     VideoLayout,
     resize_mask,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,8 @@ class CosmosLayout(VideoLayout):
 
     The padding mask is resized by the denoiser itself.
     """
+
+    resizing = RESIZING
 
     guidance = Guidance.SEQUENTIAL
     controls = ("block_controlnet_hidden_states",)

@@ -15,10 +15,13 @@ from hasten.extend import (
     Path,
     VariancePreservingPath,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class DiTLayout(ImageLayout):
     """Plain square latents; the output has a learned variance behind the noise. Positions follow the shape."""
+
+    resizing = RESIZING
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -40,6 +43,8 @@ class DiTLayout(ImageLayout):
 
 class PixelLayout(ImageLayout):
     """Pictures themselves."""
+
+    resizing = RESIZING
 
     latents = "sample"
     multiple = 4

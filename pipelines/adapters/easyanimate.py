@@ -17,10 +17,13 @@ from hasten.extend import (
     VideoLayout,
     resize_clean,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class EasyAnimateLayout(VideoLayout):
     """Plain latents; clean ones and masks are arguments of their own. Rotary positions follow the shape."""
+
+    resizing = RESIZING
 
     factor = "vae_spatial_compression_ratio"
     frame_factor = "vae_temporal_compression_ratio"

@@ -9,12 +9,15 @@ from typing_extensions import override
 
 from hasten.extend import Adapter, FlowPath, Guidance, LatentSize, Path, unknown_size
 from hasten.pipelines.adapters.flux import FluxLayout, FluxTokens
+from hasten.pipelines.adapters.untried import RESIZING
 
 _LAYERS = r"(single_)?transformer_blocks\.\d+\.attn"
 
 
 class BriaLayout(FluxLayout):
     """Told ``1000 t``; one forward over both branches."""
+
+    resizing = RESIZING
 
     guidance = Guidance.BATCHED
 
@@ -67,6 +70,8 @@ class FiboTokens(FluxTokens):
 
 class OvisLayout(FluxLayout):
     """A forward for each branch."""
+
+    resizing = RESIZING
 
     guidance = Guidance.SEQUENTIAL
 

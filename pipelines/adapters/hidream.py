@@ -15,10 +15,13 @@ from hasten.extend import (
     LatentSize,
     Path,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class HiDreamLayout(ImageLayout):
     """Plain latents; the denoiser packs them itself, and other shapes than squares into its longest sequence."""
+
+    resizing = RESIZING
 
     timestep = "timesteps"
 

@@ -17,10 +17,13 @@ from hasten.extend import (
     Path,
     VideoLayout,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class HunyuanImageLayout(ImageLayout):
     """Plain latents; rotary positions follow the shape."""
+
+    resizing = RESIZING
 
     guidance = Guidance.SEQUENTIAL
 
@@ -39,6 +42,8 @@ class HunyuanImageLayout(ImageLayout):
 
 class HunyuanImageRefinerLayout(VideoLayout):
     """(B, C, 1, H, W): the latents, then those of the picture to refine."""
+
+    resizing = RESIZING
 
     factor = "vae_scale_factor"
     guidance = Guidance.SEQUENTIAL

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from hasten.extend import Adapter, AttentionTokens, Channels, LatentSize, resize_clean
 from hasten.pipelines.adapters.stable_diffusion import StableDiffusionLayout
+from hasten.pipelines.adapters.untried import RESIZING
 
 _JOINED = "its layers attend to text and picture at once, so they have no self-attention of the picture alone"
 
@@ -18,6 +19,8 @@ class KandinskyLayout(StableDiffusionLayout):
 
     Inpainting appends the masked picture and a mask; the control pipelines of 2.2 give a hint in pixels.
     """
+
+    resizing = RESIZING
 
     @override
     def channels(self, pipe: Any, count: int) -> Channels:

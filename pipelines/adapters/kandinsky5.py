@@ -18,6 +18,7 @@ from hasten.extend import (
     Path,
     VideoLayout,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 class Kandinsky5Layout(VideoLayout):
     """Latents as (B, F, H, W, C): noisy ones, clean ones of a picture, a mask of the given frames."""
+
+    resizing = RESIZING
 
     guidance = Guidance.SEQUENTIAL
 

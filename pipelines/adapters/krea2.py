@@ -17,10 +17,13 @@ from hasten.extend import (
     Path,
     unknown_size,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class Krea2Layout(PackedLayout):
     """2x2-packed tokens with ``position_ids`` (text + L, 3): 0, row, column."""
+
+    resizing = RESIZING
 
     guidance = Guidance.SEQUENTIAL
 

@@ -16,10 +16,13 @@ from hasten.extend import (
     VariancePreservingPath,
     VideoLayout,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class LatteLayout(VideoLayout):
     """Plain latents; the output has a learned variance behind the noise. Positions follow the shape."""
+
+    resizing = RESIZING
 
     factor = "vae_scale_factor"
 

@@ -13,10 +13,13 @@ from hasten.extend import (
     ImageLayout,
     Path,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class LuminaLayout(ImageLayout):
     """Plain latents; rotary positions are rows of one large table. The output has a learned variance behind it."""
+
+    resizing = RESIZING
 
     @override
     def path(self, pipe: Any) -> Path:

@@ -9,10 +9,13 @@ from typing_extensions import override
 
 from hasten.extend import Adapter, Channels, Guidance, LatentSize, unknown_size
 from hasten.pipelines.adapters.stable_diffusion import UNET, StableDiffusionLayout
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class MarigoldLayout(StableDiffusionLayout):
     """The latents of the picture come first, those of the prediction behind them."""
+
+    resizing = RESIZING
 
     guidance = Guidance.EMBEDDED
 

@@ -15,10 +15,13 @@ from hasten.extend import (
     Path,
     VideoLayout,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class MochiLayout(VideoLayout):
     """Plain latents; rotary positions follow the shape."""
+
+    resizing = RESIZING
 
     factor = "vae_spatial_scale_factor"
     frame_factor = "vae_temporal_scale_factor"

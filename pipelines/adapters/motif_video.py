@@ -15,10 +15,13 @@ from hasten.extend import (
     Path,
     VideoLayout,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class MotifVideoLayout(VideoLayout):
     """Latents, as many channels of a given picture, and a mask; rotary positions follow the shape."""
+
+    resizing = RESIZING
 
     guidance = Guidance.SEQUENTIAL
 

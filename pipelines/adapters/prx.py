@@ -15,10 +15,13 @@ from hasten.extend import (
     Path,
 )
 from hasten.pipelines.adapters.pixart import binned_pixels
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class PRXLayout(ImageLayout):
     """Plain latents; positions follow the shape."""
+
+    resizing = RESIZING
 
     @override
     def path(self, pipe: Any) -> Path:

@@ -15,10 +15,13 @@ from hasten.extend import (
     VideoLayout,
 )
 from hasten.pipelines.adapters.sana import LINEAR
+from hasten.pipelines.adapters.untried import RESIZING
 
 
 class SanaVideoLayout(VideoLayout):
     """Plain latents; image to video gives a time per token, 0 for those of the picture."""
+
+    resizing = RESIZING
 
     @override
     def path(self, pipe: Any) -> Path:

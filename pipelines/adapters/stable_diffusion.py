@@ -18,6 +18,7 @@ from hasten.extend import (
     VariancePreservingPath,
     image_pixels,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 CONTROLS = (
     "down_block_additional_residuals",
@@ -71,6 +72,8 @@ class StableDiffusionLayout(ImageLayout):
 
 class LatentConsistencyLayout(StableDiffusionLayout):
     """Guidance is an argument of the U-Net."""
+
+    resizing = RESIZING
 
     guidance = Guidance.EMBEDDED
 

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from hasten.extend import Adapter, Channels, LatentSize, LogSigmaPath, Path, UNetTokens
 from hasten.pipelines.adapters.text_to_video import TextToVideoLayout
+from hasten.pipelines.adapters.untried import RESIZING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 class StableVideoDiffusionLayout(TextToVideoLayout):
     """(B, F, C, H, W): noisy latents, then those of the given picture, repeated for every frame."""
+
+    resizing = RESIZING
 
     @override
     def path(self, pipe: Any) -> Path:

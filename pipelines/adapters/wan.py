@@ -28,6 +28,7 @@ from hasten.extend import (
     separable,
     unknown_size,
 )
+from hasten.pipelines.adapters.untried import RESIZING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,6 +137,8 @@ def _flat(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 class VACELayout(WanLayout):
     """Control frames enter as clean latents of both sides of a mask, and the mask in blocks of 8x8 pixels."""
 
+    resizing = RESIZING
+
     @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The mask's channels come last."""
@@ -158,6 +161,8 @@ class VACELayout(WanLayout):
 class AnimateLayout(WanLayout):
     """The pose is a video of clean latents; the face has a size of its own."""
 
+    resizing = RESIZING
+
     @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The pose shrinks with the picture."""
@@ -171,6 +176,8 @@ class AnimateLayout(WanLayout):
 
 class AnyFlowLayout(WanLayout):
     """(B, F, C, H, W), told the time of every frame and the next one."""
+
+    resizing = RESIZING
 
     fixed = "its denoiser is told the next timestep too, which has no counterpart at another resolution"
 
@@ -188,6 +195,8 @@ class AnyFlowLayout(WanLayout):
 
 class ForcingLayout(WanLayout):
     """Frames may be at different times."""
+
+    resizing = RESIZING
 
     fixed = "its frames are at different noise levels in one forward"
 

@@ -83,8 +83,15 @@ def sparse_layers(
         grid = tokens.planned(unwrapped(target.denoisers[denoiser]), inner, size, text)
         module: Any = present[name]
         if grid.tokens >= min_tokens:
-            found.append(SparseLayer(name, grid, int(module.heads), int(module.to_q.out_features)))
+            found.append(SparseLayer(name, grid, *_width(module)))
     return tuple(found)
+
+
+def _width(module: Any) -> tuple[int, int]:
+    """Heads of an attention module and channels of all of them together, whatever it calls them."""
+    heads = next(getattr(module, name) for name in ("heads", "num_heads", "n_heads") if hasattr(module, name))
+    query = getattr(module, "to_q", None) or getattr(module, "to_query", None)
+    return int(heads), int(module.inner_dim if query is None else query.out_features)
 
 
 def residual_dtype(config: RettentionConfig, model: torch.dtype) -> torch.dtype:

@@ -124,6 +124,8 @@ class LatentLayout(Moments):
     joins_text: bool = False
     """Whether the denoiser's text is CLIP's tokens, and after them those of another encoder."""
     without = "it does not denoise one latent step by step"
+    fixed: str | None = None
+    """Why no forward can run at another size, where that is so for the whole family."""
 
     @abstractmethod
     def prediction(self, pipe: Any) -> Prediction:
@@ -197,7 +199,7 @@ class LatentLayout(Moments):
 
     def refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why this pipeline's denoiser cannot run at another latent size, or ``None`` if it can."""
-        return None
+        return self.fixed
 
     def resizing_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why the loop cannot go on with latents of another size between two steps, or ``None`` if it can."""

@@ -33,10 +33,10 @@ class ImageLayout(LatentLayout):
     """Pipeline attribute: image pixels per latent pixel."""
     ndim: ClassVar[int] = 4
     """Dimensions of a pipeline's unpacked ``latents`` argument; packed ones don't tell their extent."""
+    resizing: ClassVar[str | None] = None
+    """Why the pipeline's loop cannot go on with latents of another size between two steps, where that is so."""
     controls: ClassVar[tuple[str, ...]] = ()
     """Names of the denoiser arguments with features of a control network, on the grid of the latents."""
-    fixed: ClassVar[str | None] = None
-    """Why no forward can run at another size, where that is so."""
 
     @abstractmethod
     def path(self, pipe: Any) -> Path:
@@ -76,6 +76,11 @@ class ImageLayout(LatentLayout):
     def refusal(self, pipe: Any) -> str | None:
         """A scheduler of another path is refused."""
         return self.fixed or self.clock_refusal(pipe) or self.path(pipe).refusal(pipe)
+
+    @override
+    def resizing_refusal(self, pipe: Any) -> str | None:
+        """As the class says."""
+        return self.resizing
 
     @override
     def planned_levels(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:

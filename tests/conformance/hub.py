@@ -51,6 +51,8 @@ _MODELS = (
     "Gemma3ForConditionalGeneration",
     "GemmaForCausalLM",
     "LlamaForCausalLM",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
     "T5EncoderModel",
     "UMT5EncoderModel",
 )
@@ -89,14 +91,24 @@ def _model(kind: Any) -> Callable[..., Any]:
                 ).eval()
             if "T5" in kind.__name__ or "Auto" in kind.__name__:
                 return transformers.T5EncoderModel(_t5_config()).eval()
-            config = kind.config_class(
-                vocab_size=100,
-                hidden_size=_WIDTH,
-                intermediate_size=37,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-            )
-            return kind(config).eval()
+            text = {
+                "vocab_size": 100,
+                "hidden_size": _WIDTH,
+                "intermediate_size": 37,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+            }
+            seen = {
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            }
+            if "ForConditionalGeneration" in kind.__name__:
+                text["rope_scaling"] = {"type": "mrope", "mrope_section": [1, 1, 2]}
+                return kind(kind.config_class(text_config=text, vision_config=seen)).eval()
+            return kind(kind.config_class(**text)).eval()
 
     return make
 

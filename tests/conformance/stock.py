@@ -67,12 +67,16 @@ class Stock:
             inputs["num_inference_steps"] = 3
         if "use_resolution_binning" in accepted:
             inputs["use_resolution_binning"] = False
+        if inputs.get("num_frames") == _EVEN:
+            inputs["num_frames"] = _EVEN + 1
         for side in ("height", "width"):
             if self.enlarge and isinstance(inputs.get(side), int):
                 inputs[side] = max(inputs[side], _SIDE)
         return inputs
 
 
+_EVEN = 8
+"""A number of frames that no autoencoder with a first frame of its own can make."""
 _SIDE = 64
 """Pixels per side of calls that name a size: several latent pixels, whatever the autoencoder."""
 

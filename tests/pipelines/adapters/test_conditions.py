@@ -10,8 +10,8 @@ from families import FAMILIES, LATENT
 from observation import Observation, observe
 from test_layouts import HALF
 
-from hasten._adapters.layouts import resize_clean
-from hasten.extend import LatentLayout, LatentSize
+from hasten._errors import UnsupportedError
+from hasten.extend import Channels, LatentLayout, LatentSize, resize_clean, resize_features, resize_mask
 from hasten.pipelines.adapters import find
 from hasten.schedules.dct import dct_truncate
 from hasten.schedules.noise import NoiseLevel
@@ -178,3 +178,70 @@ def test_binning_is_the_pipelines_own(name: str, expected: tuple[int, int]) -> N
     assert layout is not None
     size = layout.call_size(pipe, {"height": 820, "width": 1200, "use_resolution_binning": True})
     assert layout.pixels(pipe, size) == expected
+
+
+def test_masks_are_resized_by_area() -> None:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 0, 0] = 1
+    small = resize_mask(mask, LatentSize(2, 2))
+    torch.testing.assert_close(small, torch.tensor([[[[0.25, 0.0], [0.0, 0.0]]]]))
+
+
+def test_masks_in_blocks_of_pixels_are_resized_as_pixels() -> None:
+    pixels = (torch.arange(32) < 16).float().expand(1, 1, 32, 32)
+    blocks = torch.nn.functional.pixel_unshuffle(pixels, 8)
+    channels = Channels(slice(0, 0), slice(0, 64), 8)
+    small = torch.nn.functional.pixel_shuffle(channels.fitted(blocks, LatentSize(2, 2)), 8)
+    torch.testing.assert_close(small, (torch.arange(16) < 8).float().expand(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 3, 8, 12), (2, 3, 4, 6)),
+        ((2, 3, 2, 3), (2, 3, 1, 2)),
+        ((2, 24, 5), (2, 6, 5)),
+        ((2, 96, 5), (2, 24, 5)),
+    ],
+)
+def test_control_features_follow_the_grid(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    features = torch.full(shape, 0.7)
+    small = resize_features({"a": (features,)}, LatentSize(8, 12), LatentSize(4, 6))["a"][0]
+    torch.testing.assert_close(small, torch.full(expected, 0.7))
+
+
+def test_control_features_of_no_grid_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"\(2, 25, 5\) are on no grid"):
+        resize_features(torch.zeros(2, 25, 5), LatentSize(8, 12), LatentSize(4, 6))
+
+
+def test_inpainting_unet_keeps_its_conditions_what_they_are() -> None:
+    pipe = FAMILIES["sd15"]()
+    layout = find(pipe).capability(LatentLayout)
+    assert layout is not None
+    whole = torch.randn(2, 9, 8, 12)
+    whole[:, 4] = (torch.arange(12) < 6).float()
+    whole[:, 5:] = 0.7
+    kwargs = {"sample": whole, "timestep": torch.tensor(500)}
+    latent = layout.decode(pipe, kwargs)
+    assert torch.equal(latent, whole[:, :4])
+    small = layout.encode(pipe, kwargs, dct_truncate(latent, *HALF), layout.level(pipe, kwargs))["sample"]
+    torch.testing.assert_close(small[:, :4], dct_truncate(latent, *HALF))
+    assert torch.equal(small[:, 4], (torch.arange(6) < 3).float().expand(2, *HALF))
+    torch.testing.assert_close(small[:, 5:], torch.full((2, 4, *HALF), 0.7))
+
+
+def test_control_residuals_reach_the_small_forward() -> None:
+    pipe = FAMILIES["sd15"]()
+    layout = find(pipe).capability(LatentLayout)
+    assert layout is not None
+    kwargs = {
+        "sample": torch.randn(2, 4, 8, 12),
+        "timestep": torch.tensor(500),
+        "down_block_additional_residuals": (torch.full((2, 8, 8, 12), 0.3), torch.full((2, 8, 4, 6), 0.3)),
+        "mid_block_additional_residual": torch.full((2, 16, 4, 6), 0.3),
+    }
+    small = layout.encode(pipe, kwargs, torch.randn(2, 4, *HALF), layout.level(pipe, kwargs))
+    shapes = [tuple(part.shape) for part in small["down_block_additional_residuals"]]
+    assert shapes == [(2, 8, 4, 6), (2, 8, 2, 3)]
+    torch.testing.assert_close(small["mid_block_additional_residual"], torch.full((2, 16, 2, 3), 0.3))

@@ -8,8 +8,9 @@ from typing import Any
 
 import diffusers
 import pytest
-from families import FAMILIES, _unet
+from families import FAMILIES
 
+import hasten
 from hasten._errors import UnsupportedError
 from hasten.extend import LatentLayout, ScaleSchedule
 from hasten.pipelines.adapters import families, find, hasten_register_adapters
@@ -41,8 +42,8 @@ def test_the_most_specific_class_counts() -> None:
     class FluxPipeline: ...
 
     assert find(named("MyOwnFlux", FluxPipeline)).family == "flux"
-    with pytest.raises(UnsupportedError, match="condition channels"):
-        find(named("FluxFillPipeline", FluxPipeline))
+    with pytest.raises(UnsupportedError, match="several pictures in one token sequence"):
+        find(named("VisualClozePipeline", FluxPipeline))
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED)
@@ -54,9 +55,33 @@ def test_refused_pipelines_say_why(name: str, reason: str) -> None:
 
 def test_unknown_family_is_told_what_to_write() -> None:
     with pytest.raises(
-        UnsupportedError, match=r"AllegroPipeline.*hasten_register_adapters.*docs/plugins\.md"
+        UnsupportedError, match=r"StableAudioPipeline.*hasten_register_adapters.*docs/plugins\.md"
     ):
-        find(named("AllegroPipeline"))
+        find(named("StableAudioPipeline"))
+
+
+def test_modular_pipelines_are_refused_in_one_sentence() -> None:
+    class ModularPipeline: ...
+
+    with pytest.raises(UnsupportedError, match="FluxModularPipeline is a modular pipeline: its blocks"):
+        find(named("FluxModularPipeline", ModularPipeline))
+
+
+def test_a_missing_capability_names_technique_and_reason() -> None:
+    pipe = FAMILIES["sana"]()
+    with pytest.raises(
+        UnsupportedError,
+        match="rettention refuses this SanaPipeline: it needs AttentionTokens, and its self-att",
+    ):
+        hasten.plan(pipe, ["rettention"])
+    assert hasten.plan(pipe, {"bottleneck": {"min_pixels": 1}}, height=256, width=256).family == "sana"
+
+
+def test_families_have_names_of_their_own() -> None:
+    names = [adapter.family for adapter in families()]
+    assert len(names) == len(set(names))
+    models = [model for adapter in families() for model in adapter.models]
+    assert len(models) == len(set(models))
 
 
 def refusal(pipe: Any) -> str:
@@ -67,18 +92,6 @@ def test_learned_positions_are_refused() -> None:
     pipe = FAMILIES["cogvideox-rope"]()
     pipe.transformer.register_to_config(use_learned_positional_embeddings=True)
     assert "learned for one latent size" in refusal(pipe)
-
-
-def test_inpainting_unet_is_refused() -> None:
-    pipe = FAMILIES["sd15"]()
-    pipe.unet = _unet(in_channels=9)
-    assert "appends condition channels" in refusal(pipe)
-
-
-def test_inpainting_transformer_is_refused() -> None:
-    pipe = FAMILIES["sd3"]()
-    pipe.transformer.register_to_config(in_channels=33)
-    assert "appends condition channels" in refusal(pipe)
 
 
 def test_mean_flow_is_refused() -> None:
