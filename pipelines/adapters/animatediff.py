@@ -30,6 +30,11 @@ class AnimateDiffLayout(TextToVideoLayout):
 
     controls = CONTROLS
 
+    @override
+    def resizing_refusal(self, pipe: Any) -> str | None:
+        """Videos are stepped whole here, but the control network gets its pictures at one size."""
+        return None if getattr(pipe, "controlnet", None) is None else "its control pictures have one size"
+
 
 class AnimateDiffFrames(FrameMixing):
     """Temporal transformers with a table of sine positions, 32 entries long in the released motion modules."""
