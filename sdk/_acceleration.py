@@ -43,9 +43,7 @@ def plan(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **cal
     return make_plan(Target.of(pipe, allow_unverified=allow_unverified), Config.of(config), call)[0]
 
 
-def accelerate(
-    pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **call: Any
-) -> Acceleration:
+def accelerate(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **call: Any) -> Acceleration:
     """Enable techniques on an existing pipeline; call the pipeline as before.
 
     Args:
