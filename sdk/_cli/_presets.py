@@ -48,7 +48,9 @@ def _command(
     if as_json:
         typer.echo(json.dumps([_plain(preset) for preset in found], indent=2))
         return
-    table = Table("preset", "techniques", "based on", title=f"presets for {escape(model)}")
+    table = Table(title=f"presets for {escape(model)}")
+    for column in ("preset", "techniques", "based on"):
+        table.add_column(column, overflow="fold")
     for preset in found:
         shown = [f"{name}: {_options(values)}" for name, values in _techniques(preset).items()]
         shown += [f"without {name}: {why}" for name, why in preset.left_out.items()]
