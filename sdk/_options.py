@@ -85,7 +85,7 @@ class Options:
                     "own": self.value(kind),
                     "other": self.value(other),
                 }
-                raise _invalid(PydanticCustomError("other_kind", text.format_map(told)), name, value)  # type: ignore[arg-type]
+                raise _invalid(PydanticCustomError("other_kind", text.format_map(told)), name, value)
         return own
 
     def _others(self, name: str) -> Iterator[type[TechniqueConfig]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -83,10 +83,8 @@ class ContinuousConfig(TechniqueConfig):
     @property
     def scales(self) -> tuple[Scale, ...]:
         """The low resolutions, as a tuple also where ``scale`` names one."""
-        scale = self.scale
-        if isinstance(scale, float) or isinstance(scale[0], int):
-            return (scale,)  # type: ignore[return-value]
-        return scale  # type: ignore[return-value]
+        one = isinstance(self.scale, float) or isinstance(self.scale[0], int)
+        return cast("tuple[Scale, ...]", (self.scale,) if one else self.scale)
 
     @field_validator("scale", mode="before")
     @classmethod
