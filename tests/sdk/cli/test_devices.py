@@ -41,6 +41,7 @@ COMMANDS = {
 NO_MODEL = {
     "plugins": "lists what is installed",
     "schema": "prints a schema",
+    "presets": "lists stored settings",
     "eval doctor": "checks formulas",
     "bench fid": "times arithmetic on random features, on the CPU as scoring does it",
     "bench images": "times the decoding of pictures",
