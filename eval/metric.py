@@ -1,22 +1,24 @@
-"""What a metric is: it embeds batches, once, and scores or aggregates the embeddings, as often as wanted.
+"""What a metric is: a ``torchmetrics.Metric`` that first embeds batches and then scores or aggregates the embeddings.
 
-Embedding needs the network and the images; what it returns has one row per sample, can be kept, and suffices
-for everything after it. A baseline is embedded once for any number of candidates.
+Embedding needs the network and the images. What it returns has one row per sample, can be kept, and suffices for
+everything after it: a baseline is embedded once for any number of candidates. ``update``, ``compute`` and ``reset`` do
+the same for training loops; states are synchronised over processes, also uneven ones and those without a sample.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, Unpack, runtime_checkable
 
 import torch
+import torchmetrics
 from torch import Tensor
 
 from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.pictures.images import check_images, check_pair
-from hasten.eval.statistics import Estimate
+from hasten.eval.statistics import Estimate, Grouping
 from hasten.extend import ConfigError
 
 #: One tensor per name, one row per sample; on the CPU.
@@ -55,18 +57,31 @@ class Batch:
             check_pair(self.baseline, self.images)
 
 
-class Metric(ABC):
+@runtime_checkable
+class Placed(Protocol):
+    """A network that follows its metric to another device."""
+
+    def to(self, device: torch.device) -> object:
+        """Move there."""
+
+
+class Metric(torchmetrics.Metric):
     """Base of all metrics. Figures are comparable only where :meth:`fingerprint` is equal.
 
     Class attributes: ``name`` (what a user types), ``needs``, ``higher_is_better``, ``unit`` (empty for
     none), ``published`` (whether its figures may be compared with published ones), ``tolerance`` (largest loss
     that fewer plain steps may have unless the user sets a margin; ``None`` where only the user can say).
+
+    A subclass with a constructor of its own sets ``name`` and then calls ``super().__init__()``. Networks that have a
+    method ``to`` follow the metric to another device.
     """
+
+    is_differentiable: ClassVar[bool | None] = False
+    full_state_update: ClassVar[bool | None] = False
 
     name: str
     version: ClassVar[str] = "1"
     needs: frozenset[Need]
-    higher_is_better: bool
     unit: str = ""
     published: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
@@ -83,17 +98,94 @@ class Metric(ABC):
             ConfigError: if the batch lacks what :attr:`needs` names.
         """
 
+    def sync(self, *arguments: Any, **options: Any) -> None:
+        """Gather the states of all processes; see ``torchmetrics.Metric.sync``."""
+        for name in self._defaults:
+            rows = getattr(self, name)
+            if isinstance(rows, list) and not rows:
+                # A process without samples takes part with no rows of the same width.
+                rows.append(torch.empty(0, self._width(), dtype=self._rows_dtype, device=self.device))
+        super().sync(*arguments, **options)
+
+    _rows_dtype = torch.float64
+
+    @abstractmethod
+    def _width(self) -> int:
+        """Columns of the states that hold rows."""
+
+    def _rows(self, name: str) -> Tensor:
+        """All rows of a state, which is one tensor after synchronisation."""
+        state = getattr(self, name)
+        rows = state if isinstance(state, Tensor) else torch.cat(state) if state else torch.empty(0, 0)
+        if not len(rows):
+            raise ConfigError(f"The metric {self.name} has seen no sample.")
+        return rows
+
+    def _apply(self, *arguments: Any, **options: Any) -> torch.nn.Module:
+        before = self.device
+        moved: torch.nn.Module = super()._apply(*arguments, **options)
+        if self.device != before:
+            for part in vars(self).values():
+                if isinstance(part, Placed) and not isinstance(part, Tensor | torch.nn.Module):
+                    part.to(self.device)
+        return moved
+
     def _require(self, batch: Batch) -> None:
         for need, value in (("prompt", batch.prompts), ("baseline", batch.baseline)):
             if need in self.needs and value is None:
                 plural = "prompts" if need == "prompt" else "the baseline's images"
                 raise ConfigError(f"The metric {self.name} needs {plural} beside the images.")
         if "video" in self.needs and batch.frames < 2:
-            raise ConfigError(f"The metric {self.name} is one of videos, and these are single pictures.")
+            raise ConfigError(f"The metric {self.name} needs videos, and these are single pictures.")
 
 
 class SampleMetric(Metric):
-    """A metric with one score per sample; its figure is their mean, and paired statistics apply."""
+    """A metric with one score per sample; its figure is their mean, and paired statistics apply.
+
+    Args:
+        variant: which of several definitions.
+        options: of ``torchmetrics.Metric``.
+    """
+
+    def __init__(self, variant: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        # Named after the metric: in a MetricCollection metrics whose states look alike would share them.
+        self._state = f"samples_of_{self.name}_{variant}"
+        self.add_state(self._state, [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        baseline: Tensor | None = None,
+        frames: int = 1,
+    ) -> None:
+        """Score uint8 images ``[N, 3, H, W]`` with what the metric needs beside them; see :class:`Batch`.
+
+        Raises:
+            ConfigError: if they don't belong together or something is missing.
+        """
+        batch = Batch(images, None if prompts is None else tuple(prompts), baseline, frames)
+        features = self.embed(batch)
+        counts = self.counts(features)
+        if counts is None:
+            scores = self.averaged(self.score(features))
+            counts = scores, torch.ones_like(scores)
+        rows = torch.stack(counts, 1).to(device=self.device, dtype=torch.float64)
+        getattr(self, self._state).append(rows)
+
+    def compute(self) -> Tensor:
+        """The metric's figure over all samples, a float64 scalar.
+
+        Raises:
+            ConfigError: before the first update.
+        """
+        right, asked = self._rows(self._state).unbind(1)
+        figure = self.summarize(right) if bool((asked == 1).all()) else float(right.sum() / asked.sum())
+        return torch.tensor(figure, dtype=torch.float64, device=self.device)
+
+    def _width(self) -> int:
+        return 2
 
     @abstractmethod
     def score(self, features: Features) -> Tensor:
@@ -129,7 +221,62 @@ class SetFigure:
 
 
 class SetMetric(Metric):
-    """A metric of a set against a reference set. Clusters are prompts, in the order of the rows."""
+    """A metric of a set against a reference set. Clusters are prompts, in the order of the rows.
+
+    As a ``torchmetrics.Metric`` it keeps the features of both sets.
+
+    Args:
+        reset_real_features: whether :meth:`reset` forgets the reference.
+        options: of ``torchmetrics.Metric``.
+    """
+
+    real: list[Tensor] | Tensor
+    fake: list[Tensor] | Tensor
+    _rows_dtype = torch.float32
+
+    def __init__(self, *, reset_real_features: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self._reset_real = reset_real_features
+        self._add_sides()
+
+    def _add_sides(self) -> None:
+        for side in ("real", "fake"):
+            self.add_state(side, [], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, real: bool) -> None:
+        """Add uint8 images ``[N, 3, H, W]`` to the reference (``real``) or the generated set.
+
+        Raises:
+            ConfigError: if they are no such images, or the metric embeds anything but ``"features"``.
+        """
+        embedded = self.embed(Batch(images))
+        if set(embedded) != {"features"}:
+            raise ConfigError(
+                f"The metric {self.name} embeds {sorted(embedded)}; only 'features' can be kept here."
+            )
+        self._add("real" if real else "fake", embedded["features"].to(self.device))
+
+    def _add(self, side: str, features: Tensor) -> None:
+        getattr(self, side).append(features)
+
+    def compute(self) -> Tensor:
+        """The metric's figure, a float64 scalar.
+
+        Raises:
+            ConfigError: with too few images on a side.
+        """
+        fake, real = ({"features": self._rows(side)} for side in ("fake", "real"))
+        return torch.tensor(self.value(fake, real), dtype=torch.float64, device=self.device)
+
+    def reset(self) -> None:
+        """Forget the images; the reference only if so configured."""
+        real = self.real
+        super().reset()
+        if not self._reset_real:
+            self.real = real
+
+    def _width(self) -> int:
+        return self.embed(Batch(torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)))["features"].shape[1]
 
     def own_reference(self, prompts: Sequence[str], side: int) -> Tensor | None:  # noqa: ARG002
         """Pictures that the metric compares with by itself: uint8 ``[M, 3, side, side]``; None where it has none.
@@ -145,35 +292,18 @@ class SetMetric(Metric):
         """The figure alone, without an interval."""
 
     @abstractmethod
-    def aggregate(
-        self,
-        features: Features,
-        reference: Any,
-        *,
-        clusters: Sequence[object] | None = None,
-        level: float = 0.95,
-        seed: int = 0,
-    ) -> SetFigure:
+    def aggregate(self, features: Features, reference: Any, **grouping: Unpack[Grouping]) -> SetFigure:
         """The figure with its interval.
 
         Args:
             features: embedded samples.
             reference: embedded reference samples, or what else the metric documents.
-            clusters: one label per row (the prompt).
-            level: coverage.
-            seed: of random groups.
+            grouping: ``clusters``, ``level``, ``seed``: see :class:`~hasten.eval.statistics.Grouping`.
         """
 
     @abstractmethod
     def difference(
-        self,
-        base: Features,
-        candidate: Features,
-        reference: Any,
-        *,
-        clusters: Sequence[object] | None = None,
-        level: float = 0.95,
-        seed: int = 0,
+        self, base: Features, candidate: Features, reference: Any, **grouping: Unpack[Grouping]
     ) -> Estimate:
         """Candidate minus baseline over pairs (rows correspond), with the paired interval."""
 

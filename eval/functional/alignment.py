@@ -51,31 +51,10 @@ def scale_cosines(cosines: Tensor, scale: ClipScale = "percent") -> Tensor:
     return scores.clamp(min=0) if scale in ("clamped", "original") else scores
 
 
-def mean_score(cosines: Tensor, scale: ClipScale = "percent") -> float:
-    """The figure a paper prints: mean of the scaled cosines; on the ``torchmetrics`` scale then clamped at
-    0.
-    """
-    mean = float(scale_cosines(cosines, scale).mean())
+def mean_score(scores: Tensor, scale: ClipScale) -> float:
+    """The figure a paper prints of scaled scores: their mean; on the ``torchmetrics`` scale clamped at 0."""
+    mean = float(scores.mean())
     return max(0.0, mean) if scale == "torchmetrics" else mean
-
-
-def directional_similarity(base_image: Tensor, image: Tensor, base_text: Tensor, text: Tensor) -> Tensor:
-    """Cosine between the change of the image and the change of the text, of normalised embeddings (Gal et al.
-    2022).
-
-    Args:
-        base_image: ``[N, d]``.
-        image: ``[N, d]``.
-        base_text: ``[N, d]``.
-        text: ``[N, d]``.
-
-    Returns:
-        float64 ``[N]``.
-
-    Raises:
-        ConfigError: where an image or a text did not change at all: there is no direction.
-    """
-    return cosine(normalized(image) - normalized(base_image), normalized(text) - normalized(base_text))
 
 
 def max_query_cosine(queries: Tensor, text: Tensor) -> Tensor:

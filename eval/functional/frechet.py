@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.eval.functional.moments import Moments, as_float64, check_features
+from hasten.eval.functional.moments import Moments, as_float64
 from hasten.extend import ConfigError
 
 _log = logging.getLogger("hasten")
@@ -193,66 +193,3 @@ def noise_floor(reference: Moments, n: int, m: int) -> float:
     second = harmonic.sum() + harmonic.diagonal().sum()
     floor = (1 / n + 1 / m) * values.sum() + 0.5 * (1 / (n - 1) + 1 / (m - 1)) * second
     return float(floor)
-
-
-@dataclass(frozen=True)
-class FrechetInfinity:
-    """A Frechet distance extrapolated to infinitely many samples.
-
-    Attributes:
-        value: intercept of the line through distance against ``1/n``.
-        se: standard error of the intercept from the regression's residuals (the sizes share samples, so it is
-            a lower guide).
-        slope: the bias coefficient of this generator: distance rises by ``slope / n``.
-        sizes: sample sizes evaluated.
-        distances: the distance at each.
-    """
-
-    value: float
-    se: float
-    slope: float
-    sizes: tuple[int, ...]
-    distances: tuple[float, ...]
-
-
-def frechet_infinity(
-    features: Tensor, reference: Moments, *, points: int = 15, smallest: int | None = None, seed: int = 0
-) -> FrechetInfinity:
-    """Extrapolate the distance to infinite sample size (Chong and Forsyth 2020, "FID-infinity").
-
-    Args:
-        features: ``[N, d]`` of the set under test.
-        reference: moments of the reference, whose own finite size stays in the result.
-        points: how many sizes, evenly spaced from ``smallest`` to N; subsets are drawn without replacement.
-        smallest: default ``min(5000, N / 10)``, at least two.
-        seed: of the subsets.
-
-    Raises:
-        ConfigError: with too few samples for three different sizes.
-    """
-    check_features(features)
-    total = len(features)
-    first = max(2, min(5000, total // 10)) if smallest is None else smallest
-    sizes = sorted({round(float(size)) for size in torch.linspace(first, total, points, dtype=torch.float64)})
-    if len(sizes) < 3 or first < 2 or first >= total:
-        raise ConfigError(f"{total} samples are too few to extrapolate from sizes {first} to {total}.")
-    generator = torch.Generator().manual_seed(seed)
-    factor = covariance_factor(reference)
-    distances = []
-    for size in sizes:
-        rows = torch.randperm(total, generator=generator)[:size]
-        distances.append(frechet_distance_to(features[rows], reference, factor).raw)
-    return _extrapolate(sizes, distances)
-
-
-def _extrapolate(sizes: list[int], distances: list[float]) -> FrechetInfinity:
-    """Least squares of distance against 1/n with the intercept's standard error."""
-    n = torch.tensor(sizes, dtype=torch.float64)
-    design = torch.stack([torch.ones_like(n), 1 / n], dim=1)
-    target = torch.tensor(distances, dtype=torch.float64)
-    inverse = torch.linalg.inv(design.T @ design)
-    intercept, slope = (inverse @ design.T @ target).tolist()
-    residual = target - design @ torch.tensor([intercept, slope], dtype=torch.float64)
-    variance = float(residual.square().sum()) / (len(sizes) - 2)
-    se = (variance * float(inverse[0, 0])) ** 0.5
-    return FrechetInfinity(intercept, se, slope, tuple(sizes), tuple(distances))

@@ -14,6 +14,7 @@ from hasten.eval.functional.alignment import (
     cosine,
     match_probability,
     max_query_cosine,
+    mean_score,
     scale_cosines,
 )
 from hasten.eval.metric import Batch, Features, Need, SampleMetric
@@ -50,6 +51,7 @@ class ClipScore(SampleMetric):
         template: how a prompt becomes the text, with ``{}`` for the prompt (``"a photo of a {}"`` for class
             labels). Default is the prompt itself, on the ``original`` scale after "A photo depicts".
         device: where to run.
+        options: of ``torchmetrics.Metric``.
     """
 
     name = "clip_score"
@@ -63,7 +65,9 @@ class ClipScore(SampleMetric):
         *,
         template: str | None = None,
         device: torch.device | str = "cpu",
+        **options: Any,
     ) -> None:
+        super().__init__(scale, **options)
         scale_cosines(torch.zeros(1), scale)  # refuses an unknown scale before a model is loaded
         self.scale: ClipScale = scale
         self._template = template or (f"{_ORIGINAL_PREFIX}{{}}" if scale == "original" else "{}")
@@ -94,8 +98,7 @@ class ClipScore(SampleMetric):
 
     def summarize(self, scores: Tensor) -> float:
         """Mean; the torchmetrics scale clamps it at 0."""
-        mean = float(scores.mean())
-        return max(0.0, mean) if self.scale == "torchmetrics" else mean
+        return mean_score(scores, self.scale)
 
     def fingerprint(self) -> Fingerprint:
         """Network, scale, text handling."""
@@ -113,6 +116,7 @@ class RetrievalScore(SampleMetric):
         text_norm: text handling, ``"hf"`` or ``"lavis"``.
         dtype: of the weights; the released ClassDiffusion code uses float16.
         device: where to run.
+        options: of ``torchmetrics.Metric``.
     """
 
     needs = _TEXT
@@ -126,10 +130,12 @@ class RetrievalScore(SampleMetric):
         text_norm: TextNorm = "hf",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        **options: Any,
     ) -> None:
         if name not in RETRIEVAL_METRICS:
             raise ConfigError(f"BLIP scores are {', '.join(RETRIEVAL_METRICS)}, not {name!r}.")
         self.name = name
+        super().__init__(**options)
         network_class, self._head, checkpoint = RETRIEVAL_METRICS[name]
         if isinstance(network, network_class):
             self._network: Any = network

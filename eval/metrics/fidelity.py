@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +48,16 @@ class Psnr(_Pixels):
 
     Args:
         channel: ``"rgb"`` or ``"y"``.
+        options: of ``torchmetrics.Metric``.
     """
 
     name = "psnr"
     unit = "dB"
 
-    def __init__(self, channel: str = "rgb") -> None:
+    def __init__(self, channel: str = "rgb", **options: Any) -> None:
         if channel not in ("rgb", "y"):
             raise ConfigError(f"channel is 'rgb' or 'y', not {channel!r}.")
+        super().__init__(channel, **options)
         self._channel = channel
         self._function = partial(psnr, channel=channel)
 
@@ -73,14 +76,16 @@ class Ssim(_Pixels):
     Args:
         variant: ``"valid"`` or ``"torchmetrics"`` borders.
         multi_scale: the five-scale form.
+        options: of ``torchmetrics.Metric``.
     """
 
     name = "ssim"
 
-    def __init__(self, variant: Variant = "valid", *, multi_scale: bool = False) -> None:
+    def __init__(self, variant: Variant = "valid", *, multi_scale: bool = False, **options: Any) -> None:
         if variant not in ("valid", "torchmetrics"):
             raise ConfigError(f"variant is 'valid' or 'torchmetrics', not {variant!r}.")
         self.name = "ms_ssim" if multi_scale else "ssim"
+        super().__init__(variant, **options)
         self._variant = variant
         function = ms_ssim if multi_scale else ssim
         self._function = partial(function, variant=variant)
@@ -97,16 +102,22 @@ class LpipsMetric(_Pixels):
         weights: torchvision's AlexNet weights file.
         heads: LPIPS heads; default is torchmetrics' copy.
         device: where to run.
+        options: of ``torchmetrics.Metric``.
     """
 
     name = "lpips"
     higher_is_better = False
 
     def __init__(
-        self, weights: str | Path, heads: str | Path | None = None, device: torch.device | str = "cpu"
+        self,
+        weights: str | Path,
+        heads: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        **options: Any,
     ) -> None:
         from hasten.eval.networks.alexnet import load_lpips
 
+        super().__init__(**options)
         self._network = load_lpips(weights, heads, device=device)
         self._function = self._network
 
@@ -121,15 +132,17 @@ class ImageCosine(SampleMetric):
     Args:
         network: a CLIP folder or hub id, or a ready :class:`~hasten.eval.networks.clip.ClipNetwork`.
         device: where to run.
+        options: of ``torchmetrics.Metric``.
     """
 
     name = "clip_i"
     needs = _PAIRED
     higher_is_better = True
 
-    def __init__(self, network: object, device: torch.device | str = "cpu") -> None:
+    def __init__(self, network: object, device: torch.device | str = "cpu", **options: Any) -> None:
         from hasten.eval.networks.clip import as_clip
 
+        super().__init__(**options)
         self._clip = as_clip(network, device)
 
     def embed(self, batch: Batch) -> Features:

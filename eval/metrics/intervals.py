@@ -8,7 +8,9 @@ its interval is many times narrower than that of two separate figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -18,8 +20,7 @@ from torch import Tensor
 from hasten.eval.functional.frechet import covariance_factor, frechet_distance, frechet_distance_to
 from hasten.eval.functional.mmd import Kernel, KernelSums, discrepancy, kernel_sums
 from hasten.eval.functional.moments import Moments, check_features
-from hasten.eval.statistics import Estimate, assign_groups, jackknife_estimate
-from hasten.eval.statistics.jackknife import GROUPS
+from hasten.eval.statistics import Estimate, Grouping, group_samples
 from hasten.extend import ConfigError
 
 
@@ -42,28 +43,13 @@ def _leave_out_distances(
     return value, left_out
 
 
-def _clusters(groups: Sequence[object] | None, n: int) -> int:
-    return n if groups is None else len(set(groups))
-
-
-def frechet_estimate(
-    features: Tensor,
-    reference: Moments,
-    *,
-    groups: int = GROUPS,
-    clusters: Sequence[object] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
+def frechet_estimate(features: Tensor, reference: Moments, **grouping: Unpack[Grouping]) -> Estimate:
     """Frechet distance to a reference with a grouped-jackknife interval.
 
     Args:
         features: ``[N, d]``.
         reference: moments of the reference set.
-        groups: groups left out in turn, each one evaluation of the distance.
-        clusters: one label per sample (the prompt), kept in one group.
-        level: coverage.
-        seed: of the assignment to groups.
+        grouping: see :class:`~hasten.eval.statistics.Grouping`.
 
     Returns:
         The raw distance; the interval is about its expectation at this N, bias included.
@@ -71,22 +57,12 @@ def frechet_estimate(
     Raises:
         ConfigError: on unusable features or fewer than two clusters.
     """
-    of = assign_groups(len(features), groups, clusters=clusters, seed=seed)
-    value, left_out = _leave_out_distances(features, of, reference, covariance_factor(reference))
-    return jackknife_estimate(
-        value, left_out, n=len(features), level=level, clusters=_clusters(clusters, len(features))
-    )
+    of, estimate = group_samples(len(features), **grouping)
+    return estimate(*_leave_out_distances(features, of, reference, covariance_factor(reference)))
 
 
 def frechet_difference(
-    base: Tensor,
-    candidate: Tensor,
-    reference: Moments,
-    *,
-    groups: int = GROUPS,
-    clusters: Sequence[object] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
+    base: Tensor, candidate: Tensor, reference: Moments, **grouping: Unpack[Grouping]
 ) -> Estimate:
     """Frechet distance of the candidate minus that of the baseline, over pairs.
 
@@ -94,23 +70,17 @@ def frechet_difference(
         base: ``[N, d]`` features of the baseline.
         candidate: ``[N, d]``, the same prompts and seeds in the same order.
         reference: moments of the reference set.
-        groups: as in :func:`frechet_estimate`.
-        clusters: as there.
-        level: as there.
-        seed: as there.
+        grouping: see :class:`~hasten.eval.statistics.Grouping`.
 
     Raises:
         ConfigError: if the sets are not paired, or as :func:`frechet_estimate`.
     """
     _check_paired(base, candidate)
-    of = assign_groups(len(base), groups, clusters=clusters, seed=seed)
+    of, estimate = group_samples(len(base), **grouping)
     factor = covariance_factor(reference)
     value_a, without_a = _leave_out_distances(base, of, reference, factor)
     value_b, without_b = _leave_out_distances(candidate, of, reference, factor)
-    change = np.subtract(without_b, without_a)
-    return jackknife_estimate(
-        value_b - value_a, change, n=len(base), level=level, clusters=_clusters(clusters, len(base))
-    )
+    return estimate(value_b - value_a, np.subtract(without_b, without_a))
 
 
 def _check_paired(base: Tensor, candidate: Tensor) -> None:
@@ -128,58 +98,46 @@ def _jackknife_sums(value_of: Callable[[Tensor], float], count: int) -> tuple[fl
     return value_of(every), [value_of(mask) for mask in masks]
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """Which squared discrepancy is computed.
+
+    Attributes:
+        kernel: as in :func:`hasten.eval.functional.mmd.kernel_sums`.
+        unbiased: the U-statistic, else the V-statistic.
+        scale: factor on the result (1000 for CMMD).
+    """
+
+    kernel: Kernel
+    unbiased: bool = True
+    scale: float = 1.0
+
+    def of(self, xx: KernelSums, yy: KernelSums, xy: KernelSums, keep: Tensor | None = None) -> float:
+        """The figure of kernel sums; see :func:`hasten.eval.functional.mmd.discrepancy`."""
+        return self.scale * discrepancy(xx, yy, xy, unbiased=self.unbiased, keep=keep)
+
+
 def mmd_estimate(
-    features: Tensor,
-    reference: Tensor,
-    kernel: Kernel,
-    *,
-    unbiased: bool = True,
-    scale: float = 1.0,
-    groups: int = GROUPS,
-    clusters: Sequence[object] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
+    features: Tensor, reference: Tensor, statistic: Statistic, **grouping: Unpack[Grouping]
 ) -> Estimate:
     """Squared MMD to a reference with a grouped-jackknife interval, in one pass over the kernel.
 
     Args:
         features: ``[N, d]``, normalised already where the metric asks for it.
         reference: ``[M, d]``.
-        kernel: as in :func:`hasten.eval.functional.mmd.kernel_sums`.
-        unbiased: which statistic.
-        scale: factor on the result (1000 for CMMD).
-        groups: groups left out in turn.
-        clusters: one label per sample (the prompt), kept in one group.
-        level: coverage.
-        seed: of the assignment to groups.
+        statistic: which one.
+        grouping: see :class:`~hasten.eval.statistics.Grouping`.
     """
-    of = assign_groups(len(features), groups, clusters=clusters, seed=seed)
-    numbers = torch.from_numpy(of)
+    of, estimate = group_samples(len(features), **grouping)
+    numbers, kernel = torch.from_numpy(of), statistic.kernel
     xx = kernel_sums(features, None, kernel, groups_x=numbers)
     xy = kernel_sums(features, reference, kernel, groups_x=numbers)
     yy = kernel_sums(reference, None, kernel)
-
-    def value_of(keep: Tensor) -> float:
-        return scale * discrepancy(xx, yy, xy, unbiased=unbiased, keep=keep)
-
-    value, left_out = _jackknife_sums(value_of, len(xx.rows))
-    return jackknife_estimate(
-        value, left_out, n=len(features), level=level, clusters=_clusters(clusters, len(features))
-    )
+    return estimate(*_jackknife_sums(lambda keep: statistic.of(xx, yy, xy, keep), len(xx.rows)))
 
 
 def mmd_difference(
-    base: Tensor,
-    candidate: Tensor,
-    reference: Tensor,
-    kernel: Kernel,
-    *,
-    unbiased: bool = True,
-    scale: float = 1.0,
-    groups: int = GROUPS,
-    clusters: Sequence[object] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
+    base: Tensor, candidate: Tensor, reference: Tensor, statistic: Statistic, **grouping: Unpack[Grouping]
 ) -> Estimate:
     """Squared MMD of the candidate minus that of the baseline, over pairs.
 
@@ -190,8 +148,8 @@ def mmd_difference(
         ConfigError: if the sets are not paired.
     """
     _check_paired(base, candidate)
-    of = assign_groups(len(base), groups, clusters=clusters, seed=seed)
-    numbers = torch.from_numpy(of)
+    of, estimate = group_samples(len(base), **grouping)
+    numbers, kernel = torch.from_numpy(of), statistic.kernel
     none = torch.zeros(1, 1, dtype=torch.float64)
     two = torch.full((1,), 2.0, dtype=torch.float64)
     yy = KernelSums(none, none[0], two, two)
@@ -203,11 +161,8 @@ def mmd_difference(
         for side in (base, candidate)
     ]
 
-    def value_of(keep: Tensor) -> float:
-        a, b = (discrepancy(xx, yy, xy, unbiased=unbiased, keep=keep) for xx, xy in sides)
-        return scale * (b - a)
+    def change(keep: Tensor) -> float:
+        a, b = (statistic.of(xx, yy, xy, keep) for xx, xy in sides)
+        return b - a
 
-    value, left_out = _jackknife_sums(value_of, int(of.max()) + 1)
-    return jackknife_estimate(
-        value, left_out, n=len(base), level=level, clusters=_clusters(clusters, len(base))
-    )
+    return estimate(*_jackknife_sums(change, int(of.max()) + 1))

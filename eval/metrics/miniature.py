@@ -149,6 +149,7 @@ class Classifier(AttributeMetric):
         from hasten.pipelines.mini.judge import load_judge
         from hasten.pipelines.mini.scoring import AttributeScorer
 
+        super().__init__()
         judge = load_judge(Path(folder) if folder is not None else bundled("judge"))
         self._weights = hash_weights(judge)
         self._judge = AttributeScorer(judge)
@@ -189,11 +190,11 @@ class TextImage(ClipScore):
         folder: of the model; the bundled one unless given.
     """
 
+    name = "mini_text_image"
     published = False
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__(_clip(folder), "cosine")
-        self.name = "mini_text_image"
 
 
 class _TrueRenders(SetMetric):

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from hasten.eval.fingerprint import Fingerprint
-from hasten.eval.functional.frechet import covariance_factor, frechet_distance_to, noise_floor
+from hasten.eval.functional.frechet import (
+    covariance_factor,
+    frechet_distance,
+    frechet_distance_to,
+    noise_floor,
+)
 from hasten.eval.functional.mmd import (
     CMMD_SCALE,
     CMMD_SIGMA,
-    Kernel,
     cmmd,
-    discrepancy,
     gaussian_kernel,
     kernel_sums,
     median_bandwidth,
     normalized,
     polynomial_kernel,
 )
-from hasten.eval.functional.moments import Moments
+from hasten.eval.functional.moments import Moments, merge_all
 from hasten.eval.metric import Batch, Features, Need, SetFigure, SetMetric
-from hasten.eval.metrics.intervals import frechet_difference, frechet_estimate, mmd_difference, mmd_estimate
+from hasten.eval.metrics.intervals import (
+    Statistic,
+    frechet_difference,
+    frechet_estimate,
+    mmd_difference,
+    mmd_estimate,
+)
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
-from hasten.eval.statistics import Estimate
+from hasten.eval.statistics import Estimate, Grouping
+from hasten.eval.statistics.jackknife import GROUPS
 from hasten.extend import ConfigError
 
 _SET: frozenset[Need] = frozenset({"image", "reference"})
@@ -39,9 +50,12 @@ class _FeatureMetric(SetMetric):
     needs = _SET
     higher_is_better = False
 
-    def __init__(self, network: FeatureNetwork, details: dict[str, object]) -> None:
+    def __init__(
+        self, network: FeatureNetwork, groups: int, details: Mapping[str, object], **options: Any
+    ) -> None:
         self.network = network
-        self._details = details
+        self._groups, self._details = groups, details
+        super().__init__(**options)
 
     def embed(self, batch: Batch) -> Features:
         """``{"features": float32 [N, d]}``."""
@@ -51,11 +65,20 @@ class _FeatureMetric(SetMetric):
         """Network, preprocessing and the metric's own settings."""
         return self.network.fingerprint(self.name, **self._details)
 
+    def _width(self) -> int:
+        return self.network.dimension
+
+
+def _merge_packed(stacked: Tensor) -> Tensor:
+    """``[ranks, d + 2, d]`` packed moments to one, in rank order."""
+    return merge_all(Moments.unpack(packed) for packed in stacked).pack()
+
 
 class Fid(_FeatureMetric):
     """Frechet distance of features. Only with Inception is it called FID.
 
-    The reference may be embedded samples or moments (a statistics file's).
+    The reference may be embedded samples or moments (a statistics file's). As a ``torchmetrics.Metric`` it keeps
+    moments, ``(d + 2) x d`` float64 a side, whatever the number of images.
 
     Args:
         network: see :func:`~hasten.eval.networks.features.load_feature_network`.
@@ -64,6 +87,7 @@ class Fid(_FeatureMetric):
         allow_download: let Inception's weights be fetched.
         groups: groups of the jackknife.
         device: where to run.
+        options: ``reset_real_features``, and those of ``torchmetrics.Metric``.
     """
 
     def __init__(
@@ -73,15 +97,33 @@ class Fid(_FeatureMetric):
         *,
         weights: str | Path | None = None,
         allow_download: bool = False,
-        groups: int = 25,
+        groups: int = GROUPS,
         device: torch.device | str = "cpu",
+        **options: Any,
     ) -> None:
         loaded = load_feature_network(
             network, preset=preset, weights=weights, allow_download=allow_download, device=device
         )
-        super().__init__(loaded, {})
         self.name = "fid" if loaded.name.startswith("inception") else "frechet_distance"
-        self._groups = groups
+        super().__init__(loaded, groups, {}, **options)
+
+    def _add_sides(self) -> None:
+        empty = Moments.empty(self.network.dimension).pack()
+        for side in ("real", "fake"):
+            self.add_state(side, empty, dist_reduce_fx=_merge_packed)
+
+    def _add(self, side: str, features: Tensor) -> None:
+        moments = Moments.unpack(getattr(self, side)).merge(Moments.of(features))
+        setattr(self, side, moments.pack())
+
+    def compute(self) -> Tensor:
+        """The distance, a float64 scalar.
+
+        Raises:
+            ConfigError: with fewer than two images on a side.
+        """
+        fake, real = (Moments.unpack(torch.as_tensor(side)) for side in (self.fake, self.real))
+        return torch.tensor(frechet_distance(fake, real).value, dtype=torch.float64, device=self.device)
 
     @staticmethod
     def _moments(reference: Features | Moments) -> Moments:
@@ -96,16 +138,11 @@ class Fid(_FeatureMetric):
         self,
         features: Features,
         reference: Features | Moments,
-        *,
-        clusters: Sequence[object] | None = None,
-        level: float = 0.95,
-        seed: int = 0,
+        **grouping: Unpack[Grouping],
     ) -> SetFigure:
         """Raw distance with a grouped-jackknife interval, beside the noise floor at these sample sizes."""
         moments, x = self._moments(reference), features["features"]
-        estimate = frechet_estimate(
-            x, moments, groups=self._groups, clusters=clusters, level=level, seed=seed
-        )
+        estimate = frechet_estimate(x, moments, **{"groups": self._groups, **grouping})
         return SetFigure(estimate, {"noise_floor": noise_floor(moments, len(x), moments.n)})
 
     def difference(
@@ -113,20 +150,14 @@ class Fid(_FeatureMetric):
         base: Features,
         candidate: Features,
         reference: Features | Moments,
-        *,
-        clusters: Sequence[object] | None = None,
-        level: float = 0.95,
-        seed: int = 0,
+        **grouping: Unpack[Grouping],
     ) -> Estimate:
         """Paired difference with a grouped-jackknife interval; the bias of the sample size cancels."""
         return frechet_difference(
             base["features"],
             candidate["features"],
             self._moments(reference),
-            groups=self._groups,
-            clusters=clusters,
-            level=level,
-            seed=seed,
+            **{"groups": self._groups, **grouping},
         )
 
 
@@ -135,63 +166,33 @@ class _Mmd(_FeatureMetric):
     otherwise.
     """
 
-    unbiased = True
-    scale = 1.0
+    @abstractmethod
+    def _statistic(self, reference: Tensor) -> Statistic:
+        """What is computed against the rows of ``reference``."""
 
-    def __init__(self, network: FeatureNetwork, groups: int, details: dict[str, object]) -> None:
-        super().__init__(network, details)
-        self._groups = groups
-
-    def _rows(self, features: Features) -> Tensor:
+    def _rows_of(self, features: Features) -> Tensor:
         return features["features"]
-
-    def _kernel(self, reference: Tensor) -> Kernel:
-        raise NotImplementedError
 
     def value(self, features: Features, reference: Features) -> float:
         """The statistic, without an interval."""
-        x, y = self._rows(features), self._rows(reference)
-        kernel = self._kernel(y)
-        sums = kernel_sums(x, None, kernel), kernel_sums(y, None, kernel), kernel_sums(x, y, kernel)
-        return self.scale * discrepancy(*sums, unbiased=self.unbiased)
+        x, y = self._rows_of(features), self._rows_of(reference)
+        statistic = self._statistic(y)
+        kernel = statistic.kernel
+        return statistic.of(
+            kernel_sums(x, None, kernel), kernel_sums(y, None, kernel), kernel_sums(x, y, kernel)
+        )
 
-    def aggregate(
-        self,
-        features: Features,
-        reference: Features,
-        *,
-        clusters: Sequence[object] | None = None,
-        level: float = 0.95,
-        seed: int = 0,
-    ) -> SetFigure:
+    def aggregate(self, features: Features, reference: Features, **grouping: Unpack[Grouping]) -> SetFigure:
         """The statistic with a grouped-jackknife interval."""
-        x, y = self._rows(features), self._rows(reference)
-        estimate = self._run(mmd_estimate, x, y, clusters=clusters, level=level, seed=seed)
-        return SetFigure(estimate)
+        x, y = self._rows_of(features), self._rows_of(reference)
+        return SetFigure(mmd_estimate(x, y, self._statistic(y), **{"groups": self._groups, **grouping}))
 
     def difference(
-        self,
-        base: Features,
-        candidate: Features,
-        reference: Features,
-        *,
-        clusters: Sequence[object] | None = None,
-        level: float = 0.95,
-        seed: int = 0,
+        self, base: Features, candidate: Features, reference: Features, **grouping: Unpack[Grouping]
     ) -> Estimate:
         """Paired difference; the term within the reference cancels."""
-        rows = self._rows(base), self._rows(candidate), self._rows(reference)
-        return self._run(mmd_difference, *rows, clusters=clusters, level=level, seed=seed)
-
-    def _run(self, estimator: Callable[..., Estimate], *rows: Tensor, **options: Any) -> Estimate:
-        return estimator(
-            *rows,
-            self._kernel(rows[-1]),
-            unbiased=self.unbiased,
-            scale=self.scale,
-            groups=self._groups,
-            **options,
-        )
+        a, b, y = self._rows_of(base), self._rows_of(candidate), self._rows_of(reference)
+        return mmd_difference(a, b, y, self._statistic(y), **{"groups": self._groups, **grouping})
 
 
 class Kid(_Mmd):
@@ -206,16 +207,18 @@ class Kid(_Mmd):
         *,
         weights: str | Path | None = None,
         allow_download: bool = False,
-        groups: int = 25,
+        groups: int = GROUPS,
         device: torch.device | str = "cpu",
+        **options: Any,
     ) -> None:
         loaded = load_feature_network(
             network, preset=preset, weights=weights, allow_download=allow_download, device=device
         )
-        super().__init__(loaded, groups, {"kernel": "(x.y/d + 1)^3", "statistic": "unbiased"})
+        details = {"kernel": "(x.y/d + 1)^3", "statistic": "unbiased"}
+        super().__init__(loaded, groups, details, **options)
 
-    def _kernel(self, reference: Tensor) -> Kernel:  # noqa: ARG002
-        return polynomial_kernel
+    def _statistic(self, reference: Tensor) -> Statistic:  # noqa: ARG002
+        return Statistic(polynomial_kernel)
 
 
 #: Published network of CMMD.
@@ -232,17 +235,17 @@ class Cmmd(_Mmd):
             (then the metric is called ``mmd_clip_median`` and is unbiased).
         groups: groups of the jackknife.
         device: where to run.
+        options: ``reset_real_features``, and those of ``torchmetrics.Metric``.
     """
-
-    scale = CMMD_SCALE
 
     def __init__(
         self,
         network: object = CMMD_MODEL,
         *,
         sigma: float | None = CMMD_SIGMA,
-        groups: int = 25,
+        groups: int = GROUPS,
         device: torch.device | str = "cpu",
+        **options: Any,
     ) -> None:
         from hasten.eval.networks.clip import as_clip
 
@@ -259,26 +262,24 @@ class Cmmd(_Mmd):
         self._sigma = sigma
         statistic = "unbiased" if self.unbiased else "biased"
         details: dict[str, object] = {"sigma": sigma or "median of the reference", "statistic": statistic}
-        super().__init__(network, groups, details)
+        super().__init__(network, groups, details, **options)
 
-    def _rows(self, features: Features) -> Tensor:
+    def _rows_of(self, features: Features) -> Tensor:
         return normalized(features["features"])
 
-    def _kernel(self, reference: Tensor) -> Kernel:
-        return gaussian_kernel(self._sigma or median_bandwidth(reference))
+    def _statistic(self, reference: Tensor) -> Statistic:
+        kernel = gaussian_kernel(self._sigma or median_bandwidth(reference))
+        return Statistic(kernel, self.unbiased, CMMD_SCALE)
 
     def aggregate(
         self,
         features: Features,
         reference: Features,
-        *,
-        clusters: Sequence[object] | None = None,
-        level: float = 0.95,
-        seed: int = 0,
+        **grouping: Unpack[Grouping],
     ) -> SetFigure:
         """The statistic with its interval; extras hold both forms and the bandwidth."""
-        figure = super().aggregate(features, reference, clusters=clusters, level=level, seed=seed)
-        x, y = self._rows(features), self._rows(reference)
+        figure = super().aggregate(features, reference, **grouping)
+        x, y = self._rows_of(features), self._rows_of(reference)
         sigma = self._sigma or median_bandwidth(y)
         both = cmmd(x, y, sigma=sigma)
         extras = {"biased": both.biased, "sigma": sigma}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hasten.eval.fingerprint import Fingerprint, hash_weights
 from hasten.eval.functional.lpips import lpips_distance, lpips_input
-from hasten.eval.networks.features import inference
+from hasten.eval.networks.network import inference
 from hasten.eval.pictures.images import check_pair
 from hasten.extend import CheckpointError, ConfigError
 from hasten.weights import read_weights

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten.eval.fingerprint import Fingerprint, hash_weights
+from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.resize import clip_normalize, pil_uint8
-from hasten.eval.networks.features import inference
+from hasten.eval.networks.network import Network, inference
 from hasten.extend import ConfigError
 
 #: ``hf``: the prompt as it is, cut only at the position limit. ``lavis``: LAVIS' caption cleaning and 32
@@ -36,32 +35,6 @@ def clean_caption(text: str) -> str:
     return " ".join(text.split()[:_LAVIS_WORDS])
 
 
-def check_blip2_processor(processor: Any, config: Any) -> None:
-    """Refuse a BLIP-2 processor whose image tokens the model would not strip, or strip from the text.
-
-    A processor with ``num_query_tokens`` puts that many image ids before the text; the model removes them
-    only if its ``image_token_index`` is set. Either without the other runs, and scores something else.
-
-    Raises:
-        ConfigError: says which of the two is set.
-    """
-    inserted, expected = (
-        getattr(processor, "num_query_tokens", None),
-        getattr(config, "image_token_index", None),
-    )
-    if (inserted is None) != (expected is None):
-        raise ConfigError(
-            f"The BLIP-2 processor has num_query_tokens={inserted} but the model "
-            f"image_token_index={expected}: text "
-            "tokens would be cut off or image tokens read as text. Set both or neither."
-        )
-    if inserted is not None and inserted != config.num_query_tokens:
-        raise ConfigError(
-            f"The BLIP-2 processor inserts {inserted} image tokens, the model has {config.num_query_tokens} "
-            f"queries."
-        )
-
-
 @dataclass(frozen=True)
 class TextTokens:
     """Token ids and mask ``[N, T]``, the length of each prompt before cutting, and the indices of those
@@ -74,7 +47,7 @@ class TextTokens:
     too_long: tuple[int, ...]
 
 
-class _Retrieval:
+class _Retrieval(Network):
     """What both models share: loading, preprocessing, tokens, fingerprint."""
 
     def __init__(
@@ -88,11 +61,9 @@ class _Retrieval:
     ) -> None:
         if text_norm not in get_args(TextNorm):
             raise ConfigError(f"text_norm is one of {', '.join(get_args(TextNorm))}, not {text_norm!r}.")
-        self.model: Any = model.to(device)
+        super().__init__(model, name, device)
         self.tokenizer = tokenizer
         self.text_norm = text_norm
-        self.name = name
-        self.device = torch.device(device)
 
     @staticmethod
     def _load(
@@ -147,11 +118,6 @@ class _Retrieval:
     def _check(self, images: Tensor, prompts: Sequence[str]) -> None:
         if len(images) != len(prompts):
             raise ConfigError(f"There are {len(images)} images for {len(prompts)} prompts.")
-
-    @cached_property
-    def weights(self) -> str:
-        """Hash of the model's weights."""
-        return hash_weights(self.model)
 
     def fingerprint(self, metric: str, head: str) -> Fingerprint:
         """What a figure was made with; half-precision loading leaves some modules in float32, so all are

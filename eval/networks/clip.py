@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten.eval.fingerprint import Fingerprint, hash_weights
+from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.resize import CLIP_MEAN, CLIP_STD, crop_to_square, pil_uint8, short_side_then_crop
-from hasten.eval.networks.features import FeatureNetwork, inference
+from hasten.eval.networks.features import FeatureNetwork
+from hasten.eval.networks.network import Network, inference
 from hasten.eval.pictures.images import check_images
 from hasten.extend import ConfigError
 
@@ -53,7 +53,7 @@ def projected(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-class ClipNetwork:
+class ClipNetwork(Network):
     """A CLIP model with its tokenizer and preprocessing.
 
     Args:
@@ -85,10 +85,8 @@ class ClipNetwork:
             raise ConfigError(
                 f"long_prompt is one of {', '.join(get_args(LongPrompt))}, not {long_prompt!r}."
             )
-        self.model: Any = model.to(device)
+        super().__init__(model, name, device)
         self.tokenizer = tokenizer
-        self.device = torch.device(device)
-        self.name = name
         self.geometry = geometry
         self.long_prompt = long_prompt
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
@@ -205,11 +203,6 @@ class ClipNetwork:
         with inference(self.model):
             output = projected(self.model.get_text_features(input_ids=ids, attention_mask=mask))
         return output.float().cpu().clone()
-
-    @cached_property
-    def weights(self) -> str:
-        """Hash of the model's weights."""
-        return hash_weights(self.model)
 
     @property
     def preprocessing(self) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hasten.eval.fingerprint import Fingerprint, hash_weights
+from hasten.eval.fingerprint import Fingerprint
 from hasten.eval.functional.resize import (
     Resizer,
     pil_float,
@@ -20,8 +19,9 @@ from hasten.eval.functional.resize import (
     torch_noalias,
 )
 from hasten.eval.networks.inception import SIDE, load_inception
+from hasten.eval.networks.network import Network, inference
 from hasten.eval.pictures.images import check_images
-from hasten.extend import ConfigError, kept, suggestion
+from hasten.extend import ConfigError, suggestion
 
 
 @dataclass(frozen=True)
@@ -80,26 +80,7 @@ def find_preset(name: str) -> Preset:
     return preset
 
 
-@contextmanager
-def inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients and no TF32 inside the block; the module's mode is put back after it.
-
-    Dropout left on gives identical sets a distance, and TF32 moves features in the fourth digit.
-    """
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with ExitStack() as stack:
-            for part in module.modules():
-                stack.enter_context(kept(part, "training"))
-            module.eval()
-            stack.enter_context(torch.inference_mode())
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-
-
-class FeatureNetwork:
+class FeatureNetwork(Network):
     """A module that makes feature vectors of images, with its preprocessing.
 
     Args:
@@ -120,9 +101,7 @@ class FeatureNetwork:
         preprocessing: str,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.module = module.to(device)
-        self.device = torch.device(device)
-        self.name = name
+        super().__init__(module, name, device)
         self.preprocessing = preprocessing
         self._preprocess = preprocess
 
@@ -133,8 +112,8 @@ class FeatureNetwork:
             ConfigError: if the images are not canonical or the module returns no vector per image.
         """
         check_images(images)
-        with inference(self.module):
-            output = self.module(self._preprocess(images).to(self.device))
+        with inference(self.model):
+            output = self.model(self._preprocess(images).to(self.device))
         features = output[0] if isinstance(output, tuple | list) else output
         if isinstance(features, Tensor) and features.ndim == 4:
             features = features.mean((2, 3))
@@ -149,15 +128,10 @@ class FeatureNetwork:
     @cached_property
     def dimension(self) -> int:
         """Length of the features: the module's ``num_features``, else measured on a grey image."""
-        declared = getattr(self.module, "num_features", None)
+        declared = getattr(self.model, "num_features", None)
         if isinstance(declared, int):
             return declared
         return self(torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)).shape[1]
-
-    @cached_property
-    def weights(self) -> str:
-        """Hash of the module's weights."""
-        return hash_weights(self.module)
 
     def fingerprint(self, metric: str, **details: object) -> Fingerprint:
         """What a figure of ``metric`` from these features was made with."""

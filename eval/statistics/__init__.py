@@ -13,10 +13,9 @@ from hasten.eval.statistics.decisions import (
     pairs_needed,
 )
 from hasten.eval.statistics.estimate import Estimate
-from hasten.eval.statistics.jackknife import assign_groups, grouped_jackknife, jackknife_estimate
+from hasten.eval.statistics.jackknife import Grouping, assign_groups, group_samples, jackknife_estimate
 from hasten.eval.statistics.paired import (
     PairedTests,
-    mcnemar,
     mean_estimate,
     paired_difference,
     paired_tests,
@@ -32,13 +31,13 @@ from hasten.eval.statistics.proportions import (
 __all__ = [
     "NO_DISCORDANT",
     "Estimate",
+    "Grouping",
     "PairedTests",
     "Verdict",
     "assign_groups",
-    "grouped_jackknife",
+    "group_samples",
     "holm",
     "jackknife_estimate",
-    "mcnemar",
     "mean_estimate",
     "minimal_detectable_effect",
     "non_inferiority",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +20,38 @@ from hasten.extend import ConfigError
 
 #: Groups unless the caller says otherwise.
 GROUPS = 25
+
+
+class Grouping(TypedDict, total=False):
+    """How the interval of a figure of a whole set is made.
+
+    Attributes:
+        groups: left out in turn, each one evaluation of the figure.
+        clusters: one label per sample (the prompt), kept in one group.
+        level: coverage.
+        seed: of the assignment to groups.
+    """
+
+    groups: int
+    clusters: Sequence[object] | None
+    level: float
+    seed: int
+
+
+def group_samples(n: int, **grouping: Unpack[Grouping]) -> tuple[NDArray[np.intp], Callable[..., Estimate]]:
+    """Group ``n`` samples.
+
+    Returns:
+        Their group numbers ``[n]``, and a function of the figure and of the figures without each group ``[G]`` that
+        makes the estimate.
+
+    Raises:
+        ConfigError: with fewer than two clusters.
+    """
+    clusters = grouping.get("clusters")
+    of = assign_groups(n, grouping.get("groups", GROUPS), clusters=clusters, seed=grouping.get("seed", 0))
+    units = n if clusters is None else len(set(clusters))
+    return of, partial(jackknife_estimate, n=n, level=grouping.get("level", 0.95), clusters=units)
 
 
 def assign_groups(
@@ -77,24 +111,3 @@ def jackknife_estimate(
     half = float(stats.t.isf((1 - level) / 2, count - 1)) * se
     units = n if clusters is None else clusters
     return Estimate(value, value - half, value + half, n, units, se, level, f"{count}-group jackknife")
-
-
-def grouped_jackknife(
-    statistic: Callable[[NDArray[np.bool_]], float],
-    groups: NDArray[np.intp],
-    *,
-    level: float = 0.95,
-) -> Estimate:
-    """Jackknife any figure of a set of samples.
-
-    Args:
-        statistic: takes a boolean mask ``[n]`` of the samples to use and returns the figure.
-        groups: ``[n]`` group numbers as from :func:`assign_groups`.
-        level: coverage.
-
-    Returns:
-        The figure of all samples with its interval.
-    """
-    whole = statistic(np.ones(len(groups), dtype=bool))
-    left_out = [statistic(groups != g) for g in np.unique(groups)]
-    return jackknife_estimate(whole, left_out, n=len(groups), level=level)

@@ -177,27 +177,3 @@ def _sign_flip(sums: FloatArray, seed: int, resamples: int) -> float:
         signs = 1 - 2 * rng.integers(0, 2, size=(rows, n), dtype=np.int8)
         hits += int((np.abs(signs @ sums) >= observed).sum())
     return (hits + 1) / (resamples + 1)
-
-
-def mcnemar(base: ArrayLike, candidate: ArrayLike) -> float:
-    """Exact two-sided McNemar p of paired right/wrong answers.
-
-    Args:
-        base: ``[N]`` booleans (or 0/1), right answers of the baseline.
-        candidate: the same for the candidate.
-
-    Returns:
-        p of the discordant pairs under a fair coin; 1 where there are none.
-
-    Raises:
-        ConfigError: if the lists differ in length or hold anything but 0 and 1.
-    """
-    a, b = as_samples(base, "base"), as_samples(candidate, "candidate")
-    if len(a) != len(b):
-        raise ConfigError(f"Pairs are needed: the baseline has {len(a)} answers, the candidate {len(b)}.")
-    if not np.isin(np.concatenate([a, b]), (0, 1)).all():
-        raise ConfigError("McNemar's test takes right/wrong answers: only 0 and 1 (or booleans).")
-    gained, lost = int((b > a).sum()), int((b < a).sum())
-    if gained + lost == 0:
-        return 1.0
-    return float(stats.binomtest(gained, gained + lost).pvalue)

@@ -10,12 +10,12 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from hasten.eval.distributed import gather_moments, gather_rows
 from hasten.eval.functional.moments import Moments
-from hasten.eval.metrics.fidelity import Psnr
-from hasten.eval.metrics.sets import Cmmd, Kid
-from hasten.eval.modules import FrechetDistance, SampleScore, SetScore
+from hasten.eval.metrics.fidelity import Psnr, Ssim
+from hasten.eval.metrics.sets import Cmmd, Fid, Kid
 from hasten.eval.networks.features import load_feature_network
 
 
@@ -34,9 +34,9 @@ def figures(generated: Tensor, reference: Tensor, mine: slice) -> dict[str, Tens
     images, real = generated[mine], reference[mine]
     results = {}
     modules = {
-        "frechet": FrechetDistance(network),
-        "kid": SetScore(Kid(network)),
-        "cmmd": SetScore(Cmmd(network, sigma=None)),
+        "frechet": Fid(network),
+        "kid": Kid(network),
+        "cmmd": Cmmd(network, sigma=None),
     }
     for name, module in modules.items():
         # Update in steps, so that list states hold several blocks.
@@ -46,10 +46,10 @@ def figures(generated: Tensor, reference: Tensor, mine: slice) -> dict[str, Tens
         if len(real):
             module.update(real, real=True)
         results[name] = module.compute()
-    psnr = SampleScore(Psnr())
+    pairs = MetricCollection([Psnr(), Ssim()])
     if len(images):
-        psnr.update(images, baseline=real)
-    results["psnr"] = psnr.compute()
+        pairs.update(images, baseline=real)
+    results |= pairs.compute()
     rows = network(images) if len(images) else torch.empty(0, 6)
     results["rows"] = gather_rows(rows)
     moments = gather_moments(Moments.of(rows) if len(rows) else Moments.empty(6))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from hasten._errors import ConfigError
 from hasten.eval.metric import Batch
 from hasten.eval.metrics.alignment import RETRIEVAL_METRICS, RetrievalScore
-from hasten.eval.networks.blip import Blip2Network, BlipNetwork, check_blip2_processor, clean_caption
+from hasten.eval.networks.blip import Blip2Network, BlipNetwork, clean_caption
 
 PROMPTS = ("a red fox", "the blue cat on the mat", "dog")
 
@@ -80,17 +79,6 @@ def test_image_tokens_are_inserted_only_where_the_model_strips_them(
     other = Blip2Network(marked, word_tokenizer, name="tiny")
     for name in ("blip2_t", "blip2_itm"):
         assert torch.equal(scores(name, blip2, images[:3], PROMPTS), scores(name, other, images[:3], PROMPTS))
-
-
-def test_processor_mismatch_is_refused() -> None:
-    def config(index: int | None) -> SimpleNamespace:
-        return SimpleNamespace(image_token_index=index, num_query_tokens=32)
-
-    check_blip2_processor(SimpleNamespace(num_query_tokens=32), config(15))
-    check_blip2_processor(SimpleNamespace(num_query_tokens=None), config(None))
-    for processor, index in ((32, None), (None, 15), (16, 15)):
-        with pytest.raises(ConfigError, match=r"image_token_index|image tokens"):
-            check_blip2_processor(SimpleNamespace(num_query_tokens=processor), config(index))
 
 
 def test_old_configuration_is_refused(blip2_model: nn.Module, word_tokenizer: object) -> None:

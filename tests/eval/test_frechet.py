@@ -19,7 +19,6 @@ from hasten.eval.functional.frechet import (
     frechet_distance,
     frechet_distance_of_features,
     frechet_distance_to,
-    frechet_infinity,
     noise_floor,
 )
 from hasten.eval.functional.moments import Moments, merge_all
@@ -220,17 +219,3 @@ class TestBadInput:
         x, y = draw(50, 4, 0), draw(50, 4, 1)
         x[:, 2] = y[:, 2] = 1.0
         assert frechet_distance_of_features(x, y).raw == pytest.approx(slow(x, y), rel=1e-6)
-
-
-def test_infinity_removes_the_bias() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3000, 16, generator=generator, dtype=torch.float64)
-    reference = moments([0] * 16, torch.eye(16))
-    figure = frechet_infinity(x, reference, smallest=300, seed=3)
-    assert figure == frechet_infinity(x, reference, smallest=300, seed=3)
-    plain = frechet_distance(Moments.of(x), reference).raw
-    assert abs(figure.value) < plain / 5
-    assert figure.slope == pytest.approx(16 + 16 * 17 / 4, rel=0.25)
-    assert (figure.sizes[0], figure.sizes[-1], len(figure.sizes)) == (300, 3000, 15)
-    with pytest.raises(ConfigError, match="too few"):
-        frechet_infinity(x[:3], reference)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from jackknife import grouped_jackknife
 from torch import Tensor
 
 from hasten._errors import ConfigError
 from hasten.eval.functional.frechet import frechet_distance_of_features
 from hasten.eval.functional.mmd import cmmd, gaussian_kernel, kid, polynomial_kernel
 from hasten.eval.functional.moments import Moments
-from hasten.eval.metrics.intervals import frechet_difference, frechet_estimate, mmd_difference, mmd_estimate
-from hasten.eval.statistics import assign_groups, grouped_jackknife
+from hasten.eval.metrics.intervals import (
+    Statistic,
+    frechet_difference,
+    frechet_estimate,
+    mmd_difference,
+    mmd_estimate,
+)
+from hasten.eval.statistics import assign_groups
 
 
 def draw(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -36,7 +43,7 @@ def test_mmd_equals_the_jackknife_of_the_figure() -> None:
     x, y = draw(40, 5, 0, 0.2), draw(50, 5, 1)
     groups = assign_groups(40, 8, seed=2)
     slow = grouped_jackknife(lambda keep: kid(x[torch.from_numpy(keep)], y), groups)
-    ours = mmd_estimate(x, y, polynomial_kernel, groups=8, seed=2)
+    ours = mmd_estimate(x, y, Statistic(polynomial_kernel), groups=8, seed=2)
     assert (ours.value, ours.se) == pytest.approx((slow.value, slow.se), rel=1e-9)
 
 
@@ -48,13 +55,13 @@ def test_paired_difference_is_the_difference() -> None:
     each = [frechet_estimate(side, moments) for side in (candidate, base)]
     assert frechet.value == pytest.approx(each[0].value - each[1].value, rel=1e-9)
     assert frechet.se < min(side.se for side in each) / 2
-    mmd = mmd_difference(base, candidate, reference, kernel)
+    mmd = mmd_difference(base, candidate, reference, Statistic(kernel))
     values = [mmd_estimate(side, reference, kernel).value for side in (candidate, base)]
     assert mmd.value == pytest.approx(values[0] - values[1], rel=1e-9)
-    biased = mmd_difference(base, candidate, reference, kernel, unbiased=False, scale=1000.0)
+    biased = mmd_difference(base, candidate, reference, Statistic(kernel, unbiased=False, scale=1000.0))
     unit = [torch.nn.functional.normalize(s) for s in (base, candidate, reference)]
     expected = cmmd(unit[1], unit[2]).biased - cmmd(unit[0], unit[2]).biased
-    ours = mmd_difference(*unit, gaussian_kernel(10.0), unbiased=False, scale=1000.0)
+    ours = mmd_difference(*unit, Statistic(gaussian_kernel(10.0), unbiased=False, scale=1000.0))
     assert ours.value == pytest.approx(expected, rel=1e-9)
     assert biased.level == 0.95
 
@@ -72,7 +79,7 @@ def test_pairs_are_needed() -> None:
     with pytest.raises(ConfigError, match="Pairs are needed"):
         frechet_difference(draw(9, 3, 1), draw(8, 3, 2), Moments.of(reference))
     with pytest.raises(ConfigError, match="Pairs are needed"):
-        mmd_difference(draw(9, 3, 1), draw(8, 3, 2), reference, polynomial_kernel)
+        mmd_difference(draw(9, 3, 1), draw(8, 3, 2), reference, Statistic(polynomial_kernel))
 
 
 @pytest.mark.slow

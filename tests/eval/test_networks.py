@@ -14,8 +14,9 @@ from hasten.eval.functional.lpips import lpips_distance
 from hasten.eval.metric import Batch
 from hasten.eval.metrics.fidelity import LpipsMetric
 from hasten.eval.networks.alexnet import CHANNELS, AlexNetTaps, load_lpips
-from hasten.eval.networks.features import FeatureNetwork, inference, load_feature_network
+from hasten.eval.networks.features import FeatureNetwork, load_feature_network
 from hasten.eval.networks.inception import Branches, Inception, load_inception
+from hasten.eval.networks.network import inference
 
 
 @pytest.fixture(scope="module")

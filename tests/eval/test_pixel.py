@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hasten._errors import ConfigError
-from hasten.eval.functional.pixel import psnr, summarize_psnr
+from hasten.eval.functional.pixel import psnr
 from hasten.eval.functional.ssim import ms_ssim, ssim
+from hasten.eval.metrics.fidelity import Psnr
 from hasten.eval.pictures.images import from_float
 
 
@@ -37,24 +38,18 @@ class TestPsnr:
         other = base.clone()
         # 20 dB is a mean squared error of 650.25, 40 dB of 6.5025.
         values = torch.tensor([20.0, 40.0], dtype=torch.float64)
-        assert summarize_psnr(values).mean == 30
+        assert Psnr().summarize(values) == 30
         other[0] += 26
         other[1] += 3
         each = psnr(base, other)
         pooled = 10 * math.log10(255**2 / float((base.double() - other.double()).square().mean()))
-        assert summarize_psnr(each).mean == pytest.approx(float(each.mean()))
-        assert summarize_psnr(each).mean > pooled + 5
+        assert Psnr().summarize(each) == pytest.approx(float(each.mean()))
+        assert Psnr().summarize(each) > pooled + 5
 
     def test_identical_images(self) -> None:
         values = psnr(flat(9, n=2), torch.cat([flat(9), flat(12)]))
         assert torch.isinf(values[0])
-        summary = summarize_psnr(values)
-        assert summary.n_identical == 1
-        assert summary.mean == pytest.approx((100 + float(values[1])) / 2)
-
-    def test_summary(self) -> None:
-        summary = summarize_psnr(torch.arange(1.0, 41.0))
-        assert (summary.median, summary.worst_5_percent, summary.n) == (20.5, 1.5, 40)
+        assert Psnr().summarize(values) == pytest.approx((100 + float(values[1])) / 2)
 
     def test_rounding_beats_truncation(self) -> None:
         x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

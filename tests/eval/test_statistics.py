@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jackknife import grouped_jackknife
 from scipy import stats
 
 from hasten._errors import ConfigError
 from hasten.eval.statistics import (
     Estimate,
     assign_groups,
-    grouped_jackknife,
     holm,
     jackknife_estimate,
-    mcnemar,
     mean_estimate,
     minimal_detectable_effect,
     non_inferiority,
@@ -128,15 +127,6 @@ class TestTests:
     def test_nothing_differs(self) -> None:
         result = paired_tests([1, 2], [1, 2])
         assert (result.p_sign_flip, result.p_wilcoxon, result.effect_size) == (1, 1, 0)
-
-    def test_mcnemar(self) -> None:
-        # 1 gained, 5 lost: 2 * (C(6, 0) + C(6, 1)) / 2^6.
-        base = [1] * 5 + [0] + [1] * 10
-        candidate = [0] * 5 + [1] + [1] * 10
-        assert mcnemar(base, candidate) == pytest.approx(14 / 64)
-        assert mcnemar([1, 0], [1, 0]) == 1
-        with pytest.raises(ConfigError, match="0 and 1"):
-            mcnemar([0.5], [1])
 
 
 class TestProportions:

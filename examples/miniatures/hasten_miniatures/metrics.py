@@ -60,6 +60,7 @@ class MovingClassifier(MovingMetric):
     def __init__(self) -> None:
         from hasten.pipelines.mini.judge import load_judge
 
+        super().__init__()
         judge = load_judge(bundled("judge"))
         self._weights = hash_weights(judge)
         self._judge = VideoClassifier(judge)
