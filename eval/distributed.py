@@ -4,7 +4,7 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,6 +17,11 @@ from hasten.eval.functional.moments import Moments, merge_all
 from hasten.extend import ConfigError
 
 ValueT = TypeVar("ValueT")
+
+DTYPES = (torch.float32, torch.float64, torch.int64)
+"""Of rows that travel between processes."""
+BLOCK = 4096
+"""Rows that travel at once."""
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def launched() -> Iterator[Processes]:
 
 
 def gather(value: ValueT) -> list[ValueT]:
-    """``value`` of every process, in rank order, on every rank; every rank must call it."""
+    """A small ``value`` of every process, in rank order, on every rank; every rank must call it."""
     world = _world(None)
     if world == 1:
         return [value]
@@ -57,13 +62,18 @@ def shard(n: int, rank: int, world: int) -> range:
     return range(n * rank // world, n * (rank + 1) // world)
 
 
+def own_rank() -> int:
+    """Number of this process; 0 where no processes are connected."""
+    return dist.get_rank() if _world(None) > 1 else 0
+
+
 def own_part(n: int, batch_size: int) -> range:
     """The images, of ``n``, that this process reads; all of them where no processes are connected.
 
     Whole batches, because a network's output depends, in its last bits, on the batch: so the result is that of one
     process.
     """
-    batches = shard(-(-n // batch_size), dist.get_rank() if _world(None) > 1 else 0, _world(None))
+    batches = shard(-(-n // batch_size), own_rank(), _world(None))
     return range(batches.start * batch_size, min(n, batches.stop * batch_size))
 
 
@@ -85,22 +95,27 @@ def gather_moments(moments: Moments, group: dist.ProcessGroup | None = None) -> 
     return merge_all(map(Moments.unpack, parts))
 
 
-def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Rows of all processes, in rank order, on every rank; their numbers may differ and be zero.
+def collect_rows(rows: Tensor, add: Callable[[Tensor], None]) -> None:
+    """Hand the rows of the other processes to ``add`` on the first one, in rank order and block by block.
 
     Args:
-        rows: ``[N_rank, ...]``, equal beyond the first dimension.
-        group: process group.
+        rows: ``[N_rank, d]`` of this process, of a dtype in :data:`DTYPES`; their number may be zero. Every rank must
+            call it.
+        add: called on the first process with at most :data:`BLOCK` rows at once.
     """
-    world = _world(group)
+    world = _world(None)
     if world == 1:
-        return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(world)]
-    dist.all_gather(counts, count, group=group)
-    sizes = [int(c) for c in counts]
-    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return
+    header = torch.tensor([len(rows), rows.shape[1], DTYPES.index(rows.dtype)])
+    headers = [torch.empty_like(header) for _ in range(world)]
+    dist.all_gather(headers, header)
+    if own_rank() > 0:
+        for start in range(0, len(rows), BLOCK):
+            dist.send(rows[start : start + BLOCK].contiguous(), 0)
+        return
+    for sender in range(1, world):
+        count, width, kind = headers[sender].tolist()
+        for start in range(0, count, BLOCK):
+            block = torch.empty(min(BLOCK, count - start), width, dtype=DTYPES[kind])
+            dist.recv(block, sender)
+            add(block)

@@ -8,7 +8,7 @@ the same for training loops; states are synchronised over processes, also uneven
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Unpack, runtime_checkable
 
@@ -278,8 +278,8 @@ class SetMetric(Metric):
     def _width(self) -> int:
         return self.embed(Batch(torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)))["features"].shape[1]
 
-    def own_reference(self, prompts: Sequence[str], side: int) -> Tensor | None:  # noqa: ARG002
-        """Pictures that the metric compares with by itself: uint8 ``[M, 3, side, side]``; None where it has none.
+    def own_reference(self, prompts: Sequence[str], side: int) -> Iterator[Tensor] | None:  # noqa: ARG002
+        """Batches uint8 ``[M, 3, side, side]`` that the metric compares with by itself; None where it has none.
 
         Args:
             prompts: of the pictures that are scored.

@@ -129,9 +129,11 @@ def _command(
 
 
 def _reference(path: Path | None, count: int | None, workers: int, skip_bad: bool) -> Reference | None:
+    from hasten.eval.pictures.loading import Reading
     from hasten.eval.scoring.reference import Reference
 
-    return None if path is None else Reference(path, count, workers=workers, skip_bad=skip_bad)
+    reading = Reading(workers=workers, skip_bad=skip_bad)
+    return None if path is None else Reference(path, count, reading)
 
 
 def _evaluation(

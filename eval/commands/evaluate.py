@@ -94,6 +94,7 @@ def _command(
     if generated is None or metrics is None:
         raise ConfigError("give --generated FOLDER and --metrics NAME,NAME (or: hasten eval doctor)")
     from hasten.eval.distributed import launched
+    from hasten.eval.pictures.loading import Reading
     from hasten.eval.pictures.sources import open_source
     from hasten.eval.scoring.folders import Pictures, score_pictures
     from hasten.eval.scoring.reference import Reference
@@ -101,21 +102,20 @@ def _command(
     names, place = options.metric_names(metrics, ()), common.choose_place(None, device, None)
     if manifest is not None and prompts is not None:
         raise ConfigError("--manifest and --prompts both say which prompts belong to the pictures: give one")
+    reading = Reading(batch_size, workers, skip_bad)
     pictures = Pictures(
         open_source(generated, manifest=manifest, order=order),
         open_source(baseline) if baseline is not None else None,
         read_prompts(prompts) if prompts is not None else None,
-        batch_size,
-        workers,
-        skip_bad,
+        reading,
     )
     real = None
     if reference is not None:
-        real = Reference(reference, reference_count, batch_size, workers, skip_bad)
+        real = Reference(reference, reference_count, reading)
     made = options.build_metrics(names, metric_option or (), place.device)
-    with launched() as processes:
+    with launched():
         scores = score_pictures(pictures, made, real, level=level, seed=seed)
-    if processes.rank == 0:
+    if scores is not None:
         _show(scores, {metric.name: metric.fingerprint().as_dict() for metric in made}, as_json)
 
 
@@ -130,11 +130,13 @@ def _statistics(
     skip_bad: options.SkipBad = False,
     device: options.MetricDevice = None,
 ) -> None:
-    from hasten.eval.distributed import gather, gather_moments, launched, own_part
-    from hasten.eval.features import stream_moments
+    from hasten.eval.distributed import launched
+    from hasten.eval.functional.moments import Moments
     from hasten.eval.metrics.sets import Fid
+    from hasten.eval.pictures.loading import Reading
     from hasten.eval.pictures.sources import open_source
     from hasten.eval.scoring.moments_file import Statistics, save_statistics
+    from hasten.eval.scoring.reference import embed_source
 
     place = common.choose_place(None, device, None)
     (made,) = options.build_metrics([metric], metric_option or (), place.device)
@@ -143,14 +145,12 @@ def _statistics(
     source = open_source(images)
     hold_file(context, out)
     with launched() as processes:
-        reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "skip_bad": skip_bad}
-        moments, loaded = stream_moments(
-            source, made.network, indices=own_part(len(source), batch_size), **reading
-        )
-        moments, bad = gather_moments(moments), sum(map(len, gather(loaded.bad)))
+        kept, bad = embed_source(source, [made], Reading(batch_size, workers, skip_bad))
+    moments = kept[made.name]
+    assert isinstance(moments, Moments)
     if processes.rank == 0:
         save_statistics(out, Statistics(moments, made.fingerprint(), source.name))
-        left = f", {bad} left out" if bad else ""
+        left = f", {len(bad)} left out" if bad else ""
         typer.echo(f"{printable(str(out))}: mean and covariance of {moments.n} pictures{left}")
         if source.left_out:
             typer.echo(printable(source.left_out))

@@ -13,14 +13,10 @@ from hasten.eval.compare.engine import BASELINE, KNEE, Arm
 from hasten.eval.compare.gates import BeatsFewerSteps, Gate
 from hasten.eval.compare.knee import Judge, Ladder
 from hasten.eval.compare.run import arms_of_run
-from hasten.eval.compare.scores import (
-    SampleScores,
-    SetScores,
-    sample_scores,
-    set_scores,
-)
+from hasten.eval.compare.scores import SampleScores, SetScores, score_arm
 from hasten.eval.compare.store import RunStore
-from hasten.eval.metric import Metric, SampleMetric, SetMetric
+from hasten.eval.metric import Metric, SetMetric
+from hasten.eval.scoring.kept import KeptFeatures, KeptScores
 from hasten.eval.scoring.reference import Embedded, Reference, embed_references, few_samples
 from hasten.eval.statistics import NO_DISCORDANT, pairs_needed
 from hasten.files import write_atomically
@@ -71,18 +67,18 @@ def score_arms(
     Raises:
         ConfigError: if a metric can't be computed on them.
     """
-    samples = [
-        sample_scores(metric, store, arms, prompts)
-        for metric in evaluation.metrics
-        if isinstance(metric, SampleMetric)
-    ]
+    kept = {arm: score_arm(store, arm, prompts, evaluation.metrics) for arm in arms}
     side = store.open_image(BASELINE, 0).height
     references = embed_references(evaluation.metrics, evaluation.reference, prompts, side)
-    sets = [
-        set_scores(metric, store, arms, prompts, references.of[metric.name])
-        for metric in evaluation.metrics
-        if isinstance(metric, SetMetric)
-    ]
+    samples, sets = [], []
+    for metric in evaluation.metrics:
+        of = {arm: found[metric.name] for arm, found in kept.items() if metric.name in found}
+        scores = {arm: one for arm, one in of.items() if isinstance(one, KeptScores)}
+        if scores:
+            samples.append(SampleScores.of(scores, len(prompts)))
+        features = {arm: one.kept for arm, one in of.items() if isinstance(one, KeptFeatures)}
+        if isinstance(metric, SetMetric):
+            sets.append(SetScores(metric, features, references.of[metric.name]))
     return Scored(samples, sets, references)
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.store import RunStore
-from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
-from hasten.eval.pictures.images import to_uint8
+from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric
+from hasten.eval.pictures.loading import Loaded, Reading, corresponding
+from hasten.eval.pictures.sources import ImageSource, read_image
+from hasten.eval.scoring.kept import KeptFeatures, KeptScores, keep
 from hasten.extend import ConfigError
 
-__all__ = ["SampleScores", "SetScores", "sample_scores", "set_scores"]
+__all__ = ["SampleScores", "SetScores", "score_arm"]
 
 FloatArray = NDArray[np.float64]
 
@@ -38,6 +40,28 @@ class SampleScores:
     values: Mapping[str, FloatArray]
     counts: Mapping[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, arms: Mapping[str, KeptScores], prompts: int) -> SampleScores:
+        """What was kept of every arm, by prompt: the frames of a video are one sample.
+
+        Raises:
+            ConfigError: if a score is not finite.
+        """
+        metric = next(iter(arms.values())).metric
+        values: dict[str, FloatArray] = {}
+        counts: dict[str, tuple[FloatArray, FloatArray]] = {}
+        for arm, kept in arms.items():
+            values[arm] = kept.values.reshape(prompts, -1).mean(1)
+            bad = np.flatnonzero(~np.isfinite(values[arm]))
+            if bad.size:
+                raise ConfigError(
+                    f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)"
+                )
+            if kept.counts is not None:
+                right, asked = (column.reshape(prompts, -1).sum(1) for column in kept.counts)
+                counts[arm] = right, asked
+        return cls(metric, values, counts)
+
 
 @dataclass(frozen=True)
 class SetScores:
@@ -48,63 +72,50 @@ class SetScores:
     reference: Any
 
 
-def _batches(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> Iterator[Batch]:
-    frames = len(store.open_frames(arm, 0))
-    size = max(1, _BATCH // frames)
-    for start in range(0, len(prompts), size):
-        indices = range(start, min(start + size, len(prompts)))
-        images = _frames(store, arm, indices)
-        if len(images) != frames * len(indices):
+class _ArmPictures(ImageSource):
+    """The frames of every prompt of an arm, one after the other."""
+
+    def __init__(self, store: RunStore, arm: str, prompts: int) -> None:
+        files = [store.frame_files(arm, index) for index in range(prompts)]
+        self.frames = len(files[0])
+        odd = [index for index, found in enumerate(files) if len(found) != self.frames]
+        if odd:
             raise ConfigError(
-                f"{arm}: the videos of prompts {start} to {indices[-1]} are not all {frames} frames long"
+                f"{arm}: the video of prompt {odd[0]} has {len(files[odd[0]])} frames, and that of prompt 0 has "
+                f"{self.frames}"
             )
-        base = _frames(store, BASELINE, indices) if "baseline" in metric.needs else None
-        yield Batch(images, tuple(prompts[i] for i in indices for _ in range(frames)), base, frames)
+        self._files: list[Path] = [file for found in files for file in found]
+        super().__init__(arm, [str(number) for number in range(len(self._files))], frozenset({".png"}))
+
+    def load(self, index: int) -> Tensor:
+        """See :meth:`ImageSource.load`."""
+        return read_image(self._files[index], str(self._files[index]))
 
 
-def _frames(store: RunStore, arm: str, indices: Iterable[int]) -> Tensor:
-    return to_uint8([frame for i in indices for frame in store.open_frames(arm, i)])
+def score_arm(
+    store: RunStore, arm: str, prompts: Sequence[str], metrics: Sequence[Metric]
+) -> dict[str, KeptScores | KeptFeatures]:
+    """Metric -> what it keeps of the pictures of an arm, which are read once.
 
-
-def _embedded(store: RunStore, arm: str, prompts: Sequence[str], metric: Metric) -> dict[str, Tensor]:
-    return concatenate([metric.embed(batch) for batch in _batches(store, arm, prompts, metric)])
-
-
-def sample_scores(
-    metric: SampleMetric, store: RunStore, arms: Sequence[str], prompts: Sequence[str]
-) -> SampleScores:
-    """Score the pictures of every arm.
+    The baseline is left out by metrics that compare with it.
 
     Raises:
-        ConfigError: if a score is not finite, or the metric can't take the pictures.
+        ConfigError: if a picture can't be used, or a metric can't take it.
     """
-    values: dict[str, FloatArray] = {}
-    counts: dict[str, tuple[FloatArray, FloatArray]] = {}
-    for arm in arms:
-        if arm == BASELINE and "baseline" in metric.needs:
-            continue
-        features = _embedded(store, arm, prompts, metric)
-        scores = metric.averaged(metric.score(features)).to(torch.float64)
-        values[arm] = scores.reshape(len(prompts), -1).mean(1).numpy()  # over the frames of each video
-        bad = np.flatnonzero(~np.isfinite(values[arm]))
-        if bad.size:
-            raise ConfigError(
-                f"{metric.name} of {arm!r} is not finite for prompt {bad[0]} ({bad.size} in all)"
-            )
-        answers = metric.counts(features)
-        if answers is not None:
-            right, asked = (column.reshape(len(prompts), -1).sum(1) for column in answers)
-            counts[arm] = right.numpy(), asked.numpy()
-    return SampleScores(metric, values, counts)
+    used = [metric for metric in metrics if not (arm == BASELINE and "baseline" in metric.needs)]
+    kept = {metric.name: keep(metric) for metric in used}
+    beside = any("baseline" in metric.needs for metric in used)
+    for batch in _batches(store, arm, prompts, beside=beside):
+        for one in kept.values():
+            one.add(batch)
+    return kept
 
 
-def set_scores(
-    metric: SetMetric,
-    store: RunStore,
-    arms: Sequence[str],
-    prompts: Sequence[str],
-    reference: Any,
-) -> SetScores:
-    """Embed the pictures of every arm; ``reference`` is what the metric compares them with."""
-    features = {arm: _embedded(store, arm, prompts, metric) for arm in arms}
-    return SetScores(metric, features, reference)
+def _batches(store: RunStore, arm: str, prompts: Sequence[str], *, beside: bool) -> Iterator[Batch]:
+    own = _ArmPictures(store, arm, len(prompts))
+    frames = own.frames
+    sources = [own, *([_ArmPictures(store, BASELINE, len(prompts))] if beside else [])]
+    reading = Reading(max(1, _BATCH // frames) * frames)
+    for places, images in corresponding(sources, Loaded(), reading):
+        texts = tuple(prompts[place // frames] for place in places)
+        yield Batch(images[0], texts, images[1] if beside else None, frames)

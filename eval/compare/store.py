@@ -171,13 +171,17 @@ class RunStore:
         path, digest = save_frames(frames, self.folder / "images" / slug(arm), f"{index:05d}")
         return path.relative_to(self.folder).as_posix(), digest
 
+    def frame_files(self, arm: str, index: int) -> tuple[Path, ...]:
+        """File of the finished picture of a prompt, or of every frame of its video."""
+        place = self.folder / "images" / slug(arm) / f"{index:05d}"
+        return tuple(picture_files(place if place.is_dir() else place.with_suffix(".png")))
+
     def open_frames(self, arm: str, index: int) -> tuple[Image, ...]:
         """The finished picture of a prompt, or every frame of its video."""
         from PIL import Image
 
-        place = self.folder / "images" / slug(arm) / f"{index:05d}"
         images = []
-        for path in picture_files(place if place.is_dir() else place.with_suffix(".png")):
+        for path in self.frame_files(arm, index):
             with Image.open(path) as image:
                 image.load()
                 images.append(image)

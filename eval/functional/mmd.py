@@ -16,7 +16,7 @@ from torch import Tensor
 from hasten.eval.functional.moments import as_float64, check_features
 from hasten.extend import ConfigError
 
-#: Rows of the kernel matrix in memory at once.
+#: Rows and columns of the kernel matrix in memory at once.
 BLOCK = 2048
 
 #: Bandwidth of the published CMMD.
@@ -84,7 +84,7 @@ def kernel_sums(
     groups_y: Tensor | None = None,
     block: int = BLOCK,
 ) -> KernelSums:
-    """Sum a kernel over all pairs, by group, in O(block * M) memory.
+    """Sum a kernel over all pairs, by group, in O(block * block) memory.
 
     Args:
         x: ``[N, d]`` of any float dtype; computed in float64.
@@ -92,7 +92,7 @@ def kernel_sums(
         kernel: ``[n, d], [m, d] -> [n, m]``.
         groups_x: ``[N]`` group numbers from 0; one group where not given.
         groups_y: the same for ``y``.
-        block: rows at once.
+        block: rows and columns at once.
 
     Raises:
         ConfigError: on wrong shapes, differing dimensions or non-finite values.
@@ -102,20 +102,20 @@ def kernel_sums(
         check_features(y)
         if x.shape[1] != y.shape[1]:
             raise ConfigError(f"The two sets have features of {x.shape[1]} and {y.shape[1]} dimensions.")
-    a = as_float64(x)
-    b = a if y is None else as_float64(y).to(a.device)
-    of_x, count_x = _group_numbers(groups_x, len(a), a.device)
-    of_y, count_y = (of_x, count_x) if y is None else _group_numbers(groups_y, len(b), a.device)
-    sums = a.new_zeros(count_x, count_y)
-    diagonal = a.new_zeros(count_x)
-    for start in range(0, len(a), block):
-        stop = min(start + block, len(a))
-        matrix = kernel(a[start:stop], b)
-        if y is None:
-            own = matrix[torch.arange(stop - start), torch.arange(start, stop)]
-            diagonal.index_add_(0, of_x[start:stop], own)
-        by_column = matrix.new_zeros(stop - start, count_y).index_add_(1, of_y, matrix)
-        sums.index_add_(0, of_x[start:stop], by_column)
+    other = x if y is None else y
+    device = x.device if x.device.type != "mps" else torch.device("cpu")
+    of_x, count_x = _group_numbers(groups_x, len(x), device)
+    of_y, count_y = (of_x, count_x) if y is None else _group_numbers(groups_y, len(other), device)
+    sums = torch.zeros(count_x, count_y, dtype=torch.float64, device=device)
+    diagonal = sums.new_zeros(count_x)
+    starts = [(i, j) for i in range(0, len(x), block) for j in range(0, len(other), block)]
+    for i, j in starts:
+        rows_of, columns_of = of_x[i : i + block], of_y[j : j + block]
+        matrix = kernel(as_float64(x[i : i + block]), as_float64(other[j : j + block]).to(device))
+        if y is None and i == j:
+            diagonal.index_add_(0, rows_of, matrix.diagonal())
+        by_column = matrix.new_zeros(len(matrix), count_y).index_add_(1, columns_of, matrix)
+        sums.index_add_(0, rows_of, by_column)
     rows = torch.bincount(of_x, minlength=count_x).to(torch.float64)
     columns = rows if y is None else torch.bincount(of_y, minlength=count_y).to(torch.float64)
     return KernelSums(sums, diagonal, rows, columns)
@@ -188,6 +188,11 @@ def normalized(features: Tensor) -> Tensor:
     return x / norm
 
 
+def of_directions(kernel: Kernel) -> Kernel:
+    """``kernel`` of the rows scaled to unit length."""
+    return lambda x, y: kernel(normalized(x), normalized(y))
+
+
 def cmmd(x: Tensor, y: Tensor, *, sigma: float = CMMD_SIGMA) -> Discrepancy:
     """CLIP maximum mean discrepancy (Jayasumana et al. 2024), times 1000 as published.
 
@@ -202,25 +207,28 @@ def cmmd(x: Tensor, y: Tensor, *, sigma: float = CMMD_SIGMA) -> Discrepancy:
     Returns:
         ``biased`` is the published estimator; ``unbiased`` leaves out the diagonal.
     """
-    return _both(normalized(x), normalized(y), gaussian_kernel(sigma), CMMD_SCALE)
+    return _both(x, y, of_directions(gaussian_kernel(sigma)), CMMD_SCALE)
 
 
-def median_bandwidth(reference: Tensor, *, limit: int = 2000, seed: int = 0) -> float:
+def median_bandwidth(
+    reference: Tensor, *, limit: int = 2000, seed: int = 0, directions: bool = False
+) -> float:
     """Median distance between different rows of ``reference``, a bandwidth at the scale of the data.
 
     Args:
         reference: ``[N, d]``, N >= 2.
         limit: rows used, drawn with ``seed`` where there are more.
         seed: of the draw.
+        directions: of the rows scaled to unit length.
 
     Raises:
         ConfigError: with fewer than two rows, or if all are equal.
     """
-    x = as_float64(check_features(reference))
-    if len(x) < 2:
+    if len(check_features(reference)) < 2:
         raise ConfigError("A median distance needs at least two samples.")
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]
-    median = float(torch.pdist(x[rows]).median())
+    rows = torch.randperm(len(reference), generator=torch.Generator().manual_seed(seed))[:limit]
+    x = normalized(reference[rows]) if directions else as_float64(reference[rows])
+    median = float(torch.pdist(x).median())
     if median == 0:
         raise ConfigError(
             "More than half of the reference embeddings are equal; their median distance is zero."

@@ -27,7 +27,8 @@ def check_features(features: Tensor, *, name: str = "features") -> Tensor:
     """
     if features.ndim != 2 or 0 in features.shape:
         raise ConfigError(f"{name} must have the shape [N, d] with N, d >= 1, not {list(features.shape)}.")
-    bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten()
+    finite = torch.cat([torch.isfinite(block).all(dim=1) for block in features.split(_BLOCK)])
+    bad = (~finite).nonzero().flatten()
     if len(bad):
         raise ConfigError(
             f"{name} holds NaN or infinity in {len(bad)} of {len(features)} rows, the first is row "

@@ -1,14 +1,14 @@
 """Metrics for pictures of the captioned-scenes data set, from the miniature scorers. They need no download.
 
-Their names begin with ``mini_``, because nothing about them can be compared with a published FID, CLIP score or CMMD.
+Their figures can't be compared with a published FID, CLIP score or CMMD (``published`` is false).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,10 +25,11 @@ from hasten.weights import load_checked
 
 if TYPE_CHECKING:
     from hasten.eval.networks.features import FeatureNetwork
-    from hasten.pipelines.mini.scoring import AttributeScores
+    from hasten.pipelines.mini.scoring import AttributeScorer, AttributeScores, PixelParser
 
 __all__ = [
     "AttributeMetric",
+    "ClassifiedMetric",
     "Classifier",
     "Frechet",
     "Mmd",
@@ -40,6 +41,9 @@ __all__ = [
 
 _REFERENCE_SEED = 2**43
 """Stream of the jitter of reference renders; nothing is trained on it."""
+
+_PROMPTS_AT_ONCE = 16
+"""Whose true renders are in memory together."""
 
 RENDERS_PER_PROMPT = 8
 """True renders of each prompt in the reference set."""
@@ -100,23 +104,20 @@ def _features(folder: str | Path | None) -> FeatureNetwork:
 
 
 class AttributeMetric(SampleMetric):
-    """Right answers of asked ones, prompt by prompt; its figure is the ratio of their sums."""
+    """Right answers of asked ones, prompt by prompt; its figure is the ratio of their sums.
+
+    Class attribute ``reader`` says in fingerprints what reads the answers.
+    """
 
     needs: frozenset[Need] = frozenset({"image", "prompt"})
     higher_is_better = True
     published = False
     tolerance = 0.02
-
-    def _scorer(self) -> Any:
-        raise NotImplementedError
+    reader = ""
 
     def _read(self, batch: Batch) -> AttributeScores:
-        from PIL import Image
-
-        assert batch.prompts is not None
-        pictures = [Image.fromarray(pixels) for pixels in batch.images.permute(0, 2, 3, 1).numpy()]
-        scores: AttributeScores = self._scorer().score(pictures, batch.prompts)
-        return scores
+        """The answers that the pictures give to the questions of their prompts."""
+        raise NotImplementedError
 
     def embed(self, batch: Batch) -> Features:
         """``{"right": float64 [samples], "asked": float64 [samples]}``."""
@@ -135,8 +136,40 @@ class AttributeMetric(SampleMetric):
         """Right answers and questions asked, by prompt."""
         return features["right"], features["asked"]
 
+    def fingerprint(self) -> Fingerprint:
+        """What reads the answers."""
+        return Fingerprint(self.name, self.version, variant=self.reader)
 
-class Classifier(AttributeMetric):
+
+class ClassifiedMetric(AttributeMetric):
+    """Attributes as the miniature classifier reads them.
+
+    Class attribute ``preprocessing`` says in fingerprints how pictures become its input.
+
+    Args:
+        folder: of the classifier; the bundled one unless given.
+    """
+
+    preprocessing = "area 64, [-1, 1]"
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        from hasten.pipelines.mini.judge import load_judge
+
+        super().__init__()
+        self._judge = load_judge(Path(folder) if folder is not None else bundled("judge"))
+
+    def fingerprint(self) -> Fingerprint:
+        """Weights of the classifier."""
+        return Fingerprint(
+            self.name,
+            self.version,
+            network="miniature attribute classifier",
+            weights=hash_weights(self._judge),
+            preprocessing=self.preprocessing,
+        )
+
+
+class Classifier(ClassifiedMetric):
     """Share of the attributes asked for, as a classifier reads them from the picture.
 
     Args:
@@ -145,42 +178,30 @@ class Classifier(AttributeMetric):
 
     name = "mini_classifier"
 
-    def __init__(self, folder: str | Path | None = None) -> None:
-        from hasten.pipelines.mini.judge import load_judge
+    def _read(self, batch: Batch) -> AttributeScores:
         from hasten.pipelines.mini.scoring import AttributeScorer
 
-        super().__init__()
-        judge = load_judge(Path(folder) if folder is not None else bundled("judge"))
-        self._weights = hash_weights(judge)
-        self._judge = AttributeScorer(judge)
-
-    def _scorer(self) -> Any:
-        return self._judge
-
-    def fingerprint(self) -> Fingerprint:
-        """Weights of the classifier."""
-        return Fingerprint(
-            self.name,
-            self.version,
-            network="miniature attribute classifier",
-            weights=self._weights,
-            preprocessing="area 64, [-1, 1]",
-        )
+        return _answers(AttributeScorer(self._judge), batch)
 
 
 class Parser(AttributeMetric):
     """Share of the attributes asked for, read from the pixels by rules: no training that could flatter."""
 
     name = "mini_parser"
+    reader = "pixel parser"
 
-    def _scorer(self) -> Any:
+    def _read(self, batch: Batch) -> AttributeScores:
         from hasten.pipelines.mini.scoring import PixelParser
 
-        return PixelParser()
+        return _answers(PixelParser(), batch)
 
-    def fingerprint(self) -> Fingerprint:
-        """The rules have no weights."""
-        return Fingerprint(self.name, self.version, variant="pixel parser")
+
+def _answers(scorer: AttributeScorer | PixelParser, batch: Batch) -> AttributeScores:
+    from PIL import Image
+
+    assert batch.prompts is not None
+    pictures = [Image.fromarray(pixels) for pixels in batch.images.permute(0, 2, 3, 1).numpy()]
+    return scorer.score(pictures, batch.prompts)
 
 
 class TextImage(ClipScore):
@@ -203,9 +224,10 @@ class _TrueRenders(SetMetric):
     needs: frozenset[Need] = frozenset({"image", "prompt"})
     published = False
 
-    def own_reference(self, prompts: Sequence[str], side: int) -> Tensor:
-        """What the prompts describe: uint8 ``[8 N, 3, side, side]``."""
-        return true_renders(prompts, side)
+    def own_reference(self, prompts: Sequence[str], side: int) -> Iterator[Tensor]:
+        """What the prompts describe: batches uint8 ``[M, 3, side, side]``, 8 pictures of each prompt."""
+        for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            yield true_renders(prompts[first : first + _PROMPTS_AT_ONCE], side, first)
 
 
 class Frechet(_TrueRenders, Fid):
@@ -232,8 +254,13 @@ class Mmd(_TrueRenders, Cmmd):
         self.name = "mini_mmd"
 
 
-def true_renders(prompts: Sequence[str], side: int) -> Tensor:
+def true_renders(prompts: Sequence[str], side: int, first: int = 0) -> Tensor:
     """What the prompts describe, drawn by the data set itself, each with several jitters: uint8 ``[8 N, 3, H, H]``.
+
+    Args:
+        prompts: captions of the data set.
+        side: of the pictures, in pixels.
+        first: number of the first prompt in the whole list; the jitter depends on it.
 
     Raises:
         ConfigError: if a prompt is not a caption of the data set.
@@ -242,4 +269,6 @@ def true_renders(prompts: Sequence[str], side: int) -> Tensor:
     from hasten.pipelines.mini.scenes import parse_caption
 
     scenes = [parse_caption(prompt) for prompt in prompts for _ in range(RENDERS_PER_PROMPT)]
-    return from_float(((render_scenes(scenes, _REFERENCE_SEED, 0, side) + 1) / 2).clamp(0, 1))
+    return from_float(
+        ((render_scenes(scenes, _REFERENCE_SEED, first * RENDERS_PER_PROMPT, side) + 1) / 2).clamp(0, 1)
+    )

@@ -24,7 +24,7 @@ from hasten.eval.functional.mmd import (
     gaussian_kernel,
     kernel_sums,
     median_bandwidth,
-    normalized,
+    of_directions,
     polynomial_kernel,
 )
 from hasten.eval.functional.moments import Moments, merge_all
@@ -170,12 +170,9 @@ class _Mmd(_FeatureMetric):
     def _statistic(self, reference: Tensor) -> Statistic:
         """What is computed against the rows of ``reference``."""
 
-    def _rows_of(self, features: Features) -> Tensor:
-        return features["features"]
-
     def value(self, features: Features, reference: Features) -> float:
         """The statistic, without an interval."""
-        x, y = self._rows_of(features), self._rows_of(reference)
+        x, y = features["features"], reference["features"]
         statistic = self._statistic(y)
         kernel = statistic.kernel
         return statistic.of(
@@ -184,14 +181,14 @@ class _Mmd(_FeatureMetric):
 
     def aggregate(self, features: Features, reference: Features, **grouping: Unpack[Grouping]) -> SetFigure:
         """The statistic with a grouped-jackknife interval."""
-        x, y = self._rows_of(features), self._rows_of(reference)
+        x, y = features["features"], reference["features"]
         return SetFigure(mmd_estimate(x, y, self._statistic(y), **{"groups": self._groups, **grouping}))
 
     def difference(
         self, base: Features, candidate: Features, reference: Features, **grouping: Unpack[Grouping]
     ) -> Estimate:
         """Paired difference; the term within the reference cancels."""
-        a, b, y = self._rows_of(base), self._rows_of(candidate), self._rows_of(reference)
+        a, b, y = base["features"], candidate["features"], reference["features"]
         return mmd_difference(a, b, y, self._statistic(y), **{"groups": self._groups, **grouping})
 
 
@@ -264,11 +261,11 @@ class Cmmd(_Mmd):
         details: dict[str, object] = {"sigma": sigma or "median of the reference", "statistic": statistic}
         super().__init__(network, groups, details, **options)
 
-    def _rows_of(self, features: Features) -> Tensor:
-        return normalized(features["features"])
+    def _bandwidth(self, reference: Tensor) -> float:
+        return self._sigma or median_bandwidth(reference, directions=True)
 
     def _statistic(self, reference: Tensor) -> Statistic:
-        kernel = gaussian_kernel(self._sigma or median_bandwidth(reference))
+        kernel = of_directions(gaussian_kernel(self._bandwidth(reference)))
         return Statistic(kernel, self.unbiased, CMMD_SCALE)
 
     def aggregate(
@@ -279,8 +276,8 @@ class Cmmd(_Mmd):
     ) -> SetFigure:
         """The statistic with its interval; extras hold both forms and the bandwidth."""
         figure = super().aggregate(features, reference, **grouping)
-        x, y = self._rows_of(features), self._rows_of(reference)
-        sigma = self._sigma or median_bandwidth(y)
+        x, y = features["features"], reference["features"]
+        sigma = self._bandwidth(y)
         both = cmmd(x, y, sigma=sigma)
         extras = {"biased": both.biased, "sigma": sigma}
         if both.unbiased is not None:

@@ -28,8 +28,12 @@ _MAX_BYTES = 2**30
 _FOREIGN = "pictures that the manifest does not list"
 
 
-def _tensor(data: Path | io.BytesIO, name: str) -> Tensor:
-    """One image file as uint8 ``[3, H, W]``."""
+def read_image(data: Path | io.BytesIO, name: str) -> Tensor:
+    """One image file as uint8 ``[3, H, W]``.
+
+    Raises:
+        ConfigError: says under ``name`` why it can't be used.
+    """
     return torch.from_numpy(np.array(read_rgb(data, name))).permute(2, 0, 1)
 
 
@@ -149,7 +153,7 @@ class FolderSource(_FileSource):
     def load(self, index: int) -> Tensor:
         """See :meth:`ImageSource.load`."""
         name = self._files[self.keys[index]]
-        return _tensor(self._folder / name, name)
+        return read_image(self._folder / name, name)
 
 
 class ZipSource(_FileSource):
@@ -174,7 +178,7 @@ class ZipSource(_FileSource):
         handle.
         """
         name = self._files[self.keys[index]]
-        return _tensor(io.BytesIO(self._read(name)), f"{name} of {self._path}")
+        return read_image(io.BytesIO(self._read(name)), f"{name} of {self._path}")
 
     def _read(self, name: str) -> bytes:
         where = f"{name} of {self._path}"

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from hasten.eval.distributed import gather, own_part
-from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric, concatenate
-from hasten.eval.pictures.loading import Loaded, batches
+from hasten.eval.distributed import gather, own_part, own_rank
+from hasten.eval.metric import Batch, Metric
+from hasten.eval.pictures.loading import Loaded, Reading, corresponding
 from hasten.eval.pictures.sources import ImageSource, check_paired
-from hasten.eval.scoring.reference import Reference, embed_references, few_samples
+from hasten.eval.scoring.kept import KeptFeatures, KeptScores, Rows, keep
+from hasten.eval.scoring.reference import Embedded, Reference, embed_references, few_samples
 from hasten.eval.statistics import Estimate, mean_estimate, ratio_of_sums
 from hasten.extend import ConfigError
 
@@ -27,9 +27,7 @@ class Pictures:
         generated: the pictures.
         baseline: pictures of the same keys to compare with, for metrics that need pairs.
         prompts: one per picture, in the order of the keys; those of the pictures' manifest unless given.
-        batch_size: pictures at once.
-        workers: decoding processes.
-        skip_bad: leave out pictures that can't be used, with their partners.
+        reading: batches, workers, and what becomes of pictures that can't be used, with their partners.
 
     Raises:
         ConfigError: if pictures and prompts, or the two sources, don't correspond, or the names of the pictures
@@ -39,10 +37,8 @@ class Pictures:
     generated: ImageSource
     baseline: ImageSource | None = None
     prompts: Sequence[str] | None = None
-    batch_size: int = 32
-    workers: int = 0
-    skip_bad: bool = False
-    bad: dict[str, str] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+    loaded: Loaded = field(default_factory=Loaded)
 
     def __post_init__(self) -> None:
         if self.baseline is not None:
@@ -81,52 +77,13 @@ class Pictures:
                 )
         return found
 
-    def _stream(self, source: ImageSource) -> Iterator[tuple[int, Tensor]]:
-        """Place in ``generated`` and picture, in that order, whatever order ``source`` has."""
-        place = {key: i for i, key in enumerate(self.generated.keys)}
-        own = own_part(len(place), self.batch_size)
-        mine = (i for i in range(len(source)) if place[source.keys[i]] in own)
-        order = sorted(mine, key=lambda i: place[source.keys[i]])
-        loaded = Loaded()
-        for image in batches(
-            source, loaded, batch_size=1, workers=self.workers, indices=order, skip_bad=self.skip_bad
-        ):
-            yield place[loaded.keys[-1]], image
-        self.bad.update({f"{source.name}: {key}": reason for key, reason in loaded.bad.items()})
-
-    def _pairs(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        if self.baseline is None:
-            for place, image in self._stream(self.generated):
-                yield place, image, None
-            return
-        others = self._stream(self.baseline)
-        waiting = next(others, None)
-        for place, image in self._stream(self.generated):
-            while waiting is not None and waiting[0] < place:
-                waiting = next(others, None)
-            if waiting is not None and waiting[0] == place:
-                yield place, image, waiting[1]
-        for _ in others:  # read to its end, so that every bad picture is known
-            pass
-
     def batches(self) -> Iterator[tuple[list[int], Batch]]:
-        """Batches of one picture size, with the places of their pictures."""
-        group: list[tuple[int, Tensor, Tensor | None]] = []
-        for item in self._pairs():
-            if group and (len(group) == self.batch_size or group[0][1].shape != item[1].shape):
-                yield self._batch(group)
-                group = []
-            group.append(item)
-        if group:
-            yield self._batch(group)
-
-    def _batch(self, group: Sequence[tuple[int, Tensor, Tensor | None]]) -> tuple[list[int], Batch]:
-        places = [place for place, _, _ in group]
-        images = torch.cat([image for _, image, _ in group])
-        others = [other for _, _, other in group if other is not None]
-        texts = self.texts
-        prompts = None if texts is None else tuple(texts[place] for place in places)
-        return places, Batch(images, prompts, torch.cat(others) if others else None)
+        """This process's batches of one picture size, with the places of their pictures."""
+        sources = [self.generated] if self.baseline is None else [self.generated, self.baseline]
+        own, texts = own_part(len(self.generated), self.reading.batch_size), self.texts
+        for places, images in corresponding(sources, self.loaded, self.reading, own):
+            prompts = None if texts is None else tuple(texts[place] for place in places)
+            yield places, Batch(images[0], prompts, images[1] if len(images) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -157,11 +114,11 @@ def score_pictures(
     *,
     level: float = 0.95,
     seed: int = 0,
-) -> FolderScores:
-    """Read every picture once and compute all metrics.
+) -> FolderScores | None:
+    """Read every picture once and compute all metrics, in memory that does not grow with their number.
 
-    Where processes are connected (:func:`hasten.eval.distributed.launched`), each reads its part of the pictures,
-    and all return the figures of the whole.
+    Where processes are connected (:func:`hasten.eval.distributed.launched`), each reads its part of the pictures, and
+    the first one returns the figures of the whole, the others ``None``.
 
     Raises:
         ConfigError: if a metric lacks what it needs, a picture can't be used, or a feature is not finite.
@@ -170,42 +127,72 @@ def score_pictures(
     _check_needs(metrics, pictures, reference)
     if reference is not None:
         reference.check(metrics)
-    places: list[int] = []
-    parts: dict[str, list[Features]] = {metric.name: [] for metric in metrics}
-    side = 0
-    for where, batch in pictures.batches():
-        places += where
-        side = batch.images.shape[-2]
-        for metric in metrics:
-            parts[metric.name].append(metric.embed(batch))
-    ranks = gather((places, side, parts, pictures.bad))
-    places, side = [place for rank in ranks for place in rank[0]], max(rank[1] for rank in ranks)
-    parts = {metric.name: [part for rank in ranks for part in rank[2][metric.name]] for metric in metrics}
-    bad = {picture: reason for rank in ranks for picture, reason in rank[3].items()}
-    if len(places) < 2:
-        raise ConfigError(
-            f"{pictures.generated.name} holds {len(places)} usable pictures; at least two are needed"
-        )
+    kept, order, side = _read(pictures, metrics)
+    bad = {picture: reason for named in gather(pictures.loaded.named) for picture, reason in named.items()}
+    # The user's reference is read by all processes; what a metric draws itself, by the first one.
+    references = None if reference is None else embed_references(metrics, reference, (), 0)
+    if own_rank() > 0:
+        return None
+    count = len(order)
+    if count < 2:
+        raise ConfigError(f"{pictures.generated.name} holds {count} usable pictures; at least two are needed")
     texts = pictures.texts
-    prompts = None if texts is None else [texts[place] for place in places]
-    references = embed_references(metrics, reference, prompts or (), side)
-    figures: dict[str, Estimate] = {}
-    extras: dict[str, dict[str, float]] = {}
-    warnings = [*pictures.remarks(), *references.warnings]
-    for metric in metrics:
-        features = concatenate(parts[metric.name])
-        if isinstance(metric, SetMetric):
-            figure = metric.aggregate(features, references.of[metric.name], level=level, seed=seed)
-            figures[metric.name], extras[metric.name] = figure.estimate, dict(figure.extras)
-            warnings += few_samples(metric, features)
-        elif isinstance(metric, SampleMetric):
-            figures[metric.name] = _mean(metric, features, prompts, level, seed)
+    prompts = None if texts is None else [texts[place] for place in order.tensor().flatten().tolist()]
+    if references is None:
+        references = embed_references(metrics, None, prompts or (), side)
+    found = _Figures(prompts, level, seed)
+    for one in kept:
+        found.add(one, references)
     unread = _unread(pictures)
     if reference is not None and references.unread:
         unread[str(reference.path)] = references.unread
+    warnings = [*pictures.remarks(), *references.warnings, *found.warnings]
     return FolderScores(
-        len(places), {**bad, **references.bad}, figures, extras, list(dict.fromkeys(warnings)), unread
+        count,
+        {**bad, **references.bad},
+        found.estimates,
+        found.extras,
+        list(dict.fromkeys(warnings)),
+        unread,
     )
+
+
+def _read(pictures: Pictures, metrics: Sequence[Metric]) -> tuple[list[KeptScores | KeptFeatures], Rows, int]:
+    """What the metrics keep of the pictures of all processes, the places of the pictures, and their height."""
+    kept, order, side = [keep(metric) for metric in metrics], Rows(), 0
+    for where, batch in pictures.batches():
+        order.append(torch.tensor(where))
+        side = batch.images.shape[-2]
+        for one in kept:
+            one.add(batch)
+    for part in (order, *kept):
+        part.collect()
+    return kept, order, max(gather(side))
+
+
+@dataclass
+class _Figures:
+    """Figures from what was kept of all pictures."""
+
+    prompts: Sequence[str] | None
+    level: float
+    seed: int
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    extras: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, kept: KeptScores | KeptFeatures, references: Embedded) -> None:
+        name = kept.metric.name
+        if isinstance(kept, KeptFeatures):
+            figure = kept.metric.aggregate(kept.kept, references.of[name], level=self.level, seed=self.seed)
+            self.estimates[name], self.extras[name] = figure.estimate, dict(figure.extras)
+            self.warnings += few_samples(kept.metric, kept.kept)
+        elif kept.counts is not None:
+            self.estimates[name] = ratio_of_sums(*kept.counts, clusters=self.prompts, level=self.level)
+        else:
+            self.estimates[name] = mean_estimate(
+                kept.values, clusters=self.prompts, level=self.level, seed=self.seed
+            )
 
 
 def _unread(pictures: Pictures) -> dict[str, Mapping[str, str]]:
@@ -223,13 +210,3 @@ def _check_needs(metrics: Sequence[Metric], pictures: Pictures, reference: Refer
             lacks.append(f"{metric.name} needs {' and '.join(lacking)}")
     if lacks:
         raise ConfigError("; ".join(lacks))
-
-
-def _mean(
-    metric: SampleMetric, features: Features, prompts: Sequence[str] | None, level: float, seed: int
-) -> Estimate:
-    counts = metric.counts(features)
-    if counts is not None:
-        return ratio_of_sums(*counts, clusters=prompts, level=level)
-    scores = metric.averaged(metric.score(features)).to(torch.float64)
-    return mean_estimate(scores.numpy(), clusters=prompts, level=level, seed=seed)

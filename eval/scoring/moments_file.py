@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hasten.eval.features import atomic_write
 from hasten.eval.fingerprint import Fingerprint, require_same
 from hasten.eval.functional.moments import Moments
 from hasten.eval.pictures.arrays import what_is_wrong
 from hasten.extend import CheckpointError, ConfigError
+from hasten.files import write_atomically
 
 __all__ = ["Statistics", "load_statistics", "save_statistics"]
 
@@ -39,14 +40,16 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
     made_by: dict[str, Any] = {"source": statistics.source, "fingerprint": None}
     if statistics.fingerprint is not None:
         made_by["fingerprint"] = statistics.fingerprint.as_dict()
-    with atomic_write(Path(path)) as file:
-        np.savez(
-            file,
-            mu=statistics.moments.mean.cpu().numpy(),
-            sigma=statistics.moments.covariance.cpu().numpy(),
-            n=np.int64(statistics.moments.n),
-            made_by=np.array(json.dumps(made_by, sort_keys=True)),
-        )
+    content = io.BytesIO()
+    np.savez(
+        content,
+        mu=statistics.moments.mean.cpu().numpy(),
+        sigma=statistics.moments.covariance.cpu().numpy(),
+        n=np.int64(statistics.moments.n),
+        made_by=np.array(json.dumps(made_by, sort_keys=True)),
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), content.getvalue())
 
 
 def load_statistics(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hasten.eval.distributed import gather, own_part
 from hasten.eval.functional.moments import Moments
-from hasten.eval.metric import Batch, Features, Metric, SetMetric, concatenate
+from hasten.eval.metric import Batch, Features, Metric, SetMetric
 from hasten.eval.metrics.sets import Fid
 from hasten.eval.pictures.arrays import PICTURES, npz_members
-from hasten.eval.pictures.loading import Loaded, batches
+from hasten.eval.pictures.loading import Loaded, Reading, corresponding
 from hasten.eval.pictures.sources import ImageSource, open_source
+from hasten.eval.scoring.kept import keep_reference
 from hasten.eval.scoring.moments_file import load_statistics
 from hasten.extend import ConfigError
 from hasten.files import describe_unread
 
-__all__ = ["Embedded", "Reference", "embed_references", "few_samples"]
+__all__ = ["Embedded", "Reference", "embed_references", "embed_source", "few_samples"]
 
 _STATISTICS = {"mu", "sigma"}
 
@@ -32,16 +33,12 @@ class Reference:
             batches of ADM are: then Frechet distances take the statistics, every other metric the pictures.
         count: pictures that statistics of another tool were made from; they record neither that nor the network, and
             giving it says that they are of the network that is used here.
-        batch_size: pictures at once.
-        workers: decoding processes.
-        skip_bad: leave out pictures that can't be used.
+        reading: batches, workers, and what becomes of pictures that can't be used.
     """
 
     path: Path
     count: int | None = None
-    batch_size: int = 32
-    workers: int = 0
-    skip_bad: bool = False
+    reading: Reading = field(default_factory=Reading)
 
     def check(self, metrics: Sequence[Metric]) -> None:
         """Find whatever is wrong with it before the work begins, apart from single bad pictures.
@@ -132,7 +129,9 @@ class Embedded:
 def embed_references(
     metrics: Sequence[Metric], reference: Reference | None, prompts: Sequence[str], side: int
 ) -> Embedded:
-    """Read the reference once and embed it for every metric of sets; processes that are connected share the work.
+    """Read the reference once and embed it for every metric of sets.
+
+    Processes that are connected share the reading of the user's reference; the first one has all of it.
 
     Args:
         metrics: those of single pictures are passed over.
@@ -153,48 +152,44 @@ def embed_references(
     if not pictured:
         return Embedded(of, warnings=warnings)
     source = open_source(reference.path)
-    features, bad = _embed(source, pictured, reference)
-    of |= features
+    features, bad = embed_source(source, pictured, reference.reading)
     left = [source.left_out] if source.left_out else []
     if bad:
         names = dict.fromkeys(bad, "pictures that can't be used")
         left.append(f"{source.name}: left out: {describe_unread(names)}")
     named = {f"{source.name}: {key}": reason for key, reason in bad.items()}
-    return Embedded(of, len(source) - len(bad), named, source.unread, [*warnings, *left])
+    return Embedded(of | features, len(source) - len(bad), named, source.unread, [*warnings, *left])
 
 
-def _own(metric: SetMetric, prompts: Sequence[str], side: int) -> Features:
+def _own(metric: SetMetric, prompts: Sequence[str], side: int) -> Features | Moments:
     drawn = metric.own_reference(prompts, side)
     if drawn is None:
         raise ConfigError(f"{metric.name} compares with a set of real pictures: give --reference")
-    return metric.embed(Batch(drawn))
+    kept = keep_reference(metric)
+    for images in drawn:
+        kept.add(Batch(images))
+    return kept.kept
 
 
-def _embed(
-    source: ImageSource, metrics: Sequence[SetMetric], reference: Reference
-) -> tuple[dict[str, Features], dict[str, str]]:
-    loaded = Loaded()
-    parts: dict[str, list[Features]] = {metric.name: [] for metric in metrics}
-    for batch in _read(source, loaded, reference):
-        for metric in metrics:
-            parts[metric.name].append(metric.embed(batch))
-    ranks = gather((parts, loaded.bad))
-    features: dict[str, Features] = {
-        name: concatenate([part for rank, _ in ranks for part in rank[name]]) for name in parts
-    }
-    return features, {key: reason for _, bad in ranks for key, reason in bad.items()}
+def embed_source(
+    source: ImageSource, metrics: Sequence[SetMetric], reading: Reading
+) -> tuple[dict[str, Features | Moments], dict[str, str]]:
+    """Metric -> embeddings or moments of the pictures of a source, and picture -> why it is left out.
 
+    Connected processes share the work; the first one has all of it.
 
-def _read(source: ImageSource, loaded: Loaded, reference: Reference) -> Iterator[Batch]:
-    for images in batches(
-        source,
-        loaded,
-        batch_size=reference.batch_size,
-        workers=reference.workers,
-        indices=own_part(len(source), reference.batch_size),
-        skip_bad=reference.skip_bad,
-    ):
-        yield Batch(images)
+    Raises:
+        ConfigError: if a picture can't be used and is not to be left out.
+    """
+    loaded, kept = Loaded(), [keep_reference(metric) for metric in metrics]
+    own = own_part(len(source), reading.batch_size)
+    for _, (images,) in corresponding((source,), loaded, reading, own):
+        for one in kept:
+            one.add(Batch(images))
+    for one in kept:
+        one.collect()
+    bad = {key: reason for rank in gather(loaded.bad) for key, reason in rank.items()}
+    return {one.metric.name: one.kept for one in kept}, bad
 
 
 def few_samples(metric: SetMetric, features: Features) -> list[str]:

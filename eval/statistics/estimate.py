@@ -19,8 +19,8 @@ FloatArray = NDArray[np.float64]
 #: Bootstrap resamples unless the caller says otherwise.
 RESAMPLES = 9999
 
-#: Resamples evaluated at once; bounds the memory at ``_BATCH * clusters`` floats.
-_BATCH = 1000
+#: Resamples evaluated at once, and the numbers among them: what bounds the memory.
+_BATCH, _NUMBERS = 1000, 2**22
 
 # scipy renamed the argument in 1.15; the old name still works there but is on its way out.
 _RNG_ARGUMENT = "rng" if "rng" in inspect.signature(stats.bootstrap).parameters else "random_state"
@@ -148,7 +148,7 @@ def bootstrap(
         paired=True,
         vectorized=True,
         n_resamples=resamples,
-        batch=_BATCH,
+        batch=max(1, min(_BATCH, _NUMBERS // len(data[0]))),
         confidence_level=expanded,
         method="BCa",
         **options,

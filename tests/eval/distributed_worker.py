@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from hasten.eval.distributed import gather_moments, gather_rows
+from hasten.eval.distributed import collect_rows, gather_moments, own_rank
 from hasten.eval.functional.moments import Moments
 from hasten.eval.metrics.fidelity import Psnr, Ssim
 from hasten.eval.metrics.sets import Cmmd, Fid, Kid
@@ -51,7 +51,10 @@ def figures(generated: Tensor, reference: Tensor, mine: slice) -> dict[str, Tens
         pairs.update(images, baseline=real)
     results |= pairs.compute()
     rows = network(images) if len(images) else torch.empty(0, 6)
-    results["rows"] = gather_rows(rows)
+    collected = [rows]
+    collect_rows(rows, collected.append)
+    if own_rank() == 0:
+        results["rows"] = torch.cat(collected)
     moments = gather_moments(Moments.of(rows) if len(rows) else Moments.empty(6))
     results["moments"] = moments.pack()
     return results

@@ -56,7 +56,7 @@ def test_paired_difference_is_the_difference() -> None:
     assert frechet.value == pytest.approx(each[0].value - each[1].value, rel=1e-9)
     assert frechet.se < min(side.se for side in each) / 2
     mmd = mmd_difference(base, candidate, reference, Statistic(kernel))
-    values = [mmd_estimate(side, reference, kernel).value for side in (candidate, base)]
+    values = [mmd_estimate(side, reference, Statistic(kernel)).value for side in (candidate, base)]
     assert mmd.value == pytest.approx(values[0] - values[1], rel=1e-9)
     biased = mmd_difference(base, candidate, reference, Statistic(kernel, unbiased=False, scale=1000.0))
     unit = [torch.nn.functional.normalize(s) for s in (base, candidate, reference)]

@@ -196,6 +196,15 @@ class TestLpips:
                 expected += oracle._spatial_average(nn.functional.conv2d(difference, head)).flatten()
         assert torch.allclose(model(pictures, other), expected.double(), rtol=1e-4)
 
+    def test_small_activations_have_unit_length_as_published_and_not_as_in_torchmetrics(self) -> None:
+        """The published code adds its epsilon to the norm, torchmetrics to the square under the root."""
+        from torchmetrics.functional.image.lpips import _normalize_tensor
+
+        small = torch.tensor([1e-4, 0]).view(1, 2, 1, 1)
+        other = small.flip(1)
+        assert float(_normalize_tensor(small)[0, 0]) == pytest.approx(0.5**0.5, rel=1e-4)
+        assert float(lpips_distance([small], [other], [torch.ones(2)])) == pytest.approx(2, rel=1e-4)
+
     def test_by_hand(self) -> None:
         a, b = torch.tensor([3.0, 4]).view(1, 2, 1, 1), torch.tensor([4.0, 3]).view(1, 2, 1, 1)
         assert float(lpips_distance([a], [b], [torch.tensor([1.0, 2])])) == pytest.approx(0.04 * 3, rel=1e-6)

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hasten._errors import CheckpointError, ConfigError
-from hasten.eval.features import atomic_write, extract_features, load_features, stream_moments
+from hasten._errors import ConfigError, HastenError
+from hasten.eval.functional.moments import Moments
+from hasten.eval.metric import Batch
+from hasten.eval.metrics.sets import Fid
 from hasten.eval.networks.features import FeatureNetwork, load_feature_network
 from hasten.eval.pictures.loading import Loaded, batches
 from hasten.eval.pictures.pairing import Order
-from hasten.eval.pictures.sources import check_paired, open_source
+from hasten.eval.pictures.sources import ImageSource, check_paired, open_source
+from hasten.eval.scoring.kept import KeptMoments
+from hasten.eval.scoring.moments_file import Statistics, save_statistics
 
 
 def save(image: Tensor, path: Path) -> None:
@@ -33,6 +38,12 @@ def folder(images: Tensor, tmp_path: Path) -> Path:
     for i in (3, 0, 7, 1, 2, 6, 5, 4):
         save(images[i], tmp_path / "set" / f"{i:03d}.png")
     return tmp_path / "set"
+
+
+def features(source: ImageSource, network: FeatureNetwork, **reading: Any) -> tuple[Tensor, Loaded]:
+    """What a network makes of every picture, and which those are."""
+    loaded = Loaded()
+    return torch.cat([network(images) for images in batches(source, loaded, **reading)]), loaded
 
 
 @pytest.fixture
@@ -241,84 +252,64 @@ class TestBadImages:
     @pytest.mark.parametrize("workers", [0, 1])
     def test_all_are_named_and_counted(self, broken: Path, network: FeatureNetwork, workers: int) -> None:
         with pytest.raises(ConfigError, match=r"2 of 8 images .*002\.png.*005\.png.*skip_bad"):
-            extract_features(open_source(broken), network, workers=workers, batch_size=2)
+            features(open_source(broken), network, workers=workers, batch_size=2)
 
     def test_skipping(self, broken: Path, network: FeatureNetwork, images: Tensor) -> None:
-        features = extract_features(open_source(broken), network, skip_bad=True, batch_size=3)
+        made, loaded = features(open_source(broken), network, skip_bad=True, batch_size=3)
         kept = [0, 1, 3, 4, 6, 7]
-        assert features.keys == tuple(f"{i:03d}" for i in kept)
-        assert set(features.bad) == {"002", "005"}
-        assert torch.allclose(features.features, network(images[kept]), atol=1e-6)
+        assert loaded.keys == [f"{i:03d}" for i in kept]
+        assert set(loaded.bad) == {"002", "005"}
+        assert torch.allclose(made, network(images[kept]), atol=1e-6)
 
     def test_nothing_left(self, folder: Path, network: FeatureNetwork) -> None:
         for path in folder.iterdir():
             path.write_text("x")
         with pytest.raises(ConfigError, match="None of the 8 images"):
-            extract_features(open_source(folder), network, skip_bad=True)
+            features(open_source(folder), network, skip_bad=True)
 
     def test_transparency_is_a_bad_image(self, folder: Path, network: FeatureNetwork) -> None:
         Image.new("RGBA", (64, 48), (1, 2, 3, 100)).save(folder / "003.png")
         with pytest.raises(ConfigError, match=r"1 of 8 .*003\.png has transparent pixels"):
-            extract_features(open_source(folder), network)
+            features(open_source(folder), network)
 
     def test_mixed_sizes_and_grey(self, folder: Path, network: FeatureNetwork, images: Tensor) -> None:
         save(images[1, :, :20, :30], folder / "001.png")
         Image.fromarray(images[2, 0].numpy()).save(folder / "002.png")
-        features = extract_features(open_source(folder), network, batch_size=4)
-        assert len(features) == 8
-        assert torch.allclose(features.features[1], network(images[1:2, :, :20, :30])[0], atol=1e-6)
+        made, _ = features(open_source(folder), network, batch_size=4)
+        assert len(made) == 8
+        assert torch.allclose(made[1], network(images[1:2, :, :20, :30])[0], atol=1e-6)
         grey = images[2:3, :1].expand(1, 3, -1, -1)
-        assert torch.allclose(features.features[2], network(grey)[0], atol=1e-6)
+        assert torch.allclose(made[2], network(grey)[0], atol=1e-6)
 
 
-class TestFeatureFiles:
-    def test_round_trip(self, folder: Path, network: FeatureNetwork, tmp_path: Path) -> None:
-        source = open_source(folder)
-        path = tmp_path / "out" / "features.npy"
-        made = extract_features(source, network, path=path)
-        again = load_features(path)
-        assert again.keys == made.keys
-        assert torch.equal(again.features, made.features)
-        assert again.fingerprint == made.fingerprint
-        assert torch.equal(again.select(["005", "001"]), made.features[[5, 1]])
-        with pytest.raises(ConfigError, match="'x'"):
-            again.select(["x"])
-
-    def test_skipped_images_leave_no_rows(
-        self, folder: Path, network: FeatureNetwork, tmp_path: Path
-    ) -> None:
-        (folder / "000.png").write_text("x")
-        extract_features(open_source(folder), network, path=tmp_path / "f.npy", skip_bad=True)
-        assert load_features(tmp_path / "f.npy").features.shape == (7, 12)
-
+class TestStatistics:
     def test_shards_make_the_whole(self, folder: Path, network: FeatureNetwork) -> None:
         source = open_source(folder)
-        whole, _ = stream_moments(source, network, batch_size=3)
-        parts = [stream_moments(source, network, indices=r)[0] for r in (range(0, 3), range(3, 8), range(0))]
+
+        def moments(indices: range | None = None) -> Moments:
+            kept = KeptMoments(Fid(network))
+            for images in batches(source, Loaded(), batch_size=3, indices=indices):
+                kept.add(Batch(images))
+            return kept.kept
+
+        whole = moments()
+        parts = [moments(r) for r in (range(0, 3), range(3, 8), range(0))]
         merged = parts[0].merge(parts[1]).merge(parts[2])
         assert merged.n == whole.n == 8
         assert torch.allclose(merged.scatter, whole.scatter, rtol=1e-10, atol=1e-12)
 
-    def test_broken_files(self, folder: Path, network: FeatureNetwork, tmp_path: Path) -> None:
-        path = tmp_path / "f.npy"
-        with pytest.raises(ConfigError, match="no features"):
-            load_features(path)
-        extract_features(open_source(folder), network, path=path)
-        np.save(path, np.zeros((3, 12), dtype=np.float32))
-        with pytest.raises(CheckpointError, match="fewer features"):
-            load_features(path)
-
-    def test_a_failed_write_leaves_the_old_file(self, tmp_path: Path) -> None:
+    def test_a_failed_write_leaves_the_old_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = tmp_path / "ref.npz"
         path.write_bytes(b"old")
 
-        def full() -> None:
-            with atomic_write(path) as file:
-                file.write(b"half of the new")
-                raise OSError(28, "No space left on device")
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
 
-        with pytest.raises(OSError, match="No space"):
-            full()
+        monkeypatch.setattr("os.replace", full)
+        with pytest.raises((OSError, HastenError), match="No space"):
+            save_statistics(path, Statistics(Moments.of(torch.eye(3)), None))
         assert path.read_bytes() == b"old"
         assert [p.name for p in tmp_path.iterdir()] == ["ref.npz"]
 

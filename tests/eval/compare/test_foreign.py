@@ -12,7 +12,6 @@ from captioned import prompts_file, true_pictures
 from PIL import Image
 from typer.testing import Result
 
-from hasten._errors import ConfigError
 from hasten.pipelines import mini
 
 Evaluate = Callable[..., Result]
@@ -138,24 +137,21 @@ class TestReferences:
     def test_reading_options_reach_the_reference(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from hasten.eval.compare import reference
         from hasten.eval.metrics.miniature import Frechet
+        from hasten.eval.pictures.loading import Reading
+        from hasten.eval.scoring import reference
 
-        seen: dict[str, object] = {}
+        seen: list[object] = []
 
-        def watched(*_: object, **options: object) -> list[object]:
-            seen.update(options)
+        def watched(_sources: object, _loaded: object, reading: object, _indices: object) -> list[object]:
+            seen.append(reading)
             return []
 
-        monkeypatch.setattr(reference, "batches", watched)
-        real = reference.Reference(true_pictures(tmp_path / "r", 4), None, 3, 2, True)
-        with pytest.raises(ConfigError, match="no embeddings"):
-            reference.embed_references([Frechet()], real, (), 64)
-        assert {key: seen[key] for key in ("batch_size", "workers", "skip_bad")} == {
-            "batch_size": 3,
-            "workers": 2,
-            "skip_bad": True,
-        }
+        monkeypatch.setattr(reference, "corresponding", watched)
+        reading = Reading(batch_size=3, workers=2, skip_bad=True)
+        real = reference.Reference(true_pictures(tmp_path / "r", 4), None, reading)
+        reference.embed_references([Frechet()], real, (), 64)
+        assert seen == [reading]
 
     def test_statistics_of_other_tools(self, evaluate: Evaluate, tmp_path: Path, clip_folder: Path) -> None:
         generated, real = true_pictures(tmp_path / "g", 5), true_pictures(tmp_path / "r", 6, seed=3)

@@ -61,6 +61,7 @@ def test_the_page_stands_alone(text: str) -> None:
 def test_what_is_not_read_of_the_reference_is_on_the_page(store: RunStore, tmp_path: Path) -> None:
     from hasten.eval.compare.document import Evaluation, evaluate_run
     from hasten.eval.metrics.miniature import Frechet
+    from hasten.eval.pictures.loading import Reading
     from hasten.eval.scoring.reference import Reference
 
     shutil.copytree(store.folder, tmp_path / "run")
@@ -72,7 +73,7 @@ def test_what_is_not_read_of_the_reference_is_on_the_page(store: RunStore, tmp_p
     (real / "gone.png").symlink_to(tmp_path / "nowhere")
     (real / "x.heic").write_bytes(b"x")
     copy = RunStore(tmp_path / "run")
-    made = evaluate_run(copy, Evaluation([Frechet()], Reference(real, skip_bad=True)))
+    made = evaluate_run(copy, Evaluation([Frechet()], Reference(real, reading=Reading(skip_bad=True))))
     assert made["reference"]["pictures"] == 2
     assert made["reference"]["unread"]["gone.png"] == "broken links"
     page = render_page(copy, made)
