@@ -86,6 +86,12 @@ class Metric(torchmetrics.Metric):
     published: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
 
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValueError as error:  # what torchmetrics raises for a keyword that nobody takes
+            raise TypeError(str(error)) from error
+
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
         """Everything that moves the figure."""

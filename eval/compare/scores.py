@@ -81,8 +81,8 @@ class _ArmPictures(ImageSource):
         odd = [index for index, found in enumerate(files) if len(found) != self.frames]
         if odd:
             raise ConfigError(
-                f"{arm}: the video of prompt {odd[0]} has {len(files[odd[0]])} frames, and that of prompt 0 has "
-                f"{self.frames}"
+                f"{arm}: the videos are not all {self.frames} frames long; that of prompt {odd[0]} has "
+                f"{len(files[odd[0]])}"
             )
         self._files: list[Path] = [file for found in files for file in found]
         super().__init__(arm, [str(number) for number in range(len(self._files))], frozenset({".png"}))

@@ -120,12 +120,12 @@ class FlopCount:
     uncounted: dict[str, int]
 
 
-class _Watcher(TorchDispatchMode):
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator that runs (the counter, entered inside, hands on what it has decomposed) and keeps
     the names of those without a formula."""
 
     def __init__(self, known: Container[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = known
         self.uncounted: dict[str, int] = {}
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hasten.eval.distributed import collect_rows, gather_moments
+from hasten.eval.distributed import collect_rows, gather, gather_moments
 from hasten.eval.functional.moments import Moments
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric
 from hasten.eval.metrics.sets import Fid
@@ -125,14 +125,23 @@ class KeptMoments:
             self._fold()
 
     def _fold(self) -> None:
-        if self._waiting:
+        if sum(map(len, self._waiting)):
             self._moments = self._moments.merge(Moments.of(torch.cat(self._waiting)))
-            self._waiting = []
+        self._waiting = []
 
     def collect(self) -> None:
-        """Merge what all processes have, on all of them."""
-        self._fold()
-        self._moments = gather_moments(self._moments)
+        """Take over what the other processes have, on the first one.
+
+        A set of few pictures is put together before its moments are computed: where there are fewer pictures than
+        dimensions, rounding in another order shows in the eighth digit of the distance.
+        """
+        if any(gather(self._moments.n)):
+            self._fold()
+            self._moments = gather_moments(self._moments)
+            return
+        own = torch.cat(self._waiting) if self._waiting else torch.empty(0, self._moments.dimension)
+        self._waiting = [own]
+        collect_rows(own, self._waiting.append)
 
     @property
     def kept(self) -> Moments:
