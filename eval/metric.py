@@ -276,7 +276,8 @@ class SetMetric(Metric):
 
     def reset(self) -> None:
         """Forget the images; the reference only if so configured."""
-        real = self.real
+        # torchmetrics empties the list itself.
+        real = self.real if isinstance(self.real, Tensor) else list(self.real)
         super().reset()
         if not self._reset_real:
             self.real = real

@@ -69,9 +69,12 @@ class _FeatureMetric(SetMetric):
         return self.network.dimension
 
 
-def _merge_packed(stacked: Tensor) -> Tensor:
-    """``[ranks, d + 2, d]`` packed moments to one, in rank order."""
-    return merge_all(Moments.unpack(packed) for packed in stacked).pack()
+def _unpacked(state: Tensor | list[Tensor]) -> list[Moments]:
+    """Moments packed below each other ``[k (d + 2), d]``, or in a list of such tensors."""
+    blocks = [state] if isinstance(state, Tensor) else state
+    return [
+        Moments.unpack(packed) for rows in blocks if len(rows) for packed in rows.split(rows.shape[1] + 2)
+    ]
 
 
 class Fid(_FeatureMetric):
@@ -107,14 +110,13 @@ class Fid(_FeatureMetric):
         self.name = "fid" if loaded.name.startswith("inception") else "frechet_distance"
         super().__init__(loaded, groups, {}, **options)
 
-    def _add_sides(self) -> None:
-        empty = Moments.empty(self.network.dimension).pack()
-        for side in ("real", "fake"):
-            self.add_state(side, empty, dist_reduce_fx=_merge_packed)
+    # One block of packed moments a side; blocks of several processes stand below each other.
+    _rows_dtype = torch.float64
 
     def _add(self, side: str, features: Tensor) -> None:
-        moments = Moments.unpack(getattr(self, side)).merge(Moments.of(features))
-        setattr(self, side, moments.pack())
+        before: list[Tensor] = getattr(self, side)
+        own = Moments.of(features.to(self.device))
+        setattr(self, side, [merge_all([*_unpacked(before), own]).pack()])
 
     def compute(self) -> Tensor:
         """The distance, a float64 scalar.
@@ -122,7 +124,10 @@ class Fid(_FeatureMetric):
         Raises:
             ConfigError: with fewer than two images on a side.
         """
-        fake, real = (Moments.unpack(torch.as_tensor(side)) for side in (self.fake, self.real))
+        sides = [_unpacked(side) for side in (self.fake, self.real)]
+        if not all(sides):
+            raise ConfigError(f"{self.name} needs at least two samples on each side.")
+        fake, real = map(merge_all, sides)
         return torch.tensor(frechet_distance(fake, real).value, dtype=torch.float64, device=self.device)
 
     @staticmethod
