@@ -235,10 +235,8 @@ class AttentionSeam:
                 return function(query, key, value, mask, dropout, causal, scale=scale)
             computation.hit.add(names[module])
             layer = names[module]
-            told = self._describe(
-                computation.forward, layer, query, key, value, mask, dropout, causal, scale, grouped
-            )
-            return self._chains[layer](told)
+            given = _Given(query, key, value, mask, dropout, causal, scale, grouped)
+            return self._chains[layer](self._describe(computation.forward, layer, given))
 
         return answered_by(answer)
 

@@ -192,7 +192,7 @@ class _Numbered:
     """The processor of one layer, numbered. ``users`` counts the runs in progress that need it."""
 
     def __init__(self, layer: nn.Module, device: torch.device) -> None:
-        stock = layer.processor
+        stock: Any = layer.processor
         kind: Any = _numbered_class(type(stock))
         self.stock = stock
         self.tag = torch.zeros((), device=device)

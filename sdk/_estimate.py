@@ -87,7 +87,7 @@ class Estimate:
     @property
     def speedup(self) -> float | None:
         """Seconds without techniques over seconds with them, ``None`` where they are not known."""
-        return self.seconds and self.seconds.plain / self.seconds.accelerated
+        return None if self.seconds is None else self.seconds.plain / self.seconds.accelerated
 
     @property
     def worth(self) -> bool:

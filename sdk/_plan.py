@@ -130,9 +130,9 @@ def make_plan(
     refuse_step_caches(target, claims)
     arguments = target.call_arguments(**call)
     findings.extend(_findings_of_call(techniques, target, arguments))
-    plain, found = forecasts(target, [(t, claims[t.name]) for t in techniques], arguments)
-    planned = tuple(PlannedTechnique(t.name, t.options, claims[t.name], found[t.name]) for t in techniques)
-    findings.extend(_without_effect(plain, found))
+    plain, forecast = forecasts(target, [(t, claims[t.name]) for t in techniques], arguments)
+    planned = tuple(PlannedTechnique(t.name, t.options, claims[t.name], forecast[t.name]) for t in techniques)
+    findings.extend(_without_effect(plain, forecast))
     plan = Plan(
         target.name,
         target.adapter.family,
@@ -141,7 +141,7 @@ def make_plan(
         untested_pairs(claims),
         device=target.device,
         dtype=target.dtype,
-        estimate=estimate(target, arguments, plain, found) if whole else None,
+        estimate=estimate(target, arguments, plain, forecast) if whole else None,
     )
     comments = host().comment(plan)
     _refuse("a plugin", target, comments)

@@ -132,11 +132,11 @@ def tunable_options(declared: type[TechniqueConfig] | UnionType) -> dict[str, Tu
     config = options_of(declared).kinds[0]
     found: dict[str, Tunable] = {}
     for name, info in config.model_fields.items():
-        declared = [part for part in info.metadata if isinstance(part, Tunable)]
-        if len(declared) > 1:
+        here = [part for part in info.metadata if isinstance(part, Tunable)]
+        if len(here) > 1:
             raise ConfigError(f"{config.__qualname__}.{name} declares twice what is worth trying of it")
-        if declared:
-            found[name] = declared[0]
+        if here:
+            found[name] = here[0]
     dials = [name for name, tunable in found.items() if tunable.dial]
     if len(dials) > 1:
         raise ConfigError(f"{config.__qualname__} has {len(dials)} dials ({', '.join(dials)}); keep one")

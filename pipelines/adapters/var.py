@@ -101,9 +101,9 @@ def _layer_flops(transformer: nn.Module, text: int) -> tuple[float, float]:
     each = once = 0.0
     for name, module in transformer.named_modules():
         if type(module).__name__ == "CrossAttention":
-            each += 4.0 * module.to_q.out_features * text  # type: ignore[union-attr, operator]
+            each += 4.0 * module.to_q.out_features * text
         if type(module).__name__ == "TextPool":
-            once += 4.0 * module.to_k.out_features * text  # type: ignore[union-attr, operator]
+            once += 4.0 * module.to_k.out_features * text
         if not isinstance(module, torch.nn.Linear):
             continue
         flops = 2.0 * module.weight.numel()

@@ -29,6 +29,7 @@ def forecast(
         return None
     size, levels = planned
     cost = StepCost(target, arguments, size)
+    facts: dict[str, Any]
     if isinstance(config, RestartConfig):
         steps, facts = _restart_steps(config, target, arguments, size, cost), {}
     else:

@@ -55,6 +55,7 @@ def known_blocks(
     registry: dict[type, Any] = TransformerBlockRegistry._registry
     added = {type(block) for block in modules if type(block).__name__ in described} - set(registry)
     for kind in added:
+        text: Any  # diffusers declares it as a number, and uses None
         hidden, text = described[kind.__name__]
         TransformerBlockRegistry.register(
             kind,

@@ -50,7 +50,7 @@ class Situation:
     doubled: bool
     latents: str | None
     nested: bool
-    timestep: Callable[[], int]
+    timestep: Callable[[], float]
     layers: tuple[str, ...]
     batched: tuple[str, ...] = ()
 

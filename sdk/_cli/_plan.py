@@ -12,7 +12,7 @@ from hasten._cli._loading import load_quietly
 from hasten._console import Console
 
 if TYPE_CHECKING:
-    from hasten._config import Config
+    from hasten._config import Config, ConfigLike
     from hasten._report import Report
 
 __all__ = ["register"]
@@ -73,7 +73,8 @@ def _measure(pipe: Any, settings: Config, model: str, call: dict[str, Any]) -> R
     import hasten
 
     prompt = options.choose_prompts(model, settings, None, None, 1, 0)[0]
-    for techniques in ([], settings):
+    both: tuple[ConfigLike, ...] = ([], settings)
+    for techniques in both:
         with hasten.accelerate(pipe, techniques, **call) as acceleration:
             for _ in range(2):
                 pipe(prompt=prompt, **call)
