@@ -15,7 +15,9 @@ LOW = {"bottleneck": {"low_until": 0.05, "high_first": 1.0, "min_pixels": 1}}
 SCHEDULERS = sorted(
     name
     for name in dir(diffusers)
-    if name.endswith("Scheduler") and hasattr(getattr(diffusers, name), "set_timesteps")
+    if name.endswith("Scheduler")
+    and "dummy" not in getattr(diffusers, name).__module__  # it needs a library that is not installed
+    and hasattr(getattr(diffusers, name), "set_timesteps")
 )
 
 
