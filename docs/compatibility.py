@@ -1,7 +1,7 @@
 """Write docs/compatibility.md: the measured compatibility of every technique with every pipeline class.
 
 ``python docs/compatibility.py`` builds each pipeline of ``tests/families.py``, enables each technique and runs it.
-The table of all classes is read from ``docs/compatibility.json``. ``tests/conformance/sweep.py`` writes this file from the
+The table of all classes is read from ``docs/compatibility.json``. ``tests/conformance/sweep.py`` writes it from the
 pipelines in diffusers' tests. ``python docs/compatibility.py classes`` updates that table only, in a second.
 """
 
@@ -199,11 +199,11 @@ def classes() -> str:
 
 _CLASSES = "## Pipeline classes"
 _EXPLAINED = """*runs*: tested on a small stock pipeline with random weights. The exact setting gives bit-identical output
-(`video_infinity`: equal up to rounding), the active setting changes the output and keeps it finite, and the pipeline is
-restored afterwards. *accepted*: the checks accept the pipeline, but no pipeline of this class was run. *no* with a
-number: refused, for the reason with that number below the table. *reference check*: with a denoiser that knows the
-final picture, the noise in the latents stays the same in all steps. This shows that `hasten` reads their level, sign and
-layout correctly."""
+(`video_infinity`: equal up to rounding), the active setting changes the output and keeps it finite, and the
+pipeline is restored afterwards. *accepted*: the checks accept the pipeline, but no pipeline of this class was run.
+*no* with a number: refused, for the reason with that number below the table. *reference check*: with a denoiser that
+knows the final picture, the noise in the latents stays the same in all steps. This shows that `hasten` reads their
+level, sign and layout correctly."""
 
 
 def _tested() -> set[str]:
@@ -256,9 +256,9 @@ def together() -> list[str]:
     names = sorted(host().registry.techniques)
     alone = {name: {family for family in FAMILIES if planned(family, [name]) == "planned"} for name in names}
     lines = [
-        "*families* counts the families of the first table that accept the pair, out of those that accept each of the two",
-        "techniques alone, with default options. `aptp` needs a bundle; `hack` needs a pipeline that generates scale by",
-        "scale.",
+        "*families* counts the families of the first table that accept the pair, out of those that accept each of the",
+        "two techniques alone, with default options. `aptp` needs a bundle; `hack` needs a pipeline that generates",
+        "scale by scale.",
         "",
         "| pair | families | state |",
         "|---|---|---|",
