@@ -198,7 +198,7 @@ def classes() -> str:
 
 
 _CLASSES = "## Pipeline classes"
-_EXPLAINED = """*runs*: tested on a small stock pipeline with random weights. The exact setting gives bit-identical output
+_EXPLAINED = """*runs*: tested on a small stock pipeline with random weights. The exact setting gives identical output
 (`video_infinity`: equal up to rounding), the active setting changes the output and keeps it finite, and the
 pipeline is restored afterwards. *accepted*: the checks accept the pipeline, but no pipeline of this class was run.
 *no* with a number: refused, for the reason with that number below the table. *reference check*: with a denoiser that
