@@ -20,6 +20,7 @@ __all__ = ["EXPORTS", "PRODUCTS", "export", "figures_table", "product"]
 
 PRODUCTS = {
     "t2i-dit": "t2i_dit_1024",
+    "t2i-dit-4096": "t2i_dit_4096",
     "t2i-unet": "t2i_unet",
     "t2v-dit": "t2v_dit",
     "t2v-unet": "t2v_unet",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hasten.pipelines.mini.scenes import Split
 
 WEIGHTS = Path(__file__).with_name("weights")
-_STILL = ("t2i-unet", "var", "infinity")
+_STILL = ("t2i-dit-4096", "t2i-unet", "var", "infinity")
 _MOVING = ("t2v-dit", "t2v-unet")
 _METRICS = {
     "mini_motion": ("Motion", "miniature: share of the videos with the requested motion"),

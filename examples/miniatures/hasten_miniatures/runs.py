@@ -52,6 +52,9 @@ RUNS: dict[str, Entry] = {
     "t2i-dit": Entry("t2i_dit", ("autoencoder", "text-image")),
     "t2i-unet": Entry("t2i_unet", ("autoencoder", "text-image")),
     "t2i-dit-1024": Entry("t2i_dit_1024", ("autoencoder", "text-image", "t2i-dit"), begins_with="t2i-dit"),
+    "t2i-dit-4096": Entry(
+        "t2i_dit_4096", ("autoencoder", "text-image", "t2i-dit-1024"), begins_with="t2i-dit-1024"
+    ),
     "video-autoencoder": Entry("video_autoencoder"),
     "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),
     "t2v-unet": Entry("t2v_unet", ("autoencoder", "text-image", "t2i-unet"), begins_with="t2i-unet"),
@@ -66,6 +69,7 @@ _BUNDLED = {
     "autoencoder": "t2i-dit/vae",
     "text-image": "t2i-dit/text_encoder",
     "t2i-dit-1024": "t2i-dit/transformer",
+    "t2i-dit-4096": "t2i-dit-4096/transformer",
     "t2i-unet": "t2i-unet/unet",
     "video-autoencoder": "t2v-dit/vae",
     "var-tokenizer": "var/vae",

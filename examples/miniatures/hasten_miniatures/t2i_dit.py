@@ -56,11 +56,12 @@ def shift_of(pixels: int) -> float:
     return pixels / 64
 
 
-def build_transformer(side: int = 128) -> Any:
+def build_transformer(side: int = 128, positions: int = 32) -> Any:
     """An untrained SD3Transformer2DModel of about 3.1 M parameters: 6 joint blocks of width 120.
 
     Args:
         side: pixels of a side of the pictures that a call without a size makes.
+        positions: tokens of a side of the largest picture.
     """
     from diffusers import SD3Transformer2DModel
 
@@ -75,7 +76,7 @@ def build_transformer(side: int = 128) -> Any:
         caption_projection_dim=120,
         joint_attention_dim=_JOINT,
         pooled_projection_dim=_JOINT,
-        pos_embed_max_size=32,
+        pos_embed_max_size=positions,
         qk_norm="rms_norm",
     )
 

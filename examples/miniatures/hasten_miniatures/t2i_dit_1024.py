@@ -26,23 +26,28 @@ BARS: dict[tuple[Split, bool], float] = {
     ("held_out", True): 0.8,
     ("train", False): 0.85,
 }
-_TABLE = "pos_embed.pos_embed"
+TABLE = "pos_embed.pos_embed"
+"""The buffer with the positions, in the state of the transformer."""
 
 
-def build_transformer() -> Any:
-    """The transformer of the run ``t2i-dit`` with a table of positions half as far apart.
+def build_transformer(side: int = CALL["height"]) -> Any:
+    """The transformer of the run ``t2i-dit`` with a finer table of positions.
 
-    The middle 16 x 16 positions of the smaller model, which all its 128 px pictures used, become 32 x 32: a place in
-    the picture keeps its embedding, so that the larger picture inherits what the smaller one knew of places.
+    The middle 16 x 16 positions of the smaller model, which all its 128 px pictures used, are resampled: a place in the
+    picture keeps its embedding, so that the larger picture inherits what the smaller one knew of places.
+
+    Args:
+        side: pixels of a side of the pictures, at least 256.
     """
     from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 
-    model = t2i_dit.build_transformer(CALL["height"])
-    axis = torch.arange(32) / 4 + 4
+    tokens = side // 8
+    model = t2i_dit.build_transformer(side, positions=tokens)
+    axis = 4 + 8 * torch.arange(tokens) / tokens
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    grid = torch.stack([x, y]).view(2, 1, 32, 32)
+    grid = torch.stack([x, y]).view(2, 1, tokens, tokens)
     table = get_2d_sincos_pos_embed_from_grid(model.inner_dim, grid, output_type="pt")
-    model.get_buffer(_TABLE).copy_(table[None])
+    model.get_buffer(TABLE).copy_(table[None])
     return model
 
 
@@ -77,7 +82,7 @@ class TextToImage1024(TextToImage):
 
     def inherit(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Take everything but the table of positions, which is the model's own."""
-        model.load_state_dict({**weights, _TABLE: model.get_buffer(_TABLE)})
+        model.load_state_dict({**weights, TABLE: model.get_buffer(TABLE)})
 
 
 def make_recipe(root: Path, *, device: str, compiled: bool) -> TextToImage1024:
