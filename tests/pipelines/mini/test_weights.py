@@ -19,6 +19,7 @@ from hasten_miniatures.training import step_generator
 FOLDER = mini.path("mini/t2i-dit")
 LIMITS = {
     "t2i-dit": 10,
+    "t2i-dit-4096": 10.3,
     "t2i-unet": 6,
     "t2v-dit": 8,
     "t2v-unet": 5,
