@@ -64,8 +64,8 @@ def _assemble_trained(root: Path) -> Any:
 
 _TEXT = """
 `mini/t2i-dit` trained further on pictures of 512 px, which are 4,096 image tokens, as many as FLUX.1 has at 1,024 px.
-It is meant for benchmarks of techniques that pay at many tokens; a picture takes half a minute on two CPU cores. It also
-makes pictures of 256 px (1,024 tokens). Everything else is as in `mini/t2i-dit`.
+It is meant for benchmarks of techniques that pay at many tokens; a picture takes half a minute on two CPU cores.
+It also makes pictures of 256 px (1,024 tokens). Everything else is as in `mini/t2i-dit`.
 
 ```python
 pipe = hasten.load("mini/t2i-dit-4096")
