@@ -58,7 +58,7 @@ def shard(n: int, rank: int, world: int) -> range:
         ConfigError: if ``rank`` is not below ``world``.
     """
     if not 0 <= rank < world:
-        raise ConfigError(f"Rank {rank} does not exist among {world} processes.")
+        raise ConfigError(f"rank {rank} does not exist among {world} processes")
     return range(n * rank // world, n * (rank + 1) // world)
 
 

@@ -58,7 +58,7 @@ class Fingerprint:
         try:
             return cls(**fields)
         except TypeError as error:
-            raise ConfigError(f"This is not a metric's fingerprint: {sorted(fields)}.") from error
+            raise ConfigError(f"this is not a metric's fingerprint: {sorted(fields)}") from error
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ where anything above differs."""
@@ -85,7 +85,7 @@ def require_same(first: Fingerprint, second: Fingerprint) -> None:
     different = first.differences(second)
     if different:
         listed = "; ".join(f"{name}: {a!r} against {b!r}" for name, (a, b) in different.items())
-        raise ConfigError(f"These were made differently and can't be compared ({listed}).")
+        raise ConfigError(f"these were made differently and can't be compared ({listed})")
 
 
 def hash_weights(module: nn.Module) -> str:

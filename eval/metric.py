@@ -49,10 +49,10 @@ class Batch:
         check_images(self.images)
         if self.frames < 1 or len(self.images) % self.frames:
             raise ConfigError(
-                f"{len(self.images)} images are no whole number of videos of {self.frames} frames."
+                f"{len(self.images)} images are no whole number of videos of {self.frames} frames"
             )
         if self.prompts is not None and len(self.prompts) != len(self.images):
-            raise ConfigError(f"There are {len(self.prompts)} prompts for {len(self.images)} images.")
+            raise ConfigError(f"there are {len(self.prompts)} prompts for {len(self.images)} images")
         if self.baseline is not None:
             check_pair(self.baseline, self.images)
 
@@ -124,7 +124,7 @@ class Metric(torchmetrics.Metric):
         state = getattr(self, name)
         rows = state if isinstance(state, Tensor) else torch.cat(state) if state else torch.empty(0, 0)
         if not len(rows):
-            raise ConfigError(f"The metric {self.name} has seen no sample.")
+            raise ConfigError(f"the metric {self.name} has seen no sample")
         return rows
 
     def _apply(self, *arguments: Any, **options: Any) -> torch.nn.Module:
@@ -140,9 +140,9 @@ class Metric(torchmetrics.Metric):
         for need, value in (("prompt", batch.prompts), ("baseline", batch.baseline)):
             if need in self.needs and value is None:
                 plural = "prompts" if need == "prompt" else "the baseline's images"
-                raise ConfigError(f"The metric {self.name} needs {plural} beside the images.")
+                raise ConfigError(f"the metric {self.name} needs {plural} beside the images")
         if "video" in self.needs and batch.frames < 2:
-            raise ConfigError(f"The metric {self.name} needs videos, and these are single pictures.")
+            raise ConfigError(f"the metric {self.name} needs videos, and these are single pictures")
 
 
 class SampleMetric(Metric):
@@ -258,7 +258,7 @@ class SetMetric(Metric):
         embedded = self.embed(Batch(images))
         if set(embedded) != {"features"}:
             raise ConfigError(
-                f"The metric {self.name} embeds {sorted(embedded)}; only 'features' can be kept here."
+                f"the metric {self.name} embeds {sorted(embedded)}; only 'features' can be kept here"
             )
         self._add("real" if real else "fake", embedded["features"].to(self.device))
 
@@ -322,5 +322,5 @@ def concatenate(parts: Sequence[Features]) -> dict[str, Tensor]:
         ConfigError: without a part.
     """
     if not parts:
-        raise ConfigError("There are no embeddings to put together.")
+        raise ConfigError("there are no embeddings to put together")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

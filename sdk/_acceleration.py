@@ -64,8 +64,8 @@ def accelerate(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False,
     """
     if accelerated_by(pipe) is not None:
         raise ConflictError(
-            f"this {type(pipe).__name__} is accelerated already; call hasten.restore(pipe) first, or give one "
-            f"accelerate() call all the techniques"
+            f"this {type(pipe).__name__} is already accelerated; call hasten.restore(pipe) first, or pass "
+            f"all techniques to one accelerate() call"
         )
     target = Target.of(pipe, allow_unverified=allow_unverified)
     made, techniques = make_plan(target, Config.of(config), call, whole=False)

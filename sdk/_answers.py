@@ -13,10 +13,10 @@ from hasten._technique import Finding, Forecast, Severity, StepForecast
 __all__ = ["checked_claims", "checked_findings", "checked_forecast", "checked_notes"]
 
 _SEVERITIES = ", ".join(get_args(Severity))
-_FINDINGS = "a list of hasten.Finding(severity, message), empty where there is nothing to say"
-_NOTES = "a list of sentences, empty where there is nothing to say"
-_CLAIMS = "a list of hasten.Claim(slot, access), empty where no slot is touched"
-_FORECAST = "a hasten.Forecast with a tuple of hasten.StepForecast, or None where nothing is predicted"
+_FINDINGS = "a list of hasten.Finding(severity, message), empty if there are no findings"
+_NOTES = "a list of sentences, empty if there are no notes"
+_CLAIMS = "a list of hasten.Claim(slot, access), empty if no slot is used"
+_FORECAST = "a hasten.Forecast with a tuple of hasten.StepForecast, or None if there is no forecast"
 
 
 def checked_findings(answer: Any, culprit: Culprit, place: str) -> tuple[Finding, ...]:

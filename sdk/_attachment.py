@@ -143,8 +143,8 @@ class Attachment:
         whole = dict.fromkeys(owner for owner, _ in (*table.run.items, *table.prompt.items))
         if whole:
             raise UnsupportedError(
-                f"{', '.join(whole)} rewrites whole pipeline calls and cannot work around a loop of your own; "
-                f"call the pipeline, or remove it first with accel.remove(...)"
+                f"{', '.join(whole)} changes whole pipeline calls and cannot work in a custom denoising "
+                f"loop; call the pipeline, or remove the technique with accel.remove(...)"
             )
         call = RunCall(self.target.pipe, self.target, self.target.call_arguments(**arguments))
         with self._session(faults) as recorder:
@@ -247,7 +247,7 @@ class Attachment:
             return False
         reason = nothing_to_run(self.target, call.arguments)
         if reason is not None:
-            recorder.notes.append(f"{reason}: no technique had anything to do")
+            recorder.notes.append(f"{reason}: no technique was used")
         return reason is not None
 
     def _check_used(self, table: SeamTable, seams: Mapping[Any, DenoiserSeam]) -> None:
@@ -257,7 +257,7 @@ class Attachment:
         owners = ", ".join(dict.fromkeys(owner for owner, _ in inside))
         names = ", ".join(seam.name for seam in seams.values()) or "(none)"
         raise UnsupportedError(
-            f"the run ended without one forward of {names} passing through hasten, so {owners} did nothing. "
+            f"no forward of {names} passed through hasten in this run, so {owners} had no effect. "
             f"{self.target.name} may call another module, or its 'forward' method directly; name the module it calls "
             f"in the 'denoisers' of the adapter of family {self.target.adapter.family!r}."
         )
@@ -271,7 +271,7 @@ class Attachment:
                 continue
             if len(answer) != len(texts):
                 raise UnsupportedError(
-                    f"{owner!r} turned {len(texts)} prompts into {len(answer)}; keep their number"
+                    f"{owner!r} turned {len(texts)} prompts into {len(answer)}; return the same number of prompts"
                 )
             if texts:
                 call = call.replace_arguments(

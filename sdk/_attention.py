@@ -137,8 +137,9 @@ def refuse_compiled(target: Target) -> None:
     if is_traced(target):
         names = ", ".join(target.denoisers)
         raise UnsupportedError(
-            f"layers cannot be intercepted in {target.name}.{names}, because it is compiled with torch.compile; "
-            f"load it without compiling, or enable only techniques that leave its layers alone"
+            f"layers cannot be intercepted in {target.name}.{names}, because it is compiled with "
+            f"torch.compile; load it without compiling, or enable only techniques that do not change "
+            f"its layers"
         )
 
 
@@ -151,8 +152,9 @@ def check_layers(target: Target, layers: frozenset[str] | None) -> None:
     known = attention_layers(target)
     if not known:
         raise UnsupportedError(
-            f"no denoiser of {target.name} has a module with an attention processor, so that no attention can be told "
-            f"from another; the attention seam needs modules with 'set_processor' and 'processor'"
+            f"no denoiser of {target.name} has a module with an attention processor, so its attention "
+            f"layers cannot be distinguished; the attention seam needs modules with 'set_processor' "
+            f"and 'processor'"
         )
     for name in sorted(layers or ()):
         if name not in known:

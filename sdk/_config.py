@@ -59,32 +59,32 @@ class Config(StrictModel):
         1, description="Version of this format."
     )
     preset: str | None = Field(
-        None, description="`faithful`, `balanced` or `fast`: settings for the model, below `techniques`."
+        None, description="`faithful`, `balanced` or `fast`: a preset for the model; `techniques` override it."
     )
-    techniques: tuple[TechniqueEntry, ...] = Field((), description="What to enable, outermost first.")
+    techniques: tuple[TechniqueEntry, ...] = Field((), description="Techniques to enable, outermost first.")
     model: str | None = Field(
         None, description="A bundled miniature (`mini/...`), a local folder or a hub id."
     )
     prompts: str | tuple[str, ...] | None = Field(
-        None, description="Prompts, or the name of a file with prompts."
+        None, description="Prompts, or the path of a file with prompts."
     )
-    num_prompts: PositiveInt | None = Field(None, description="How many of the prompts to use.")
+    num_prompts: PositiveInt | None = Field(None, description="Maximum number of prompts.")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
         None, description="Seed of the first prompt; prompt i uses seed + i."
     )
     steps: PositiveInt | None = Field(None, description="Denoising steps.")
     height: PositiveInt | None = Field(None, description="Height in pixels.")
     width: PositiveInt | None = Field(None, description="Width in pixels.")
-    frames: PositiveInt | None = Field(None, description="Frames of a video.")
-    guidance_scale: float | None = Field(None, description="Scale of classifier-free guidance.")
+    frames: PositiveInt | None = Field(None, description="Number of video frames.")
+    guidance_scale: float | None = Field(None, description="Classifier-free guidance scale.")
     device: str | None = Field(
-        None, description="Torch device of the command line; the GPU where there is one unless given."
+        None, description="Torch device, used by the command line; by default a GPU if there is one."
     )
     dtype: Precision | None = Field(
         None,
-        description="Number format of the weights; half precision on a GPU and float32 elsewhere unless given.",
+        description="Number format of the weights, used by the command line; by default half precision on a GPU, else float32.",
     )
-    out: str | None = Field(None, description="Folder for results.")
+    out: str | None = Field(None, description="Output folder.")
 
     @classmethod
     def of(cls, value: ConfigLike) -> Config:
@@ -212,7 +212,7 @@ def apply_overrides(
         for part in path[1:-1]:
             inner = place.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"--set {text}: {part!r} holds {inner!r}, which has no options of its own")
+                raise ConfigError(f"--set {text}: {part!r} is {inner!r}, which has no options")
             place = inner
         place[path[-1]] = value
     fields = base.model_dump(exclude={"techniques"}, exclude_unset=True)
@@ -279,7 +279,7 @@ def _entry(name: Any, options: Any, path: tuple[Any, ...], document: Document) -
                 error, kinds.kinds, path, document, options, owner=f"technique {name!r}"
             ) from None
         if type(parsed).model_validate_json(parsed.model_dump_json()) != parsed:
-            raise culprit.broke(f"has options that do not survive JSON: {parsed!r}")
+            raise culprit.broke(f"has options that change when written to JSON: {parsed!r}")
     return TechniqueEntry(name=name, options=parsed)
 
 

@@ -65,7 +65,7 @@ def _check_slot(name: str, claim: Claim) -> None:
         return  # a technique may keep slots of its own below its name
     raise PluginError(
         f"technique {name!r} claims an unknown slot {claim.slot!r}{suggestion(claim.slot, SLOTS)} "
-        f"Slots: {', '.join(SLOTS)}; own ones are called '{name}.<something>'."
+        f"Slots: {', '.join(SLOTS)}; a technique's own slots are named '{name}.<something>'."
     )
 
 
@@ -79,15 +79,15 @@ def _collision(first: str, one: Claim, second: str, other: Claim) -> str | None:
     for owner, claim, rival, rivals in ((first, one, second, other), (second, other, first, one)):
         if claim.access is Access.EXCLUSIVE:
             uses = (
-                "needs it exclusively too"
+                "also needs it exclusively"
                 if rivals.access is Access.EXCLUSIVE
                 else f"{rivals.access.value} it"
             )
             return f"{owner!r} needs {where} exclusively, and {rival!r} {uses}. Enable only one of them."
         if claim.access is Access.READS and not claim.follows_writes and rivals.access is Access.WRITES:
             return (
-                f"{rival!r} writes {where} during a run, which {owner!r} reads and cannot follow. "
-                f"Enable only one of them."
+                f"{rival!r} changes {where} during a run, and {owner!r} needs it unchanged. Enable only one "
+                f"of them."
             )
     return None
 

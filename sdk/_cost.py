@@ -109,7 +109,7 @@ class StepCost:
     def facts(self, sizes: Mapping[tuple[int, int], None]) -> dict[str, Any]:
         """What each low size costs of a full step, and what the count is based on."""
         if self.of(self._full) == 0.0:
-            return {"flops_from": "nothing: no layer of the denoiser is of a known kind"}
+            return {"flops_from": "nothing: the denoiser has no layer of a known type"}
         ratios = {f"{h}x{w}": round(self.of((h, w)) / self.of(self._full), 3) for h, w in sizes}
         ratios.pop(f"{self._full[0]}x{self._full[1]}", None)
         return {"cost_of_full_step": ratios, "flops_from": f"layer shapes, {self.text} text tokens"}

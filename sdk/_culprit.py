@@ -156,9 +156,9 @@ def _describe(value: Any) -> str:
         return "None"
     if inspect.iscoroutine(value):
         value.close()  # nobody will await it
-        return "a coroutine, of which nothing has run (it is an 'async def')"
+        return "a coroutine that was not run (the function is an 'async def')"
     if inspect.isgenerator(value):
-        return "a generator, of which nothing has run (it has a 'yield')"
+        return "a generator that was not run (the function has a 'yield')"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
         return f"a {type(value).__name__} of shape {tuple(shape)} and {dtype}"

@@ -100,7 +100,7 @@ def _decoding(target: Target, arguments: Mapping[str, Any]) -> float | None:
             times = pixels[1] // found[-1]  # latents that are packed once more than the decoder knows
             flops, _ = _decode(_Decoder(vae), (*shape[:-2], shape[-2] * times, shape[-1] * times))
     except Exception as error:  # other people's code, on tensors that it never expected
-        _log.debug("the decoder of %s could not be counted: %s", target.name, error)
+        _log.debug("FLOPs of the decoder of %s could not be counted: %s", target.name, error)
         return None
     return flops * (expected_batch(arguments) or 1)
 
@@ -128,7 +128,7 @@ def _latents(
     layout = target.capability(LatentLayout)
     size = call_size(target, arguments)
     if size is None:
-        raise LookupError("the size of the call is not known ahead")
+        raise LookupError("the size of the call is not known in advance")
     whole = any(isinstance(module, nn.Conv3d) for module in vae.modules())
     frames = size.frames or 1
     lead = (1, _channels(vae), frames) if whole else (frames, _channels(vae))  # else picture by picture

@@ -91,7 +91,7 @@ def parse_json(text: str, source: str | None = None) -> Any:
         return content
 
     def constant(name: str) -> Any:
-        raise ConfigError(f"not valid JSON: {name} is no number", source=source)
+        raise ConfigError(f"not valid JSON: {name} is not a number", source=source)
 
     try:
         document = Document(json.loads(text, object_pairs_hook=pairs, parse_constant=constant), source)
@@ -152,7 +152,7 @@ def _check_plain(document: Document) -> None:
             raise document.error("an integer of more than 64 bits", path)
         elif not isinstance(value, int | float | None):
             raise document.error(
-                f"a {type(value).__name__} is no value of an option; quote it to make it text", path
+                f"a {type(value).__name__} cannot be the value of an option; use quotes to make it text", path
             )
 
 
@@ -160,7 +160,7 @@ def _check_text(text: str, path: tuple[Hashable, ...], document: Document) -> No
     try:
         text.encode()
     except UnicodeEncodeError as reason:
-        raise document.error("half of a surrogate pair is no character", path) from reason
+        raise document.error("half of a surrogate pair is not a character", path) from reason
 
 
 def read_json_lines(path: str | Path, what: str) -> list[tuple[int, dict[str, Any]]]:
@@ -182,6 +182,6 @@ def read_json_lines(path: str | Path, what: str) -> list[tuple[int, dict[str, An
         except ConfigError as error:
             raise ConfigError(f"{path}:{number}: {error}, in {line[:60]!r}") from error
         if not isinstance(record, dict):
-            raise ConfigError(f"{path}:{number}: the {what} has an object on each line, not {line[:60]!r}")
+            raise ConfigError(f"{path}:{number}: the {what} must have a JSON object on each line, not {line[:60]!r}")
         found.append((number, record))
     return found

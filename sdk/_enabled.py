@@ -41,7 +41,7 @@ class Enabled:
             raise self.culprit.returned(technique, "__new__", f"an instance of {cls.__qualname__}")
         if not isinstance(getattr(technique, "config", None), cls.config_class) or technique.name != name:
             raise self.culprit.broke(
-                "has lost its config or its name: call super().__init__(config) in __init__"
+                "has no config or no name: call super().__init__(config) in __init__"
             )
         self._technique = technique
         self.options: dict[str, Any] = technique.config.model_dump(mode="json")

@@ -38,7 +38,7 @@ def check_file(path: Path, remedy: str, *, most: int | None = None) -> int:
     """
     try:
         if not path.is_file():
-            what = "it is no regular file" if path.exists() else "there is no such file"
+            what = "it is not a regular file" if path.exists() else "there is no such file"
             raise CheckpointError(f"{path} cannot be read: {what}; {remedy}")
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -88,11 +88,11 @@ def read_json(path: Path, what: str, remedy: str, *, most: int = _MOST) -> dict[
     try:
         content = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot read {what}: it is no JSON ({error}); {remedy}") from error
+        raise CheckpointError(f"{path}: cannot read {what}: it is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
         found = type(content).__name__
         raise CheckpointError(
-            f"{path}: cannot read {what}: it holds a {found} where a mapping is expected; {remedy}"
+            f"{path}: cannot read {what}: expected a mapping, found a {found}; {remedy}"
         )
     return content
 
@@ -148,7 +148,7 @@ def inside(folder: Path, name: str, source: Path, remedy: str) -> Path:
     """
     path = Path(name)
     if not name or "\\" in name or "\0" in name or path.is_absolute() or path.drive or ".." in path.parts:
-        raise CheckpointError(f"{source} names {name!r}, which is no path inside {folder}; {remedy}")
+        raise CheckpointError(f"{source} names {name!r}, which is not a path inside {folder}; {remedy}")
     try:
         real = (folder / path).resolve()
         homes = (folder.resolve(), source.resolve().parent)
@@ -156,10 +156,10 @@ def inside(folder: Path, name: str, source: Path, remedy: str) -> Path:
         raise CheckpointError(f"{folder / path} cannot be found: {error}; {remedy}") from error
     if not any(real.is_relative_to(home) for home in homes):
         raise CheckpointError(
-            f"{folder / path}, named in {source}, is a link to {real}, outside of the folder; {remedy}"
+            f"{folder / path}, named in {source}, is a link to {real}, outside the folder; {remedy}"
         )
     return folder / path
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"it holds {constant}, which is no number")
+    raise ValueError(f"it contains {constant}, which is not a number")

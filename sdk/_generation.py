@@ -76,8 +76,8 @@ def _pictures(pipe: Any, output: Any) -> list[tuple[Image, ...]]:
     if frames is not None:
         return [tuple(video) for video in frames]
     raise HastenError(
-        f"{type(pipe).__name__} returned a {type(output).__name__} with neither `images` nor `frames`; "
-        "only pipelines that make images or videos can be generated from here"
+        f"{type(pipe).__name__} returned a {type(output).__name__} with neither `images` nor `frames`; only "
+        "pipelines that return images or videos are supported"
     )
 
 

@@ -102,7 +102,7 @@ def _around(culprit: Culprit, seam: _Seam, handler: Callable[..., Any]) -> Calla
 
 
 def _result_fault(call: RunCall, answer: Any, seen: _Seen) -> str | None:
-    wanted = "what proceed(call) gave, or a result like it"
+    wanted = "the result of proceed(call), or one of the same type"
     if type(answer) in seen:
         return None
     if answer is None or inspect.isgenerator(answer) or inspect.iscoroutine(answer):
@@ -184,7 +184,7 @@ def _prompt(handler: Any, culprit: Culprit) -> Any:
         if answer is None:
             return None
         if not isinstance(answer, (list, tuple)) or not all(isinstance(text, str) for text in answer):
-            raise culprit.returned(answer, "its prompt handler", "a list of texts, or None to leave them")
+            raise culprit.returned(answer, "its prompt handler", "a list of texts, or None to keep them")
         return answer
 
     return handle
@@ -195,7 +195,7 @@ def _scheduler(factory: Any, culprit: Culprit) -> Any:
         with culprit.during("its scheduler factory"):
             made = factory(scheduler, call)
         if not all(callable(getattr(made, name, None)) for name in ("set_timesteps", "step")):
-            wanted = "the scheduler it got, or another one with 'set_timesteps' and 'step'"
+            wanted = "the scheduler it received, or another one with 'set_timesteps' and 'step'"
             raise culprit.returned(made, "its scheduler factory", wanted)
         return made
 

@@ -94,7 +94,7 @@ class Guard:
                 around = function(*args, **kwargs)
                 if next(around, self) is self:
                     raise self.culprit.broke(
-                        f"has a wrapper of {self.hook} that does not yield; it has to, once"
+                        f"has a wrapper of {self.hook} that does not yield; it has to yield once"
                     )
                 return around
         except HastenError as error:

@@ -79,8 +79,9 @@ class Journal:
         key = (id(target), name)
         if _edited.get(key, self) is not self:
             raise ConflictError(
-                f"{owner!r} edits {type(target).__name__}.{name}, which the acceleration of another pipeline over the "
-                f"same module has edited already; restore that one first, or give this pipeline a module of its own"
+                f"{owner!r} edits {type(target).__name__}.{name}, which another accelerated pipeline with "
+                f"the same module has already edited; restore that pipeline first, or load a separate "
+                f"module for this one"
             )
         place = self._places.get(key) or _place(target, name)
         below = place.current if place.edits else getattr(target, name, None)
@@ -118,7 +119,7 @@ class Journal:
             if not _ours(place):
                 place.edits = []
                 where = f"{type(place.target).__name__}.{place.name}"
-                _log.warning("%s was changed by someone else and is left as it is", where)
+                _log.warning("%s was changed by other code and is not restored", where)
             elif edits:
                 _reapply(place)
             else:
@@ -167,7 +168,7 @@ class OwnedJournal:
             PluginError: there is nothing to call, or it is a special method, which Python looks up on the class.
         """
         if name.startswith("__") or not callable(getattr(target, name, None)):
-            raise PluginError(f"{self.owner}: cannot wrap {type(target).__name__}.{name}: no ordinary method")
+            raise PluginError(f"{self.owner}: cannot wrap {type(target).__name__}.{name}: it is not an ordinary method")
         place = f"its wrapper of {type(target).__name__}.{name}"
 
         def wrapped(below: Any) -> Any:
@@ -175,7 +176,7 @@ class OwnedJournal:
                 made = wrapper(below)
             if not callable(made):
                 raise self.culprit.returned(
-                    made, place, "something to call in the place of what it was given"
+                    made, place, "a callable that replaces the one it received"
                 )
             return made
 
@@ -201,7 +202,7 @@ def _check_instance(target: Any, name: str) -> None:
         raise PluginError(f"cannot edit {target!r}: only instances are edited, never a class or a module")
     if not hasattr(target, "__dict__"):
         raise PluginError(
-            f"cannot edit {type(target).__name__}.{name}: the object has no attributes of its own"
+            f"cannot edit {type(target).__name__}.{name}: the object has no instance attributes"
         )
     for cls in type(target).__mro__:
         if name in vars(cls):

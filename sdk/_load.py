@@ -51,8 +51,8 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
         raise
     except Exception as error:  # of the network, the hub's client, or the files that came from there
         raise UnsupportedError(
-            f"{name!r} is no local folder and could not be fetched from the hub: {error}. Without a network, give the "
-            f"folder of a downloaded pipeline, or try a bundled miniature ({_MINI}...)."
+            f"{name!r} is not a local folder and could not be downloaded from the hub: {error}. Without a "
+            f"network, give the folder of a downloaded pipeline, or try a bundled miniature ({_MINI}...)."
         ) from error
 
 
@@ -92,11 +92,11 @@ def find_model(name: str) -> Model:
         return models[name]
     if name in _MORE:
         raise UnsupportedError(
-            f"{name!r} is part of the distribution hasten-miniatures, which is not installed: run `pip install "
+            f"{name!r} is in the package hasten-miniatures, which is not installed: run `pip install "
             "./examples/miniatures` in a checkout of hasten"
         )
     known = ", ".join(dict.fromkeys((*models, *_MORE)))
-    raise UnsupportedError(f"no model is called {name!r}; there are {known}")
+    raise UnsupportedError(f"unknown model {name!r}. Known: {known}")
 
 
 def model_folder(name: str) -> Path:
@@ -133,8 +133,9 @@ def _refuse_all_but_hub_ids(name: str, is_path: bool) -> None:
 
     if os.path.exists(os.path.expanduser(name)):
         raise UnsupportedError(
-            f"{name!r} is a file; give the folder of a saved pipeline, the one with {_INDEX} in it. Of a single file, "
-            "load the pipeline with diffusers' `from_single_file`, save it with `save_pretrained` and give that folder"
+            f"{name!r} is a file; give the folder of a saved pipeline(it contains {_INDEX}). To use a "
+            f"single file, load it with diffusers' `from_single_file`, save it with `save_pretrained` "
+            f"and give that folder"
         )
     if is_path or name.startswith((".", "/", "~")) or "\\" in name or name.lower().endswith(_FILES):
         raise UnsupportedError(f"there is no folder {name!r} here; check the spelling")
@@ -168,7 +169,7 @@ def _load_folder(folder: Path, options: Mapping[str, Any]) -> Any:
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / _INDEX
     if not file.is_file():
-        raise UnsupportedError(f"folder {str(folder)!r} holds no {_INDEX}: it is no saved pipeline")
+        raise UnsupportedError(f"folder {str(folder)!r} has no {_INDEX}: it is not a saved pipeline")
     try:
         index = parse_json(read_text(file, "index of the pipeline", largest=2**20), str(file))
     except ConfigError as error:
@@ -186,8 +187,8 @@ def _class(folder: Path, index: Mapping[str, Any]) -> Any:
     name = index["_class_name"]
     if not isinstance(name, str):
         raise UnsupportedError(
-            f"{folder} is a pipeline with code of its own ({name}), which is not run; load it with diffusers and give "
-            "the object to hasten.accelerate"
+            f"{folder} is a pipeline with custom code ({name}), which hasten does not run; load it with "
+            f"diffusers and pass the object to hasten.accelerate"
         )
     adapter = host().registry.adapters.get(name)
     if adapter is not None and adapter.module != "diffusers":
@@ -195,8 +196,9 @@ def _class(folder: Path, index: Mapping[str, Any]) -> Any:
     found = getattr(diffusers, name, None)
     if not (inspect.isclass(found) and issubclass(found, diffusers.DiffusionPipeline)):
         raise UnsupportedError(
-            f"{folder} was saved from a {name!r}, which is no pipeline of diffusers {diffusers.__version__}; install "
-            "the version it was saved with, or load it yourself and give the object to hasten.accelerate"
+            f"{folder} was saved from a {name!r}, which is not a pipeline class of diffusers {diffusers.__version__}; "
+            f"install the version it was saved with, or load it yourself and pass the object to "
+            f"hasten.accelerate"
         )
     return found
 
@@ -224,7 +226,7 @@ def _check_components(folder: Path, kind: Any, index: Mapping[str, Any], given: 
         )
     outside = [name for name in listed if name in ("", ".", "..") or "/" in name or "\\" in name]
     if outside:
-        raise CheckpointError(f"{folder / _INDEX} names {outside[0]!r}, which is no folder in it")
+        raise CheckpointError(f"{folder / _INDEX} names {outside[0]!r}, which is not a folder in it")
     missing = [name for name in listed if not (folder / name).is_dir()]
     if missing:
         raise CheckpointError(

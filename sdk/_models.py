@@ -46,7 +46,7 @@ class Captions:
             if len(found) == n:
                 return list(found)
             found[self.sample(_PROMPT_STREAM + seed, index, split)] = None
-        raise ConfigError(f"the {split!r} split has fewer than {n} different captions; ask for fewer")
+        raise ConfigError(f"the {split!r} split has fewer than {n} different captions; request fewer")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def read_settings(folder: Path) -> Settings:
     """
     file = folder / "hasten.json"
     if not file.exists():
-        raise CheckpointError(f"{folder} has no hasten.json, which would hold the recommended call")
+        raise CheckpointError(f"{folder} has no hasten.json with the recommended call")
     return read_fields(
         file, Settings, "the settings of a miniature", "reinstall it, or export the miniature again"
     )

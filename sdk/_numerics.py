@@ -97,8 +97,8 @@ def _diagnosis(row: Row, trail: Trail, inside: Sequence[str]) -> str:
     source = next((source for source, output in trail if not _output_is_finite(output)), None)
     if isinstance(source, str):
         return (
-            f"technique {source!r} returned NaN or infinity at {where}, from a finite denoiser output. "
-            f"Disable it for this step with its options, or compute in float32 or bfloat16."
+            f"technique {source!r} returned NaN or infinity at {where}, although the denoiser's output is "
+            f"finite. Disable it for this step with its options, or compute in float32 or bfloat16."
         )
     if source is not None and inside and _finite_alone(source):
         return (
@@ -108,9 +108,9 @@ def _diagnosis(row: Row, trail: Trail, inside: Sequence[str]) -> str:
     around = [owner for owner, _ in trail if isinstance(owner, str)]
     owners = ", ".join(map(repr, dict.fromkeys([*around, *inside]))) or "none"
     return (
-        f"the denoiser returned NaN or infinity at {where}, at latent resolution {row.resolution}. Techniques around "
-        f"it: {owners}. If the same call is clean in accel.paused(), a technique's arguments are the cause; "
-        f"if not, compute in float32 or bfloat16."
+        f"the denoiser returned NaN or infinity at {where}, at latent resolution {row.resolution}. Techniques "
+        f"that changed its arguments: {owners}. If the same call works in accel.paused(), a technique "
+        f"is the cause; otherwise compute in float32 or bfloat16."
     )
 
 

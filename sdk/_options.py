@@ -107,7 +107,7 @@ def _telling_field(kinds: tuple[type[TechniqueConfig], ...]) -> str | None:
             if all(kind.model_fields[name].is_required() for kind in kinds[1:]):
                 return name
             raise TypeError(f"classes of which all but the first require {name!r}")
-    raise TypeError("a union of classes that a field of type Literal with one value each tells apart")
+    raise TypeError("a union of classes distinguished by a field of type Literal, with one value in each class")
 
 
 def _values(kind: type[TechniqueConfig], name: str | None) -> tuple[Any, ...]:

@@ -78,8 +78,8 @@ class OutputFolder:
         for name, kind in kinds.items():
             if not isinstance(record.get(name), kind):
                 raise CheckpointError(
-                    f"{path}:{number} is no record of a picture: {name} is {record.get(name)!r}; remove the line, and "
-                    "the picture is made again"
+                    f"{path}:{number} is not a record of a picture: {name} is {record.get(name)!r}; remove "
+                    "the line to generate the picture again"
                 )
 
     def add(self, sample: Sample) -> None:

@@ -94,7 +94,7 @@ def list_names(names: Iterable[str], unread: Mapping[str, str] | None = None) ->
         elif suffix in _COMPANIONS:
             companions.append(name)
         else:
-            left[name] = f"{suffix} files, a format that is not read" if suffix else "files without an ending"
+            left[name] = f"{suffix} files, an unsupported format" if suffix else "files without an ending"
     return Listing(tuple(pictures), tuple(companions), left)
 
 
@@ -135,7 +135,7 @@ class _Walk:
                 self.unread[place] = f"folders that cannot be opened ({error.strerror})"
                 continue
             if (status.st_dev, status.st_ino) in self._seen:
-                self.unread[place] = "links to folders that are read already"
+                self.unread[place] = "links to folders that are already read"
                 continue
             self._seen.add((status.st_dev, status.st_ino))
             for entry in entries:
@@ -175,18 +175,18 @@ def read_rgb(data: Path | io.BytesIO, name: str) -> Image.Image:
         with Image.open(data) as image:
             if getattr(image, "is_animated", False) and image.format not in _FIRST_FRAME:
                 raise ConfigError(
-                    f"{name} holds {getattr(image, 'n_frames', 'several')} frames; save the one that is meant as a "
-                    "picture of its own."
+                    f"{name} holds {getattr(image, 'n_frames', 'several')} frames; save the frame to use as "
+                    "a separate picture."
                 )
             image.load()
             return to_rgb(image, name=name)
     except (ConfigError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ConfigError(f"{name} is no readable image (of no format that is known).") from error
+        raise ConfigError(f"{name} is not a readable image (unknown format).") from error
     except Exception as error:  # a damaged file makes a decoder raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ConfigError(f"{name} is no readable image ({reason}).") from error
+        raise ConfigError(f"{name} is not a readable image ({reason}).") from error
 
 
 def to_rgb(image: Image.Image, *, name: str = "image") -> Image.Image:
@@ -208,7 +208,7 @@ def _converted(image: Image.Image, name: str) -> Image.Image:
         rgba = image.convert("RGBA")
         if int(np.asarray(rgba)[..., 3].min()) < 255:
             raise ConfigError(
-                f"{name} has transparent pixels; composite it on a background of your choice first."
+                f"{name} has transparent pixels; composite it on a background first."
             )
         return rgba.convert("RGB")
     if image.mode == "RGB":
@@ -227,7 +227,7 @@ def _upper_bits(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if bits != 16 or wide or not 0 <= values.min() <= values.max() < 2**16:
         depth = bits if bits != 16 else 32
-        raise ConfigError(f"{name} has {depth} bits a channel; save it with 8 or 16 first.")
+        raise ConfigError(f"{name} has {depth} bits per channel; save it with 8 or 16 first.")
     # A PPM's colours are rounded to 255 steps, those of every other format lose their lower byte.
     eight = np.rint(values / 257) if image.format == "PPM" else values >> 8
     grey = Image.fromarray(eight.astype(np.uint8))

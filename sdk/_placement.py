@@ -71,7 +71,7 @@ def _checked(device: str) -> str:
         if not count:
             raise ConfigError(f"device {device!r} cannot be used: torch finds no CUDA GPU; use cpu")
         if (kind.index or 0) >= count:
-            raise ConfigError(f"device {device!r} does not exist: there are cuda:0 to cuda:{count - 1}")
+            raise ConfigError(f"device {device!r} does not exist; available: cuda:0 to cuda:{count - 1}")
     if kind.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device {device!r} cannot be used: torch finds no Apple GPU; use cpu")
     return device

@@ -105,7 +105,7 @@ def check_margins(margins: Mapping[str, float], metrics: Sequence[Metric]) -> No
         if name not in measured:
             known = ", ".join(measured)
             raise ConfigError(
-                f"a margin for {name!r}, which is not measured{suggestion(name, measured)} Measured: {known}."
+                f"a margin for {name!r}, which is not measured{suggestion(name, measured)} Measured: {known}"
             )
         if "baseline" in measured[name].needs:
             raise ConfigError(

@@ -42,7 +42,7 @@ class Timings:
 
     def _of(self, name: str) -> tuple[float, ...]:
         if name not in self.seconds:
-            raise ConfigError(f"Nothing named {name!r} was timed, only {', '.join(self.seconds)}.")
+            raise ConfigError(f"nothing named {name!r} was timed, only {', '.join(self.seconds)}")
         return self.seconds[name]
 
     def median(self, name: str) -> float:
@@ -133,7 +133,7 @@ def interleave(
         ConfigError: without a task or a round. What a task raises passes through.
     """
     if not tasks or rounds < 1 or warmup < 0:
-        raise ConfigError("Timing needs at least one task and one round, and no negative warm-up.")
+        raise ConfigError("timing needs at least one task and one round, and no negative warm-up")
     measured: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(warmup + rounds):
         for name, task in tasks.items():

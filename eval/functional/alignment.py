@@ -29,7 +29,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.shape != b.shape:
         raise ConfigError(
-            f"Embeddings to compare row by row have the shapes {list(a.shape)} and {list(b.shape)}."
+            f"embeddings to compare row by row have the shapes {list(a.shape)} and {list(b.shape)}"
         )
     return (normalized(a) * normalized(b)).sum(1)
 
@@ -46,7 +46,7 @@ def scale_cosines(cosines: Tensor, scale: ClipScale = "percent") -> Tensor:
         ConfigError: on an unknown scale.
     """
     if scale not in _FACTOR:
-        raise ConfigError(f"CLIP score scales are {', '.join(get_args(ClipScale))}, not {scale!r}.")
+        raise ConfigError(f"CLIP score scales are {', '.join(get_args(ClipScale))}, not {scale!r}")
     scores = cosines.to(torch.float64) * _FACTOR[scale]
     return scores.clamp(min=0) if scale in ("clamped", "original") else scores
 
@@ -69,7 +69,7 @@ def max_query_cosine(queries: Tensor, text: Tensor) -> Tensor:
     """
     if queries.ndim != 3 or text.shape != (queries.shape[0], queries.shape[2]):
         raise ConfigError(
-            f"Query and text embeddings don't match: {list(queries.shape)} and {list(text.shape)}."
+            f"query and text embeddings don't match: {list(queries.shape)} and {list(text.shape)}"
         )
     n, count, width = queries.shape
     unit = normalized(queries.reshape(n * count, width)).view(n, count, width)

@@ -80,13 +80,13 @@ def _distance(x: Moments, y: Moments, trace_root: Tensor) -> Frechet:
 def _check_pair(x: Moments, y: Moments) -> None:
     if x.dimension != y.dimension:
         raise ConfigError(
-            f"The two sets have features of {x.dimension} and {y.dimension} dimensions; one network must "
-            f"make both."
+            f"the two sets have features of {x.dimension} and {y.dimension} dimensions; one network must "
+            f"make both"
         )
     for name, moments in (("first", x), ("second", y)):
         if moments.n < 2:
             raise ConfigError(
-                f"A Frechet distance needs at least two samples; the {name} set has {moments.n}."
+                f"a Frechet distance needs at least two samples; the {name} set has {moments.n}"
             )
         if moments.n <= moments.dimension:
             _log.warning(
@@ -185,7 +185,7 @@ def noise_floor(reference: Moments, n: int, m: int) -> float:
         ConfigError: if a size is below two.
     """
     if n < 2 or m < 2:
-        raise ConfigError(f"A noise floor needs at least two samples on each side, not {n} and {m}.")
+        raise ConfigError(f"a noise floor needs at least two samples on each side, not {n} and {m}")
     values = torch.linalg.eigvalsh(reference.covariance).clamp(min=0)
     values = values[values > 0]
     harmonic = values[:, None] * values[None, :] / (values[:, None] + values[None, :])

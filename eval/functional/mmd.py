@@ -40,7 +40,7 @@ def gaussian_kernel(sigma: float) -> Kernel:
     bandwidth unit vectors have kernel values in [0.98, 1], whose sums would cancel.
     """
     if not sigma > 0:
-        raise ConfigError(f"A kernel bandwidth must be positive, not {sigma}.")
+        raise ConfigError(f"a kernel bandwidth must be positive, not {sigma}")
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         squared = x.square().sum(1)[:, None] + y.square().sum(1)[None, :] - 2 * (x @ y.T)
@@ -70,7 +70,7 @@ def _group_numbers(groups: Tensor | None, n: int, device: torch.device) -> tuple
     if groups is None:
         return torch.zeros(n, dtype=torch.long, device=device), 1
     if groups.shape != (n,):
-        raise ConfigError(f"There are {len(groups)} group numbers for {n} samples.")
+        raise ConfigError(f"there are {len(groups)} group numbers for {n} samples")
     numbers = groups.to(device=device, dtype=torch.long)
     return numbers, int(numbers.max()) + 1
 
@@ -101,7 +101,7 @@ def kernel_sums(
     if y is not None:
         check_features(y)
         if x.shape[1] != y.shape[1]:
-            raise ConfigError(f"The two sets have features of {x.shape[1]} and {y.shape[1]} dimensions.")
+            raise ConfigError(f"the two sets have features of {x.shape[1]} and {y.shape[1]} dimensions")
     other = x if y is None else y
     device = x.device if x.device.type != "mps" else torch.device("cpu")
     of_x, count_x = _group_numbers(groups_x, len(x), device)
@@ -128,7 +128,7 @@ def _within(sums: KernelSums, keep: Tensor, unbiased: bool) -> Tensor:
     if not unbiased:
         return total / n**2
     if n < 2:
-        raise ConfigError("The unbiased discrepancy needs at least two samples on each side.")
+        raise ConfigError("the unbiased discrepancy needs at least two samples on each side")
     return (total - keep @ sums.diagonal) / (n * (n - 1))
 
 
@@ -183,7 +183,7 @@ def normalized(features: Tensor) -> Tensor:
     norm = x.norm(dim=1, keepdim=True)
     if bool((norm == 0).any()):
         raise ConfigError(
-            f"Embedding {int((norm == 0).flatten().nonzero()[0])} is zero and has no direction."
+            f"embedding {int((norm == 0).flatten().nonzero()[0])} is zero and has no direction"
         )
     return x / norm
 
@@ -225,13 +225,13 @@ def median_bandwidth(
         ConfigError: with fewer than two rows, or if all are equal.
     """
     if len(check_features(reference)) < 2:
-        raise ConfigError("A median distance needs at least two samples.")
+        raise ConfigError("a median distance needs at least two samples")
     rows = torch.randperm(len(reference), generator=torch.Generator().manual_seed(seed))[:limit]
     x = normalized(reference[rows]) if directions else as_float64(reference[rows])
     median = float(torch.pdist(x).median())
     if median == 0:
         raise ConfigError(
-            "More than half of the reference embeddings are equal; their median distance is zero."
+            "more than half of the reference embeddings are equal; their median distance is zero"
         )
     return median
 
@@ -248,5 +248,5 @@ def kid(x: Tensor, y: Tensor) -> float:
     """
     value = _both(x, y, polynomial_kernel, 1.0).unbiased
     if value is None:
-        raise ConfigError("KID needs at least two samples on each side.")
+        raise ConfigError("KID needs at least two samples on each side")
     return value

@@ -26,14 +26,14 @@ def check_features(features: Tensor, *, name: str = "features") -> Tensor:
         ConfigError: on another shape, or naming the first of the rows with NaN or infinity.
     """
     if features.ndim != 2 or 0 in features.shape:
-        raise ConfigError(f"{name} must have the shape [N, d] with N, d >= 1, not {list(features.shape)}.")
+        raise ConfigError(f"{name} must have the shape [N, d] with N, d >= 1, not {list(features.shape)}")
     finite = torch.cat([torch.isfinite(block).all(dim=1) for block in features.split(_BLOCK)])
     bad = (~finite).nonzero().flatten()
     if len(bad):
         raise ConfigError(
             f"{name} holds NaN or infinity in {len(bad)} of {len(features)} rows, the first is row "
             f"{int(bad[0])}; "
-            "a network run in half precision may overflow, a broken image may be black."
+            "a network run in half precision may overflow, a broken image may be black"
         )
     return features
 
@@ -96,7 +96,7 @@ class Moments:
             ConfigError: with fewer than two vectors.
         """
         if self.n < 2:
-            raise ConfigError(f"A covariance needs at least two samples, there are {self.n}.")
+            raise ConfigError(f"a covariance needs at least two samples, there are {self.n}")
         return self.scatter / (self.n - 1)
 
     def merge(self, other: Moments) -> Moments:
@@ -107,9 +107,9 @@ class Moments:
         """
         if self.dimension != other.dimension:
             raise ConfigError(
-                f"Features of {self.dimension} and {other.dimension} dimensions can't be merged: they come "
+                f"features of {self.dimension} and {other.dimension} dimensions can't be merged: they come "
                 f"from "
-                "different networks."
+                "different networks"
             )
         n = self.n + other.n
         if n == 0:
@@ -128,7 +128,7 @@ class Moments:
         """
         n = self.n - part.n
         if n < 1:
-            raise ConfigError(f"Taking {part.n} samples out of {self.n} leaves none.")
+            raise ConfigError(f"taking {part.n} samples out of {self.n} leaves none")
         mean = self.mean + (self.mean - part.mean) * (part.n / n)
         delta = part.mean - mean
         scatter = self.scatter - part.scatter
@@ -158,5 +158,5 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
     for part in parts:
         total = part if total is None else total.merge(part)
     if total is None:
-        raise ConfigError("There are no statistics to merge.")
+        raise ConfigError("there are no statistics to merge")
     return total

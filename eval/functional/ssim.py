@@ -64,7 +64,7 @@ def ssim(a: Tensor, b: Tensor, *, variant: Variant = "valid") -> Tensor:
     """
     _check(a, b, variant)
     if min(a.shape[-2:]) < WINDOW:
-        raise ConfigError(f"SSIM needs sides of at least {WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}.")
+        raise ConfigError(f"SSIM needs sides of at least {WINDOW} pixels, not {a.shape[-1]}x{a.shape[-2]}")
     return _each(a, b, lambda x, y: _similarity(x, y, variant))
 
 
@@ -87,7 +87,7 @@ def ms_ssim(a: Tensor, b: Tensor, *, variant: Variant = "valid") -> Tensor:
     """
     _check(a, b, variant)
     if min(a.shape[-2:]) <= (WINDOW - 1) * 2 ** (len(_SCALE_WEIGHTS) - 1):
-        raise ConfigError(f"MS-SSIM needs sides over 160 pixels, not {a.shape[-1]}x{a.shape[-2]}; use SSIM.")
+        raise ConfigError(f"MS-SSIM needs sides over 160 pixels, not {a.shape[-1]}x{a.shape[-2]}; use SSIM")
     return _each(a, b, lambda x, y: _multi_scale(x, y, variant))
 
 

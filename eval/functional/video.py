@@ -23,5 +23,5 @@ def consistency_curve(frames: Tensor, metric: PairMetric = psnr) -> Tensor:
     """
     check_images(frames, name="frames")
     if len(frames) < 2:
-        raise ConfigError("Consistency over time needs at least two frames.")
+        raise ConfigError("consistency over time needs at least two frames")
     return metric(frames[:-1], frames[1:])

@@ -72,7 +72,7 @@ class ClipScore(SampleMetric):
         self.scale: ClipScale = scale
         self._template = template or (f"{_ORIGINAL_PREFIX}{{}}" if scale == "original" else "{}")
         if "{}" not in self._template:
-            raise ConfigError(f"A template holds {{}} where the prompt goes; {template!r} does not.")
+            raise ConfigError(f"a template holds {{}} where the prompt goes; {template!r} does not")
         if isinstance(network, str):
             network = CLIP_MODELS.get(network, network)
         self._clip = as_clip(network, device)
@@ -133,7 +133,7 @@ class RetrievalScore(SampleMetric):
         **options: Any,
     ) -> None:
         if name not in RETRIEVAL_METRICS:
-            raise ConfigError(f"BLIP scores are {', '.join(RETRIEVAL_METRICS)}, not {name!r}.")
+            raise ConfigError(f"BLIP scores are {', '.join(RETRIEVAL_METRICS)}, not {name!r}")
         self.name = name
         super().__init__(**options)
         network_class, self._head, checkpoint = RETRIEVAL_METRICS[name]
@@ -141,7 +141,7 @@ class RetrievalScore(SampleMetric):
             self._network: Any = network
         elif isinstance(network, Blip2Network | BlipNetwork):
             raise ConfigError(
-                f"{name} is computed by a {network_class.__name__}, not {type(network).__name__}."
+                f"{name} is computed by a {network_class.__name__}, not {type(network).__name__}"
             )
         else:
             self._network = network_class.load(

@@ -56,7 +56,7 @@ class Psnr(_Pixels):
 
     def __init__(self, channel: str = "rgb", **options: Any) -> None:
         if channel not in ("rgb", "y"):
-            raise ConfigError(f"channel is 'rgb' or 'y', not {channel!r}.")
+            raise ConfigError(f"channel is 'rgb' or 'y', not {channel!r}")
         super().__init__(channel, **options)
         self._channel = channel
         self._function = partial(psnr, channel=channel)
@@ -83,7 +83,7 @@ class Ssim(_Pixels):
 
     def __init__(self, variant: Variant = "valid", *, multi_scale: bool = False, **options: Any) -> None:
         if variant not in ("valid", "torchmetrics"):
-            raise ConfigError(f"variant is 'valid' or 'torchmetrics', not {variant!r}.")
+            raise ConfigError(f"variant is 'valid' or 'torchmetrics', not {variant!r}")
         self.name = "ms_ssim" if multi_scale else "ssim"
         super().__init__(variant, **options)
         self._variant = variant

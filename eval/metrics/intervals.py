@@ -86,8 +86,8 @@ def frechet_difference(
 def _check_paired(base: Tensor, candidate: Tensor) -> None:
     if base.shape != candidate.shape:
         raise ConfigError(
-            f"Pairs are needed: the baseline's features have the shape {list(base.shape)}, the candidate's "
-            f"{list(candidate.shape)}."
+            f"pairs are needed: the baseline's features have the shape {list(base.shape)}, the candidate's "
+            f"{list(candidate.shape)}"
         )
 
 

@@ -126,7 +126,7 @@ class Fid(_FeatureMetric):
         """
         sides = [_unpacked(side) for side in (self.fake, self.real)]
         if not all(sides):
-            raise ConfigError(f"{self.name} needs at least two samples on each side.")
+            raise ConfigError(f"{self.name} needs at least two samples on each side")
         fake, real = map(merge_all, sides)
         return torch.tensor(frechet_distance(fake, real).value, dtype=torch.float64, device=self.device)
 
@@ -256,7 +256,7 @@ class Cmmd(_Mmd):
             if clip.geometry != "square":
                 raise ConfigError(
                     "CMMD crops to the largest square before resizing; load the CLIP network with "
-                    "geometry='square'."
+                    "geometry='square'"
                 )
             network = clip.as_feature_network()
         self.name = "cmmd" if sigma is not None else "mmd_clip_median"

@@ -59,7 +59,7 @@ class Lpips(nn.Module):
     def __init__(self, heads: list[Tensor]) -> None:
         super().__init__()
         if tuple(len(head) for head in heads) != CHANNELS:
-            raise CheckpointError(f"LPIPS heads for AlexNet have {CHANNELS} channels, not these.")
+            raise CheckpointError(f"LPIPS heads for AlexNet have {CHANNELS} channels, not these")
         self.network = AlexNetTaps()
         for index, head in enumerate(heads):
             self.register_buffer(f"head{index}", head)
@@ -72,7 +72,7 @@ class Lpips(nn.Module):
         """
         check_pair(a, b)
         if min(a.shape[-2:]) < 63:
-            raise ConfigError(f"LPIPS needs sides of at least 63 pixels, not {a.shape[-1]}x{a.shape[-2]}.")
+            raise ConfigError(f"LPIPS needs sides of at least 63 pixels, not {a.shape[-1]}x{a.shape[-2]}")
         heads = [self.get_buffer(f"head{index}") for index in range(len(CHANNELS))]
         device = heads[0].device
         with inference(self):
@@ -92,7 +92,7 @@ class Lpips(nn.Module):
 
 def _load(path: Path, what: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ConfigError(f"There is no file with {what} at {path}.")
+        raise ConfigError(f"there is no file with {what} at {path}")
     return read_weights(path)
 
 
@@ -117,7 +117,7 @@ def load_lpips(
     try:
         rows = [linear[f"lin{index}.model.1.weight"].flatten() for index in range(len(CHANNELS))]
     except KeyError as error:
-        raise CheckpointError(f"{heads} holds no LPIPS heads: {error} is missing.") from error
+        raise CheckpointError(f"{heads} holds no LPIPS heads: {error} is missing") from error
     model = Lpips(rows)
     state = _load(Path(weights), "AlexNet weights")
     state = {name: value for name, value in state.items() if name.startswith("features.")}

@@ -60,7 +60,7 @@ class _Retrieval(Network):
         device: torch.device | str = "cpu",
     ) -> None:
         if text_norm not in get_args(TextNorm):
-            raise ConfigError(f"text_norm is one of {', '.join(get_args(TextNorm))}, not {text_norm!r}.")
+            raise ConfigError(f"text_norm is one of {', '.join(get_args(TextNorm))}, not {text_norm!r}")
         super().__init__(model, name, device)
         self.tokenizer = tokenizer
         self.text_norm = text_norm
@@ -80,7 +80,7 @@ class _Retrieval(Network):
             model = model_class.from_pretrained(str(source), dtype=dtype, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(source), **options)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"No {model_class.__name__} can be loaded from {source}: {error}") from error
+            raise ConfigError(f"no {model_class.__name__} can be loaded from {source}: {error}") from error
         name = (Path(source).name if local else str(source)) + (f"@{revision}" if revision else "")
         return model, tokenizer, name
 
@@ -117,7 +117,7 @@ class _Retrieval(Network):
 
     def _check(self, images: Tensor, prompts: Sequence[str]) -> None:
         if len(images) != len(prompts):
-            raise ConfigError(f"There are {len(images)} images for {len(prompts)} prompts.")
+            raise ConfigError(f"there are {len(images)} images for {len(prompts)} prompts")
 
     def fingerprint(self, metric: str, head: str) -> Fingerprint:
         """What a figure was made with; half-precision loading leaves some modules in float32, so all are
@@ -147,7 +147,7 @@ class Blip2Network(_Retrieval):
             raise ConfigError(
                 f"{self.name} has a Q-Former without text input (an old configuration says "
                 f"qformer_text_input); set "
-                "use_qformer_text_input to true in its qformer_config, or pin a newer revision."
+                "use_qformer_text_input to true in its qformer_config, or pin a newer revision"
             )
 
     @classmethod

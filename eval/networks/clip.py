@@ -80,10 +80,10 @@ class ClipNetwork(Network):
         device: torch.device | str = "cpu",
     ) -> None:
         if geometry not in get_args(Geometry):
-            raise ConfigError(f"geometry is one of {', '.join(get_args(Geometry))}, not {geometry!r}.")
+            raise ConfigError(f"geometry is one of {', '.join(get_args(Geometry))}, not {geometry!r}")
         if long_prompt not in get_args(LongPrompt):
             raise ConfigError(
-                f"long_prompt is one of {', '.join(get_args(LongPrompt))}, not {long_prompt!r}."
+                f"long_prompt is one of {', '.join(get_args(LongPrompt))}, not {long_prompt!r}"
             )
         super().__init__(model, name, device)
         self.tokenizer = tokenizer
@@ -126,7 +126,7 @@ class ClipNetwork(Network):
             tokenizer = AutoTokenizer.from_pretrained(str(source), **options)
             mean, std = pixel_statistics or _pixel_statistics(str(source), options)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"No CLIP model can be loaded from {source}: {error}") from error
+            raise ConfigError(f"no CLIP model can be loaded from {source}: {error}") from error
         name = (Path(source).name if local else str(source)) + (f"@{revision}" if revision else "")
         return cls(model, tokenizer, mean=mean, std=std, name=name, **settings)
 
@@ -166,14 +166,14 @@ class ClipNetwork(Network):
             ConfigError: without a tokenizer, or on a long prompt if ``long_prompt`` is ``"error"``.
         """
         if self.tokenizer is None:
-            raise ConfigError(f"The CLIP network {self.name} has no tokenizer and can't embed prompts.")
+            raise ConfigError(f"the CLIP network {self.name} has no tokenizer and can't embed prompts")
         ids = self.tokenizer(list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
         too_long = tuple(i for i, row in enumerate(ids) if len(row) > self.max_tokens)
         if too_long and self.long_prompt == "error":
             raise ConfigError(
                 f"{len(too_long)} prompts exceed the {self.max_tokens} tokens of {self.name}, the first is "
                 f"number "
-                f"{too_long[0]} with {len(ids[too_long[0]])}."
+                f"{too_long[0]} with {len(ids[too_long[0]])}"
             )
         pieces = [self._pieces(row) for row in ids]
         flat = self._embed_ids([piece for row in pieces for piece in row])
@@ -250,7 +250,7 @@ def _pixel_statistics(source: str, options: dict[str, Any]) -> tuple[list[float]
     found = cached_file(source, "preprocessor_config.json", **options)
     fields = json.loads(Path(str(found)).read_text(encoding="utf-8"))
     if "image_mean" not in fields or "image_std" not in fields:
-        raise ConfigError(f"preprocessor_config.json of {source} must hold image_mean and image_std.")
+        raise ConfigError(f"preprocessor_config.json of {source} must hold image_mean and image_std")
     return fields["image_mean"], fields["image_std"]
 
 
@@ -266,4 +266,4 @@ def as_clip(
         return network
     if isinstance(network, str | Path):
         return ClipNetwork.load(network, device=device, geometry=geometry)
-    raise ConfigError(f"A CLIP network is a folder, a hub id or a ClipNetwork, not {type(network).__name__}.")
+    raise ConfigError(f"a CLIP network is a folder, a hub id or a ClipNetwork, not {type(network).__name__}")

@@ -75,7 +75,7 @@ def find_preset(name: str) -> Preset:
     preset = PRESETS.get(_ALIASES.get(name, name))
     if preset is None:
         raise ConfigError(
-            f"There is no preprocessing preset {name!r}, only {', '.join(PRESETS)}{suggestion(name, PRESETS)}"
+            f"there is no preprocessing preset {name!r}, only {', '.join(PRESETS)}{suggestion(name, PRESETS)}"
         )
     return preset
 
@@ -120,7 +120,7 @@ class FeatureNetwork(Network):
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ConfigError(
-                f"The feature network {self.name} must return one vector per image, not {shape}."
+                f"the feature network {self.name} must return one vector per image, not {shape}"
             )
         # Leaving inference mode behind lets the features take part in anything later.
         return features.to(device="cpu", dtype=torch.float32).clone()
@@ -181,6 +181,6 @@ def load_feature_network(
     from hasten.eval.networks.clip import ClipNetwork
 
     if preset is not None:
-        raise ConfigError(f"A CLIP folder brings its own preprocessing; leave out the preset {preset!r}.")
+        raise ConfigError(f"a CLIP folder brings its own preprocessing; leave out the preset {preset!r}")
     clip = ClipNetwork.load(network, device=device)
     return clip.as_feature_network()

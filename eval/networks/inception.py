@@ -252,12 +252,12 @@ def load_inception(weights: str | Path | None = None, *, allow_download: bool = 
 
 def _state_of(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ConfigError(f"There is no Inception weights file at {path}.")
+        raise ConfigError(f"there is no Inception weights file at {path}")
     return read_weights(path)
 
 
 def _from_torch_fidelity() -> dict[str, Tensor]:
     if find_spec("torch_fidelity") is None:
-        raise ConfigError("Downloading the Inception weights needs the extra: pip install 'hasten[fid]'.")
+        raise ConfigError("downloading the Inception weights needs the extra: pip install 'hasten[fid]'")
     extractor = import_module("torch_fidelity.feature_extractor_inceptionv3")
     return extractor.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()

@@ -29,10 +29,10 @@ class ArraySource(ImageSource):
     def __init__(self, images: np.ndarray, name: str = "array") -> None:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise ConfigError(
-                f"{name} must hold uint8 images [N, H, W, 3], not {images.dtype} {list(images.shape)}."
+                f"{name} must hold uint8 images [N, H, W, 3], not {images.dtype} {list(images.shape)}"
             )
         if 0 in images.shape[1:]:
-            raise ConfigError(f"{name} holds images without pixels: {list(images.shape)}.")
+            raise ConfigError(f"{name} holds images without pixels: {list(images.shape)}")
         self._images = images
         super().__init__(name, [f"{i:06d}" for i in range(len(images))], frozenset({".npz"}))
 
@@ -48,7 +48,7 @@ class ArraySource(ImageSource):
         held = npz_members(path)
         if member not in held:
             raise ConfigError(
-                f"{path} holds no images under {member!r}, only {', '.join(sorted(held)) or 'nothing'}."
+                f"{path} holds no images under {member!r}, only {', '.join(sorted(held)) or 'nothing'}"
             )
         # Open for as long as the source maps it.
         unpacked = tempfile.NamedTemporaryFile(suffix=".npy")  # noqa: SIM115
@@ -73,7 +73,7 @@ def _mapped(path: Path, named: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # EOFError, ValueError, OSError: as the damage is
-        raise ConfigError(f"{named} can't be read as an array: {what_is_wrong(path, error)}.") from error
+        raise ConfigError(f"{named} can't be read as an array: {what_is_wrong(path, error)}") from error
     return array
 
 
@@ -87,7 +87,7 @@ def npz_members(path: Path) -> frozenset[str]:
         with zipfile.ZipFile(path) as archive:
             return frozenset(name.removesuffix(".npy") for name in archive.namelist())
     except Exception as error:  # a damaged directory makes zipfile raise almost anything
-        raise ConfigError(f"{path} can't be read as an npz file: {what_is_wrong(path, error)}.") from error
+        raise ConfigError(f"{path} can't be read as an npz file: {what_is_wrong(path, error)}") from error
 
 
 def what_is_wrong(path: Path, error: Exception) -> str:

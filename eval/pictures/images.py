@@ -28,12 +28,12 @@ def to_uint8(images: Sequence[Image.Image]) -> Tensor:
         ConfigError: on an empty list, differing sizes, transparency or an unknown mode.
     """
     if not images:
-        raise ConfigError("No images were given.")
+        raise ConfigError("no images were given")
     arrays = [np.asarray(to_rgb(image, name=f"image {i}")) for i, image in enumerate(images)]
     sizes = {array.shape[:2] for array in arrays}
     if len(sizes) > 1:
         listed = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
-        raise ConfigError(f"The images have different sizes ({listed}); one batch needs one size.")
+        raise ConfigError(f"the images have different sizes ({listed}); one batch needs one size")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -44,10 +44,10 @@ def from_float(images: Tensor) -> Tensor:
         ConfigError: if the dtype is not floating, a value is not finite or lies outside [0, 1].
     """
     if not images.is_floating_point():
-        raise ConfigError(f"Float images in [0, 1] are needed, these are {images.dtype}.")
+        raise ConfigError(f"float images in [0, 1] are needed, these are {images.dtype}")
     low, high = (float(x) for x in images.aminmax())
     if not (low >= 0.0 and high <= 1.0):  # NaN fails this as well
-        raise ConfigError(f"Float images must lie in [0, 1]; these lie in [{low:g}, {high:g}].")
+        raise ConfigError(f"float images must lie in [0, 1]; these lie in [{low:g}, {high:g}]")
     return (images * 255).round().to(torch.uint8)
 
 
@@ -59,15 +59,15 @@ def check_images(images: Tensor, *, name: str = "images") -> Tensor:
     """
     if not isinstance(images, Tensor):
         raise ConfigError(
-            f"{name} must be a uint8 tensor [N, 3, H, W], not {type(images).__name__}; see to_uint8."
+            f"{name} must be a uint8 tensor [N, 3, H, W], not {type(images).__name__}; see to_uint8"
         )
     if images.dtype != torch.uint8:
         raise ConfigError(
-            f"{name} must be uint8 (0 to 255), not {images.dtype}; use from_float for [0, 1] floats."
+            f"{name} must be uint8 (0 to 255), not {images.dtype}; use from_float for [0, 1] floats"
         )
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ConfigError(
-            f"{name} must have the shape [N, 3, H, W] and hold pixels, not {list(images.shape)}."
+            f"{name} must have the shape [N, 3, H, W] and hold pixels, not {list(images.shape)}"
         )
     return images
 
@@ -95,5 +95,5 @@ def check_pair(a: Tensor, b: Tensor) -> None:
     check_images(b, name="the second images")
     if a.shape != b.shape:
         raise ConfigError(
-            f"The images to compare have different shapes, {list(a.shape)} and {list(b.shape)}."
+            f"the images to compare have different shapes, {list(a.shape)} and {list(b.shape)}"
         )

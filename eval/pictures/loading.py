@@ -162,7 +162,7 @@ def corresponding(
         yield delivered()
     if not loaded.keys and len(chosen):
         raise ConfigError(
-            f"None of the {len(chosen)} images of {first.name} can be used. {_first(loaded.bad)}"
+            f"none of the {len(chosen)} images of {first.name} can be used. {_first(loaded.bad)}"
         )
 
 

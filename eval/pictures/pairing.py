@@ -160,7 +160,7 @@ class Manifest:
         if missing:
             raise ConfigError(
                 f"{len(missing)} of {len(self._entries)} images of {self.path} are not in {source}, the first is "
-                f"{missing[0]}."
+                f"{missing[0]}"
             )
         return files, prompts if self.has_prompts else None
 

@@ -127,7 +127,7 @@ def _by_key(names: Sequence[str], source: str) -> dict[str, str]:
         key = str(PurePosixPath(name).with_suffix(""))
         if key in found:
             first, second = sorted((found[key], name))
-            raise ConfigError(f"{source} holds {first} and {second}: two images of the key {key!r}.")
+            raise ConfigError(f"{source} holds {first} and {second}: two images of the key {key!r}")
         found[key] = name
     return found
 
@@ -143,7 +143,7 @@ class FolderSource(_FileSource):
 
     def __init__(self, folder: Path, manifest: Path | None = None, order: Order | None = None) -> None:
         if not folder.is_dir():
-            raise ConfigError(f"There is no folder {folder}.")
+            raise ConfigError(f"there is no folder {folder}")
         self._folder = folder
         super().__init__(str(folder), list_folder(folder), manifest, order)
 
@@ -186,16 +186,16 @@ class ZipSource(_FileSource):
             with zipfile.ZipFile(self._path) as archive:
                 member = archive.getinfo(name)
                 if member.flag_bits & 1:
-                    raise ConfigError(f"{where} is encrypted; unpack the archive with its password first.")
+                    raise ConfigError(f"{where} is encrypted; unpack the archive with its password first")
                 if member.file_size > _MAX_BYTES:
-                    raise ConfigError(f"{where} is {member.file_size:,} bytes large, which is no picture.")
+                    raise ConfigError(f"{where} is {member.file_size:,} bytes large, which is no picture")
                 return archive.read(member)
         except (ConfigError, MemoryError):
             raise
         except NotImplementedError as error:
-            raise ConfigError(f"{where} can't be unpacked here ({error}); pack it with deflate.") from error
+            raise ConfigError(f"{where} can't be unpacked here ({error}); pack it with deflate") from error
         except Exception as error:  # zlib.error, LZMAError, EOFError, BadZipFile, struct.error, ...
-            raise ConfigError(f"{where} is damaged ({error or type(error).__name__}).") from error
+            raise ConfigError(f"{where} is damaged ({error or type(error).__name__})") from error
 
 
 def open_source(
@@ -239,12 +239,12 @@ def check_paired(first: ImageSource, second: ImageSource) -> None:
     if set(first.keys) != set(second.keys):
         only = [sorted(set(a.keys) - set(b.keys)) for a, b in ((first, second), (second, first))]
         raise ConfigError(
-            f"Pairs are needed, but {first.name} has {len(first)} images and {second.name} {len(second)}; "
-            f"only in the first: {only[0][:3]}, only in the second: {only[1][:3]}."
+            f"pairs are needed, but {first.name} has {len(first)} images and {second.name} {len(second)}; "
+            f"only in the first: {only[0][:3]}, only in the second: {only[1][:3]}"
         )
     if first.lossy != second.lossy:
         raise ConfigError(
             f"{first.name} holds {sorted(first.formats)} and {second.name} {sorted(second.formats)}: lossy "
             f"compression "
-            "of one side alone would be measured as a difference."
+            "of one side alone would be measured as a difference"
         )

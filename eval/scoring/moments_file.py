@@ -71,7 +71,7 @@ def load_statistics(
     mean, sigma = _numbers(path, "mu", parts, 1), _numbers(path, "sigma", parts, 2)
     if mean.ndim != 1 or sigma.shape != (len(mean), len(mean)):
         raise CheckpointError(
-            f"mu and sigma of {path} don't fit: {list(mean.shape)} and {list(sigma.shape)}."
+            f"mu and sigma of {path} don't fit: {list(mean.shape)} and {list(sigma.shape)}"
         )
     _check_covariance(path, sigma)
     count = _count(path, parts, n)
@@ -81,7 +81,7 @@ def load_statistics(
     if expected is not None and fingerprint is None and not trust:
         raise ConfigError(
             f"{path} does not record how it was made, so it can't be checked against a metric; give "
-            "--reference-count (in Python: n and trust=True) to take it as made by the same network."
+            "--reference-count (in Python: n and trust=True) to take it as made by the same network"
         )
     return Statistics(Moments(count, mean, sigma * (count - 1)), fingerprint, source)
 
@@ -92,53 +92,53 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("mu", "sigma") if name not in file.files]
             if missing:
-                raise CheckpointError(f"{path} holds no mu and sigma: {', '.join(missing)} is missing.")
+                raise CheckpointError(f"{path} holds no mu and sigma: {', '.join(missing)} is missing")
             return {name: file[name] for name in ("mu", "sigma", "n", "made_by") if name in file.files}
     except CheckpointError:
         raise
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no statistics file {path}.") from error
+        raise ConfigError(f"there is no statistics file {path}") from error
     except (
         Exception
     ) as error:  # as the damage is: BadZipFile, zlib.error, EOFError, ValueError, TypeError, ...
-        raise CheckpointError(f"{path} holds no mu and sigma: {what_is_wrong(path, error)}.") from error
+        raise CheckpointError(f"{path} holds no mu and sigma: {what_is_wrong(path, error)}") from error
 
 
 def _numbers(path: str | Path, name: str, parts: dict[str, np.ndarray], dimensions: int) -> Tensor:
     array = parts[name]
     if array.dtype.kind not in "fiu":
-        raise CheckpointError(f"{name} of {path} must hold real numbers, not {array.dtype}.")
+        raise CheckpointError(f"{name} of {path} must hold real numbers, not {array.dtype}")
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
-        raise CheckpointError(f"{name} of {path} holds NaN or infinity ({bad} of {array.size} numbers).")
+        raise CheckpointError(f"{name} of {path} holds NaN or infinity ({bad} of {array.size} numbers)")
     shaped = np.atleast_1d(array) if dimensions == 1 else np.atleast_2d(array)
     return torch.from_numpy(shaped.astype(np.float64))
 
 
 def _check_covariance(path: str | Path, sigma: Tensor) -> None:
     if not sigma.numel():
-        raise CheckpointError(f"mu and sigma of {path} are empty.")
+        raise CheckpointError(f"mu and sigma of {path} are empty")
     if float(sigma.diagonal().min()) < 0:
-        raise CheckpointError(f"sigma of {path} is no covariance: it has negative variances.")
+        raise CheckpointError(f"sigma of {path} is no covariance: it has negative variances")
     if float((sigma - sigma.T).abs().max()) > _ASYMMETRY * float(sigma.abs().max()):
-        raise CheckpointError(f"sigma of {path} is no covariance: it is not symmetric.")
+        raise CheckpointError(f"sigma of {path} is no covariance: it is not symmetric")
 
 
 def _count(path: str | Path, parts: dict[str, np.ndarray], given: int | None) -> int:
     recorded = parts.get("n")
     if recorded is not None:
         if recorded.size != 1 or recorded.dtype.kind not in "iu" or int(recorded.item()) < 2:
-            raise CheckpointError(f"n of {path} must be one whole number of 2 or more, not {recorded!s:.40}.")
+            raise CheckpointError(f"n of {path} must be one whole number of 2 or more, not {recorded!s:.40}")
         if given is not None and given != int(recorded.item()):
-            raise ConfigError(f"{path} records {int(recorded.item())} pictures, not {given}.")
+            raise ConfigError(f"{path} records {int(recorded.item())} pictures, not {given}")
         return int(recorded.item())
     if given is None:
         raise ConfigError(
             f"{path} does not record its sample size; give the number of pictures it was made from with "
-            "--reference-count (in Python: n)."
+            "--reference-count (in Python: n)"
         )
     if given < 2:
-        raise ConfigError(f"Statistics are made from at least two pictures, not {given}.")
+        raise ConfigError(f"statistics are made from at least two pictures, not {given}")
     return given
 
 

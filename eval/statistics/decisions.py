@@ -45,7 +45,7 @@ def non_inferiority(difference: Estimate, margin: float, *, higher_is_better: bo
         ConfigError: if the margin is negative or not finite.
     """
     if not (math.isfinite(margin) and margin >= 0):
-        raise ConfigError(f"A margin is a tolerated loss and can't be {margin}.")
+        raise ConfigError(f"a margin is a tolerated loss and can't be {margin}")
     worst, best = (
         (difference.low, difference.high) if higher_is_better else (-difference.high, -difference.low)
     )
@@ -67,7 +67,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     if p.size == 0:
         return []
     if not ((p >= 0) & (p <= 1)).all():
-        raise ConfigError(f"p-values lie in [0, 1]; got {list(p_values)}.")
+        raise ConfigError(f"p-values lie in [0, 1]; got {list(p_values)}")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
@@ -78,7 +78,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _quantile_sum(level: float, power: float) -> float:
     check_level(level)
     if not 0 < power < 1:
-        raise ConfigError(f"power must lie between 0 and 1 (0.8 for 80 %), not {power}.")
+        raise ConfigError(f"power must lie between 0 and 1 (0.8 for 80 %), not {power}")
     return float(stats.norm.isf((1 - level) / 2) + stats.norm.ppf(power))
 
 
@@ -105,5 +105,5 @@ def pairs_needed(effect: float, spread: float, *, level: float = 0.95, power: fl
         power: chance of finding it.
     """
     if effect == 0:
-        raise ConfigError("No sample size shows a difference of zero; give the margin that matters to you.")
+        raise ConfigError("no sample size shows a difference of zero; give the margin that matters to you")
     return max(2, math.ceil((_quantile_sum(level, power) * spread / effect) ** 2))

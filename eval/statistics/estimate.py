@@ -73,7 +73,7 @@ def check_level(level: float) -> float:
         ConfigError: outside (0, 1).
     """
     if not 0 < level < 1:
-        raise ConfigError(f"level must lie between 0 and 1 (0.95 for 95 %), not {level}.")
+        raise ConfigError(f"level must lie between 0 and 1 (0.95 for 95 %), not {level}")
     return level
 
 
@@ -85,11 +85,11 @@ def as_samples(values: ArrayLike, name: str) -> FloatArray:
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ConfigError(f"{name} must be a non-empty list of numbers, not an array of shape {array.shape}.")
+        raise ConfigError(f"{name} must be a non-empty list of numbers, not an array of shape {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
         raise ConfigError(
-            f"{name} holds {bad.size} values that are NaN or infinite, the first at index {bad[0]}."
+            f"{name} holds {bad.size} values that are NaN or infinite, the first at index {bad[0]}"
         )
     return array
 
@@ -103,7 +103,7 @@ def cluster_index(clusters: Sequence[object] | None, n: int) -> NDArray[np.intp]
     if clusters is None:
         return np.arange(n)
     if len(clusters) != n:
-        raise ConfigError(f"There are {len(clusters)} cluster labels for {n} samples.")
+        raise ConfigError(f"there are {len(clusters)} cluster labels for {n} samples")
     seen: dict[object, int] = {}
     return np.array([seen.setdefault(label, len(seen)) for label in clusters], dtype=np.intp)
 

@@ -75,7 +75,7 @@ def assign_groups(
     count = int(index.max()) + 1 if n else 0
     if count < 2 or groups < 2:
         raise ConfigError(
-            f"A jackknife needs at least two groups; there are {count} clusters for {groups} groups."
+            f"a jackknife needs at least two groups; there are {count} clusters for {groups} groups"
         )
     shuffled = np.random.default_rng(seed).permutation(count)
     of_cluster = np.empty(count, dtype=np.intp)
@@ -106,7 +106,7 @@ def jackknife_estimate(
     theta = as_samples(left_out, "left_out")
     count = len(theta)
     if count < 2:
-        raise ConfigError("A jackknife needs at least two groups.")
+        raise ConfigError("a jackknife needs at least two groups")
     se = math.sqrt((count - 1) / count * float(((theta - theta.mean()) ** 2).sum()))
     half = float(stats.t.isf((1 - level) / 2, count - 1)) * se
     units = n if clusters is None else clusters

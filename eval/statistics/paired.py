@@ -96,8 +96,8 @@ def paired_difference(
     base_scores, candidate_scores = as_samples(base, "base"), as_samples(candidate, "candidate")
     if len(base_scores) != len(candidate_scores):
         raise ConfigError(
-            f"Pairs are needed: the baseline has {len(base_scores)} scores, "
-            f"the candidate {len(candidate_scores)}."
+            f"pairs are needed: the baseline has {len(base_scores)} scores, "
+            f"the candidate {len(candidate_scores)}"
         )
     return mean_estimate(
         candidate_scores - base_scores, clusters=clusters, level=level, seed=seed, resamples=resamples
@@ -140,7 +140,7 @@ def paired_tests(
     """
     a, b = as_samples(base, "base"), as_samples(candidate, "candidate")
     if len(a) != len(b):
-        raise ConfigError(f"Pairs are needed: the baseline has {len(a)} scores, the candidate {len(b)}.")
+        raise ConfigError(f"pairs are needed: the baseline has {len(a)} scores, the candidate {len(b)}")
     difference = b - a
     index = cluster_index(clusters, len(a))
     sums = cluster_sums(difference, index)

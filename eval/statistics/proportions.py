@@ -38,7 +38,7 @@ def wilson(right: float, asked: float, *, level: float = 0.95) -> tuple[float, f
     """
     check_level(level)
     if not (asked > 0 and 0 <= right <= asked):
-        raise ConfigError(f"A proportion needs 0 <= right <= asked and asked > 0, not {right} of {asked}.")
+        raise ConfigError(f"a proportion needs 0 <= right <= asked and asked > 0, not {right} of {asked}")
     z = float(stats.norm.isf((1 - level) / 2))
     p = right / asked
     centre = p + z * z / (2 * asked)
@@ -55,12 +55,12 @@ def _per_cluster(
 ) -> tuple[FloatArray, FloatArray, int]:
     r, a = as_samples(right, "right"), as_samples(asked, "asked")
     if len(r) != len(a):
-        raise ConfigError(f"There are {len(r)} counts of right answers but {len(a)} of questions.")
+        raise ConfigError(f"there are {len(r)} counts of right answers but {len(a)} of questions")
     if (r < 0).any() or (r > a).any():
         where = int(np.flatnonzero((r < 0) | (r > a))[0])
-        raise ConfigError(f"Sample {where} has {r[where]:g} right answers of {a[where]:g} questions.")
+        raise ConfigError(f"sample {where} has {r[where]:g} right answers of {a[where]:g} questions")
     if a.sum() == 0:
-        raise ConfigError("No question was asked in any sample.")
+        raise ConfigError("no question was asked in any sample")
     index = cluster_index(clusters, len(r))
     return cluster_sums(r, index), cluster_sums(a, index), len(r)
 
@@ -160,7 +160,7 @@ def paired_ratio_difference(
         candidate_right, asked if candidate_asked is None else candidate_asked, clusters
     )
     if n != m:
-        raise ConfigError(f"Pairs are needed: the baseline has {n} samples, the candidate {m}.")
+        raise ConfigError(f"pairs are needed: the baseline has {n} samples, the candidate {m}")
     value, groups = float(_ratio_difference(a, b, asked_a, asked_b)), len(a)
     if groups == 1:
         return Estimate(value, -1.0, 1.0, n, 1, math.nan, level, "one cluster")

@@ -113,7 +113,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         cls=Group,
         name="hasten",
-        help="Make an existing diffusion or visual-autoregressive pipeline faster, and see what it cost.",
+        help="Make an existing diffusion or visual-autoregressive pipeline faster, and measure the effect on quality.",
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,

@@ -67,13 +67,13 @@ class Contributions:
         now = (app.registered_commands[: len(commands)], app.registered_groups[: len(groups)])
         if now != (commands, groups) or app.registered_callback is not callback:
             raise PluginError(
-                "changes commands or global options of others; add commands, and leave the rest alone"
+                "changes existing commands or global options; a plugin may only add commands"
             )
         taken = _names(commands, groups)
         for name in _names(app.registered_commands[len(commands) :], app.registered_groups[len(groups) :]):
             if name in taken:
                 owner = f"plugin {self.owners[name]}" if name in self.owners else "hasten itself"
-                raise PluginError(f"offers a command {name!r}, which {owner} has; give it another name")
+                raise PluginError(f"adds a command {name!r}, which already exists in {owner}; rename it")
             self.owners[name] = plugin
 
 

@@ -77,12 +77,12 @@ Preset = Annotated[
         "--preset",
         metavar="NAME",
         autocompletion=lambda: list(_presets()),
-        help="Settings for the model: faithful, balanced or fast; --enable and --set are laid over them.",
+        help="Preset for the model: faithful, balanced or fast; --enable and --set override it.",
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="NAME.OPTION=VALUE", help="Set one option; wins over the file."),
+    typer.Option("--set", "-s", metavar="NAME.OPTION=VALUE", help="Set one option; overrides the configuration file."),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file (YAML, TOML or JSON).")
@@ -93,17 +93,17 @@ Prompt = Annotated[
 PromptsFile = Annotated[
     Path | None,
     typer.Option(
-        "--prompts", metavar="FILE", help="Prompts: text with one on each line, JSON Lines, JSON, CSV or TSV."
+        "--prompts", metavar="FILE", help="File with prompts: text (one prompt per line), JSON Lines, JSON, CSV or TSV."
     ),
 ]
 NumPrompts = Annotated[
-    int | None, typer.Option("--num-prompts", min=1, help="How many prompts to use at most.")
+    int | None, typer.Option("--num-prompts", min=1, help="Maximum number of prompts.")
 ]
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of the first prompt; prompt i uses seed + i. (default: 0)")
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")]
-Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Frames of a video.")]
+Frames = Annotated[int | None, typer.Option("--frames", min=1, help="Number of video frames.")]
 Height = Annotated[int | None, typer.Option("--height", min=1, help="Height in pixels.")]
 Width = Annotated[int | None, typer.Option("--width", min=1, help="Width in pixels.")]
 Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance scale.")]
@@ -117,7 +117,7 @@ Dtype = Annotated[
         "--dtype", help="float32, bfloat16 or float16. (default: half precision on a GPU, else float32)"
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def _presets() -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def choose_model(name: str | None, config: Config) -> str:
     """
     if name is None and config.model is None:
         raise ConfigError(
-            "no model: name one (for example mini/t2i-dit) or set `model:` in the configuration file"
+            "no model given: name one (for example mini/t2i-dit) or set `model:` in the configuration file"
         )
     return name if name is not None else str(config.model)
 
@@ -209,7 +209,7 @@ def choose_prompts(
     if not found and known is not None:
         found = tuple(known.captions.prompts(limit or 4, seed))
     if not found:
-        raise ConfigError("no prompt: give --prompt TEXT or --prompts FILE")
+        raise ConfigError("no prompt given: use --prompt TEXT or --prompts FILE")
     return found[:limit]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_HELP = """Show what a configuration would do to a pipeline: sizes, FLOPs and seconds per step, and what limits them.
+_HELP = """Show the effect of a configuration without running it: sizes, FLOPs and seconds per step, and their limits.
 
 Seconds come from the last runs on this machine. With [bold]--warm-up[/] plain and accelerated calls are made first.
 
@@ -42,7 +42,7 @@ def _command(
     frames: options.Frames = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
-    warm_up: Annotated[bool, typer.Option("--warm-up", help="Run once and show measured times.")] = False,
+    warm_up: Annotated[bool, typer.Option("--warm-up", help="Run one call first and show measured times.")] = False,
     preset: options.Preset = None,
     enable: options.Enable = None,
     sets: options.Set = None,

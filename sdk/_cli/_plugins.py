@@ -20,7 +20,7 @@ __all__ = ["register"]
 
 _NAMED = 3
 """So many things of a kind are listed by name."""
-_HELP = """List techniques, where they come from, and plugins that failed to load; or one technique's options.
+_HELP = """List techniques with their distributions and plugins that failed to load, or the options of one technique.
 
 [bold]Examples[/]
 
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 def _command(
     name: Annotated[str | None, typer.Argument(help="Show the options of this technique.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     from hasten._plugins import host
 

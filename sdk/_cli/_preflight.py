@@ -43,7 +43,7 @@ def check_arguments(cls: type, call: Mapping[str, Any]) -> None:
     for name in call:
         if name not in parameters:
             option = _OPTIONS.get(name, name)
-            raise ConfigError(f"{cls.__name__} has no argument {name!r}: leave out `{option}`")
+            raise ConfigError(f"{cls.__name__} has no argument {name!r}: remove `{option}`")
 
 
 def check_before_loading(model: str, call: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from hasten._console import Console
 
 __all__ = ["register"]
 
-_HELP = """List the presets as they are for one model, each with the measurement behind it.
+_HELP = """List the presets for one model, each with the measurement it is based on.
 
 [bold]Examples[/]
 
@@ -54,7 +54,7 @@ def _command(
     for preset in found:
         shown = [f"{name}: {_options(values)}" for name, values in _techniques(preset).items()]
         shown += [f"without {name}: {why}" for name, why in preset.left_out.items()]
-        cells = ("\n".join(shown) or "plain: nothing pays here", preset.basis)
+        cells = ("\n".join(shown) or "plain: no technique helps here", preset.basis)
         table.add_row(f"{preset.name}\n[dim]{escape(preset.summary)}[/]", *map(escape, cells))
     Console().print(table)
 

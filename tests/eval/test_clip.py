@@ -131,7 +131,7 @@ class TestFolder:
             ClipNetwork.load(folder)
 
     def test_no_model(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="No CLIP model can be loaded"):
+        with pytest.raises(ConfigError, match="no CLIP model can be loaded"):
             ClipNetwork.load(tmp_path)
         with pytest.raises(ConfigError, match="its own preprocessing"):
             load_feature_network(tmp_path, preset="clean")

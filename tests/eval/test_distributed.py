@@ -76,5 +76,5 @@ def test_shards_partition_in_order(n: int, world: int) -> None:
 
 
 def test_unknown_rank() -> None:
-    with pytest.raises(ConfigError, match="Rank 2"):
+    with pytest.raises(ConfigError, match="rank 2"):
         shard(5, 2, 2)

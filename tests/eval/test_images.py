@@ -48,7 +48,7 @@ def test_unknown_depths_are_refused(mode: str) -> None:
 def test_sizes_and_emptiness() -> None:
     with pytest.raises(ConfigError, match=r"5x4.*6x4|6x4.*5x4"):
         to_uint8([picture(), picture(size=(6, 4))])
-    with pytest.raises(ConfigError, match="No images"):
+    with pytest.raises(ConfigError, match="no images"):
         to_uint8([])
 
 

@@ -76,9 +76,9 @@ def test_clusters_stay_together() -> None:
 
 def test_pairs_are_needed() -> None:
     reference = draw(20, 3, 0)
-    with pytest.raises(ConfigError, match="Pairs are needed"):
+    with pytest.raises(ConfigError, match="pairs are needed"):
         frechet_difference(draw(9, 3, 1), draw(8, 3, 2), Moments.of(reference))
-    with pytest.raises(ConfigError, match="Pairs are needed"):
+    with pytest.raises(ConfigError, match="pairs are needed"):
         mmd_difference(draw(9, 3, 1), draw(8, 3, 2), reference, Statistic(polynomial_kernel))
 
 

@@ -125,7 +125,7 @@ class TestNumerics:
         assert cmmd(x, y).biased / (10 * squared) == pytest.approx(1, abs=0.02)
 
     def test_zero_embedding_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match="Embedding 1 is zero"):
+        with pytest.raises(ConfigError, match="embedding 1 is zero"):
             cmmd(torch.tensor([[1.0, 0], [0, 0]]), E)
 
     def test_median_bandwidth(self) -> None:

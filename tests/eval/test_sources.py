@@ -264,7 +264,7 @@ class TestBadImages:
     def test_nothing_left(self, folder: Path, network: FeatureNetwork) -> None:
         for path in folder.iterdir():
             path.write_text("x")
-        with pytest.raises(ConfigError, match="None of the 8 images"):
+        with pytest.raises(ConfigError, match="none of the 8 images"):
             features(open_source(folder), network, skip_bad=True)
 
     def test_transparency_is_a_bad_image(self, folder: Path, network: FeatureNetwork) -> None:
@@ -305,10 +305,10 @@ class TestStatistics:
         path.write_bytes(b"old")
 
         def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "no space left on device")
 
         monkeypatch.setattr("os.replace", full)
-        with pytest.raises((OSError, HastenError), match="No space"):
+        with pytest.raises((OSError, HastenError), match="no space"):
             save_statistics(path, Statistics(Moments.of(torch.eye(3)), None))
         assert path.read_bytes() == b"old"
         assert [p.name for p in tmp_path.iterdir()] == ["ref.npz"]

@@ -189,9 +189,9 @@ class TestProportions:
         assert paired_ratio_difference([2], [1], [2]).low == -1
 
     def test_bad_counts(self) -> None:
-        with pytest.raises(ConfigError, match="Sample 1 has 4 right answers of 3"):
+        with pytest.raises(ConfigError, match="sample 1 has 4 right answers of 3"):
             ratio_of_sums([1, 4], [3, 3])
-        with pytest.raises(ConfigError, match="No question"):
+        with pytest.raises(ConfigError, match="no question"):
             ratio_of_sums([0], [0])
         with pytest.raises(ConfigError, match="baseline has 2 samples"):
             paired_ratio_difference([1, 1], [1], [1, 1], candidate_asked=[1])

@@ -53,7 +53,7 @@ def test_reader_that_cannot_follow_a_writer() -> None:
     check(writer, Claim("tokens.shape", Access.READS))
     check(writer, writer)
     with pytest.raises(
-        ConflictError, match=r"'left' writes slot 'tokens.shape'.*'right' reads and cannot follow"
+        ConflictError, match=r"'left' changes slot 'tokens.shape'.*'right' needs it unchanged"
     ):
         check(writer, Claim("tokens.shape", Access.READS, follows_writes=False))
 

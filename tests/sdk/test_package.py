@@ -66,7 +66,7 @@ def test_load_local_folder(sd3: Any, tmp_path: Path) -> None:
     [
         ("no-such-folder", "no folder here, no bundled miniature"),
         (Path("owner/name"), "there is no folder 'owner/name' here"),
-        (".", r"holds no model_index.json"),
+        (".", r"has no model_index.json"),
     ],
 )
 def test_load_says_what_a_name_can_be(name: str | Path, message: str) -> None:
@@ -83,5 +83,5 @@ def test_hub_id_without_network_is_explained() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"}
     )
-    assert "explained: 'hasten-tests/not-a-model' is no local folder" in done.stdout, done.stderr
+    assert "explained: 'hasten-tests/not-a-model' is not a local folder" in done.stdout, done.stderr
     assert "Without a network" in done.stdout

@@ -45,7 +45,7 @@ class TestListing:
         assert {name for name, why in found.unread.items() if "already" in why} == {"a/deep/round", "b", "up"}
         told = describe_unread(found.unread)
         assert "broken links: 2 (gone.png, itself.png)" in told
-        assert ".heic files, a format that is not read: 2 (x.heic, y.HEIC)" in told
+        assert ".heic files, an unsupported format: 2 (x.heic, y.HEIC)" in told
         assert "files without an ending: 1 (bare)" in told
 
     def test_a_real_folder_comes_before_a_link_to_it(self, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ class TestPixels:
 
     def test_other_depths_are_refused(self, tmp_path: Path) -> None:
         Image.fromarray(np.full((4, 4), 70_000, dtype=np.int32)).save(tmp_path / "x.tif")
-        with pytest.raises(ConfigError, match=r"x has 32 bits a channel"):
+        with pytest.raises(ConfigError, match=r"x has 32 bits per channel"):
             read_rgb(tmp_path / "x.tif", "x")
 
     def test_a_colour_key_is_transparency_too(self, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_choice(
     ("found", "chosen", "message"),
     [
         ({}, ("cuda", None), "finds no CUDA GPU; use cpu"),
-        ({"gpus": 2}, ("cuda:2", None), "there are cuda:0 to cuda:1"),
+        ({"gpus": 2}, ("cuda:2", None), "available: cuda:0 to cuda:1"),
         ({}, ("mps", None), "finds no Apple GPU"),
         ({}, ("grafikkarte", None), "does not exist"),
         ({}, (None, "int8"), "Choose one of float32, bfloat16, float16"),

@@ -45,7 +45,7 @@ PLACES = {
 SHAPE = r"tensor of .* from its denoiser handler at step 0 of transformer; expected \(1, "
 FLOATING = r"expected a floating-point tensor of shape \(1, "
 IN_A_RUN = {"run", "prompt", "scheduler", "denoiser", "attention", "module"}
-SPECIAL = {("__new__", True): "failed in __init__", ("__init__", False): "has lost its config or its name"}
+SPECIAL = {("__new__", True): "failed in __init__", ("__init__", False): "has no config or no name"}
 RIGHT = {("forecast", "none"), ("attach", "none"), ("prompt", "none")}
 FAULTS = [(place, fault) for place in PLACES for fault in (*RAISES, *RETURNS) if (place, fault) not in RIGHT]
 

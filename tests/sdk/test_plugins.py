@@ -109,7 +109,7 @@ class Fine(hasten.Technique[hasten.TechniqueConfig]):
 
 
 class BadName(Fine):
-    name = "Not Good"
+    name = "not Good"
 
 
 class Reserved(Fine):

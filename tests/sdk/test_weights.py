@@ -50,7 +50,7 @@ def test_an_index_does_not_lead_out_of_its_folder(shards, name):
     save_file({"a": torch.ones(2)}, outside)
     (shards / "link").symlink_to(outside)
     index(shards, a=name.replace("{absolute}", str(outside)))
-    with pytest.raises(CheckpointError, match=r"no path inside|outside of the folder"):
+    with pytest.raises(CheckpointError, match=r"not a path inside|outside the folder"):
         read_weights(shards)
 
 
@@ -113,5 +113,5 @@ def test_a_folder_of_links_to_another_is_that_folder(shards, tmp_path):
     assert set(read_weights(linked)) == {"a", "b"}
     (linked / INDEX).unlink()
     shutil.copy(shards / INDEX, linked / INDEX)
-    with pytest.raises(CheckpointError, match="outside of the folder"):
+    with pytest.raises(CheckpointError, match="outside the folder"):
         read_weights(linked)

@@ -81,7 +81,7 @@ def test_what_is_missing_or_wrong_is_named(evaluate: Evaluate, tmp_path: Path) -
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--generated", base), "--metrics"),
         (("--generated", tmp_path / "empty", "-m", "psnr"), "holds no images"),
-        (("--generated", base, "--baseline", fewer, "-m", "psnr"), "Pairs are needed"),
+        (("--generated", base, "--baseline", fewer, "-m", "psnr"), "pairs are needed"),
         (("--generated", base, "--prompts", short, "-m", "mini_parser"), "3 prompts"),
         (("--generated", base, "-m", "mini_parser"), "needs --prompts"),
         (("--generated", base, "-m", "psnr"), "needs --baseline"),

@@ -91,12 +91,12 @@ class TestWhatIsNotRead:
         arguments = ("--generated", links, "--baseline", links, "-m", "psnr")
         shown = evaluate(*arguments)
         assert "4 pictures" in shown.stdout
-        assert ".heic files, a format that is not read: 1 (x.heic); broken links: 1 (gone.png)" in plain(
+        assert ".heic files, an unsupported format: 1 (x.heic); broken links: 1 (gone.png)" in plain(
             shown.stdout
         )
         document = json.loads(evaluate(*arguments, "--json").stdout)
         assert document["unread"] == {
-            str(links): {"gone.png": "broken links", "x.heic": ".heic files, a format that is not read"}
+            str(links): {"gone.png": "broken links", "x.heic": ".heic files, an unsupported format"}
         }
 
     def test_a_folder_of_nothing_else_says_why(self, evaluate: Evaluate, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_full_disk_stops_the_run_and_leaves_it_resumable(
 
     with monkeypatch.context() as patch:
         patch.setattr("hasten._records.os.fsync", full)
-        with pytest.raises(HastenError, match="No space left"):
+        with pytest.raises(HastenError, match="no space left"):
             run_comparison(pipe, request_of(), tmp_path)
     assert list(tmp_path.rglob("*.part")) == []
     assert digests(run_comparison(pipe, request_of(), tmp_path)) == digests(finished)

@@ -78,10 +78,10 @@ def test_what_is_not_read_of_the_reference_is_on_the_page(store: RunStore, tmp_p
     assert made["reference"]["unread"]["gone.png"] == "broken links"
     page = render_page(copy, made)
     assert "broken links: 1 (gone.png)" in page
-    assert ".heic files, a format that is not read: 1 (x.heic)" in page
+    assert ".heic files, an unsupported format: 1 (x.heic)" in page
     assert "pictures that can&#39;t be used: 1 (2)" in page
     assert json.loads((copy.folder / "report.json").read_text())["reference"] == made["reference"]
-    with pytest.raises(ConfigError, match="There is no folder"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         Evaluation([Frechet()], Reference(tmp_path / "nowhere"))
 
 
@@ -192,7 +192,7 @@ def test_missing_libraries_are_named_before_the_run(monkeypatch: pytest.MonkeyPa
     "name", ["cost $a$ and $b$", r"\frac{a}{b}\g<1>\1", "$\\nothing$", "a&b<c>\"'", "ü" * 200]
 )
 def test_names_of_rows_and_metrics_are_drawn_as_they_are(document: dict[str, Any], name: str) -> None:
-    """Not as formulas, and not as patterns."""
+    """not as formulas, and not as patterns."""
     text = json.dumps(document).replace(json.dumps(NAME)[1:-1], json.dumps(name)[1:-1])
     renamed = json.loads(text.replace('"psnr"', json.dumps(name)))
     with mpl.rc_context({"text.usetex": True}):  # a user's own configuration

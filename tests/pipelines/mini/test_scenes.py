@@ -85,5 +85,5 @@ def test_prompts_are_distinct_seeded_and_of_their_split():
 
 def test_more_prompts_than_there_are_is_an_error():
     one = Captions(lambda *_: sample_scene(0, 0).caption(), lambda _: True)
-    with pytest.raises(ConfigError, match="ask for fewer"):
+    with pytest.raises(ConfigError, match="request fewer"):
         one.prompts(2)

@@ -139,7 +139,7 @@ def test_a_bundle_does_not_lead_out_of_its_folder(copy, name):
     (copy.parent / "stolen").write_text("x")
     (copy / "experts" / "link").symlink_to("../../stolen")
     edited(copy, files={**json.loads((copy / "aptp.json").read_text())["files"], name: "0" * 64})
-    with pytest.raises(CheckpointError, match=r"no path inside|outside of the folder"):
+    with pytest.raises(CheckpointError, match=r"not a path inside|outside the folder"):
         Bundle.load(copy)
 
 
@@ -169,7 +169,7 @@ def test_manifests_that_cannot_be_read_are_refused(copy, fields, message):
     with pytest.raises(CheckpointError, match=message):
         Bundle.load(copy)
     (copy / "aptp.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         Bundle.load(copy)
 
 

@@ -136,7 +136,7 @@ def test_a_call_is_as_the_file_says_unless_the_command_line_says_otherwise(
         (("-c", "missing.yaml"), "missing.yaml"),
         (("--prompts", "missing.txt"), "missing.txt"),
         (("--dtype", "float12"), "float12"),
-        (("--frames", "5"), "no argument 'num_frames': leave out `frames`"),
+        (("--frames", "5"), "no argument 'num_frames': remove `frames`"),
     ],
 )
 def test_bad_usage_exits_2_and_names_the_remedy(

@@ -44,7 +44,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (("generate", MODEL, "-p", PROMPT, "--dtype", "bfloat"), "did you mean 'bfloat16'"),
         (("generate", MODEL, "-p", PROMPT, "--device", "gpu"), "write cpu, cuda, cuda:1 or mps"),
         (("generate", MODEL, "-p", PROMPT, "--guidance-scale", "nan"), "not a finite number"),
-        (("generate", MODEL, "-p", PROMPT, "--frames", 5), "leave out `frames`"),
+        (("generate", MODEL, "-p", PROMPT, "--frames", 5), "remove `frames`"),
         (("generate", "mini/t2i-unet", "-p", PROMPT, *ODD), "multiples of 8: use 96"),
         (("generate", "mini/var", "-p", PROMPT, *ODD), "pictures of 64x64 pixels only"),
         (("generate", "mini/infinity", "-p", PROMPT, *ODD), "pictures of 64x64 pixels only"),

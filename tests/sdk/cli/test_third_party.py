@@ -52,14 +52,14 @@ def broken(hasten: Invoke) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("    app.command('plan')(print)", "offers a command 'plan', which hasten itself has"),
+        ("    app.command('plan')(print)", "adds a command 'plan', which already exists in hasten itself"),
         (
             "    app.command()(lambda: 0)\n    app.command('ok')(lambda: 0)",
             "'ok', which plugin good (good-dist 1.2) has",
         ),
-        ("    app.add_typer(typer.Typer(), name='eval')", "offers a command 'eval', which hasten itself has"),
-        ("    app.callback()(lambda: None)", "changes commands or global options of others"),
-        ("    app.registered_commands.clear()", "changes commands or global options of others"),
+        ("    app.add_typer(typer.Typer(), name='eval')", "adds a command 'eval', which already exists in hasten itself"),
+        ("    app.callback()(lambda: None)", "changes existing commands or global options"),
+        ("    app.registered_commands.clear()", "changes existing commands or global options"),
         ("    def odd(x: 'Missing'): ...\n    app.command()(odd)", "Missing"),
         ("    raise SystemExit('no')", "SystemExit: no"),
         ("    app.command('half')(print)\n    raise asyncio.CancelledError('no')", "CancelledError: no"),
