@@ -23,7 +23,7 @@ METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {},
         "perceptual distance to the baseline's image (AlexNet weights by path)",
     ),
-    "frame_consistency": ("fidelity", "FrameConsistency", {}, "videos: dB from each frame to the next"),
+    "frame_consistency": ("fidelity", "FrameConsistency", {}, "videos: PSNR between consecutive frames"),
     "clip_i": ("fidelity", "ImageCosine", {}, "cosine of CLIP image embeddings, candidate against baseline"),
     "clip_score": ("alignment", "ClipScore", {}, "image-prompt cosine by CLIP, on a published scale"),
     "blip2_t": (
@@ -42,7 +42,7 @@ METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "alignment",
         "RetrievalScore",
         {"name": "blip_t_classdiffusion"},
-        "BLIP-1 contrastive score, as the released ClassDiffusion code computes it",
+        "BLIP-1 contrastive score, as in the released ClassDiffusion code",
     ),
     "blip_itm": ("alignment", "RetrievalScore", {"name": "blip_itm"}, "BLIP-1 probability of a match (ITM)"),
     "fid": ("sets", "Fid", {}, "Frechet distance of features to a reference set"),
@@ -53,13 +53,13 @@ METRICS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "miniature",
         "Classifier",
         {},
-        "miniature: share of the attributes asked for, by a learned classifier",
+        "miniature: share of the prompted attributes, by a trained classifier",
     ),
     "mini_parser": (
         "miniature",
         "Parser",
         {},
-        "miniature: share of the attributes asked for, by a parser that learned nothing",
+        "miniature: share of the prompted attributes, by a parser without training",
     ),
     "mini_text_image": (
         "miniature",

@@ -85,7 +85,7 @@ def require_same(first: Fingerprint, second: Fingerprint) -> None:
     different = first.differences(second)
     if different:
         listed = "; ".join(f"{name}: {a!r} against {b!r}" for name, (a, b) in different.items())
-        raise ConfigError(f"these were made differently and can't be compared ({listed})")
+        raise ConfigError(f"these were computed differently and can't be compared ({listed})")
 
 
 def hash_weights(module: nn.Module) -> str:

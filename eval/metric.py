@@ -49,7 +49,7 @@ class Batch:
         check_images(self.images)
         if self.frames < 1 or len(self.images) % self.frames:
             raise ConfigError(
-                f"{len(self.images)} images are no whole number of videos of {self.frames} frames"
+                f"{len(self.images)} images cannot be divided into videos of {self.frames} frames"
             )
         if self.prompts is not None and len(self.prompts) != len(self.images):
             raise ConfigError(f"there are {len(self.prompts)} prompts for {len(self.images)} images")
@@ -124,7 +124,7 @@ class Metric(torchmetrics.Metric):
         state = getattr(self, name)
         rows = state if isinstance(state, Tensor) else torch.cat(state) if state else torch.empty(0, 0)
         if not len(rows):
-            raise ConfigError(f"the metric {self.name} has seen no sample")
+            raise ConfigError(f"the metric {self.name} has no samples yet")
         return rows
 
     def _apply(self, *arguments: Any, **options: Any) -> torch.nn.Module:
@@ -322,5 +322,5 @@ def concatenate(parts: Sequence[Features]) -> dict[str, Tensor]:
         ConfigError: without a part.
     """
     if not parts:
-        raise ConfigError("there are no embeddings to put together")
+        raise ConfigError("there are no embeddings to concatenate")
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

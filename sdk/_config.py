@@ -59,7 +59,8 @@ class Config(StrictModel):
         1, description="Version of this format."
     )
     preset: str | None = Field(
-        None, description="`faithful`, `balanced` or `fast`: a preset for the model; `techniques` override it."
+        None,
+        description="`faithful`, `balanced` or `fast`: a preset for the model; `techniques` override it.",
     )
     techniques: tuple[TechniqueEntry, ...] = Field((), description="Techniques to enable, outermost first.")
     model: str | None = Field(
@@ -78,11 +79,11 @@ class Config(StrictModel):
     frames: PositiveInt | None = Field(None, description="Number of video frames.")
     guidance_scale: float | None = Field(None, description="Classifier-free guidance scale.")
     device: str | None = Field(
-        None, description="Torch device, used by the command line; by default a GPU if there is one."
+        None, description="Torch device of the command line; by default a GPU if there is one."
     )
     dtype: Precision | None = Field(
         None,
-        description="Number format of the weights, used by the command line; by default half precision on a GPU, else float32.",
+        description="Number format of the weights; by default half precision on a GPU, else float32.",
     )
     out: str | None = Field(None, description="Output folder.")
 

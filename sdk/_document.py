@@ -182,6 +182,8 @@ def read_json_lines(path: str | Path, what: str) -> list[tuple[int, dict[str, An
         except ConfigError as error:
             raise ConfigError(f"{path}:{number}: {error}, in {line[:60]!r}") from error
         if not isinstance(record, dict):
-            raise ConfigError(f"{path}:{number}: the {what} must have a JSON object on each line, not {line[:60]!r}")
+            raise ConfigError(
+                f"{path}:{number}: the {what} must have a JSON object on each line, not {line[:60]!r}"
+            )
         found.append((number, record))
     return found

@@ -40,9 +40,7 @@ class Enabled:
         if not isinstance(technique, Technique):
             raise self.culprit.returned(technique, "__new__", f"an instance of {cls.__qualname__}")
         if not isinstance(getattr(technique, "config", None), cls.config_class) or technique.name != name:
-            raise self.culprit.broke(
-                "has no config or no name: call super().__init__(config) in __init__"
-            )
+            raise self.culprit.broke("has no config or no name: call super().__init__(config) in __init__")
         self._technique = technique
         self.options: dict[str, Any] = technique.config.model_dump(mode="json")
         self.requires = cls.requires

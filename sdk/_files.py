@@ -88,12 +88,12 @@ def read_json(path: Path, what: str, remedy: str, *, most: int = _MOST) -> dict[
     try:
         content = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot read {what}: it is not valid JSON ({error}); {remedy}") from error
+        raise CheckpointError(
+            f"{path}: cannot read {what}: it is not valid JSON ({error}); {remedy}"
+        ) from error
     if not isinstance(content, dict):
         found = type(content).__name__
-        raise CheckpointError(
-            f"{path}: cannot read {what}: expected a mapping, found a {found}; {remedy}"
-        )
+        raise CheckpointError(f"{path}: cannot read {what}: expected a mapping, found a {found}; {remedy}")
     return content
 
 

@@ -168,16 +168,16 @@ class OwnedJournal:
             PluginError: there is nothing to call, or it is a special method, which Python looks up on the class.
         """
         if name.startswith("__") or not callable(getattr(target, name, None)):
-            raise PluginError(f"{self.owner}: cannot wrap {type(target).__name__}.{name}: it is not an ordinary method")
+            raise PluginError(
+                f"{self.owner}: cannot wrap {type(target).__name__}.{name}: it is not an ordinary method"
+            )
         place = f"its wrapper of {type(target).__name__}.{name}"
 
         def wrapped(below: Any) -> Any:
             with self.culprit.during(place):
                 made = wrapper(below)
             if not callable(made):
-                raise self.culprit.returned(
-                    made, place, "a callable that replaces the one it received"
-                )
+                raise self.culprit.returned(made, place, "a callable that replaces the one it received")
             return made
 
         self.journal.edit(self.owner, target, name, wrapped)

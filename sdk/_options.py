@@ -107,7 +107,9 @@ def _telling_field(kinds: tuple[type[TechniqueConfig], ...]) -> str | None:
             if all(kind.model_fields[name].is_required() for kind in kinds[1:]):
                 return name
             raise TypeError(f"classes of which all but the first require {name!r}")
-    raise TypeError("a union of classes distinguished by a field of type Literal, with one value in each class")
+    raise TypeError(
+        "a union of classes distinguished by a field of type Literal, with one value in each class"
+    )
 
 
 def _values(kind: type[TechniqueConfig], name: str | None) -> tuple[Any, ...]:

@@ -207,9 +207,7 @@ def _converted(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("LA", "RGBA", "RGBa", "P", "PA") or keyed:
         rgba = image.convert("RGBA")
         if int(np.asarray(rgba)[..., 3].min()) < 255:
-            raise ConfigError(
-                f"{name} has transparent pixels; composite it on a background first."
-            )
+            raise ConfigError(f"{name} has transparent pixels; composite it on a background first.")
         return rgba.convert("RGB")
     if image.mode == "RGB":
         return image

@@ -151,8 +151,8 @@ def make_plan(
 def _without_denoiser(name: str, target: Target) -> str:
     known = " or ".join(target.adapter.denoisers)
     return (
-        f"{name} refuses this {target.name}: it was loaded without its {known}, so it makes no denoising steps; "
-        f"accelerate the pipeline that holds it"
+        f"{name} refuses this {target.name}: it was loaded without its {known}, so it has no denoising "
+        f"steps; accelerate the pipeline that contains it"
     )
 
 
@@ -164,7 +164,7 @@ def _findings_of_call(
     if layout is not None:
         problem = nothing_to_run(target, arguments) or refused_steps(target, arguments)
         if problem is not None:
-            yield Finding("warning", f"{problem}; this call ends as it does without hasten")
+            yield Finding("warning", f"{problem}; the same call fails without hasten")
             return
         if (problem := layout.oversize(target.pipe, arguments)) is not None:
             yield Finding("error", problem)
@@ -181,7 +181,7 @@ def _without_effect(plain: Forecast | None, found: Mapping[str, Forecast | None]
         if latest is not None and forecast is not None and len(found) > 1:
             before, after = (sum(step.flops for step in of.steps) for of in (latest, forecast))
             if after >= before:
-                yield Finding("warning", f"{name}: it saves nothing in this call beside the other techniques")
+                yield Finding("warning", f"{name}: with the other techniques, it saves nothing in this call")
         latest = forecast or latest
 
 

@@ -133,7 +133,7 @@ class Host:
             PluginError: the plugin is invalid.
         """
         if name in self._records:
-            raise PluginError(f"a plugin named {name!r} is registered already; choose another name")
+            raise PluginError(f"a plugin named {name!r} is already registered; choose another name")
         self._admit(PluginRecord(name, "local"), plugin)
 
         def unregister() -> None:
@@ -228,7 +228,7 @@ class Host:
             return
         if point.name in self._records:
             other = self._records[point.name]
-            error = f"the entry-point name {point.name!r} is taken by {other}; uninstall one of them"
+            error = f"the entry-point name {point.name!r} is already used by {other}; uninstall one of them"
             self._records[f"{point.name} ({distribution})"] = replace(record, error=error)
             return
         self._load(record, point.load)
@@ -270,7 +270,7 @@ class Host:
         def register(*arguments: Any) -> None:
             if self._admitting is None:
                 raise PluginError(
-                    "register() was kept and called later; call it inside of the hook that got it"
+                    "register() was called after its hook had returned; call it inside the hook"
                 )
             add(self._admitting.name, *arguments)
 
@@ -345,7 +345,7 @@ class _Answers:
         """What a wrapper makes of the findings of others."""
         if not isinstance(after, list):
             place = f"its wrapper of {self.hook}"
-            raise self.culprit.returned(after, place, "the list of answers that its yield gave it")
+            raise self.culprit.returned(after, place, "the list of results that its yield returned")
         theirs = {id(answer) for answer in before}
         return [answer if id(answer) in theirs else self.findings(answer) or [] for answer in after]
 
@@ -372,7 +372,7 @@ def _check_plugin(plugin: object, culprit: Culprit) -> None:
     for name in _HOOK_NAMES:
         found = getattr(plugin, name, None)
         if callable(found) and not hasattr(found, f"{PROJECT}_impl"):
-            raise culprit.broke(f"has a function {name} that is not marked; put @hasten.hookimpl above it")
+            raise culprit.broke(f"has a function {name} without a decorator; put @hasten.hookimpl above it")
 
 
 def _blocked(*names: str) -> bool:
@@ -400,8 +400,8 @@ def host() -> Host:
         if _host is None:
             if _being_made:
                 raise PluginError(
-                    "plugins are being loaded, so that none can be used yet; call hasten.accelerate, hasten.plan and "
-                    "the like inside of functions, not while a plugin is imported or registered"
+                    "plugins are still being loaded; call hasten.accelerate, hasten.plan and similar "
+                    "functions inside functions, not while a plugin is imported or registered"
                 )
             _being_made = True
             try:

@@ -106,11 +106,10 @@ def with_preset(
             **entry.options.model_dump(mode="json", exclude_unset=True),
         }
     fields = config.model_dump(exclude={"techniques", "preset"}, exclude_unset=True)
-    what = ", ".join(merged) or "plain, for nothing pays here"
+    what = ", ".join(merged) or "plain: no technique helps here"
     notes = [Finding("note", f"preset {preset.name}: {what}; {preset.basis}")]
     notes += [
-        Finding("note", f"preset {preset.name} leaves out {name}: {why}")
-        for name, why in preset.left_out.items()
+        Finding("note", f"preset {preset.name} omits {name}: {why}") for name, why in preset.left_out.items()
     ]
     return Config.model_validate({**fields, "techniques": merged}), tuple(notes)
 
@@ -141,10 +140,10 @@ def _preset(name: str, target: Target, arguments: Mapping[str, Any]) -> Preset:
 
 def _basis(case: _Case | None, target: Target, tokens: int | None, measured: bool) -> str:
     if tokens is None or case is None:
-        return "the size of the call is not known ahead; name height and width"
+        return "the size of the call is not known in advance; give height and width"
     if measured:
         return f"measured: {' '.join(str(case.measured).split())} ({case.command})"
-    return f"family {target.adapter.family} was not measured at {tokens} tokens: chosen by their number"
+    return f"family {target.adapter.family} was not measured at {tokens} tokens: chosen by token count"
 
 
 def _fits(case: _Case, tokens: int | None) -> bool:

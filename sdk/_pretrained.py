@@ -50,7 +50,7 @@ def load_checked(
     # tokenizers raise plain Exceptions, and odd settings fail wherever they are first used.
     except Exception as error:
         raise CheckpointError(
-            f"{folder} cannot be loaded, since its files, or the options passed with it, do not fit together: "
+            f"{folder} cannot be loaded, because its files or the given options do not match: "
             f"{type(error).__name__}: {error}; {remedy}"
         ) from error
     for place, header in headers.items():
@@ -72,7 +72,7 @@ def _places(folder: Path, remedy: str) -> list[Path]:
 def _check_index(file: Path, content: dict[str, Any], remedy: str) -> None:
     table = content.get("weight_map")
     if not isinstance(table, dict):
-        raise CheckpointError(f"{file}: weight_map is no table of names and files; {remedy}")
+        raise CheckpointError(f"{file}: weight_map is not a mapping from names to files; {remedy}")
     for name in sorted(set(map(str, table.values()))):
         check_file(inside(file.parent, name, file, remedy), remedy)
 

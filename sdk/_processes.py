@@ -78,8 +78,7 @@ def wait_for(
             seen, since = now, time.monotonic()
         elif time.monotonic() - since > patience:
             raise HastenError(
-                f"waited {patience:.0f} s for {what} ({now} of {goal}) from another process, which seems to "
-                f"have "
-                "died; run the same command again to go on"
+                f"waited {patience:.0f} s for {what} ({now} of {goal}) from another process, which may have "
+                f"died; run the same command again to continue"
             )
         time.sleep(interval)

@@ -33,9 +33,8 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
             # A full disk takes part of a write and refuses the rest; half a line must not stay behind.
             file.truncate(end)
             raise HastenError(
-                f"{path} cannot be extended ({error.strerror}); what was finished before is kept. Make room "
-                f"and "
-                "run the same command again to go on"
+                f"{path} cannot be extended ({error.strerror}); finished results are kept. Free some "
+                "disk space and run the same command again to continue"
             ) from error
 
 
@@ -67,8 +66,8 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _damaged_line(path: Path, number: int, line: bytes) -> CheckpointError:
     return CheckpointError(
-        f"{path}:{number} is damaged: {line[:60]!r} is no JSON object; remove the line, and what it told of is made "
-        "again"
+        f"{path}:{number} is damaged: {line[:60]!r} is not a JSON object; remove the line to compute its "
+        "result again"
     )
 
 
@@ -106,7 +105,9 @@ def read_sealed(path: Path, remedy: str, *, old: bool = True) -> dict[str, Any] 
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged (a {type(content).__name__}, no mapping); {remedy}")
+        raise CheckpointError(
+            f"{path} is damaged (a {type(content).__name__} instead of a mapping); {remedy}"
+        )
     return unseal(content, path, remedy, old=old)
 
 
@@ -142,9 +143,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise HastenError(
-            f"{path} cannot be written ({error.strerror}); what was finished before is kept. Make room and "
-            f"run the "
-            "same command again to go on"
+            f"{path} cannot be written ({error.strerror}); finished results are kept. Free some "
+            "disk space and run the same command again to continue"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

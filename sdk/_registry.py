@@ -181,8 +181,8 @@ class Registry:
         other = self._owner.get((kind, name))
         if other is not None:
             raise PluginError(
-                f"{kind} {name!r} is offered by plugin {plugin!r} and by {other!r}; rename yours, or uninstall or "
-                f"block one of them"
+                f"{kind} {name!r} is registered by the plugins {plugin!r} and {other!r}; rename one, or "
+                f"uninstall or block one of the plugins"
             )
         self._owner[kind, name] = plugin
 
@@ -234,7 +234,7 @@ def _check_adapter(adapter: Adapter) -> None:
     from hasten._adapters.base import Adapter
 
     if not isinstance(adapter, Adapter):
-        raise PluginError(f"{adapter!r} is no hasten.pipelines.adapters.Adapter")
+        raise PluginError(f"{adapter!r} is not a hasten.extend.Adapter")
     if not isinstance(adapter.family, str) or not adapter.family:
         raise PluginError(f"the family of an adapter is a name, not {adapter.family!r}")
     for attribute in ("pipelines", "denoisers"):

@@ -31,7 +31,7 @@ def render_report(report: Report) -> str:
     parts: list[RenderableType] = [escape(f"{report.pipeline} with {names}")]
     parts += [escape(f"note: {note}") for note in report.notes]
     if not report.steps:
-        return _text([*parts, escape(report.error or "no run yet: call the pipeline, then ask again")])
+        return _text([*parts, escape(report.error or "no run yet: call the pipeline first")])
     table = Table("run", "step", "level", "denoiser", "branch", "latent", "ms", "techniques", box=None)
     for step in report.steps:
         facts = "; ".join(f"{name}: {_facts(values)}" for name, values in step.facts.items())
@@ -50,7 +50,7 @@ def render_plan(plan: Plan) -> str:
     place = f" on {plan.device} in {plan.dtype}" if plan.device and plan.dtype else ""
     parts: list[RenderableType] = [escape(f"{plan.pipeline} (family {plan.family}){place}, outermost first:")]
     if not plan.techniques:
-        parts.append("  no technique: calls are measured, nothing is changed")
+        parts.append("  no technique: calls are measured and not changed")
     for number, technique in enumerate(plan.techniques, 1):
         parts += _technique(number, technique)
     if plan.estimate is not None:
@@ -100,17 +100,17 @@ def _estimate(known: Estimate) -> Iterable[RenderableType]:
 
 def _verdict(known: Estimate) -> Iterable[str]:
     if known.unpriced:
-        yield f"not in these figures: {', '.join(known.unpriced)}, which predicts nothing"
+        yield f"not in these figures: {', '.join(known.unpriced)}, which has no forecast"
     gain = f"predicted {known.flops_ratio:.2f}x fewer FLOPs"
     if known.seconds is not None and known.speedup is not None:
         yield f"{gain}, {known.speedup:.2f}x in seconds (measured on {known.seconds.source})"
     else:
         yield f"{gain} (FLOPs, not wall-clock)"
-        yield f"seconds: not known here, for lack of {known.unmeasured}; `--warm-up` or one call measures them"
+        yield f"seconds: not known, {known.unmeasured} not measured yet; `--warm-up` or one call measures it"
     if known.bound is not None:
         yield _bound(known)
     if not known.worth and known.bound is not None:
-        yield "not worth it: less than 1.1x; fewer steps, or nothing at all, will do as well"
+        yield "not worth it: less than 1.1x; use fewer steps or the plain pipeline instead"
 
 
 def _bound(known: Estimate) -> str:

@@ -68,7 +68,7 @@ class Run:
             HastenError: no denoiser forward has begun yet.
         """
         if self._step is None:
-            raise HastenError("the run has no step yet: its first denoiser forward has not begun")
+            raise HastenError("the run has no step yet: its first denoiser forward has not started")
         return self._step
 
     @property

@@ -68,10 +68,10 @@ def refuse_step_caches(target: Target, claims: Mapping[str, Sequence[Claim]]) ->
             slot = first_collision(claimed, _CLAIMS)
             if slot is not None:
                 raise ConflictError(
-                    f"{technique!r} cannot work beside the cache {cache.name} that is enabled on "
-                    f"{target.name}.{cache.denoiser}: the cache skips layers and reuses what they computed at earlier "
-                    f"steps, and {technique!r} changes or needs {SLOTS[slot]} (slot {slot!r}). Take the cache off with "
-                    f"{cache.remedy}, or do without {technique!r}."
+                    f"{technique!r} cannot be combined with the cache {cache.name} that is enabled on "
+                    f"{target.name}.{cache.denoiser}: the cache skips layers and reuses their outputs of "
+                    f"earlier steps, and {technique!r} changes or needs {SLOTS[slot]} (slot {slot!r}). "
+                    f"Disable the cache with {cache.remedy}, or disable {technique!r}."
                 )
 
 

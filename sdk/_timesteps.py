@@ -93,7 +93,7 @@ def _asked(target: Target, arguments: Mapping[str, Any]) -> int:
     steps = arguments.get("num_inference_steps")
     if not isinstance(steps, int):
         raise UnsupportedError(
-            f"{target.name} takes no num_inference_steps, so its steps cannot be planned ahead"
+            f"{target.name} has no argument num_inference_steps, so its steps cannot be planned"
         )
     return steps
 
@@ -221,6 +221,6 @@ def dynamic_shift(target: Target, size: LatentSize, steps: int) -> float:
         )
         return float(common(tokens, *(config.get(name, default) for name, default in known)))
     raise UnsupportedError(
-        f"{type(target.pipe.scheduler).__name__} has use_dynamic_shifting set, and how {target.name} computes its "
-        f"shift is not known"
+        f"{type(target.pipe.scheduler).__name__} has use_dynamic_shifting set, and it is not known how "
+        f"{target.name} computes its shift"
     )

@@ -134,7 +134,9 @@ def tunable_options(declared: type[TechniqueConfig] | UnionType) -> dict[str, Tu
     for name, info in config.model_fields.items():
         here = [part for part in info.metadata if isinstance(part, Tunable)]
         if len(here) > 1:
-            raise ConfigError(f"{config.__qualname__}.{name} declares twice what is worth trying of it")
+            raise ConfigError(
+                f"{config.__qualname__}.{name} has two declarations of its values for tuning; keep one"
+            )
         if here:
             found[name] = here[0]
     dials = [name for name, tunable in found.items() if tunable.dial]

@@ -26,8 +26,9 @@ __all__ = ["SelfCheck", "unverified_note"]
 def unverified_note(target: Target) -> str:
     """What the plan says of such a pipeline."""
     return (
-        f"nobody registered {target.name}: it is taken for the family {target.adapter.family!r} by the class of its "
-        f"denoiser, unverified; the first forward of every call is checked against stock"
+        f"{target.name} is not registered: it uses the adapter of family {target.adapter.family!r}, chosen "
+        f"by the class of its denoiser (unverified); the first forward of every call is compared with "
+        f"stock"
     )
 
 
@@ -62,7 +63,7 @@ class SelfCheck:
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UnsupportedError(f"{self._told()}: {type(error).__name__}: {error}") from error
         if not same:
-            raise UnsupportedError(f"{self._told()}: the same latents give another prediction")
+            raise UnsupportedError(f"{self._told()}: the same latents give a different prediction")
 
     def _told(self) -> str:
         return (

@@ -39,7 +39,7 @@ __all__ = [
 ModelT = TypeVar("ModelT", bound=nn.Module)
 NotedT = TypeVar("NotedT", bound=BaseModel)
 
-REMEDY = "get it again from its publisher"
+REMEDY = "download it again from its publisher"
 _SEAL = "sha256"
 _PROBED = 4096
 
@@ -176,7 +176,7 @@ def read_weights(
                 content = content.get(key) if isinstance(content, Mapping) else None
             break
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{place} is no dictionary of weights; {remedy}")
+        raise CheckpointError(f"{place} is not a dictionary of weights; {remedy}")
     tensors = {str(name): value for name, value in content.items() if not str(name).startswith(ignored)}
     _check_tensors(tensors, place, path.stat().st_size, remedy)
     check_finite(tensors, place, remedy)
@@ -197,8 +197,8 @@ def read_torch(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} can't be read as weights: it holds something else and was refused; nothing in it was executed; "
-            f"{remedy}. ({_first_line(error)})"
+            f"{path} can't be read as weights: it contains other objects and was refused; nothing in it was "
+            f"executed; {remedy}. ({_first_line(error)})"
         ) from error
     # A damaged stream of pickle operations fails in any way: it pops from an empty stack, or calls with odd arguments.
     except Exception as error:
@@ -220,7 +220,7 @@ def _check_archive(path: Path, size: int, remedy: str) -> None:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} can't be read as a torch checkpoint: {error}; {remedy}") from error
     if sum(member.file_size for member in members) > size:
-        raise CheckpointError(f"{path} is a compressed archive, which no torch checkpoint is; {remedy}")
+        raise CheckpointError(f"{path} is a compressed archive, not a torch checkpoint; {remedy}")
 
 
 def _check_tensors(tensors: Mapping[str, Any], place: str, size: int, remedy: str) -> None:
@@ -230,10 +230,10 @@ def _check_tensors(tensors: Mapping[str, Any], place: str, size: int, remedy: st
                 f"{place}: {name} is a {type(value).__name__} where a tensor is expected; {remedy}"
             )
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise CheckpointError(f"{place}: {name} is no plain dense tensor; {remedy}")
+            raise CheckpointError(f"{place}: {name} is not a plain dense tensor; {remedy}")
         if value.numel() * value.element_size() > size:  # a view that repeats the same bytes
             raise CheckpointError(
-                f"{place}: {name} claims the shape {tuple(value.shape)}, more than the whole file; {remedy}"
+                f"{place}: {name} has the shape {tuple(value.shape)}, larger than the whole file; {remedy}"
             )
 
 
@@ -243,7 +243,7 @@ def _read_shards(folder: Path, remedy: str, ignored: tuple[str, ...]) -> dict[st
         raise CheckpointError(f"{folder} has no *.index.json that lists its shards; {remedy}")
     table = read_json(index, "the list of shards", remedy).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(n, str) for n in table.values()):
-        raise CheckpointError(f"{index}: weight_map is no table of names and files; {remedy}")
+        raise CheckpointError(f"{index}: weight_map is not a mapping from names to files; {remedy}")
     found: dict[str, Tensor] = {}
     for name in sorted(set(table.values())):
         shard = inside(folder, name, index, remedy)
@@ -284,7 +284,7 @@ def require(
         raise CheckpointError(f"{place} has no {key!r}, so it is not {what}")
     tensor = state[key]
     if (ndim is not None and tensor.ndim != ndim) or not tensor.numel():
-        raise CheckpointError(f"{place}: {key} has shape {tuple(tensor.shape)}, which that of {what} has not")
+        raise CheckpointError(f"{place}: {key} has shape {tuple(tensor.shape)}, which {what} cannot have")
     return tensor
 
 
@@ -349,7 +349,7 @@ def built(kind: Callable[..., ModelT], config: Mapping[str, Any], source: object
     except Exception as error:
         name = getattr(kind, "__name__", kind)
         raise CheckpointError(
-            f"{source} has shapes that make no {name} ({_first_line(error)}); {REMEDY}"
+            f"{source} has shapes that do not describe a {name} ({_first_line(error)}); {REMEDY}"
         ) from error
 
 
@@ -378,7 +378,7 @@ def check_finite(tensors: Mapping[str, Tensor], place: object, remedy: str = REM
         # Least and greatest instead of isfinite, which would take a mask as large as the tensor.
         low, high = (parts.float() if parts.element_size() == 1 else parts).aminmax()
         if not (low.isfinite() and high.isfinite()):
-            raise CheckpointError(f"{place}: {name} holds values that are not finite; {remedy}")
+            raise CheckpointError(f"{place}: {name} contains NaN or infinity; {remedy}")
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:

@@ -73,7 +73,7 @@ class Tree:
     def _plain(self, node: Node, path: tuple[Hashable, ...]) -> Any:
         self._seen += 1
         if len(path) > _DEEPEST:
-            raise self._error(f"{_TOO_DEEP}, or an alias of itself", path[:4], node)
+            raise self._error(f"{_TOO_DEEP}, or an alias that contains itself", path[:4], node)
         if self._seen > _MOST:
             raise self._error(f"more than {_MOST:,} values, with aliases expanded", path[:4], node)
         if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
@@ -86,8 +86,8 @@ class Tree:
             try:
                 return self._constructor.construct_object(node)
             except (YAMLError, ValueError) as error:
-                raise self._error(f"{node.value[:40]!r} is no value: {error}", path, node) from error
-        raise self._error(f"the tag {node.tag} is not known here; remove it", path, node)
+                raise self._error(f"{node.value[:40]!r} is not a valid value: {error}", path, node) from error
+        raise self._error(f"the tag {node.tag} is not supported; remove it", path, node)
 
     def _mapping(self, node: MappingNode, path: tuple[Hashable, ...]) -> dict[str, Any]:
         own: dict[str, Any] = {}
@@ -102,7 +102,9 @@ class Tree:
                 continue
             if key.tag not in _TEXT:
                 text = (
-                    f"{key.value!r}, which is no text; quote it" if isinstance(key, ScalarNode) else "a list"
+                    f"{key.value!r}, which is not text; use quotes"
+                    if isinstance(key, ScalarNode)
+                    else "a list"
                 )
                 raise self._error(f"a key must be a plain word, not {text}", path, key)
             if key.value in own:

@@ -492,7 +492,7 @@ def test_a_damaged_tensor_is_named(case, fresh):
 
 @pytest.mark.parametrize("case", SWEPT, indirect=True)
 def test_any_value_in_a_json_file_loads_or_is_named(case, fresh):
-    """nothing but CheckpointError comes out, whatever stands where; a text never passes for a number."""
+    """Nothing but CheckpointError comes out, whatever stands where; a text never passes for a number."""
     for name in case.json:
         content = json.loads((fresh() / name).read_text())
         places = [place for place in leaves(content) if not _free(case, place)]

@@ -15,7 +15,8 @@ __all__ = ["hasten_register_benchmarks", "hasten_register_commands"]
 def hasten_register_commands(app: typer.Typer) -> None:
     """Add the group with the benchmarks of all plugins."""
     group = typer.Typer(
-        help="Time parts of hasten on this machine, each beside its plain alternative.", no_args_is_help=True
+        help="Time parts of hasten on this machine, each compared with its plain alternative.",
+        no_args_is_help=True,
     )
     host().add_benchmarks(group)
     app.add_typer(group, name="bench")

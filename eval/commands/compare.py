@@ -36,7 +36,7 @@ _SHARED = (
     "dtype",
 )
 """What configurations have to agree in to be compared."""
-_HELP = """Compare configurations with the plain pipeline: speed, quality, intervals, verdicts, and a report to look at.
+_HELP = """Compare configurations with the plain pipeline: speed, quality, intervals, verdicts and an HTML report.
 
 Same prompts and seeds for every row, batches interleaved. First the knee of the step curve is found: the fewest plain
 steps, over the solvers that suit the pipeline, that lose no more than the margin. Every configuration runs from the
@@ -74,7 +74,7 @@ def _command(
     prompt: common.Prompt = None,
     prompts: common.PromptsFile = None,
     num_prompts: common.NumPrompts = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("out/compare"),
+    out: Annotated[Path, typer.Option(help="Output folder of the run.")] = Path("out/compare"),
     seed: common.Seed = None,
     steps: common.Steps = None,
     height: common.Height = None,
@@ -175,7 +175,7 @@ def _configurations(
     for file in files:
         if file.stem in found:
             raise ConfigError(
-                f"two configuration files are called {file.stem!r}; rows are named after them: rename one"
+                f"two configuration files are called {file.stem!r}; rows are named after the files, so rename one"
             )
         found[file.stem] = common.configuration(file, enable, sets, preset)
     first = next(iter(found.values()))

@@ -22,7 +22,7 @@ _STEPS, _PROMPTS, _BATCH = 14, 24, 2
 enough of them to time.
 """
 _LADDER, _LADDER_PROMPTS = (10, 8), 12
-_HELP = """Generate with a bundled trained miniature, plain and accelerated, and show what was gained and lost.
+_HELP = """Generate with a bundled trained miniature, plain and accelerated, and compare speed and quality.
 
 First a short ladder of steps over some of the prompts finds the knee: the fewest plain steps within the margin. Then
 same prompts, same seeds, batches of all rows interleaved, accelerated from the usual steps and from the knee. The last
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def _command(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("out/demo"),
-    num_prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = _PROMPTS,
+    num_prompts: Annotated[int, typer.Option(min=2, help="Number of prompts.")] = _PROMPTS,
     seed: common.Seed = None,
     steps: common.Steps = None,
     batch_size: options.BatchSize = _BATCH,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_HELP = """Score pictures that are already there: folders, zip archives, npz or npy files from any tool.
+_HELP = """Score existing pictures of any tool: folders, zip archives, npz or npy files.
 
 Prompts pair with pictures by their place (file names that are numbers: by value), or by name with a manifest.
 
@@ -35,14 +35,14 @@ Prompts pair with pictures by their place (file names that are numbers: by value
   hasten eval doctor
   torchrun --nproc-per-node 4 -m hasten eval --generated out/fast --reference real --metrics fid,kid
 """
-_STATISTICS_HELP = """Compute the statistics of a reference set once, with a record of how they were made.
+_STATISTICS_HELP = """Compute the statistics of a reference set, with a record of how they were computed.
 
 [bold]Examples[/]
 
   hasten eval stats coco/ --out coco.npz --metric-option fid.weights=./inception.pth --workers 2
   hasten eval --generated out/fast --reference coco.npz -m fid --metric-option fid.weights=./inception.pth
 """
-_DOCTOR_HELP = """Compute results that are known in closed form, and say which optional packages are missing.
+_DOCTOR_HELP = """Check metrics against results known in closed form, and list missing optional packages.
 
 [bold]Example[/]
 
@@ -65,24 +65,26 @@ def _command(
     reference: options.Reference = None,
     reference_count: options.ReferenceCount = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Unaccelerated pictures of the same names, for PSNR and SSIM.")
+        Path | None, typer.Option(help="Unaccelerated pictures with the same names, for PSNR and SSIM.")
     ] = None,
     prompts: common.PromptsFile = None,
     manifest: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Names of the pictures with their prompts: {name: prompt} as JSON, JSON Lines, CSV.",
+            help="File with the prompt of each picture name: JSON {name: prompt}, JSON Lines or CSV.",
         ),
     ] = None,
     order: Annotated[
         Order | None,
-        typer.Option(help="Order of the file names that --prompts follows, where it could be either."),
+        typer.Option(
+            help="Order of the file names that matches --prompts, if natural and lexicographic order differ."
+        ),
     ] = None,
     metrics: options.Metrics = None,
     metric_option: options.MetricOption = None,
     level: options.Level = 0.95,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 32,
     workers: options.Workers = 0,
     skip_bad: options.SkipBad = False,
@@ -101,7 +103,7 @@ def _command(
 
     names, place = options.metric_names(metrics, ()), common.choose_place(None, device, None)
     if manifest is not None and prompts is not None:
-        raise ConfigError("--manifest and --prompts both say which prompts belong to the pictures: give one")
+        raise ConfigError("--manifest and --prompts both give the prompts of the pictures: use one of them")
     reading = Reading(batch_size, workers, skip_bad)
     pictures = Pictures(
         open_source(generated, manifest=manifest, order=order),
@@ -141,7 +143,7 @@ def _statistics(
     place = common.choose_place(None, device, None)
     (made,) = options.build_metrics([metric], metric_option or (), place.device)
     if not isinstance(made, Fid):
-        raise ConfigError(f"{metric} has no statistics file, only Frechet distances such as fid have one")
+        raise ConfigError(f"{metric} does not use a statistics file; only Frechet distances such as fid do")
     source = open_source(images)
     hold_file(context, out)
     with launched() as processes:

@@ -45,7 +45,10 @@ __all__ = [
 Metrics = Annotated[
     str | None,
     typer.Option(
-        "--metrics", "-m", metavar="NAME,NAME", help="What to measure. (default: whatever needs no download)"
+        "--metrics",
+        "-m",
+        metavar="NAME,NAME",
+        help="Metrics to compute. (default: all that need no download)",
     ),
 ]
 MetricOption = Annotated[
@@ -70,11 +73,11 @@ ReferenceCount = Annotated[
     typer.Option(
         min=2,
         metavar="N",
-        help="Pictures behind statistics of another tool; says that the same network made them.",
+        help="Number of pictures in another tool's statistics; confirms that the same network computed them.",
     ),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Decoding processes.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip pictures that can't be used.")]
 Configs = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="A configuration file; repeat to compare several."),
@@ -88,7 +91,7 @@ Knee = Annotated[
     bool | None,
     typer.Option(
         "--knee/--no-knee",
-        help="Find the fewest plain steps within the margin, and run from there too. (default: if there is a margin)",
+        help="Find the fewest plain steps within the margin, and compare there too. (default: if there is a margin)",
     ),
 ]
 LadderSteps = Annotated[
@@ -96,17 +99,18 @@ LadderSteps = Annotated[
     typer.Option(
         "--ladder",
         metavar="N,N",
-        help="Steps to try for the knee. (default: each 1/sqrt(2) of the one above)",
+        help="Step counts to try for the knee. (default: each 1/sqrt(2) of the previous one)",
     ),
 ]
 Margins = Annotated[
-    list[str] | None, typer.Option(metavar="METRIC=VALUE", help="The largest loss you tolerate; repeatable.")
+    list[str] | None,
+    typer.Option(metavar="METRIC=VALUE", help="Largest tolerated loss, METRIC=VALUE; repeatable."),
 ]
 Gates = Annotated[
     list[str] | None,
-    typer.Option(metavar="METRIC>=VALUE", help="Exit with 3 unless this holds; repeatable."),
+    typer.Option(metavar="METRIC>=VALUE", help="Exit with code 3 unless this condition holds; repeatable."),
 ]
-Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the intervals.")]
+Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")]
 
 #: Metrics without a network, which suit any pictures.
 _DEFAULTS = ("psnr", "ssim")
@@ -236,21 +240,21 @@ def _lacks_network(name: str, options: Mapping[str, Any]) -> str:
     """
     if name in _NEEDS_NETWORK and "network" not in options:
         return (
-            f"{name} needs a network, which hasten does not fetch unasked: give --metric-option "
-            f"{name}.network=FOLDER, or {name}.network={_NEEDS_NETWORK[name]} to fetch the published one"
+            f"{name} needs a network, which hasten does not download by default: give --metric-option "
+            f"{name}.network=FOLDER, or {name}.network={_NEEDS_NETWORK[name]} to download the published one"
         )
     if name in ("fid", "kid") and not {"weights", "allow_download"} & {k for k, v in options.items() if v}:
         from hasten.eval.networks.inception import WEIGHT_FILES, cached_weights
 
         if options.get("network", "inception") == "inception" and cached_weights() is None:
             return (
-                f"{name} needs Inception weights, which hasten does not fetch unasked: give --metric-option "
+                f"{name} needs Inception weights, which hasten does not download by default: give --metric-option "
                 f"{name}.weights=FILE (the published {WEIGHT_FILES[0]}), {name}.allow_download=true to fetch it (with "
                 f"pip install 'hasten[fid]'), or other features with {name}.network=CLIP_FOLDER"
             )
     if name == "lpips" and "weights" not in options:
         return (
-            "lpips needs AlexNet weights, which hasten does not fetch: give --metric-option lpips.weights=FILE "
+            "lpips needs AlexNet weights, which hasten does not download: give --metric-option lpips.weights=FILE "
             "(torchvision's alexnet-owt-7be5be79.pth)"
         )
     return ""
@@ -323,7 +327,7 @@ def ladder_of(
     from hasten.eval.compare.knee import Ladder, default_steps
 
     if wanted is False and text is not None:
-        raise ConfigError("--ladder and --no-knee contradict each other: leave one out")
+        raise ConfigError("--ladder and --no-knee contradict each other: remove one")
     steps = default_steps(reference) if default is None else [n for n in default if n < reference]
     asked = wanted or text is not None
     if wanted is False or not (steps or asked):

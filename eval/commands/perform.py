@@ -106,8 +106,8 @@ def _run(
             nonlocal worked
             if stage == GENERATING and done == total and not worked:
                 console.print(
-                    f"nothing left to generate: pictures and times in {folder} are those of an earlier run; "
-                    "remove it or choose another --out to measure again",
+                    f"nothing left to generate: {folder} has the pictures and times of an earlier run; "
+                    f"remove it or choose another --out to measure again",
                     markup=False,
                     highlight=False,
                 )

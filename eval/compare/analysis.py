@@ -105,12 +105,10 @@ def check_margins(margins: Mapping[str, float], metrics: Sequence[Metric]) -> No
         if name not in measured:
             known = ", ".join(measured)
             raise ConfigError(
-                f"a margin for {name!r}, which is not measured{suggestion(name, measured)} Measured: {known}"
+                f"a margin for {name!r}, which is not measured{suggestion(name, measured)} Measured: {known}."
             )
         if "baseline" in measured[name].needs:
-            raise ConfigError(
-                f"{name} is itself a comparison with the baseline and has no margin; use --gate"
-            )
+            raise ConfigError(f"{name} already compares with the baseline, so it has no margin; use --gate")
 
 
 def analyse(
@@ -229,7 +227,7 @@ def sanity(arms: Sequence[Arm], prompts: Sequence[str], digests: Mapping[tuple[s
     n = len(prompts)
     if n < 20:
         found.append(
-            f"{n} prompts: intervals cover a few points less than they say, and find only large losses"
+            f"{n} prompts are few: intervals cover a few points less than stated, and only large losses are found"
         )
     if len(set(prompts)) < n:
         found.append(f"{n - len(set(prompts))} prompts occur more than once; each counts as one cluster")
@@ -237,11 +235,11 @@ def sanity(arms: Sequence[Arm], prompts: Sequence[str], digests: Mapping[tuple[s
         same = sum(digests[arm.name, i] == digests[BASELINE, i] for i in range(n))
         if arm.role == "candidate" and same == n:
             found.append(
-                f"{arm.name}: every picture is the baseline's, bit for bit; its techniques did nothing"
+                f"{arm.name}: every picture is bit-identical to the baseline's, so its techniques had no effect"
             )
         if arm.name == "repeat" and same < n:
             found.append(
-                f"the baseline repeated itself in only {same} of {n} pictures: this machine is not deterministic"
+                f"a second baseline run reproduced {same} of {n} pictures: this machine is not deterministic"
             )
         if len({digests[arm.name, i] for i in range(n)}) < len(set(prompts)):
             found.append(f"{arm.name}: some different prompts gave the same picture")

@@ -108,7 +108,7 @@ def _parse(text: str, metrics: Collection[str], arms: Collection[str]) -> Gate |
     metric, part = match["metric"], match["part"] or "value"
     if metric not in known:
         raise ConfigError(
-            f"--gate {text}: {metric!r} is not measured{suggestion(metric, known)} Measured: {', '.join(known)}"
+            f"--gate {text}: {metric!r} is not measured{suggestion(metric, known)} Measured: {', '.join(known)}."
         )
     if part not in _PARTS:
         raise ConfigError(

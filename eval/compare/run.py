@@ -67,7 +67,7 @@ class Request:
             if not slug(name) or slug(name) in taken:
                 other = taken.get(slug(name), "")
                 raise ConfigError(
-                    f"a configuration can't be called {name!r}: too close to {other!r}; rename its file"
+                    f"a configuration can't be named {name!r}: too similar to {other!r}; rename its file"
                 )
             taken[slug(name)] = name
         for name in self.fewer_steps:
@@ -80,7 +80,7 @@ class Request:
         if "num_inference_steps" not in self.job.call:
             raise ConfigError("the number of denoising steps is not known: give --steps")
         if len(self.job.prompts) < 2:
-            raise ConfigError("a comparison needs at least two prompts; intervals come from how they differ")
+            raise ConfigError("a comparison needs at least two prompts to compute intervals")
         if self.ladder is not None:
             _check_ladder(self.ladder, self.steps)
 
@@ -189,7 +189,7 @@ def _knee(
 ) -> Knee | None:
     """The knee of the step curve, ``None`` where the number of steps can't be chosen."""
     assert request.ladder is not None
-    assert judge is not None, "a ladder needs somebody who judges its rungs"
+    assert judge is not None, "a ladder of step counts needs a judge"
     if not _steps_are_free(pipe):
         return None
     asked, place = request.to_dict(), folder / "ladder"

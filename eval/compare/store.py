@@ -154,8 +154,7 @@ class RunStore:
         if different:
             raise ConfigError(
                 f"{self.folder} holds a run with another {', '.join(different)}; choose another --out, or "
-                f"repeat "
-                "the command it was made with to go on with it"
+                f"repeat the command of that run to continue it"
             )
 
     def add(self, records: Sequence[Record]) -> None:
@@ -254,6 +253,6 @@ def _record(path: Path, number: int, line: Mapping[str, Any]) -> Record:
     except (TypeError, ValidationError) as error:
         reason = str(error).splitlines()
         raise CheckpointError(
-            f"{path}:{number} is no record of a comparison ({' '.join(reason[1:3]) or reason[0]}); remove the line, "
-            "and its picture is made again"
+            f"{path}:{number} is not a record of a comparison ({' '.join(reason[1:3]) or reason[0]}); "
+            f"remove the line to generate its picture again"
         ) from error

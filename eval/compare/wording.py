@@ -31,10 +31,10 @@ MINIATURE_NOTE = (
     "pipeline. They show trends and are not comparable with published FID, CLIP score or CMMD."
 )
 _SAMENESS = {
-    "exact": "is to give the baseline's output up to rounding: any distance from it is a defect",
+    "exact": "should give the baseline's output up to rounding: any distance from it is a defect",
     "close": "approximates the baseline's output of the same seed: its distance from it is a loss",
-    "distributional": "gives another output of the same seed by design: closeness to the baseline says nothing about "
-    "its quality",
+    "distributional": "gives another output for the same seed by design: similarity to the baseline does "
+    "not measure its quality",
 }
 _CONTROL = "plain sampling in the same time"
 _OUTCOMES = {
@@ -151,7 +151,7 @@ def contest_text(document: Mapping[str, Any], arm: str) -> str:
     who = f"{_CONTROL} ({contest['steps']} steps in {share} of its time)"
     deciding = {name: found for name, found in contest["differences"].items() if found["decides"]}
     if not deciding:
-        return f"undecided against {who}, because no metric judges a picture by itself"
+        return f"undecided against {who}, because no metric scores single pictures"
     found = ", ".join(f"{name} {change_text(difference)}" for name, difference in deciding.items())
     return f"{contest['outcome']} against {who}: {found}"
 
@@ -189,7 +189,7 @@ def headline(document: Mapping[str, Any], arm: str) -> str:
         for name, figure in judged.items()
     ]
     if not judged:
-        parts.append("no margin was set, so nothing is concluded about the loss from the baseline")
+        parts.append("no margin was set, so there is no verdict on the loss from the baseline")
     gates = [gate for gate in (*document["gates"], *document["times"]["gates"]) if gate["arm"] == arm]
     parts += [f"gate {gate['gate']} missed at {measured_text(gate)}" for gate in gates if not gate["held"]]
     return "; ".join(filter(None, parts))

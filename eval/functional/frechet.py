@@ -80,8 +80,8 @@ def _distance(x: Moments, y: Moments, trace_root: Tensor) -> Frechet:
 def _check_pair(x: Moments, y: Moments) -> None:
     if x.dimension != y.dimension:
         raise ConfigError(
-            f"the two sets have features of {x.dimension} and {y.dimension} dimensions; one network must "
-            f"make both"
+            f"the two sets have features of {x.dimension} and {y.dimension} dimensions; use the same "
+            f"network for both"
         )
     for name, moments in (("first", x), ("second", y)):
         if moments.n < 2:

@@ -128,7 +128,7 @@ class Moments:
         """
         n = self.n - part.n
         if n < 1:
-            raise ConfigError(f"taking {part.n} samples out of {self.n} leaves none")
+            raise ConfigError(f"taking {part.n} samples out of {self.n} leaves no samples")
         mean = self.mean + (self.mean - part.mean) * (part.n / n)
         delta = part.mean - mean
         scatter = self.scatter - part.scatter

@@ -59,7 +59,9 @@ class Lpips(nn.Module):
     def __init__(self, heads: list[Tensor]) -> None:
         super().__init__()
         if tuple(len(head) for head in heads) != CHANNELS:
-            raise CheckpointError(f"LPIPS heads for AlexNet have {CHANNELS} channels, not these")
+            raise CheckpointError(
+                f"LPIPS heads for AlexNet have {CHANNELS} channels; these weights have others"
+            )
         self.network = AlexNetTaps()
         for index, head in enumerate(heads):
             self.register_buffer(f"head{index}", head)

@@ -82,9 +82,7 @@ class ClipNetwork(Network):
         if geometry not in get_args(Geometry):
             raise ConfigError(f"geometry is one of {', '.join(get_args(Geometry))}, not {geometry!r}")
         if long_prompt not in get_args(LongPrompt):
-            raise ConfigError(
-                f"long_prompt is one of {', '.join(get_args(LongPrompt))}, not {long_prompt!r}"
-            )
+            raise ConfigError(f"long_prompt is one of {', '.join(get_args(LongPrompt))}, not {long_prompt!r}")
         super().__init__(model, name, device)
         self.tokenizer = tokenizer
         self.geometry = geometry

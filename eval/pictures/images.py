@@ -94,6 +94,4 @@ def check_pair(a: Tensor, b: Tensor) -> None:
     check_images(a, name="the first images")
     check_images(b, name="the second images")
     if a.shape != b.shape:
-        raise ConfigError(
-            f"the images to compare have different shapes, {list(a.shape)} and {list(b.shape)}"
-        )
+        raise ConfigError(f"the images to compare have different shapes, {list(a.shape)} and {list(b.shape)}")

@@ -53,9 +53,9 @@ def ambiguity(names: Sequence[str]) -> str:
         return ""
     at = next(i for i, (a, b) in enumerate(zip(natural, lexicographic)) if a != b)
     return (
-        f"picture {at + 1} is {natural[at]} in natural order and {lexicographic[at]} in lexicographic order, and "
-        "nothing says which one the prompts follow; give --order natural or --order lexicographic, or --manifest "
-        "FILE with the prompt of each name"
+        f"picture {at + 1} is {natural[at]} in natural order and {lexicographic[at]} in lexicographic "
+        "order, and the order of the prompts is not known; give --order natural or --order "
+        "lexicographic, or --manifest FILE with the prompt of each name"
     )
 
 
@@ -118,7 +118,7 @@ class Manifest:
         suffix = path.suffix.lower()
         reader = _READERS.get(suffix)
         if reader is None:
-            raise ConfigError(f"{path} is no manifest: it has to end in {', '.join(_READERS)}")
+            raise ConfigError(f"{path} is not a manifest: its name has to end in {', '.join(_READERS)}")
         entries = [_entry(path, line, fields) for line, fields in reader(path)]
         return cls(path, entries)
 

@@ -188,7 +188,7 @@ class ZipSource(_FileSource):
                 if member.flag_bits & 1:
                     raise ConfigError(f"{where} is encrypted; unpack the archive with its password first")
                 if member.file_size > _MAX_BYTES:
-                    raise ConfigError(f"{where} is {member.file_size:,} bytes large, which is no picture")
+                    raise ConfigError(f"{where} is {member.file_size:,} bytes large, too large for a picture")
                 return archive.read(member)
         except (ConfigError, MemoryError):
             raise

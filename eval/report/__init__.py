@@ -25,9 +25,7 @@ def unavailable() -> str | None:
             reasons.append(f"{name}, which does not load ({type(error).__name__}: {error})")
     if not reasons:
         return None
-    return (
-        f"the HTML report is left out, because it needs {' and '.join(reasons)}: pip install 'hasten[report]'"
-    )
+    return f"the HTML report is not written, because it needs {' and '.join(reasons)}: pip install 'hasten[report]'"
 
 
 def write_report(store: RunStore, document: Mapping[str, Any]) -> Path:

@@ -72,8 +72,8 @@ class Pictures:
             others = [key for key, prompt in pairs if known[key] != prompt]
             if others:
                 found.append(
-                    f"{len(others)} of {len(self.generated)} prompts are not those of the manifest of "
-                    f"{self.generated.name}, the first is that of {others[0]}"
+                    f"{len(others)} of {len(self.generated)} prompts differ from the manifest of "
+                    f"{self.generated.name}, first that of {others[0]}"
                 )
         return found
 

@@ -70,9 +70,7 @@ def load_statistics(
     parts = _read(Path(path))
     mean, sigma = _numbers(path, "mu", parts, 1), _numbers(path, "sigma", parts, 2)
     if mean.ndim != 1 or sigma.shape != (len(mean), len(mean)):
-        raise CheckpointError(
-            f"mu and sigma of {path} don't fit: {list(mean.shape)} and {list(sigma.shape)}"
-        )
+        raise CheckpointError(f"mu and sigma of {path} don't fit: {list(mean.shape)} and {list(sigma.shape)}")
     _check_covariance(path, sigma)
     count = _count(path, parts, n)
     fingerprint, source = _made_by(path, parts)
@@ -80,8 +78,8 @@ def load_statistics(
         require_same(expected, fingerprint)
     if expected is not None and fingerprint is None and not trust:
         raise ConfigError(
-            f"{path} does not record how it was made, so it can't be checked against a metric; give "
-            "--reference-count (in Python: n and trust=True) to take it as made by the same network"
+            f"{path} does not record how it was computed, so it can't be checked against a metric; if the "
+            "same network computed it, give --reference-count (in Python: n and trust=True)"
         )
     return Statistics(Moments(count, mean, sigma * (count - 1)), fingerprint, source)
 
@@ -119,9 +117,9 @@ def _check_covariance(path: str | Path, sigma: Tensor) -> None:
     if not sigma.numel():
         raise CheckpointError(f"mu and sigma of {path} are empty")
     if float(sigma.diagonal().min()) < 0:
-        raise CheckpointError(f"sigma of {path} is no covariance: it has negative variances")
+        raise CheckpointError(f"sigma of {path} is not a covariance: it has negative variances")
     if float((sigma - sigma.T).abs().max()) > _ASYMMETRY * float(sigma.abs().max()):
-        raise CheckpointError(f"sigma of {path} is no covariance: it is not symmetric")
+        raise CheckpointError(f"sigma of {path} is not a covariance: it is not symmetric")
 
 
 def _count(path: str | Path, parts: dict[str, np.ndarray], given: int | None) -> int:
@@ -134,7 +132,7 @@ def _count(path: str | Path, parts: dict[str, np.ndarray], given: int | None) ->
         return int(recorded.item())
     if given is None:
         raise ConfigError(
-            f"{path} does not record its sample size; give the number of pictures it was made from with "
+            f"{path} does not record its sample size; give its number of pictures with "
             "--reference-count (in Python: n)"
         )
     if given < 2:
@@ -150,4 +148,4 @@ def _made_by(path: str | Path, parts: dict[str, np.ndarray]) -> tuple[Fingerprin
         recorded = made_by["fingerprint"]
         return None if recorded is None else Fingerprint.from_dict(recorded), str(made_by["source"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"made_by of {path} is no record of what made it: {error}") from error
+        raise CheckpointError(f"made_by of {path} is not a valid record of its origin: {error}") from error

@@ -75,8 +75,8 @@ class Reference:
             )
         if self.count is not None and not found:
             raise ConfigError(
-                f"--reference-count is of statistics (mu and sigma) for a Frechet distance, and {self.path} "
-                + ("is not used as such" if statistics else "holds pictures, which are counted")
+                f"--reference-count applies to statistics (mu and sigma) for a Frechet distance, but {self.path} "
+                + ("is not used as such" if statistics else "contains pictures, which are counted")
             )
         return found, pictured
 
@@ -90,7 +90,7 @@ class Reference:
         if loaded.moments.dimension != network.dimension:
             raise ConfigError(
                 f"{self.path} holds statistics of {loaded.moments.dimension} features, and {network.name} of "
-                f"{metric.name} has {network.dimension}: another network made them"
+                f"{metric.name} has {network.dimension}: they are from another network"
             )
         if loaded.fingerprint is not None:
             return loaded.moments, ""
@@ -198,6 +198,6 @@ def few_samples(metric: SetMetric, features: Features) -> list[str]:
     if rows is None or len(rows) > rows.shape[1]:
         return []
     return [
-        f"{metric.name}: {len(rows)} pictures for {rows.shape[1]} feature dimensions; computed exactly, but such a "
-        "small set says little: compare only figures of the same count"
+        f"{metric.name}: {len(rows)} pictures for {rows.shape[1]} feature dimensions; the value is exact, "
+        "but the set is small: compare only values with the same number of pictures"
     ]

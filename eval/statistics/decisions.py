@@ -105,5 +105,7 @@ def pairs_needed(effect: float, spread: float, *, level: float = 0.95, power: fl
         power: chance of finding it.
     """
     if effect == 0:
-        raise ConfigError("no sample size shows a difference of zero; give the margin that matters to you")
+        raise ConfigError(
+            "no sample size can show a difference of zero; give the smallest margin that matters"
+        )
     return max(2, math.ceil((_quantile_sum(level, power) * spread / effect) ** 2))

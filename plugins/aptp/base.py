@@ -124,8 +124,8 @@ class Base:
             probe, self._probe, rtol=_ROUNDING, atol=1e-6
         ):
             raise UnsupportedError(
-                f"the experts of {self._bundle.place} have weights of their own, which a change of the base's does not "
-                f"reach; undo it, or restore() and go on without aptp"
+                f"the experts of {self._bundle.place} have their own weights, which a change of the base's "
+                f"does not reach; undo it, or restore() and continue without aptp"
             )
 
 

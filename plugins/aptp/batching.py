@@ -29,7 +29,7 @@ def check_splittable(call: RunCall) -> None:
     for name in _PICTURES:
         if arguments.get(name) is not None:
             raise UnsupportedError(
-                f"aptp cannot split a batch with {name!r} between experts; call the pipeline prompt by prompt, or set "
+                f"aptp cannot split a batch with {name!r} between experts; call the pipeline with one prompt at a time, or set "
                 f"aptp.policy='single'"
             )
     stochastic = any(word in type(scheduler).__name__ for word in _STOCHASTIC)
@@ -37,8 +37,8 @@ def check_splittable(call: RunCall) -> None:
     stochastic |= _scale_by_scale(call)
     if (stochastic or arguments.get("eta")) and not isinstance(arguments.get("generator"), list):
         raise UnsupportedError(
-            f"{type(scheduler).__name__} draws in every step, and a split batch cannot share one generator; "
-            f"pass generator=[one for each picture], or set aptp.policy='single'"
+            f"{type(scheduler).__name__} draws noise in every step, and a split batch cannot share one "
+            f"generator; pass generator=[one for each picture], or set aptp.policy='single'"
         )
 
 
@@ -110,8 +110,8 @@ def drawn_once(call: RunCall, total: int) -> Draws | None:
     method = getattr(call.pipe, "prepare_latents", None)
     if method is None or not {"batch_size", "generator"} <= set(inspect.signature(method).parameters):
         raise UnsupportedError(
-            f"{type(call.pipe).__name__} has no prepare_latents(batch_size, ..., generator), so that a batch cannot be "
-            f"split with the same noise; set aptp.policy='single'"
+            f"{type(call.pipe).__name__} has no prepare_latents(batch_size, ..., generator), so a batch "
+            f"cannot be split with the same noise; set aptp.policy='single'"
         )
     return Draws(call.arguments.get("generator"), total)
 

@@ -75,7 +75,7 @@ class Bundle:
         tensors = read_tensors(folder / ROUTER, REMEDY)
         probe = tensors.pop(PROBE, torch.empty(0))
         if probe.ndim != 1 or not probe.is_floating_point():
-            raise CheckpointError(f"{folder / ROUTER}: {PROBE} is no row of numbers; {REMEDY}")
+            raise CheckpointError(f"{folder / ROUTER}: {PROBE} is not a row of numbers; {REMEDY}")
         experts = tuple(_read_expert(folder, i, e.weights) for i, e in enumerate(manifest.experts))
         shared = (
             read_tensors(folder / SHARED, REMEDY)
@@ -85,8 +85,8 @@ class Bundle:
         router = _make_router(manifest, tensors, str(folder / ROUTER))
         if router.experts != len(manifest.choices):
             raise CheckpointError(
-                f"{folder / ROUTER}: by its {manifest.router.kind} the router knows {router.experts} experts, there "
-                f"are {len(manifest.choices)}; {REMEDY}"
+                f"{folder / ROUTER}: by its {manifest.router.kind} the router has {router.experts} experts, "
+                f"the bundle {len(manifest.choices)}; {REMEDY}"
             )
         return cls(manifest, router, experts, shared, probe, str(folder))
 

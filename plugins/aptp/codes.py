@@ -98,8 +98,8 @@ class CodeRouter:
             )
         if int(widths.min()) < 1 or int(widths.sum()) + deep != total:
             raise CheckpointError(
-                f"{place}: widths describes {int(widths.sum())} gates beside {deep} depth gates, the predictor has "
-                f"{total}; {REMEDY}"
+                f"{place}: widths describes {int(widths.sum())} gates in addition to {deep} depth gates, "
+                f"and the predictor has {total}; {REMEDY}"
             )
         if not bool(((codes >= 0) & (codes <= 1)).all()):
             raise CheckpointError(f"{place}: codes has to lie between 0 and 1; {REMEDY}")

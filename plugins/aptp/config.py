@@ -17,7 +17,7 @@ class AptpConfig(TechniqueConfig):
     bundle: str | None = Field(
         None,
         description=(
-            "Folder made by `hasten aptp export`; `null` takes the bundle that comes with a miniature."
+            "Folder made by `hasten aptp export`; `null` uses the bundle of the miniature."
         ),
     )
     route: Literal["learned", "random", "static"] = Field(
@@ -47,16 +47,16 @@ class AptpConfig(TechniqueConfig):
     fallback: bool = Field(
         True,
         description=(
-            "Use the whole base for prompts the router has not learned: unfamiliar, empty or over-long ones."
+            "Use the unpruned base for prompts unlike the calibration prompts: unfamiliar, empty or too long."
         ),
     )
     min_confidence: Annotated[float, Field(ge=0, le=1), Between(0.9, 0.0, dial=True)] = Field(
-        0.0, description="Use the base, too, where the router's probability of its choice is lower."
+        0.0, description="Also use the base if the router's probability of its choice is lower."
     )
     residency: Literal["all", "lru", "slice_on_demand"] = Field(
-        "all", description='"all" keeps every expert, "lru" the last `resident` ones, "slice_on_demand" none.'
+        "all", description='Experts kept in memory: "all", the `resident` most recently used ("lru"), or none ("slice_on_demand").'
     )
-    resident: Annotated[int, Field(ge=1)] = Field(2, description='For "lru": how many experts are kept.')
+    resident: Annotated[int, Field(ge=1)] = Field(2, description='For "lru": number of experts to keep.')
     base_check: Literal["weights", "config"] = Field(
         "weights",
         description=(
@@ -67,7 +67,7 @@ class AptpConfig(TechniqueConfig):
     compile: bool = Field(False, description="Compile every expert with `torch.compile`.")
     ranks: Literal["independent", "together"] = Field(
         "independent",
-        description='"together" where processes compute one call together and have to agree on the expert.',
+        description='"together" if several processes compute one call and have to use the same expert.',
     )
 
     @model_validator(mode="after")

@@ -39,8 +39,8 @@ class PipelineEncoder:
         for name in (component, self._tokenizer_name):
             if getattr(pipe, name, None) is None:
                 raise UnsupportedError(
-                    f"the router needs the pipeline's {name!r}, which this {type(pipe).__name__} has not; load the "
-                    f"pipeline with it, or use a bundle with a sentence model"
+                    f"the router needs the pipeline's {name!r}, which this {type(pipe).__name__} does not "
+                    f"have; load the pipeline with it, or use a bundle with a sentence model"
                 )
 
     @torch.no_grad()
@@ -88,8 +88,8 @@ class SentenceEncoder:
             self._model = AutoModel.from_pretrained(model).eval()
         except (OSError, ValueError) as error:
             raise UnsupportedError(
-                f"the router's sentence model {model!r} cannot be loaded: {error}. Download it and put its "
-                f"folder into router.model of aptp.json, or use a bundle that routes by the pipeline's own text encoder"
+                f"the router's sentence model {model!r} cannot be loaded: {error}. Download it and set its "
+                f"folder as router.model of aptp.json, or use a bundle that routes by the pipeline's own text encoder"
             ) from error
 
     @torch.no_grad()

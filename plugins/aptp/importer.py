@@ -60,7 +60,7 @@ def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder
     grain = GrainEntry(ffn_units=32, align=1)
     structure = units.structure(pipe.unet, grain.grain())
     if not source.is_dir():
-        raise CheckpointError(f"{source} is no folder; download the published one completely")
+        raise CheckpointError(f"{source} is not a folder; download the complete published folder")
     found = {int(m[1]): p for p in source.iterdir() if p.is_dir() and (m := _ARCH.match(p.name))}
     if sorted(found) != list(range(len(found))) or not found:
         raise CheckpointError(
@@ -75,7 +75,7 @@ def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder
     router = read_router(source, structure)
     if router.experts != len(plans):
         raise CheckpointError(
-            f"{source}: the router knows {router.experts} experts, and {len(plans)} are there"
+            f"{source}: the router has {router.experts} experts, but there are {len(plans)}"
         )
     side = int(pipe.unet.config.sample_size)
     costs = CostModel(pipe.unet, units, structure, LatentSize(side, side), 77)
@@ -116,14 +116,14 @@ def plan_from_shapes(
         weight = state.get(f"{cut.module}.weight")
         if weight is None:
             raise CheckpointError(
-                f"{place}: {cut.module}.weight is missing, and its block is not dropped as a whole"
+                f"{place}: {cut.module}.weight is missing, although its block is not dropped"
             )
         columns = weight.shape[1] if weight.ndim > 1 else 0
         number, rest = divmod(columns, cut.size)
         if rest or not 0 < number <= group.units:
             raise CheckpointError(
-                f"{place}: {cut.module} has {columns} inputs, no {cut.size} times 1 to {group.units}; "
-                f"the base is Stable Diffusion 2.1, for example {MIRROR}"
+                f"{place}: {cut.module} has {columns} inputs, not {cut.size} times 1 to {group.units}; the "
+                f"base is Stable Diffusion 2.1, for example {MIRROR}"
             )
         kept[name] = tuple(range(number))
     plan = PruningPlan(kept, frozenset(dropped))
@@ -165,7 +165,7 @@ def read_router(source: Path, structure: Structure) -> CodeRouter:
         )
     if sum(widths) != sum(group.units for group in structure.groups.values()):
         raise CheckpointError(
-            f"{source}: {sum(widths)} width gates are not those of the base; it is {MIRROR}"
+            f"{source}: {sum(widths)} width gates do not match the base; use {MIRROR}"
         )
     router = CodeRouter(
         weight=weight,
@@ -249,7 +249,7 @@ def _weight(tensors: Mapping[str, Tensor], layer: str, place: Path) -> Tensor:
     if f"{layer}.weight" in tensors:
         found.append((tensors[f"{layer}.weight"].float(),))
     if len(found) != 1:
-        what = "is missing" if not found else "is there in more than one parametrisation"
+        what = "is missing" if not found else "is present in more than one parametrisation"
         raise CheckpointError(f"{place}: {layer}.weight {what}; {REMEDY}")
     weight = found[0][-1]
     if weight.ndim != 2 or not weight.numel():

@@ -47,14 +47,14 @@ def merge_update(model: nn.Module, tensors: Mapping[str, Tensor], place: str) ->
             up = tensors[f"{path}.{UP}"]
             if value.ndim < 2 or up.shape[1:2] != value.shape[:1] or up[0, 0].numel() != 1:
                 raise CheckpointError(
-                    f"{place}: {name} {tuple(value.shape)} and its {UP} {tuple(up.shape)} make no update; get the "
-                    f"bundle again"
+                    f"{place}: {name} {tuple(value.shape)} and its {UP} {tuple(up.shape)} do not form a "
+                    f"low-rank update; get the bundle again"
                 )
             kind, value = "weight", _product(up, value)
         old = module._parameters.get(kind)
         if old is None or old.shape != value.shape:
             shape = None if old is None else tuple(old.shape)
-            raise CheckpointError(f"{place}: {name} makes {tuple(value.shape)}, the pruned model has {shape}")
+            raise CheckpointError(f"{place}: {name} gives shape {tuple(value.shape)}, the pruned model has {shape}")
         value = value.to(old) + old if name.endswith(f".{DOWN}") else value.to(old)
         module._parameters[kind] = nn.Parameter(value, old.requires_grad)
 
@@ -101,4 +101,4 @@ def _module(model: nn.Module, path: str, name: str, place: str) -> Any:
     try:
         return model.get_submodule(path)
     except AttributeError as error:
-        raise CheckpointError(f"{place}: {name} belongs to no module of the pruned model") from error
+        raise CheckpointError(f"{place}: {name} does not belong to a module of the pruned model") from error

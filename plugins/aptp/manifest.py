@@ -167,7 +167,7 @@ class Manifest(_Entry):
         if list(self.segments) != sorted(set(self.segments), reverse=True) or bool(self.segments) != bool(
             self.routes
         ):
-            raise ValueError(f"segments {list(self.segments)} have to fall, and need routes")
+            raise ValueError(f"segments {list(self.segments)} must decrease, and need routes")
         for route in self.routes:
             if len(route.experts) != len(self.segments) + 1 or not set(route.experts) <= set(
                 range(len(self.experts))

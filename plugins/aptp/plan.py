@@ -41,7 +41,7 @@ class PruningPlan:
                     f"{suggestion(name, structure.blocks)}"
                 )
             if block.refusal is not None:
-                raise UnsupportedError(f"the plan drops {name!r}, which has to stay: {block.refusal}")
+                raise UnsupportedError(f"the plan drops {name!r}, which cannot be removed: {block.refusal}")
         for name, units in self.kept.items():
             group = structure.groups.get(name)
             if group is None:
@@ -108,5 +108,5 @@ def _problem(group: UnitGroup, units: tuple[int, ...]) -> str | None:
     if group.refusal is not None:
         return group.refusal
     if len(units) % group.step:
-        return f"{len(units)} units are no multiple of {group.step}, which its kernels want"
+        return f"{len(units)} units are not a multiple of {group.step}, which its kernels require"
     return None

@@ -39,7 +39,7 @@ class Aptp(Technique[AptpConfig]):
     """Prompt-routed pruning, after arXiv 2406.12042: each prompt runs on the pruned denoiser that suits it."""
 
     name = "aptp"
-    summary = "a router picks a physically pruned denoiser for each prompt"
+    summary = "a router selects a physically pruned denoiser for each prompt"
     config_class = AptpConfig
     requires = (PrunableUnits,)
     varies_by_prompt = True
@@ -63,7 +63,7 @@ class Aptp(Technique[AptpConfig]):
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse a bundle that does not belong to this pipeline."""
         if len(target.denoisers) != 1:
-            yield Finding("error", f"it prunes pipelines with one denoiser, this has {len(target.denoisers)}")
+            yield Finding("error", f"it supports pipelines with one denoiser, and this one has {len(target.denoisers)}")
             return
         if step_caches(target):
             return  # the host refuses it, with the cache's name

@@ -210,14 +210,14 @@ def refuse_hooks(model: nn.Module) -> None:
         hooks, offloader = hooks_on(module), offload_hook(module)
         if _CASTING in hooks:
             raise UnsupportedError(
-                f"{here} stores its weights in another type than it computes in (enable_layerwise_casting), which cut "
-                f"weights would not follow; load the denoiser without layerwise casting"
+                f"{here} stores its weights in another type than it computes in (enable_layerwise_casting), which "
+                f"does not apply to pruned weights; load the denoiser without layerwise casting"
             )
         if offloader is not None or hooks:
             kind = ", ".join(hooks) or type(offloader).__name__
             raise UnsupportedError(
-                f"{here} carries hooks of an offloader or a cache ({kind}), which would run on the uncut weights; "
-                f"prune first, or take them off (pipe.remove_all_hooks(), disable_cache()) and move the pipeline with "
+                f"{here} carries hooks of an offloader or a cache ({kind}), which would run on the original "
+                f"weights; prune first, or remove them (pipe.remove_all_hooks(), disable_cache()) and move the pipeline with "
                 f"pipe.to(device)"
             )
 

@@ -40,9 +40,9 @@ def _spectrum(
         typer.Argument(help="Folder of photographs; about 100 are enough. (default: generates pictures)"),
     ] = None,
     side: Annotated[
-        int | None, typer.Option(min=64, help="Pixels a side. (default: the size the model was made for)")
+        int | None, typer.Option(min=64, help="Side of the images in pixels. (default: the native size of the model)")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Use at most so many images of the folder.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of images from the folder.")] = 100,
     prompt: options.Prompt = None,
     prompts: options.PromptsFile = None,
     num_prompts: options.NumPrompts = None,
@@ -52,10 +52,10 @@ def _spectrum(
     dtype: options.Dtype = "float32",
     out: Annotated[
         Path | None,
-        typer.Option(help="Also write it here; as hasten.json beside the model it travels with the model."),
+        typer.Option(help="Also write the spectrum to this file; name it hasten.json in the model's folder to ship it with the model."),
     ] = None,
 ) -> None:
-    """Measure the power spectrum of a model's latents, which tells `bottleneck` how long it may stay at low resolution.
+    """Measure the power spectrum of a model's latents, which determines the low-resolution steps of `bottleneck`.
 
     Without IMAGES, a few pictures are generated and measured. The result is kept in the user's cache folder.
     """
@@ -152,7 +152,7 @@ def _native_side(pipe: Any) -> int:
     target = Target.of(pipe)
     size = call_size(target, target.call_arguments())
     if size is None:
-        raise ConfigError(f"{target.name} has no native size of its own; pass --side")
+        raise ConfigError(f"{target.name} has no native size; pass --side")
     return min(target.layout.pixels(pipe, size))
 
 
@@ -161,5 +161,5 @@ def _merge(path: Path, fitted: dict[str, Any]) -> None:
     from hasten.files import read_json
 
     remedy = "remove it or choose another file"
-    kept = read_json(path, "what it holds besides", remedy) if path.exists() else {}
+    kept = read_json(path, "its other contents", remedy) if path.exists() else {}
     path.write_text(json.dumps({**kept, **fitted}, indent=2) + "\n", encoding="utf-8")

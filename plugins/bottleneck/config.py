@@ -38,7 +38,7 @@ class ContinuousConfig(TechniqueConfig):
 
     mode: Literal["continuous"] = Field(
         "continuous",
-        description='"continuous" computes some steps at low resolution without leaving the trajectory.',
+        description='"continuous" computes some steps at low resolution and stays on the trajectory of the full resolution.',
     )
     scale: Annotated[Scale | tuple[Scale, ...], Choices(0.5, (0.25, 0.5))] = Field(
         0.5,
@@ -76,7 +76,7 @@ class ContinuousConfig(TechniqueConfig):
     )
     respect_expert_boundary: bool = Field(
         True,
-        description="On models with two denoisers, never run one below the noise level it was trained down to.",
+        description="For models with two denoisers: never run a denoiser below the lowest noise level of its training.",
     )
     min_pixels: MinPixels = None
 
@@ -123,10 +123,10 @@ class Stage(TechniqueConfig):
     """One stage of ``mode="restart"``."""
 
     steps: Annotated[int, Field(ge=1, le=1000)] = Field(
-        description="Length of the stage's grid before `strength` cuts it."
+        description="Number of steps of the stage before `strength` shortens it."
     )
     scale: Literal[1] | Scale = Field(1, description="Resolution, `1` for full.")
-    strength: Level = Field(1.0, description="Share of the steps that run, counted from the end of the grid.")
+    strength: Level = Field(1.0, description="Share of the steps to run, counted from the last step.")
     shift: Positive | None = Field(
         None,
         description=(
@@ -159,7 +159,7 @@ class RestartConfig(TechniqueConfig):
     )
     preset: Preset | None = Field(
         None,
-        description="The paper's stages, instead of `stages`; `null` picks those of the pipeline's model.",
+        description="The paper's stages, instead of `stages`; `null` selects those of the pipeline's model.",
     )
     resize: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
         "lanczos", description="How clean latents are resized between stages."

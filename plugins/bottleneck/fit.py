@@ -56,8 +56,8 @@ def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpe
     except LookupError:
         left = describe_unread(list_folder(folder).unread)
         raise ConfigError(
-            f"{folder} has no image of at least {side} x {side} pixels. Enlarging smaller ones would invent a "
-            f"spectrum: use larger images or a smaller side" + (f". Not read: {left}" if left else "")
+            f"{folder} has no image of at least {side} x {side} pixels. Enlarged smaller images would "
+            f"falsify the spectrum: use larger images or a smaller side" + (f". Not read: {left}" if left else "")
         ) from None
 
 
@@ -88,7 +88,7 @@ def _square(image: Image.Image, side: int) -> Tensor:
 def _pictures(folder: Path, side: int, limit: int) -> Iterator[Image.Image]:
     """The first ``limit`` images that are large enough."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder")
+        raise ConfigError(f"{folder} is not a folder")
     images = (_picture(folder, name) for name in list_folder(folder).pictures)
     yield from islice((image for image in images if min(image.size) >= side), limit)
 
@@ -133,8 +133,8 @@ def _scaled(vae: Any, latent: Tensor) -> Tensor:
         return (latent - mean) / deviation * (1.0 if scale is None else scale)
     if scale is None:
         raise UnsupportedError(
-            f"{type(vae).__name__} carries neither scaling_factor nor latents_mean and latents_std, so the units of "
-            f"its denoiser are not known; measure A and beta yourself and pass them as spectrum"
+            f"{type(vae).__name__} has neither scaling_factor nor latents_mean and latents_std, so the "
+            f"scale of its latents is not known; measure A and beta yourself and pass them as spectrum"
         )
     return (latent - shift) * scale
 

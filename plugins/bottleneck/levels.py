@@ -154,7 +154,7 @@ def _size_of_pixels(scale: tuple[int, int], target: Target, size: LatentSize) ->
     for name, wanted, full_pixels, full in zip(("height", "width"), scale, pixels, (size.height, size.width)):
         step = full_pixels // full * layout.multiple
         if wanted % step:
-            raise ConfigError(f"low {name} {wanted} is no multiple of {step} pixels", path="scale")
+            raise ConfigError(f"low {name} {wanted} is not a multiple of {step} pixels", path="scale")
         low.append(wanted // step * layout.multiple)
         if low[-1] > full:
             raise ConfigError(

@@ -19,7 +19,7 @@ class Bottleneck(Technique[BottleneckConfig]):
     """Bottleneck Sampling, arXiv 2503.18940: a share of the steps on a smaller latent, without training."""
 
     name = "bottleneck"
-    summary = "runs the steps that do not need it at a lower resolution"
+    summary = "runs steps that do not need full resolution at a lower one"
     config_class = BottleneckConfig
     requires = (LatentLayout,)
 
@@ -51,14 +51,14 @@ class Bottleneck(Technique[BottleneckConfig]):
         from hasten.plugins.bottleneck.learned import autoencoder_of, may_differ
 
         bound = (
-            "no power spectrum is known for this autoencoder, so the low resolution is left at the earliest level that "
-            "any latents of unit variance could need"
+            "no power spectrum is known for this autoencoder, so the bound for latents of unit variance is "
+            "used, which allows few low-resolution steps"
         )
         learns = isinstance(self.config, ContinuousConfig) and self.config.learn_spectrum and not may_differ()
         if learns and autoencoder_of(target.pipe) is not None:
             return (
-                f"{bound}. The first call measures the spectrum, and later ones use it; `hasten spectrum MODEL` "
-                f"measures it ahead"
+                f"{bound}. The first call measures the spectrum and later calls use it; `hasten spectrum "
+                f"MODEL` measures it in advance"
             )
         return f"{bound}. Fit one with `hasten spectrum MODEL --out FILE`, or set low_until, for a larger speed-up"
 
@@ -82,7 +82,7 @@ class Bottleneck(Technique[BottleneckConfig]):
             yield "no step ran at low resolution"
         for facts in (step.facts.get(self.name, {}) for step in steps):
             if "kept" in facts:
-                yield f"the spectrum of the latents was measured and is kept in {facts['kept']}; the next call uses it"
+                yield f"the spectrum of the latents was measured and stored in {facts['kept']}; the next call uses it"
             if "not_measured" in facts:
                 yield f"the spectrum of the latents could not be measured: {facts['not_measured']}"
         if low[-1]:  # ended early by the user, or a schedule that could not be read

@@ -41,7 +41,7 @@ def findings(config: RestartConfig, target: Target) -> Iterable[Finding]:
     """What restart mode finds wrong, or worth saying, about a pipeline."""
     yield from _loop_findings(target)
     yield from _stage_findings(config, target)
-    yield Finding("note", "mode='restart' has step counts of its own: num_inference_steps has no effect")
+    yield Finding("note", "mode='restart' has its own step counts: num_inference_steps has no effect")
 
 
 def _loop_findings(target: Target) -> Iterator[Finding]:
@@ -77,8 +77,9 @@ def _stage_findings(config: RestartConfig, target: Target) -> Iterator[Finding]:
         if number > 0 and stage.first == 0:
             yield Finding(
                 "warning",
-                f"stages.{number} begins at pure noise, so the stages before it have no effect: strength "
-                f"{stage.strength} cuts none of its {stage.steps} steps; lower it or give the stage more steps",
+                f"stages.{number} starts from pure noise, so the stages before it have no effect: strength "
+                f"{stage.strength} removes none of its {stage.steps} steps; lower it or give the "
+                f"stage more steps",
             )
     flow = is_flow(target.pipe.scheduler)
     for option, value in (("switch", "x0"), ("mix", "strength")):
@@ -153,7 +154,7 @@ class Restart:
         run: StageRun = call.run.pipe.scheduler.stage_run
         transition = run.switch
         if not isinstance(transition, Transition):
-            raise HastenError("restart mode runs on a scheduler that is not its own")
+            raise HastenError("restart mode does not run on its own scheduler")
         transition.remember(call)
         call.run.record(self._name, stage=run.stage + 1)
         if run.size == transition.full:

@@ -126,7 +126,7 @@ class StageRun:
         self.stage, self.position = self.stage + 1, 0
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
         if self.switch is None:
-            raise HastenError("these stages were planned only: set 'switch' before stepping through them")
+            raise HastenError("these stages are only a plan: set 'switch' before running them")
         return _with_sample(result, self.switch(previous, size, self.size, self))
 
 

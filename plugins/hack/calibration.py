@@ -30,7 +30,7 @@ __all__ = ["Artefact", "CalibratingCache", "calibrate", "calibration_call", "fin
 _SCHEMA = 1
 _QUERIES = 256
 _WHAT = "the calibration"
-_REMEDY = "it is no calibration of `hasten calibrate`, make one with that"
+_REMEDY = "it is not a file of `hasten calibrate`; create one with that command"
 _Row = Annotated[tuple[float, ...], Field(min_length=1)]
 _Rows = Annotated[tuple[_Row, ...], Field(min_length=1)]
 
@@ -90,7 +90,7 @@ class Artefact:
         if tuple(self.statistics.sigma.shape) != heads:
             found = tuple(self.statistics.sigma.shape)
             raise CheckpointError(
-                f"{source} is of {found} layers and heads, the model has {heads}; {_REMEDY}"
+                f"{source} has {found} layers and heads, the model has {heads}; {_REMEDY}"
             )
         if self.schedule != schedule:
             raise CheckpointError(
@@ -135,7 +135,7 @@ def _table(path: Path, name: str, rows: Sequence[Any], shape: tuple[int, ...]) -
     try:
         table = torch.tensor(rows)
     except ValueError as error:  # rows of different length
-        raise CheckpointError(f"{path}: {name} is no table: {error}; {_REMEDY}") from error
+        raise CheckpointError(f"{path}: {name} is not a table: {error}; {_REMEDY}") from error
     if tuple(table.shape) != shape:
         raise CheckpointError(
             f"{path}: {name} has shape {tuple(table.shape)} where {shape} is expected; {_REMEDY}"

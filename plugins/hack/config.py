@@ -22,65 +22,63 @@ class HackConfig(TechniqueConfig):
     ratio: Annotated[Share, Between(0.3, 0.9, dial=True)] = Field(
         0.7,
         description=(
-            "Share `rho` of all `T_K` tokens (the last scale included) that is removed, on average "
-            "over heads; 0 changes nothing at all."
+            "Share `rho` of all `T_K` tokens (including the last scale) that is removed, on average over "
+            "heads; 0 gives stock output."
         ),
     )
     budget_tokens: Annotated[int, Field(ge=MINIMUM)] | None = Field(
-        None, description="Mean tokens a head keeps, instead of `ratio`."
+        None, description="Mean number of tokens that a head keeps, instead of `ratio`."
     )
     policy: Policy = Field(
         "hack",
         description=(
-            "What is kept: `hack`, `hack_plus` (separate budgets for attention and cache), "
-            "`scale_static` (whole scales per head, decided by the calibration; the budget is the "
-            "cache's), `local_scales` (the first scales and, of the latest, those that fit), or a "
-            "baseline: `streaming`, `snapkv`, `h2o`."
+            "Tokens to keep: `hack`, `hack_plus` (separate budgets for attention and cache), `scale_static` "
+            "(whole scales per head, chosen by the calibration; the budget is that of the cache), "
+            "`local_scales` (the first scales and as many recent ones as fit), or a baseline: `streaming`, `snapkv`, `h2o`."
         ),
     )
     budgets: Literal["asymmetric", "uniform"] = Field(
         "asymmetric",
-        description="`asymmetric` gives structural heads more than contextual ones, `uniform` all the same.",
+        description="`asymmetric` gives structural heads more tokens than contextual ones, `uniform` the same number to all.",
     )
     alpha: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         "auto",
         description=(
-            'Share of the heads that are contextual; "auto": those whose queries look at the same few keys.'
+            'Share of the heads that are contextual; "auto": those whose queries attend to the same few keys.'
         ),
     )
     contextual_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.10, description="Upper bound of a contextual budget, as a share of `T_K`."
     )
     initial_scales: Count = Field(2, description="First scales that structural heads always keep.")
-    queries: Count = Field(32, description="Queries of a scale that score the keys, evenly spaced.")
+    queries: Count = Field(32, description="Number of evenly spaced queries per scale that score the keys.")
     merge: Literal["off", "last"] = Field(
         "off",
-        description='"last": at the last scale, contextual heads merge what they drop into what they keep.',
+        description='"last": at the last scale, contextual heads merge dropped tokens into kept ones.',
     )
     cache_ratio: Share | None = Field(
         None,
         description=(
-            "Of `hack_plus`: share of `T_K` that is not kept for later scales; `ratio` then is that "
-            "of the attention alone."
+            "For `hack_plus`: share of `T_K` that is not kept for later scales; `ratio` then applies to the "
+            "attention only."
         ),
     )
     local_window: Count | None = Field(
-        None, description="Of `local_scales`: at most so many of the latest scales are kept."
+        None, description="For `local_scales`: maximum number of recent scales to keep."
     )
     calibration: str | None = Field(
         None,
         description=(
-            "File written by `hasten calibrate`; without one, the first call is preceded by a "
-            "calibrating one."
+            "File written by `hasten calibrate`; without one, a calibration call runs before the first call."
         ),
     )
     grouping: Literal["index", "permute"] = Field(
         "index",
-        description="`index` picks heads at run time, `permute` reorders the weights of the attention once.",
+        description="`index` selects heads at run time, `permute` reorders the weights of the attention once.",
     )
     kv_bits: Literal[8, 16] = Field(16, description="8 keeps keys and values in one byte each.")
     unguided_last_scales: Annotated[int, Field(ge=0)] = Field(
-        0, description="So many scales at the end run without guidance and without the unconditional half."
+        0, description="Number of last scales that run without guidance and without the unconditional half."
     )
     deterministic: bool = Field(
         False, description="Break ties between equal scores by position on every device."

@@ -89,7 +89,7 @@ class CachePlan:
         shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         return (
             f"a head reads at most {read:.0f} of {ends[-1]} tokens on average ({heads} heads: {shown}); at most "
-            f"{kept:.0f} are kept, {kept / ends[-1]:.0%} of T_K and {kept / ends[-2]:.0%} of what an exact cache keeps"
+            f"{kept:.0f} are kept, {kept / ends[-1]:.0%} of T_K and {kept / ends[-2]:.0%} of an exact cache"
         )
 
 

@@ -55,7 +55,7 @@ class Hack(Technique[HackConfig]):
         if self.config.needs_calibration and schedule not in self._artefacts:
             if self.config.grouping == "permute":
                 yield Finding("error", "grouping='permute' needs a calibration file: see `hasten calibrate`")
-            yield Finding("note", "no calibration file: the first call is preceded by a calibrating one")
+            yield Finding("note", "no calibration file: a calibration call runs before the first call")
             return
         yield Finding("note", self._plan(target, schedule).describe())
 

@@ -50,7 +50,7 @@ def register(group: typer.Typer) -> None:
 
 def _command(
     shape: Annotated[
-        list[str] | None, typer.Option(help="Name of a shape; repeatable. (default: n4096, pixart-1024)")
+        list[str] | None, typer.Option(help="Attention shape; repeatable. (default: n4096, pixart-1024)")
     ] = None,
     keep_ratio: Annotated[
         list[float] | None, typer.Option(help="Nominal share of kept keys; repeatable. (default: 0.0625)")
@@ -58,14 +58,14 @@ def _command(
     mask: Annotated[str, typer.Option(help="Mask of the technique.")] = "block",
     tile: Annotated[int | None, typer.Option(min=1, help="Positions per tile. (default: chosen)")] = None,
     kernel: Annotated[str, typer.Option(help="Kernel, or auto.")] = "auto",
-    heads: Annotated[int | None, typer.Option(min=1, help="Heads instead of the shape's.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples instead of the shape's.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Number of heads. (default: the shape's)")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Number of samples. (default: the shape's)")] = None,
     dtype: common.Dtype = "float32",
     device: common.Device = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. (default: torch's default)")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, each of every variant.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every variant.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     import torch

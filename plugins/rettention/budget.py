@@ -119,8 +119,8 @@ def affordable(
     if layers and not chosen:
         least = min(layer.bytes(samples, residual, correction) for layer in layers)
         raise UnsupportedError(
-            f"cache_budget={budget} bytes holds the statistics of no layer: the smallest takes {least} bytes; raise "
-            f"it, or set cache_dtype='float8'"
+            f"cache_budget={budget} bytes is too small for the statistics of any layer: the smallest takes "
+            f"{least} bytes; raise it, or set cache_dtype='float8'"
         )
     return frozenset(chosen), total
 
@@ -139,8 +139,8 @@ def require_room(total: int, count: int, config: RettentionConfig, device: torch
     """
     if config.offload and device.type != "cuda":
         raise UnsupportedError(
-            f"offload=true moves residuals to host memory, but the model runs on {device}, where they are already: "
-            f"remove it"
+            f"offload=true moves residuals to host memory, but the model runs on {device} and they are "
+            f"already there: remove it"
         )
     place = torch.device("cpu") if config.offload else device
     free = _free_bytes(place)

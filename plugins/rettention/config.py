@@ -25,8 +25,8 @@ class RettentionConfig(TechniqueConfig):
     keep_ratio: Annotated[float, Field(gt=0.0, le=1.0), Between(0.25, 0.03125, log=True, dial=True)] = Field(
         0.0625,
         description=(
-            "Nominal share of the picture's keys that a query keeps at a sparse step. The plan and "
-            "the report tell the true share of the score matrix, text included."
+            "Nominal share of the picture's keys that a query keeps in a sparse step. The plan and the "
+            "report show the exact share of the score matrix, including text."
         ),
     )
     mask: MaskMode = Field(
@@ -56,10 +56,10 @@ class RettentionConfig(TechniqueConfig):
         ),
     )
     period: Annotated[Count, Choices(3, 5, 8)] = Field(
-        5, description="Dense steps that renew the statistics come at multiples of this."
+        5, description="Interval of the dense steps that refresh the statistics."
     )
     refresh: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="Exactly these steps renew them, instead of `period`."
+        None, description="Steps that refresh the statistics, instead of `period`."
     )
     ramp: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["measured"] = Field(
         0.04,
@@ -77,7 +77,7 @@ class RettentionConfig(TechniqueConfig):
         ),
     )
     ramp_text: bool = Field(
-        False, description="Ramp the text's rows as well, which are exact, as the released code does."
+        False, description="Also ramp the text rows, as in the released code, although they are exact."
     )
     layers: tuple[str, ...] | None = Field(
         None,
@@ -86,7 +86,7 @@ class RettentionConfig(TechniqueConfig):
         ),
     )
     min_tokens: Annotated[int, Field(ge=1)] = Field(
-        256, description="Self-attention over fewer picture tokens stays dense."
+        256, description="Self-attention with fewer picture tokens stays dense."
     )
     drift: Annotated[float, Field(gt=0.0)] | None = Field(
         None,
@@ -117,7 +117,7 @@ class RettentionConfig(TechniqueConfig):
     )
     kernel: KernelName | Literal["auto"] = Field(
         "auto",
-        description='Which implementation computes sparse steps; "auto" is told in the plan and the report.',
+        description='Implementation of sparse steps; the plan and the report show the choice of "auto".',
     )
 
     @field_validator("cache_budget")
@@ -146,7 +146,7 @@ class RettentionConfig(TechniqueConfig):
                 raise ValueError(f"{name} has no effect with correction={self.correction!r}: remove it")
         if self.ramp == "measured" and (self.clamp_rho or self.ramp_text):
             name = "clamp_rho" if self.clamp_rho else "ramp_text"
-            raise ValueError(f"{name} has no effect with ramp='measured', which ramps nothing: remove it")
+            raise ValueError(f"{name} has no effect with ramp='measured', which uses no ramp: remove it")
         sampled = self.drift is not None or self.ramp == "measured"
         if not sampled and self.samples != type(self).model_fields["samples"].default:
             raise ValueError("samples has no effect without drift or ramp='measured': remove it")

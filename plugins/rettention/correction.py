@@ -172,5 +172,5 @@ class _Sample:
 
 def _required(value: T | None) -> T:
     if value is None:
-        raise RuntimeError("a kernel returned no log-sum-exp that it was asked for")
+        raise RuntimeError("a kernel did not return the requested log-sum-exp")
     return value

@@ -75,8 +75,9 @@ def call_findings(
     if reason is None and Phase.SPARSE not in outlook.phases:
         count = {phase: outlook.phases.count(phase) for phase in (Phase.DENSE, Phase.REFRESH)}
         reason = (
-            f"of its {len(outlook.phases)} steps {count[Phase.DENSE]} are warm-up and {count[Phase.REFRESH]} renew the "
-            f"statistics, which leaves none; run more steps, lower warmup, or raise period"
+            f"of its {len(outlook.phases)} steps {count[Phase.DENSE]} are warm-up and "
+            f"{count[Phase.REFRESH]} refresh the statistics, so none is sparse; run more steps, lower "
+            f"warmup, or raise period"
         )
     if reason is not None:
         yield Finding("warning", f"no attention of this call becomes sparse: {reason}")

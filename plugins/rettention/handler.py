@@ -226,7 +226,7 @@ class SparseAttention:
         """Refresh or sparse: output, which of the two it became, and the share of the score matrix it used."""
         layout, kernel = masked
         if state.cache is None:
-            raise RuntimeError("a layer was allowed statistics without a cache to keep them")
+            raise RuntimeError("a layer keeps statistics, but there is no cache")
         parts = Operands.of(call, layout, forward.padding[1])
         corrected = CorrectedCall(call, proceed, self.config, parts, kernel, state.cache, forward.tally)
         output, phase = corrected.compute(forward.phase)

@@ -151,7 +151,7 @@ def _parts(problem: Problem) -> Operands:
     shape = mask_shape(config.mask, config.keep_ratio, config.tile, grid)
     if shape.covers_everything:
         raise ConfigError(
-            f"keep_ratio={config.keep_ratio} keeps everything: there is no sparse attention to measure"
+            f"keep_ratio={config.keep_ratio} keeps all keys: there is no sparse attention to measure"
         )
     generator = torch.Generator(device).manual_seed(0)
     size = (problem.batch, grid.total, problem.heads, problem.dim)

@@ -85,16 +85,16 @@ def require_exact(call: AttentionCall) -> None:
     """
     if call.causal:
         raise UnsupportedError(
-            f"{call.layer} is causal: its windows would reach into the future; leave it out with 'layers'"
+            f"{call.layer} is causal: its windows would include future tokens; exclude it with 'layers'"
         )
     if call.dropout:
         raise UnsupportedError(
-            f"{call.layer} drops out attention with probability {call.dropout}: put the model into evaluation mode "
-            f"with .eval()"
+            f"{call.layer} uses attention dropout with probability {call.dropout}: set the model to "
+            f"evaluation mode with .eval()"
         )
     if torch.is_grad_enabled() and call.query.requires_grad:
         raise UnsupportedError(
-            f"{call.layer} is computed with gradients, and statistics of an earlier step have none: call the pipeline "
+            f"{call.layer} is computed with gradients, but statistics of earlier steps have none: call the pipeline "
             f"under torch.no_grad()"
         )
 
@@ -113,12 +113,12 @@ def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:
     if mask.shape[-2] != 1 or mask.shape[1] != 1:
         raise UnsupportedError(
             f"{call.layer} gets an attention mask of shape {tuple(mask.shape)}, one row per query or head; "
-            f"only masks that hide text keys from all queries alike can be kept in sparse attention"
+            f"sparse attention supports only masks that hide the same text keys from all queries"
         )
     keep = mask if mask.dtype == torch.bool else mask > _HIDDEN
     if mask.dtype != torch.bool and bool((mask[keep] != 0).any()):
         raise UnsupportedError(
-            f"{call.layer} adds a bias to its scores, which a sparse kernel would lose; leave it out"
+            f"{call.layer} adds a bias to its scores, which sparse kernels do not support; exclude it"
         )
     if bool(keep.all()):
         return None

@@ -31,7 +31,7 @@ class Rettention(Technique[RettentionConfig]):
     """Re-ttention, arXiv 2505.22918: windowed attention, corrected by statistics of a recent dense step."""
 
     name = "rettention"
-    summary = "computes self-attention over few keys, corrected by what dense attention said a few steps ago"
+    summary = "computes self-attention over few keys, corrected with statistics of earlier dense steps"
     config_class = RettentionConfig
     sameness = "close"
     requires = (LatentLayout, AttentionTokens)
@@ -65,7 +65,7 @@ class Rettention(Technique[RettentionConfig]):
     def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
         """Say that nothing was sparse."""
         if not any(Phase.SPARSE.value in step.facts.get(self.name, {}).get("layers", {}) for step in steps):
-            yield "no attention was sparse, so the run computed what it does without this technique"
+            yield "no attention was sparse, so this technique had no effect"
 
     def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:
         """Phase and FLOPs of every step, true density, memory."""
@@ -92,7 +92,7 @@ class Rettention(Technique[RettentionConfig]):
         known = [name for name in attention_layers(target) if tokens.selects(name.partition(".")[2])]
         if not known:
             raise UnsupportedError(
-                f"{target.name} has no self-attention layer of the kind this family's adapter names"
+                f"{target.name} has no self-attention layer that matches the names in its family's adapter"
             )
         if self.config.layers is None:
             return known

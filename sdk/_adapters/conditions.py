@@ -122,8 +122,8 @@ def _resize_features(features: Tensor, before: LatentSize, after: LatentSize) ->
             small = resize_clean(maps, LatentSize(after.height // patch, after.width // patch))
             return small.flatten(2).transpose(1, 2)
     raise UnsupportedError(
-        f"control features of shape {tuple(features.shape)} are on no grid of latents of {before}; they cannot be "
-        f"brought to {after}"
+        f"control features of shape {tuple(features.shape)} do not match a latent grid of {before}; they "
+        f"cannot be resized to {after}"
     )
 
 

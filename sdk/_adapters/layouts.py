@@ -362,7 +362,7 @@ class TokenLayout(VideoLayout):
 def unknown_size(pipe: Any) -> UnsupportedError:
     """The error for a call whose size only the call itself will find out."""
     return UnsupportedError(
-        f"{type(pipe).__name__} decides its size during the call; pass height and width to know it ahead"
+        f"{type(pipe).__name__} determines its size during the call; pass height and width to fix it in advance"
     )
 
 

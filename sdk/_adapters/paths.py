@@ -62,8 +62,8 @@ class Path(ABC):
         times: Any = getattr(_probed(scheduler), "timesteps", ())
         if len(times) > 1 and float(times[-1]) > float(times[0]):
             return (
-                f"its scheduler {type(scheduler).__name__} goes from clean to noisy (an inversion), and each step "
-                f"would look like the beginning of a new run; use the scheduler it inverts"
+                f"its scheduler {type(scheduler).__name__} goes from clean to noisy (inversion), so every "
+                f"step looks like the start of a new run; use the scheduler it inverts"
             )
         return None
 

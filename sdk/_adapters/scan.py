@@ -148,7 +148,7 @@ def _heads(path: str, module: Any) -> UnitGroup:
     """A unit is a key-value head with the query heads that share it (one, without grouped queries)."""
     if getattr(module, "fused_projections", False):
         raise UnsupportedError(
-            f"attention layer {path!r} has fused projections, whose rows can't be told apart; call "
+            f"attention layer {path!r} has fused projections, whose rows can't be distinguished; call "
             f"unfuse_qkv_projections() first"
         )
     heads = int(module.heads)
@@ -180,7 +180,7 @@ def _heads_refusal(module: Any, dim: int) -> str | None:
     for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
         weight = getattr(getattr(module, name, None), "weight", None)
         if weight is not None and weight.numel() != dim:
-            return f"{name} normalises across heads, so that the others would change with a head removed"
+            return f"{name} normalises across heads, so removing one head would change the others"
     if getattr(module, "to_out", None) is None and not getattr(module, "pre_only", False):
         return "its output layer is unknown"
     return None

@@ -104,8 +104,8 @@ class AttentionTokens:
         grid = self._arrange(self.grid(denoiser, size), kwargs, tokens)
         if grid is None or grid.total != tokens:
             raise UnsupportedError(
-                f"{layer} attends over {tokens} tokens, which is no arrangement of the "
-                f"{self.grid(denoiser, size)} that latents of {size} have in this family; the adapter's "
+                f"{layer} attends over {tokens} tokens, which does not match the "
+                f"{self.grid(denoiser, size)} of latents of {size} in this family; the adapter's "
                 f"{type(self).__name__} has to be corrected for this model"
             )
         return grid

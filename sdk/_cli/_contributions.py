@@ -66,9 +66,7 @@ class Contributions:
         app = self._app
         now = (app.registered_commands[: len(commands)], app.registered_groups[: len(groups)])
         if now != (commands, groups) or app.registered_callback is not callback:
-            raise PluginError(
-                "changes existing commands or global options; a plugin may only add commands"
-            )
+            raise PluginError("changes existing commands or global options; a plugin may only add commands")
         taken = _names(commands, groups)
         for name in _names(app.registered_commands[len(commands) :], app.registered_groups[len(groups) :]):
             if name in taken:

@@ -82,7 +82,9 @@ Preset = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="NAME.OPTION=VALUE", help="Set one option; overrides the configuration file."),
+    typer.Option(
+        "--set", "-s", metavar="NAME.OPTION=VALUE", help="Set one option; overrides the configuration file."
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file (YAML, TOML or JSON).")
@@ -93,12 +95,12 @@ Prompt = Annotated[
 PromptsFile = Annotated[
     Path | None,
     typer.Option(
-        "--prompts", metavar="FILE", help="File with prompts: text (one prompt per line), JSON Lines, JSON, CSV or TSV."
+        "--prompts",
+        metavar="FILE",
+        help="File with prompts: text (one prompt per line), JSON Lines, JSON, CSV or TSV.",
     ),
 ]
-NumPrompts = Annotated[
-    int | None, typer.Option("--num-prompts", min=1, help="Maximum number of prompts.")
-]
+NumPrompts = Annotated[int | None, typer.Option("--num-prompts", min=1, help="Maximum number of prompts.")]
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of the first prompt; prompt i uses seed + i. (default: 0)")
 ]

@@ -42,7 +42,9 @@ def _command(
     frames: options.Frames = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
-    warm_up: Annotated[bool, typer.Option("--warm-up", help="Run one call first and show measured times.")] = False,
+    warm_up: Annotated[
+        bool, typer.Option("--warm-up", help="Run one call first and show measured times.")
+    ] = False,
     preset: options.Preset = None,
     enable: options.Enable = None,
     sets: options.Set = None,

@@ -203,7 +203,7 @@ def _failing(pipe: Any) -> Iterator[None]:
 
 def _assert_same_structure(pipe: Any, control: Any) -> None:
     difference = fingerprint(control).diff(fingerprint(pipe))
-    assert not difference, f"the pipeline is not what it was:\n{difference}"
+    assert not difference, f"the pipeline was not restored:\n{difference}"
 
 
 def _evidence(accel: hasten.Acceleration, resized: bool) -> list[tuple[str, tuple[str, ...]]]:

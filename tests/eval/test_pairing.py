@@ -86,7 +86,7 @@ def test_separators_within_a_prompt_do_not_split_it(tmp_path: Path) -> None:
         ("m.csv", "a,b\n0,1\n", "line 1: the first line must name the columns"),
         ("m.csv", "file,prompt\n0.png,a,b\n", "line 2: more or fewer fields"),
         ("m.csv", "file,prompt\n0.png,\n", "line 2: the prompt must be text"),
-        ("m.xlsx", "", "is no manifest"),
+        ("m.xlsx", "", "is not a manifest"),
         ("m.json", '{"7": "a", "8.png": "b"}', "2 of 2 images .* are not in there, the first is 7.png"),
     ],
 )

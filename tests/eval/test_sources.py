@@ -305,10 +305,10 @@ class TestStatistics:
         path.write_bytes(b"old")
 
         def full(*_: object) -> None:
-            raise OSError(28, "no space left on device")
+            raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.replace", full)
-        with pytest.raises((OSError, HastenError), match="no space"):
+        with pytest.raises((OSError, HastenError), match="No space"):
             save_statistics(path, Statistics(Moments.of(torch.eye(3)), None))
         assert path.read_bytes() == b"old"
         assert [p.name for p in tmp_path.iterdir()] == ["ref.npz"]

@@ -201,5 +201,7 @@ def test_configuration_that_does_not_survive_json_is_the_plugins_fault(register:
         attach: Callable[..., Any] = staticmethod(lambda target, seams: None)  # type: ignore[assignment]
 
     register(Broken)
-    with pytest.raises(hasten.PluginError, match="technique 'broken' has options that change when written to JSON"):
+    with pytest.raises(
+        hasten.PluginError, match="technique 'broken' has options that change when written to JSON"
+    ):
         Config.of({"broken": {"at": 1.0}})

@@ -179,7 +179,7 @@ def test_a_distribution_whose_entry_points_cannot_be_read_hides_no_other(
         ("", "implements no hook; write one of hasten_register_techniques"),
         (
             "def hasten_plan(plan): ...",
-            "function hasten_plan that is not marked; put @hasten.hookimpl above it",
+            "function hasten_plan without a decorator; put @hasten.hookimpl above it",
         ),
         (
             "import hasten\n@hasten.hookimpl(wrapper=True)\ndef hasten_register_metrics(register): yield",
@@ -191,7 +191,7 @@ def test_a_distribution_whose_entry_points_cannot_be_read_hides_no_other(
         ),
         (
             "import hasten\nhasten.Config.of(['hack'])",
-            "plugins are being loaded, so that none can be used yet",
+            "plugins are still being loaded",
         ),
     ],
 )
@@ -226,7 +226,7 @@ def test_register_that_is_kept_is_refused(made: Host) -> None:
             kept.append(register)
 
     made.register(Keeps(), "keeps")
-    with pytest.raises(PluginError, match="call it inside of the hook"):
+    with pytest.raises(PluginError, match="call it inside the hook"):
         kept[0]("late", lambda: None, "too late")
 
 
@@ -235,7 +235,7 @@ def test_register_that_is_kept_is_refused(made: Host) -> None:
     [
         (
             "register('psnr', lambda: 0, 'mine')",
-            "metric 'psnr' is offered by plugin 'bad' and by 'hasten.eval.builtin'",
+            "metric 'psnr' is registered by the plugins 'bad' and 'hasten.eval.builtin'",
         ),
         ("register('mine', 3, 'x')", "the factory 3 is not callable"),
         ("register('mine', print, None)", "the summary is one line of text, not None"),
@@ -253,9 +253,9 @@ def test_wrong_metrics_are_refused(call: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
-        ("Adapter('flux', ('MyPipeline',))", "adapter 'flux' is offered by plugin 'bad' and by"),
+        ("Adapter('flux', ('MyPipeline',))", "adapter 'flux' is registered by the plugins 'bad' and"),
         ("Adapter('mine', ('FluxPipeline',))", "the adapters of 'mine' and 'flux' both cover FluxPipeline"),
-        ("42", "42 is no hasten.pipelines.adapters.Adapter"),
+        ("42", "42 is not a hasten.extend.Adapter"),
         (
             "Adapter('mine', 'FluxPipeline')",
             "pipelines of adapter 'mine' is a tuple of names, not 'FluxPipeline'",
@@ -284,7 +284,7 @@ class Mine(hasten.Technique):
 @hasten.hookimpl
 def hasten_register_techniques(register): register(Mine)
 """
-    assert "'hack' is offered by plugin 'bad' and by 'hasten.plugins.hack.plugin'" in str(
+    assert "'hack' is registered by the plugins 'bad' and 'hasten.plugins.hack.plugin'" in str(
         admit(made, source).error
     )
     assert made.technique("hack").__module__ == "hasten.plugins.hack.plugin"

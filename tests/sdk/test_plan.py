@@ -46,7 +46,7 @@ def test_plan_touches_nothing_and_tells_all(flux: Any, register: Any) -> None:
         "writes tokens.shape, 1 modules",
         "4x6",
         "x fewer FLOPs (FLOPs, not wall-clock)",
-        "not in these figures: scale, which predicts nothing",
+        "not in these figures: scale, which has no forecast",
         "height=128",
         "untested: no combination test covers predicts with scale",
         "warning: predicts: the [low] size is small",

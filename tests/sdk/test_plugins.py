@@ -109,7 +109,7 @@ class Fine(hasten.Technique[hasten.TechniqueConfig]):
 
 
 class BadName(Fine):
-    name = "not Good"
+    name = "Not Good"
 
 
 class Reserved(Fine):
@@ -159,13 +159,13 @@ def test_invalid_techniques_are_refused(technique: Any, message: str) -> None:
 def test_name_taken_by_another_plugin_names_both() -> None:
     made = Host(built_in=(), external=False)
     undo = made.register(technique_plugin(Fine), "first")
-    with pytest.raises(PluginError, match="'fine' is offered by plugin 'second' and by 'first'"):
+    with pytest.raises(PluginError, match="'fine' is registered by the plugins 'second' and 'first'"):
         made.register(technique_plugin(Fine), "second")
     assert made.technique("fine") is Fine
     undo()
     made.register(technique_plugin(Fine), "second")
     assert made.registry.provided_by("second") == ("technique fine",)
-    with pytest.raises(PluginError, match="'second' is registered already"):
+    with pytest.raises(PluginError, match="'second' is already registered"):
         made.register(technique_plugin(Fine), "second")
 
 

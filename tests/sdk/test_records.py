@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_no_part_of_a_record(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     append_lines(path, [{"n": 0}])
     before = path.read_bytes()
-    with disk_full_after(len(before) + 12), pytest.raises(HastenError, match="Make room"):
+    with disk_full_after(len(before) + 12), pytest.raises(HastenError, match="Free some disk space"):
         append_lines(path, [{"n": 1}, {"text": "x" * 100}])
     assert path.read_bytes() == before
     append_lines(path, [{"n": 1}])

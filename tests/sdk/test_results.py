@@ -100,7 +100,8 @@ def test_nan_of_the_model_blames_no_attention_handler(flux: Any, run: Any) -> No
     with (
         hasten.accelerate(flux, ["scale", "seen"]),
         pytest.raises(
-            hasten.NumericalError, match=r"the denoiser returned NaN.*Techniques that changed its arguments: 'scale', 'seen'"
+            hasten.NumericalError,
+            match=r"the denoiser returned NaN.*Techniques that changed its arguments: 'scale', 'seen'",
         ),
     ):
         run(flux, "flux")

@@ -45,7 +45,7 @@ def wan() -> Any:
 @pytest.mark.parametrize("cache", sorted(CACHES))
 def test_the_plan_names_the_cache_and_the_way_out(wan: Any, cache: str, technique: str) -> None:
     wan.transformer.enable_cache(CACHES[cache]())
-    words = rf"'{technique}' cannot work beside the cache {cache} .*pipe\.transformer\.disable_cache\(\)"
+    words = rf"'{technique}' cannot be combined with the cache {cache} .*pipe\.transformer\.disable_cache\(\)"
     with pytest.raises(hasten.ConflictError, match=words):
         hasten.plan(wan, [technique])
     with pytest.raises(hasten.ConflictError, match=words):

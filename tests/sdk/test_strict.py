@@ -1,4 +1,4 @@
-"""no number is made of text or of a truth value: asked of every option of every technique, and of the file itself."""
+"""No number is made of text or of a truth value: asked of every option of every technique, and of the file itself."""
 
 from __future__ import annotations
 

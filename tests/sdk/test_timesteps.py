@@ -38,5 +38,5 @@ def test_a_function_of_another_shape_is_not_guessed_at(monkeypatch: pytest.Monke
     def function(image_seq_len: int, base_seq_len: int, base_shift: float, max_shift: float) -> float:
         raise AssertionError
 
-    with pytest.raises(UnsupportedError, match="how Pipe computes its shift is not known"):
+    with pytest.raises(UnsupportedError, match="it is not known how Pipe computes its shift"):
         planned(monkeypatch, function)

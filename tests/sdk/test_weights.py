@@ -75,7 +75,7 @@ def test_a_snapshot_in_the_cache_of_the_hub_is_a_folder_of_links(shards, tmp_pat
 def test_more_than_the_file_holds_is_refused_before_it_is_read(tmp_path):
     file = tmp_path / "file.pth"
     torch.save({"a": torch.ones(1).expand(1 << 40)}, file)
-    with pytest.raises(CheckpointError, match="a claims the shape"):
+    with pytest.raises(CheckpointError, match="a has the shape"):
         read_weights(file)
     torch.save({"a": torch.zeros(1 << 16)}, file)
     packed = tmp_path / "packed.pth"
@@ -95,10 +95,10 @@ def test_what_is_ignored_may_hold_anything_and_what_lies_deeper_is_named(tmp_pat
     file = tmp_path / "file.pth"
     torch.save({"mask": torch.tensor([-torch.inf]), "a": torch.ones(1)}, file)
     assert set(read_weights(file, ignored=("mask",))) == {"a"}
-    with pytest.raises(CheckpointError, match="mask holds values that are not finite"):
+    with pytest.raises(CheckpointError, match="mask contains NaN or infinity"):
         read_weights(file)
     torch.save({"trainer": {"gpt": [1]}}, file)
-    with pytest.raises(CheckpointError, match=r"\['trainer'\]\['gpt'\] is no dictionary"):
+    with pytest.raises(CheckpointError, match=r"\['trainer'\]\['gpt'\] is not a dictionary"):
         read_weights(file, within=[("trainer", "gpt")])
     torch.save({"a": {"b": torch.ones(1)}}, file)
     with pytest.raises(CheckpointError, match="a is a dict where a tensor"):

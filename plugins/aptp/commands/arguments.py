@@ -12,10 +12,10 @@ __all__ = ["BundleFolder", "BundleOut", "FullDtype", "Grain", "ModelName", "Seed
 ModelName = Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")]
 BundleFolder = Annotated[Path, typer.Argument(help="A bundle.")]
 BundleOut = Annotated[Path, typer.Argument(help="Where to write the bundle.")]
-Work = Annotated[Path, typer.Option("--work", help="Folder that keeps what the stages make.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Work = Annotated[Path, typer.Option("--work", help="Work folder with the results of all stages.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 Grain = Annotated[
-    int, typer.Option("--ffn", min=1, help="Channels of a feed-forward unit, the same in every stage.")
+    int, typer.Option("--ffn", min=1, help="Channels per feed-forward unit; must be the same in every stage.")
 ]
 FullDtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. (default: float32)")

@@ -31,7 +31,7 @@ def _import(
     device: common.Device = None,
     dtype: FullDtype = None,
 ) -> None:
-    """Turn the published checkpoints into a bundle; shapes are read from the tensors, no pickle is loaded."""
+    """Convert the published checkpoints to a bundle. Shapes are read from the tensors, and no pickle is loaded."""
     from hasten.plugins.aptp.commands.tables import show_bundle
     from hasten.plugins.aptp.importer import import_checkpoints
 
@@ -41,7 +41,7 @@ def _import(
 
 
 def _show(folder: BundleFolder) -> None:
-    """Verify a bundle and print what is in it."""
+    """Verify a bundle and print its contents."""
     from hasten.plugins.aptp.bundle import Bundle
     from hasten.plugins.aptp.commands.tables import show_bundle
 

@@ -33,7 +33,7 @@ def prepare(
     data: Annotated[
         Path | None, typer.Option(help="Folder of pictures with captions. (default: scenes, for a miniature)")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Scenes to draw, without --data.")] = 2000,
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes to draw, without --data.")] = 2000,
     height: Annotated[int | None, typer.Option(min=8, help="Pixels. (default: the model's own)")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="Pixels. (default: the model's own)")] = None,
     encoder: Annotated[
@@ -42,7 +42,7 @@ def prepare(
     device: common.Device = None,
     dtype: FullDtype = None,
 ) -> None:
-    """Encode captioned pictures once: latents, conditions, router embeddings."""
+    """Encode captioned pictures: latents, conditions and router embeddings."""
     from hasten.commands import host
     from hasten.extend import ConfigError, Target
     from hasten.files import describe_unread, list_folder
@@ -54,7 +54,7 @@ def prepare(
     place = common.choose_place(None, device, dtype, default_dtype="float32")
     miniature = model in host().registry.models or (Path(model) / "hasten.json").is_file()
     if data is None and not miniature:
-        raise ConfigError("--data: name a folder of pictures with captions; only miniatures bring their own")
+        raise ConfigError("--data: name a folder of pictures with captions; only miniatures have their own")
     hold_folder(context, work, "--work")
     pipe = common.load_quietly(model, place)
     target = Target.of(pipe)
@@ -80,7 +80,7 @@ def measure(
     device: common.Device = None,
     dtype: common.Dtype = None,
 ) -> None:
-    """Measure the latency table that `search --on time` sets its budgets on, at the size of the prepared data."""
+    """Measure the latency table for `search --on time`, at the size of the prepared data."""
     from hasten.extend import PrunableUnits
     from hasten.plugins.aptp.commands.tables import show_latencies
     from hasten.plugins.aptp.timetable import measure_table
@@ -102,21 +102,21 @@ def search(
     budgets: Annotated[
         str, typer.Option(help="Cost of each expert, as shares of the model's.")
     ] = "0.42,0.55,0.7,0.88",
-    steps: Annotated[int, typer.Option(min=0, help="Of the search; 0 keeps the starting point.")] = 300,
+    steps: Annotated[int, typer.Option(min=0, help="Search steps; 0 keeps the initial plans.")] = 300,
     batch: Annotated[int, typer.Option(min=1, help="Prompts in a step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak.")] = 0.02,
     on: Annotated[
-        Literal["macs", "time"], typer.Option(help="What budgets are set on; time needs `measure` first.")
+        Literal["macs", "time"], typer.Option(help="Unit of the budgets; time needs `measure` first.")
     ] = "macs",
     nested: Annotated[
-        bool, typer.Option("--nested", help="Cheaper experts keep a part of what costlier ones keep.")
+        bool, typer.Option("--nested", help="Cheaper experts keep a subset of the units of costlier ones.")
     ] = False,
     ffn: Grain = 64,
     seed: Seed = 0,
     device: common.Device = None,
     dtype: FullDtype = None,
 ) -> None:
-    """Find what each expert keeps. Going on after an interruption is the default."""
+    """Search the units that each expert keeps. Continues an interrupted search by default."""
     from hasten.plugins.aptp.make.search import SearchOptions
     from hasten.plugins.aptp.make.search import search as run
 
@@ -136,10 +136,10 @@ def tune(
     work: Work = Path("aptp"),
     weights: Annotated[
         Literal["lora", "shared", "full"],
-        typer.Option(help="What is trained: an update of each expert, one that all share, or everything."),
+        typer.Option(help="Trained weights: a low-rank update per expert, one shared by all, or all weights."),
     ] = "lora",
-    rank: Annotated[int, typer.Option(min=1, help="Of the low-rank updates.")] = 4,
-    steps: Annotated[int, typer.Option(min=0, help="For each expert.")] = 400,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the low-rank updates.")] = 4,
+    steps: Annotated[int, typer.Option(min=0, help="Steps per expert.")] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Prompts in a step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak.")] = 2e-3,
     ffn: Grain = 64,
@@ -147,7 +147,7 @@ def tune(
     device: common.Device = None,
     dtype: FullDtype = None,
 ) -> None:
-    """Train the experts towards the base. Going on after an interruption is the default."""
+    """Distil the base into the experts. Continues an interrupted run by default."""
     from hasten.plugins.aptp.make.search import Searched
     from hasten.plugins.aptp.make.tune import TuneOptions
     from hasten.plugins.aptp.make.tune import tune as run
@@ -169,16 +169,16 @@ def export(
         float | None, typer.Option(help="Mean share of the cost. (default: middle of the experts')")
     ] = None,
     prompts: Annotated[int, typer.Option(min=8, help="Calibration prompts.")] = 512,
-    draws: Annotated[int, typer.Option(min=1, help="Noise draws for each, at four levels.")] = 2,
+    draws: Annotated[int, typer.Option(min=1, help="Noise draws per prompt, at four levels.")] = 2,
     segments: Annotated[
-        int, typer.Option(min=1, max=8, help="Timestep segments that a route changes its expert at.")
+        int, typer.Option(min=1, max=8, help="Timestep segments of a route, each with its own expert.")
     ] = 1,
     ffn: Grain = 64,
     seed: Seed = 0,
     device: common.Device = None,
     dtype: FullDtype = None,
 ) -> None:
-    """Fit the router to what the experts get wrong, and write the bundle."""
+    """Fit the router to the errors of the experts, and write the bundle."""
     from hasten.plugins.aptp.commands.tables import show_bundle
     from hasten.plugins.aptp.make.export import ExportOptions
     from hasten.plugins.aptp.make.export import export as write
@@ -204,13 +204,13 @@ def cut(
     work: Work = Path("aptp"),
     budgets: Annotated[str, typer.Option(help="Cost of each expert, as shares of the model's.")] = "0.8,0.9",
     prompts: Annotated[int, typer.Option(min=8, help="Calibration prompts.")] = 128,
-    clusters: Annotated[int, typer.Option(min=1, help="Prompt clusters, each with experts of its own.")] = 1,
+    clusters: Annotated[int, typer.Option(min=1, help="Prompt clusters, each with its own experts.")] = 1,
     ffn: Grain = 64,
     seed: Seed = 0,
     device: common.Device = None,
     dtype: FullDtype = None,
 ) -> None:
-    """Without training: one-shot cut with least-squares repair, for a clustering of the prompts."""
+    """Make a bundle without training: one-shot pruning with least-squares repair, for clusters of prompts."""
     from hasten.plugins.aptp.commands.tables import show_bundle
     from hasten.plugins.aptp.make.oneshot import OneShotOptions, cut_once
 

@@ -20,7 +20,7 @@ __all__ = ["show_bundle", "show_latencies", "show_times", "show_traffic"]
 
 def show_traffic(rows: Sequence[Traffic]) -> None:
     """Where prompts go."""
-    table = Table(title="Where prompts go: share of each expert")
+    table = Table(title="Routing by kind of prompt: share of each expert")
     table.add_column("kind of prompt")
     for column in ("prompts", *map(str, range(len(rows[0].shares) - 1)), "base", "mean MACs"):
         table.add_column(column, justify="right")
@@ -32,7 +32,7 @@ def show_traffic(rows: Sequence[Traffic]) -> None:
 
 def show_times(rows: Sequence[Timed]) -> None:
     """Times of forwards beside the base's."""
-    table = Table(title="Time of a forward beside the base, median of interleaved rounds")
+    table = Table(title="Time of a forward relative to the base, median of interleaved rounds")
     for column in ("expert", "share of MACs", "share of time", "95 % interval", "milliseconds"):
         table.add_column(column, justify="right")
     for row in rows:

@@ -30,7 +30,7 @@ def _bench(
     dtype: common.Dtype = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile base and experts.")] = False,
 ) -> None:
-    """Measure a forward of every expert beside the base, at the size the bundle was made for."""
+    """Time a forward of every expert and the base, at the size of the bundle."""
     from hasten.plugins.aptp.commands.tables import show_times
     from hasten.plugins.aptp.latency import measure
 
@@ -40,17 +40,17 @@ def _bench(
 
 def _speed(
     shape: Annotated[Literal["sd21", "sdxl"], typer.Argument(help="A published U-Net, with random weights.")],
-    side: Annotated[int, typer.Option(min=8, help="Latent pixels of a side.")] = 32,
+    side: Annotated[int, typer.Option(min=8, help="Side of the latents in pixels.")] = 32,
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", help="Samples, repeatable. (default: 1 and 4)")
+        list[int] | None, typer.Option("--batch", help="Batch size; repeatable. (default: 1 and 4)")
     ] = None,
-    share: Annotated[float, typer.Option(min=0.05, max=1, help="Of the multiply-accumulates.")] = 0.7,
+    share: Annotated[float, typer.Option(min=0.05, max=1, help="Share of the multiply-accumulates to keep.")] = 0.7,
     rounds: Annotated[int, typer.Option(min=3, help="Interleaved repetitions.")] = 9,
     device: common.Device = None,
     dtype: common.Dtype = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile both.")] = False,
 ) -> None:
-    """Measure what a plan at a share of the operations gains in time: all groups cut alike, no block gone."""
+    """Time a plan with a share of the operations: all groups are cut equally, and no block is removed."""
     from hasten.plugins.aptp.speed import SHAPES, even_plan_time
 
     place = common.choose_place(None, device, dtype)
@@ -67,15 +67,15 @@ def _evaluate(
     context: typer.Context,
     model: ModelName,
     bundle: BundleFolder,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("out/aptp"),
+    out: Annotated[Path, typer.Option(help="Output folder of the comparison.")] = Path("out/aptp"),
     prompts: Annotated[
         Path | None,
         typer.Option(
             "--prompts",
-            help="Text with one on each line, JSON Lines, JSON, CSV or TSV. (default: a miniature's own)",
+            help="File with prompts: text (one per line), JSON Lines, JSON, CSV or TSV. (default: a miniature's own)",
         ),
     ] = None,
-    num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Pictures of each row.")] = 64,
+    num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Number of pictures per row.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,
     fewer_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the equal-time control. (default: measured first)")

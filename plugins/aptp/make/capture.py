@@ -169,7 +169,7 @@ def _capture(target: Target, prompts: list[str], size: LatentSize) -> dict[str, 
         return _flat({name: value for name, value in found.kwargs.items() if name != "return_dict"})
     finally:
         handle.remove()
-    raise UnsupportedError(f"{target.name} made a picture without one forward of its denoiser")
+    raise UnsupportedError(f"{target.name} generated a picture without a forward of its denoiser")
 
 
 def _flat(kwargs: Mapping[str, Any]) -> dict[str, Any]:

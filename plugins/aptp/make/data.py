@@ -99,11 +99,11 @@ class Prepared:
         about = unseal(read_json(folder / _ABOUT, "what was prepared", remedy), folder / _ABOUT, remedy)
         noted, tensors = read_sealed_tensors(folder / _FILE, _Noted, remedy)
         if about.pop("made", None) != noted.made:
-            raise CheckpointError(f"{folder / _FILE} is not the one that {_ABOUT} was written with; {remedy}")
+            raise CheckpointError(f"{folder / _FILE} does not match {_ABOUT}; {remedy}")
         pick = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
         captions = about.pop("captions", None)
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise CheckpointError(f"{folder / _ABOUT}: captions is no list of texts; {remedy}")
+            raise CheckpointError(f"{folder / _ABOUT}: captions is not a list of texts; {remedy}")
         place = folder / _FILE
         latents, embeddings = (
             require(tensors, name, "prepared data", ndim=ndim, place=place)

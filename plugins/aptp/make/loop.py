@@ -103,7 +103,7 @@ class Loop:
         for name, parameter in self.parameters.items():
             if not same_everywhere(parameter):
                 raise HastenError(
-                    f"{self.name}: the processes disagree on {name} at step {step}; start them anew"
+                    f"{self.name}: the processes disagree on {name} at step {step}; restart them"
                 )
         if rank() != 0:
             return

@@ -64,7 +64,7 @@ class PackedKernel(SparseKernel):
         if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
             return "bfloat16 needs compute capability 8.0 or later; load the pipeline in float16"
         if dim % 8:
-            return f"heads of {dim} channels are no multiple of 8"
+            return f"heads of {dim} channels are not a multiple of 8"
         return self.unfit(layout) or self._doubt(device, dtype)
 
     def _doubt(self, device: torch.device, dtype: torch.dtype) -> str | None:

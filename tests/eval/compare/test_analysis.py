@@ -161,7 +161,7 @@ def test_what_looks_like_a_mistake_is_said() -> None:
     same = {(arm.name, i): f"hash {i}" for arm in arms for i in range(3)}
     text = " ".join(sanity(arms, PROMPTS[:3], {**same, ("repeat", 0): "other"}))
     assert "3 prompts" in text
-    assert "techniques did nothing" in text
+    assert "techniques had no effect" in text
     assert "2 of 3 pictures" in text
     constant = {(arm.name, i): "one" for arm in arms for i in range(3)}
     assert "same picture" in " ".join(sanity(arms, PROMPTS[:3], constant))

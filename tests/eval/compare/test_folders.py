@@ -115,7 +115,7 @@ def test_statistics_of_another_fingerprint_are_refused(evaluate: Evaluate, tmp_p
         *("-m", "mini_frechet", "--metric-option", f"mini_frechet.folder={tmp_path / 'clip'}"),
     )
     assert result.exit_code == 2
-    assert "made differently" in result.stderr
+    assert "computed differently" in result.stderr
     result = evaluate(
         *("--generated", base, "--prompts", prompts, "--json", "-m", "mini_frechet"),
         *("--metric-option", f"mini_frechet.folder={tmp_path / 'clip'}"),

@@ -68,7 +68,7 @@ class TestPairing:
         assert self.scored(evaluate, *by_name) == pytest.approx(1.0)
         both = evaluate(*by_name, "--prompts", prompts, "-m", "mini_parser")
         assert both.exit_code == 2
-        assert "give one" in both.stderr
+        assert "use one of them" in both.stderr
 
     def test_a_generated_folder_brings_its_prompts(self, evaluate: Evaluate, tmp_path: Path) -> None:
         folder, texts = true_pictures(tmp_path / "pictures", 4), mini.prompts(4)
@@ -77,7 +77,7 @@ class TestPairing:
         assert self.scored(evaluate, "--generated", folder) == pytest.approx(1.0)
         (tmp_path / "p.txt").write_text("\n".join([*texts[:3], texts[0]]))
         result = evaluate("--generated", folder, "--prompts", tmp_path / "p.txt", "-m", "mini_parser")
-        assert "1 of 4 prompts are not those of the manifest" in plain(result.stdout)
+        assert "1 of 4 prompts differ from the manifest" in plain(result.stdout)
 
 
 class TestWhatIsNotRead:

@@ -161,7 +161,7 @@ def test_a_full_disk_stops_the_run_and_leaves_it_resumable(
 
     with monkeypatch.context() as patch:
         patch.setattr("hasten._records.os.fsync", full)
-        with pytest.raises(HastenError, match="no space left"):
+        with pytest.raises(HastenError, match="No space left"):
             run_comparison(pipe, request_of(), tmp_path)
     assert list(tmp_path.rglob("*.part")) == []
     assert digests(run_comparison(pipe, request_of(), tmp_path)) == digests(finished)
@@ -213,7 +213,7 @@ def test_waiting_ends_only_without_progress() -> None:
 @pytest.mark.parametrize("name", ["Baseline", "fewer_steps", "repeat", "***"])
 def test_a_configuration_may_not_take_the_name_of_another_row(request_of: Requests, name: str) -> None:
     request = request_of()
-    with pytest.raises(ConfigError, match="can't be called"):
+    with pytest.raises(ConfigError, match="can't be named"):
         Request("m", request.job, {name: next(iter(request.candidates.values()))})
 
 

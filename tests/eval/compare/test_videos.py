@@ -79,7 +79,7 @@ def test_a_metric_of_videos_refuses_pictures() -> None:
 
     with pytest.raises(ConfigError, match="single pictures"):
         FrameConsistency().embed(Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)))
-    with pytest.raises(ConfigError, match="no whole number of videos"):
+    with pytest.raises(ConfigError, match="cannot be divided into videos"):
         Batch(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), frames=2)
 
 

@@ -192,7 +192,7 @@ def test_missing_libraries_are_named_before_the_run(monkeypatch: pytest.MonkeyPa
     "name", ["cost $a$ and $b$", r"\frac{a}{b}\g<1>\1", "$\\nothing$", "a&b<c>\"'", "ü" * 200]
 )
 def test_names_of_rows_and_metrics_are_drawn_as_they_are(document: dict[str, Any], name: str) -> None:
-    """not as formulas, and not as patterns."""
+    """Not as formulas, and not as patterns."""
     text = json.dumps(document).replace(json.dumps(NAME)[1:-1], json.dumps(name)[1:-1])
     renamed = json.loads(text.replace('"psnr"', json.dumps(name)))
     with mpl.rc_context({"text.usetex": True}):  # a user's own configuration

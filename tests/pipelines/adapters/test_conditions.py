@@ -211,7 +211,7 @@ def test_control_features_follow_the_grid(shape: tuple[int, ...], expected: tupl
 
 
 def test_control_features_of_no_grid_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"\(2, 25, 5\) are on no grid"):
+    with pytest.raises(UnsupportedError, match=r"\(2, 25, 5\) do not match a latent grid"):
         resize_features(torch.zeros(2, 25, 5), LatentSize(8, 12), LatentSize(4, 6))
 
 

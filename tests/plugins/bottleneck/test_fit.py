@@ -137,7 +137,7 @@ def test_links_are_followed_and_16_bits_are_not_white(tmp_path, photographs):
     grey.save(tmp_path / "flat" / "0.png")
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep" / "0.png")
     assert fit_folder(vae, tmp_path / "deep", 64) == fit_folder(vae, tmp_path / "flat", 64)
-    with pytest.raises(ConfigError, match=r"not read: \.heic files, an unsupported format: 1"):
+    with pytest.raises(ConfigError, match=r"Not read: \.heic files, an unsupported format: 1"):
         fit_folder(vae, tmp_path / "links", 4096)
 
 

@@ -1,4 +1,4 @@
-"""ranks that are killed, that hang, that disagree, and disks that are full: real processes, real signals."""
+"""Ranks that are killed, that hang, that disagree, and disks that are full: real processes, real signals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_killed_rank_is_named_and_the_run_resumes(ranks: Any, tmp_path: Path, ex
     fault = {"rank": 1, "step": 4 * 2 + 1, "kind": "kill"}
     first = ranks(2, video, out, options, None, fault)
     assert first.wait() == [7, -signal.SIGKILL]
-    assert "rankError: rank 1 of 2 failed, was killed or hung for 20 s in step 5 of 6" in first.output(0)
+    assert "RankError: rank 1 of 2 failed, was killed or hung for 20 s in step 5 of 6" in first.output(0)
     steps = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
     assert steps == ["step-00002", "step-00004"]
     # Fewer processes go on, and compute the last two steps only.
@@ -91,7 +91,7 @@ def test_hung_rank_is_named_within_the_timeout(ranks: Any, tmp_path: Path) -> No
     stuck = ranks(2, video, str(tmp_path / "out"), {**OPTIONS, "timeout_s": 6.0}, None, fault)
     stuck.processes[1].join(60)
     assert stuck.processes[1].exitcode == 7
-    assert "rankError: rank 0 of 2 failed, was killed or hung for 6 s in step 1 of 6" in stuck.output(1)
+    assert "RankError: rank 0 of 2 failed, was killed or hung for 6 s in step 1 of 6" in stuck.output(1)
     seconds = float(stuck.output(1).rsplit("after ", 1)[1].split()[0])
     assert 5.0 < seconds < 30.0
 
@@ -102,7 +102,7 @@ def test_the_rank_that_ended_is_named_and_not_one_that_computes(ranks: Any, tmp_
     three = ranks(3, several_faults, str(tmp_path / "out"), OPTIONS, faults)
     three.processes[1].join(60)
     assert three.processes[1].exitcode == 7
-    assert "rankError: rank 2 of 3 failed, was killed" in three.output(1)
+    assert "RankError: rank 2 of 3 failed, was killed" in three.output(1)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_error_and_interrupt_of_one_rank_end_the_other(ranks: Any, tmp_path: Pat
     for kind, code in (("error", 1), ("interrupt", 1)):
         one = ranks(2, video, str(tmp_path / "out"), OPTIONS, None, {"rank": 1, "step": 1, "kind": kind})
         assert one.wait() == [7, code]
-        assert "rankError: rank 1 of 2" in one.output(0)
+        assert "RankError: rank 1 of 2" in one.output(0)
 
 
 def test_full_disk_keeps_what_was_written(ranks: Any, tmp_path: Path, expected: torch.Tensor) -> None:
@@ -205,7 +205,7 @@ def test_ranks_that_disagree_say_so_alike(ranks: Any, tmp_path: Path) -> None:
     assert both.wait() == [7, 7]
     for rank in range(2):
         assert (
-            "rankError: the processes do not agree on options.halo: rank 0 has 1, rank 1 has 2"
+            "RankError: the processes do not agree on options.halo: rank 0 has 1, rank 1 has 2"
             in both.output(rank)
         )
 
@@ -236,7 +236,7 @@ def test_missing_peer_and_incomplete_environment(ranks: Any, tmp_path: Path) -> 
         1, video, str(tmp_path / "out"), {**OPTIONS, "join_timeout_s": 2.0}, more={0: {"WORLD_SIZE": "2"}}
     )
     assert lonely.wait() == [7]
-    assert "rankError: rank 0 could not join the other 2 processes at 127.0.0.1" in lonely.output(0)
+    assert "RankError: rank 0 could not join the other 2 processes at 127.0.0.1" in lonely.output(0)
 
 
 def test_port_in_use_and_no_network_interface(ranks: Any, tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_full_disk_is_named_while_encoding(tmp_path: Path) -> None:
         with VideoFile(tmp_path / "a.mp4", Encoding()) as film:
             film.write(noise)
 
-    with pytest.raises(HastenError, match=r"a\.part\.mp4 cannot be written: .*no space left on device"):
+    with pytest.raises(HastenError, match=r"a\.part\.mp4 cannot be written: .*No space left on device"):
         encode()
     assert not (tmp_path / "a.mp4").exists()
 

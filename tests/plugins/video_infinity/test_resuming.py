@@ -36,7 +36,7 @@ def make(family: str, out: Path, options: dict[str, Any], steps: int = STEPS) ->
 
 
 class _Stop(BaseException):
-    """nothing catches it, as nothing catches a kill."""
+    """Nothing catches it, as nothing catches a kill."""
 
 
 @pytest.fixture

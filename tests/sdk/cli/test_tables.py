@@ -30,7 +30,7 @@ LONG = "down_blocks.3.attentions.1.transformer_blocks.11.attn2.processor_with_a_
 
 
 def check(text: str) -> None:
-    """nothing is wider than the terminal, and nothing is cut."""
+    """Nothing is wider than the terminal, and nothing is cut."""
     lines = text.splitlines()
     assert lines
     assert max(map(len, lines)) <= 80, max(lines, key=len)

@@ -57,7 +57,10 @@ def broken(hasten: Invoke) -> dict[str, Any]:
             "    app.command()(lambda: 0)\n    app.command('ok')(lambda: 0)",
             "'ok', which plugin good (good-dist 1.2) has",
         ),
-        ("    app.add_typer(typer.Typer(), name='eval')", "adds a command 'eval', which already exists in hasten itself"),
+        (
+            "    app.add_typer(typer.Typer(), name='eval')",
+            "adds a command 'eval', which already exists in hasten itself",
+        ),
         ("    app.callback()(lambda: None)", "changes existing commands or global options"),
         ("    app.registered_commands.clear()", "changes existing commands or global options"),
         ("    def odd(x: 'Missing'): ...\n    app.command()(odd)", "Missing"),
