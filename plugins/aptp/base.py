@@ -109,7 +109,8 @@ class Base:
             if place is None:
                 raise
             raise UnsupportedError(
-                f"aptp: the denoiser was changed after attaching, first at {place!r}, and its experts cannot follow: "
+                f"aptp: the denoiser was changed after attaching, first at {place!r}, and its "
+                f"experts cannot be changed in the same way: "
                 f"{error}"
             ) from error
         self.plain, self.structure, self._state = plain, structure, ModuleState(root)

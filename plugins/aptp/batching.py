@@ -29,8 +29,8 @@ def check_splittable(call: RunCall) -> None:
     for name in _PICTURES:
         if arguments.get(name) is not None:
             raise UnsupportedError(
-                f"aptp cannot split a batch with {name!r} between experts; call the pipeline with one prompt at a time, or set "
-                f"aptp.policy='single'"
+                f"aptp cannot split a batch with {name!r} between experts; call the pipeline with one prompt "
+                f"at a time, or set aptp.policy='single'"
             )
     stochastic = any(word in type(scheduler).__name__ for word in _STOCHASTIC)
     stochastic |= str(getattr(getattr(scheduler, "config", None), "algorithm_type", "")).startswith("sde")

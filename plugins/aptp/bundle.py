@@ -100,7 +100,7 @@ class Bundle:
         """
         base = self.manifest.base
         if family != self.manifest.family:
-            return f"the bundle {self.place} is for pipelines of family {self.manifest.family!r}, this is {family!r}"
+            return f"the bundle {self.place} is for the family {self.manifest.family!r}, not {family!r}"
         if config_digest(denoiser) != base.config:
             return (
                 f"the bundle {self.place} was made for the {base.denoiser} of {base.name!r}, and this "

@@ -16,15 +16,13 @@ class AptpConfig(TechniqueConfig):
 
     bundle: str | None = Field(
         None,
-        description=(
-            "Folder made by `hasten aptp export`; `null` uses the bundle of the miniature."
-        ),
+        description=("Folder made by `hasten aptp export`; `null` uses the bundle of the miniature."),
     )
     route: Literal["learned", "random", "static"] = Field(
         "learned",
         description=(
-            '"learned" asks the router; "random" (drawn from a hash of the prompt, with the router\'s '
-            'shares of traffic) and "static" (always `expert`) are controls.'
+            '"learned" uses the router; "random" (chosen by a hash of the prompt, with the router\'s '
+            'traffic shares) and "static" (always `expert`) are baselines.'
         ),
     )
     expert: Annotated[int, Field(ge=0)] | None = Field(
@@ -33,7 +31,7 @@ class AptpConfig(TechniqueConfig):
     policy: Literal["exact", "coalesce", "single"] = Field(
         "exact",
         description=(
-            '"exact" gives every prompt its own expert; "coalesce" moves small groups up to a '
+            '"exact" runs every prompt on its own expert; "coalesce" moves small groups to a '
             'costlier expert that runs anyway; "single" runs the whole batch on the costliest expert '
             "that one of its prompts needs."
         ),
@@ -54,14 +52,18 @@ class AptpConfig(TechniqueConfig):
         0.0, description="Also use the base if the router's probability of its choice is lower."
     )
     residency: Literal["all", "lru", "slice_on_demand"] = Field(
-        "all", description='Experts kept in memory: "all", the `resident` most recently used ("lru"), or none ("slice_on_demand").'
+        "all",
+        description=(
+            'Experts kept in memory: "all", the `resident` most recently used ("lru"), '
+            'or none ("slice_on_demand").'
+        ),
     )
     resident: Annotated[int, Field(ge=1)] = Field(2, description='For "lru": number of experts to keep.')
     base_check: Literal["weights", "config"] = Field(
         "weights",
         description=(
-            '"weights" compares the base with the one the bundle was made for; "config" compares the '
-            "architecture alone, for a base with a fused LoRA."
+            '"weights" checks that the base has the weights the bundle was made for; "config" checks '
+            "only the architecture, for a base with a fused LoRA."
         ),
     )
     compile: bool = Field(False, description="Compile every expert with `torch.compile`.")

@@ -164,9 +164,7 @@ def read_router(source: Path, structure: Structure) -> CodeRouter:
             f"{place}: embedding_gs has codes of {codes.shape[1]} gates, the predictor has {len(weight)}; {REMEDY}"
         )
     if sum(widths) != sum(group.units for group in structure.groups.values()):
-        raise CheckpointError(
-            f"{source}: {sum(widths)} width gates do not match the base; use {MIRROR}"
-        )
+        raise CheckpointError(f"{source}: {sum(widths)} width gates do not match the base; use {MIRROR}")
     router = CodeRouter(
         weight=weight,
         bias=bias,

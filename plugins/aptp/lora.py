@@ -54,7 +54,9 @@ def merge_update(model: nn.Module, tensors: Mapping[str, Tensor], place: str) ->
         old = module._parameters.get(kind)
         if old is None or old.shape != value.shape:
             shape = None if old is None else tuple(old.shape)
-            raise CheckpointError(f"{place}: {name} gives shape {tuple(value.shape)}, the pruned model has {shape}")
+            raise CheckpointError(
+                f"{place}: {name} gives shape {tuple(value.shape)}, the pruned model has {shape}"
+            )
         value = value.to(old) + old if name.endswith(f".{DOWN}") else value.to(old)
         module._parameters[kind] = nn.Parameter(value, old.requires_grad)
 

@@ -37,7 +37,7 @@ class PruningPlan:
             block = structure.blocks.get(name)
             if block is None:
                 raise UnsupportedError(
-                    f"the plan drops {name!r}, which is no block of this denoiser"
+                    f"the plan drops {name!r}, which is not a block of this denoiser"
                     f"{suggestion(name, structure.blocks)}"
                 )
             if block.refusal is not None:
@@ -46,7 +46,7 @@ class PruningPlan:
             group = structure.groups.get(name)
             if group is None:
                 raise UnsupportedError(
-                    f"the plan cuts {name!r}, which is no unit group of this denoiser"
+                    f"the plan cuts {name!r}, which is not a unit group of this denoiser"
                     f"{suggestion(name, structure.groups)}"
                 )
             if problem := _problem(group, units):

@@ -63,7 +63,9 @@ class Aptp(Technique[AptpConfig]):
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse a bundle that does not belong to this pipeline."""
         if len(target.denoisers) != 1:
-            yield Finding("error", f"it supports pipelines with one denoiser, and this one has {len(target.denoisers)}")
+            yield Finding(
+                "error", f"it supports pipelines with one denoiser, and this one has {len(target.denoisers)}"
+            )
             return
         if step_caches(target):
             return  # the host refuses it, with the cache's name

@@ -28,6 +28,6 @@ def agree(decisions: Sequence[Decision]) -> list[Decision]:
         if experts != chosen[0]:
             raise HastenError(
                 f"rank {rank} routes its prompts to experts {experts}, rank 0 to {chosen[0]}; give every rank the same "
-                f"prompts and the same bundle, or set aptp.ranks='independent' if the ranks do not compute one call together"
+                f"prompts and the same bundle, or set aptp.ranks='independent' if they do not share a call"
             )
     return everyone[0]

@@ -216,9 +216,9 @@ def refuse_hooks(model: nn.Module) -> None:
         if offloader is not None or hooks:
             kind = ", ".join(hooks) or type(offloader).__name__
             raise UnsupportedError(
-                f"{here} carries hooks of an offloader or a cache ({kind}), which would run on the original "
-                f"weights; prune first, or remove them (pipe.remove_all_hooks(), disable_cache()) and move the pipeline with "
-                f"pipe.to(device)"
+                f"{here} carries hooks of an offloader or a cache ({kind}), which would use the original "
+                f"weights; prune first, or remove them (pipe.remove_all_hooks(), disable_cache()) and move the "
+                f"pipeline with pipe.to(device)"
             )
 
 

@@ -40,7 +40,8 @@ def _spectrum(
         typer.Argument(help="Folder of photographs; about 100 are enough. (default: generates pictures)"),
     ] = None,
     side: Annotated[
-        int | None, typer.Option(min=64, help="Side of the images in pixels. (default: the native size of the model)")
+        int | None,
+        typer.Option(min=64, help="Side of the images in pixels. (default: the native size of the model)"),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of images from the folder.")] = 100,
     prompt: options.Prompt = None,
@@ -52,10 +53,12 @@ def _spectrum(
     dtype: options.Dtype = "float32",
     out: Annotated[
         Path | None,
-        typer.Option(help="Also write the spectrum to this file; name it hasten.json in the model's folder to ship it with the model."),
+        typer.Option(
+            help="Also write the spectrum to this file, for example hasten.json in the model's folder."
+        ),
     ] = None,
 ) -> None:
-    """Measure the power spectrum of a model's latents, which determines the low-resolution steps of `bottleneck`.
+    """Measure the power spectrum of a model's latents, which sets the low-resolution steps of `bottleneck`.
 
     Without IMAGES, a few pictures are generated and measured. The result is kept in the user's cache folder.
     """

@@ -38,7 +38,7 @@ class ContinuousConfig(TechniqueConfig):
 
     mode: Literal["continuous"] = Field(
         "continuous",
-        description='"continuous" computes some steps at low resolution and stays on the trajectory of the full resolution.',
+        description='"continuous" computes some steps at low resolution and stays on the full-resolution trajectory.',
     )
     scale: Annotated[Scale | tuple[Scale, ...], Choices(0.5, (0.25, 0.5))] = Field(
         0.5,
@@ -66,8 +66,8 @@ class ContinuousConfig(TechniqueConfig):
     learn_spectrum: bool = Field(
         True,
         description=(
-            'For `low_until="auto"` and an autoencoder of unknown spectrum: measure it in the first call, keep it in '
-            "the user's cache folder, and use what is kept there."
+            'For `low_until="auto"` and an autoencoder of unknown spectrum: measure it in the first call, store it in '
+            "the user's cache folder, and use it in later calls."
         ),
     )
     taper: Annotated[int, Field(ge=0)] = Field(
@@ -174,8 +174,8 @@ class RestartConfig(TechniqueConfig):
     switch: Literal["clean", "x0"] = Field(
         "clean",
         description=(
-            'A stage runs to the end ("clean"), or stops where the next one starts and hands over its '
-            'estimate of the clean latents ("x0").'
+            'A stage runs to its end ("clean"), or stops at the start level of the next stage and passes on '
+            'its estimate of the clean latents ("x0").'
         ),
     )
     noise: Literal["shared", "fresh"] = Field(

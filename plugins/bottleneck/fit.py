@@ -57,7 +57,8 @@ def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpe
         left = describe_unread(list_folder(folder).unread)
         raise ConfigError(
             f"{folder} has no image of at least {side} x {side} pixels. Enlarged smaller images would "
-            f"falsify the spectrum: use larger images or a smaller side" + (f". Not read: {left}" if left else "")
+            f"falsify the spectrum: use larger images or a smaller side"
+            + (f". Not read: {left}" if left else "")
         ) from None
 
 

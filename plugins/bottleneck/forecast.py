@@ -80,8 +80,9 @@ def call_findings(
         lowest = min(low.until for low in resolutions.lows)
         yield Finding(
             "warning",
-            f"no step of this call runs at low resolution: of its {len(levels)} the last one never does, and none of "
-            f"the others has a level from {lowest:.4g} to {config.high_first:.4g} that allows it; run more steps, or "
+            f"no step of this call runs at low resolution: the last of its {len(levels)} steps never does, "
+            f"and no other step has a level from {lowest:.4g} to {config.high_first:.4g}; run more "
+            f"steps, or "
             f"set low_until and high_first",
         )
 

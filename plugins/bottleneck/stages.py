@@ -127,9 +127,7 @@ def _dynamic_shift(scheduler: Any, planned: PlannedStage, mu: float | None) -> f
     shift = planned.stage.shift
     if shift is None:
         if mu is None:
-            raise ConfigError(
-                "this pipeline has no dynamic shift: give every stage a shift", path="stages"
-            )
+            raise ConfigError("this pipeline has no dynamic shift: give every stage a shift", path="stages")
         shift = (math.exp(mu) if exponential else mu) / planned.ratio
     return math.log(shift) if exponential else shift
 
@@ -155,7 +153,8 @@ def _set_diffusion_timesteps(scheduler: Any, planned: PlannedStage, device: Any)
     if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
         raise ConfigError(
             f"{type(scheduler).__name__} derives each timestep from the previous one and cannot be shifted: "
-            f"leave the shift of every stage unset, or use a scheduler with custom timesteps (DPMSolverMultistepScheduler)",
+            f"leave the shift of every stage unset, or use a scheduler with custom timesteps "
+            f"(DPMSolverMultistepScheduler)",
             path="stages",
         )
     kept = scheduler.alphas_cumprod.double().cpu().numpy()

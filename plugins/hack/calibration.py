@@ -89,9 +89,7 @@ class Artefact:
         heads = (config["num_layers"], config["num_heads"])
         if tuple(self.statistics.sigma.shape) != heads:
             found = tuple(self.statistics.sigma.shape)
-            raise CheckpointError(
-                f"{source} has {found} layers and heads, the model has {heads}; {_REMEDY}"
-            )
+            raise CheckpointError(f"{source} has {found} layers and heads, the model has {heads}; {_REMEDY}")
         if self.schedule != schedule:
             raise CheckpointError(
                 f"{source} was calibrated on the scales {_text(self.schedule)}, this call has {_text(schedule)}; "

@@ -36,14 +36,16 @@ def _calibrate(
     label: Annotated[
         list[int] | None, typer.Option("--label", help="A class number; repeat for several.")
     ] = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Number of prompts from a miniature's data set.")] = 8,
+    num_prompts: Annotated[
+        int, typer.Option(min=1, help="Number of prompts from a miniature's data set.")
+    ] = 8,
     height: options.Height = None,
     width: options.Width = None,
     seed: options.Seed = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
 ) -> None:
-    """Classify the heads of a VAR or Infinity model as contextual or structural, for `--set hack.calibration=FILE`."""
+    """Find contextual heads of a VAR or Infinity model, for `--set hack.calibration=FILE`."""
     from hasten.commands import hold_file, host, load_quietly
     from hasten.extend import ConfigError
     from hasten.plugins.hack.calibration import calibrate
@@ -63,8 +65,8 @@ def _calibrate(
     artefact.write(out)
     contextual = contextual_heads(artefact.statistics, "auto")
     typer.echo(
-        f"{printable(str(out))}: {artefact.samples} pictures, {int(contextual.sum())} of {contextual.numel()} heads are "
-        "contextual (their queries attend to the same few keys)"
+        f"{printable(str(out))}: {artefact.samples} pictures, {int(contextual.sum())} of {contextual.numel()} heads "
+        "are contextual (their queries attend to the same few keys)"
     )
 
 
@@ -73,7 +75,9 @@ def _kv(
     ratio: Annotated[
         list[float] | None, typer.Option(help="Ratios to measure; repeat. (default: 0.5 0.7 0.9)")
     ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Run only this many layers, and scale the result.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Run only this many layers, and scale the result.")
+    ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures in the batch.")] = 1,
     exact: Annotated[bool, typer.Option(help="Also measure the exact cache.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved runs; medians are shown.")] = 1,
@@ -89,9 +93,7 @@ def _kv(
     from hasten.plugins.hack.bench import SHAPES, measure
 
     if shape not in SHAPES:
-        raise ConfigError(
-            f"unknown shape {shape!r}{suggestion(shape, SHAPES)} Shapes: {', '.join(SHAPES)}."
-        )
+        raise ConfigError(f"unknown shape {shape!r}{suggestion(shape, SHAPES)} Shapes: {', '.join(SHAPES)}.")
     place = options.choose_place(None, device, dtype)
     wanted = [*([None] if exact else []), *(ratio if ratio is not None else (0.5, 0.7, 0.9))]
     rounds = [

@@ -34,12 +34,13 @@ class HackConfig(TechniqueConfig):
         description=(
             "Tokens to keep: `hack`, `hack_plus` (separate budgets for attention and cache), `scale_static` "
             "(whole scales per head, chosen by the calibration; the budget is that of the cache), "
-            "`local_scales` (the first scales and as many recent ones as fit), or a baseline: `streaming`, `snapkv`, `h2o`."
+            "`local_scales` (the first scales and as many recent ones as fit), or a baseline: "
+            "`streaming`, `snapkv`, `h2o`."
         ),
     )
     budgets: Literal["asymmetric", "uniform"] = Field(
         "asymmetric",
-        description="`asymmetric` gives structural heads more tokens than contextual ones, `uniform` the same number to all.",
+        description="`asymmetric` gives structural heads more tokens than contextual ones, `uniform` the same number.",
     )
     alpha: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         "auto",

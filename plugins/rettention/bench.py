@@ -59,7 +59,9 @@ def _command(
     tile: Annotated[int | None, typer.Option(min=1, help="Positions per tile. (default: chosen)")] = None,
     kernel: Annotated[str, typer.Option(help="Kernel, or auto.")] = "auto",
     heads: Annotated[int | None, typer.Option(min=1, help="Number of heads. (default: the shape's)")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Number of samples. (default: the shape's)")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Number of samples. (default: the shape's)")
+    ] = None,
     dtype: common.Dtype = "float32",
     device: common.Device = None,
     threads: Annotated[

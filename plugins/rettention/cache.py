@@ -96,8 +96,8 @@ class ResidualCache:
         if self._budget is not None and self.bytes > self._budget:
             raise UnsupportedError(
                 f"the statistics of {len(self)} layers and branches take {self.bytes} bytes and cache_budget allows "
-                f"{self._budget}: the denoiser is called for more branches than its guidance explains (the last one "
-                f"is {key[1]!r} of {key[0]}); raise cache_budget, or name fewer layers"
+                f"{self._budget}: the denoiser is called for more branches than expected from its guidance "
+                f"(the last one is {key[1]!r} of {key[0]}); raise cache_budget, or name fewer layers"
             )
 
     def get(self, key: Key, found: tuple[Any, ...]) -> Statistics | None:

@@ -32,7 +32,7 @@ class RettentionConfig(TechniqueConfig):
     mask: MaskMode = Field(
         "block",
         description=(
-            '"block": the queries of a tile share one window that holds the paper\'s band; '
+            '"block": the queries of a tile share one window that contains the paper\'s band; '
             '"block_exact_budget" the same with a window of exactly `keep_ratio`; "reference" the '
             'paper\'s band, token by token; "tile2d" and "tile3d" square tiles with square windows in '
             "space, or in space and time."
@@ -41,8 +41,8 @@ class RettentionConfig(TechniqueConfig):
     tile: Literal["auto"] | Count | tuple[Count, Count] | tuple[Count, Count, Count] = Field(
         "auto",
         description=(
-            'Queries that share a window: positions for bands, sides for tiles, "auto" as many as '
-            "keep at most 1.5 times the nominal share of the pairs of picture tokens."
+            'Queries that share a window: positions for bands, sides for tiles; "auto" is the largest that '
+            "keeps at most 1.5 times the nominal share of the pairs of picture tokens."
         ),
     )
     warmup: Annotated[
@@ -64,8 +64,8 @@ class RettentionConfig(TechniqueConfig):
     ramp: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["measured"] = Field(
         0.04,
         description=(
-            "Added to `rho` after every sparse step since the last refresh; the paper has 0.04. "
-            '"measured" rescales `rho` by what a sample of queries finds it to be.'
+            "Added to `rho` after every sparse step since the last refresh; 0.04 in the paper. "
+            '"measured" rescales `rho` to the value measured on sampled queries.'
         ),
     )
     clamp_rho: bool = Field(False, description="Keep the ramped `rho` at or below 1.")
@@ -107,9 +107,9 @@ class RettentionConfig(TechniqueConfig):
     cache_budget: int | str | None = Field(
         None,
         description=(
-            'Most memory the statistics may take, in bytes or as "4GB"; layers that don\'t fit stay '
-            "dense. `null` needs room for all. A pipeline that calls its denoiser for more branches "
-            "than its guidance explains is refused when it would exceed this."
+            'Memory limit for the statistics, in bytes or as "4GB"; layers that don\'t fit stay '
+            "dense. `null` requires memory for all layers. An error is raised if more branches than "
+            "expected from the guidance exceed the limit."
         ),
     )
     offload: bool = Field(

@@ -93,8 +93,8 @@ def _band(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> Mas
     budget = round(keep_ratio * places) if mode == "block_exact_budget" else int(keep_ratio * places)
     if budget < 1:
         raise ConfigError(
-            f"keep_ratio={keep_ratio} keeps none of {places} positions of a {grid.height} x {grid.width} grid, so that "
-            f"rows of the mask would be empty; the least is {1 / places:.3g}"
+            f"keep_ratio={keep_ratio} keeps none of {places} positions of a {grid.height} x {grid.width} grid, so "
+            f"rows of the mask would be empty; the minimum is {1 / places:.3g}"
         )
     exact = mode == "block_exact_budget"
     half = budget // 2

@@ -99,8 +99,8 @@ class Rettention(Technique[RettentionConfig]):
         for pattern in self.config.layers:
             if not any(fnmatchcase(name, pattern) for name in known):
                 raise UnsupportedError(
-                    f"layers: {pattern!r} is no self-attention layer of {target.name}{suggestion(pattern, known)} It "
-                    f"has {len(known)}, the first is {known[0]!r}; patterns with * are allowed"
+                    f"layers: {pattern!r} is not a self-attention layer of {target.name}{suggestion(pattern, known)} "
+                    f"It has {len(known)}, the first is {known[0]!r}; patterns with * are allowed"
                 )
         return [name for name in known if any(fnmatchcase(name, pattern) for pattern in self.config.layers)]
 

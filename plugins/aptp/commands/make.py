@@ -136,7 +136,9 @@ def tune(
     work: Work = Path("aptp"),
     weights: Annotated[
         Literal["lora", "shared", "full"],
-        typer.Option(help="Trained weights: a low-rank update per expert, one shared by all, or all weights."),
+        typer.Option(
+            help="Trained weights: a low-rank update per expert, one shared by all, or all weights."
+        ),
     ] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the low-rank updates.")] = 4,
     steps: Annotated[int, typer.Option(min=0, help="Steps per expert.")] = 400,

@@ -44,7 +44,9 @@ def _speed(
     batches: Annotated[
         list[int] | None, typer.Option("--batch", help="Batch size; repeatable. (default: 1 and 4)")
     ] = None,
-    share: Annotated[float, typer.Option(min=0.05, max=1, help="Share of the multiply-accumulates to keep.")] = 0.7,
+    share: Annotated[
+        float, typer.Option(min=0.05, max=1, help="Share of the multiply-accumulates to keep.")
+    ] = 0.7,
     rounds: Annotated[int, typer.Option(min=3, help="Interleaved repetitions.")] = 9,
     device: common.Device = None,
     dtype: common.Dtype = None,
@@ -75,7 +77,9 @@ def _evaluate(
             help="File with prompts: text (one per line), JSON Lines, JSON, CSV or TSV. (default: a miniature's own)",
         ),
     ] = None,
-    num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Number of pictures per row.")] = 64,
+    num_prompts: Annotated[
+        int, typer.Option("--num-prompts", min=2, help="Number of pictures per row.")
+    ] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1,
     fewer_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the equal-time control. (default: measured first)")

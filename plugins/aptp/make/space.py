@@ -86,8 +86,8 @@ class Space:
             least = self.budget.ratio(self._above(scores, float("inf")))
             if least > budget:
                 raise ConfigError(
-                    f"no plan costs {budget:.1%} of the model or less: with one unit of everything and every block "
-                    f"gone that can go, it still costs {least:.1%}; choose a higher budget"
+                    f"no plan reaches a budget of {budget:.1%}: with one unit per group and every removable "
+                    f"block removed, the model still costs {least:.1%}; choose a higher budget"
                 )
             return self._filled(self._above(scores, float("inf")), scores, budget)
         return self._filled(self._above(scores, order[low]), scores, budget)

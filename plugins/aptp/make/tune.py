@@ -182,7 +182,9 @@ class Tuned:
                 raise CheckpointError(f"{file}: {name} is of none of {noted.experts} experts; {remedy}")
             tensors[int(number)][inner] = value
         if searched is not None and noted.plans and noted.plans != searched.digests:
-            raise CheckpointError(f"{file} was trained for plans that differ from those of the search; {remedy}")
+            raise CheckpointError(
+                f"{file} was trained for plans that differ from those of the search; {remedy}"
+            )
         return cls(noted.weights, tensors, noted.about, noted.plans)
 
 

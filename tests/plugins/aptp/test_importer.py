@@ -84,7 +84,7 @@ def test_incomplete_downloads_are_named(scenes_pipe, published, tmp_path, harm):
     match = {
         "no weights": "download the folder completely",
         "unknown tensor": "unknown",
-        "odd width": "no 8 times",
+        "odd width": "not 8 times",
     }
     if harm == "no weights":
         weights.unlink()

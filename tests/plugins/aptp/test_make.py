@@ -79,7 +79,7 @@ def test_a_plan_uses_its_budget_and_an_impossible_one_is_refused(study):
     for budget in (0.5, 0.75, 0.95):
         ratio = study.costs.ratio(study.space.plan(scores, budget))
         assert budget - 0.04 < ratio <= budget
-    with pytest.raises(ConfigError, match="no plan costs"):
+    with pytest.raises(ConfigError, match="no plan reaches"):
         study.space.plan(scores, 1e-4)
 
 

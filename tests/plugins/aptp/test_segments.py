@@ -75,7 +75,7 @@ def test_techniques_that_remember_heads_are_refused(scenes_pipe, options):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"segments": [0.3, 0.7]}, "have to fall"),
+        ({"segments": [0.3, 0.7]}, "must decrease"),
         ({"segments": []}, "need routes"),
         ({"routes": [{"experts": [0], "macs_share": 0.5, "traffic": 1}]}, "for each of 2 segments"),
         ({"routes": [{"experts": [0, 9], "macs_share": 0.5, "traffic": 1}]}, "one of 3 experts"),

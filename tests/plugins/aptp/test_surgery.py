@@ -127,7 +127,7 @@ def test_unknown_names_are_answered_with_the_nearest(subject):
     name = next(iter(subject.structure.groups))
     with pytest.raises(UnsupportedError, match="did you mean"):
         PruningPlan({name + "x": (0,)}).check(subject.structure)
-    with pytest.raises(UnsupportedError, match="no block"):
+    with pytest.raises(UnsupportedError, match="not a block"):
         PruningPlan({}, frozenset({"nothing"})).check(subject.structure)
 
 

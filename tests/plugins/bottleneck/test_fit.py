@@ -110,7 +110,7 @@ def test_deep_compression_autoencoders_encode():
 
 def test_unusable_folders_are_explained(tmp_path, photographs):
     vae = Identity(scaling_factor=1.0)
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         fit_folder(vae, tmp_path / "nowhere", 64)
     with pytest.raises(ConfigError, match="no image"):
         fit_folder(vae, tmp_path, 64)

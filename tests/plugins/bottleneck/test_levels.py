@@ -98,7 +98,7 @@ def test_sizes_may_be_given_in_pixels(target):
     ("size", "options", "message"),
     [
         ((2, 2), {}, "cannot be scaled by 0.5"),
-        ((64, 64), {"scale": (66, 64)}, "low height 66 is no multiple of 4"),
+        ((64, 64), {"scale": (66, 64)}, "low height 66 is not a multiple of 4"),
         ((64, 64), {"scale": (64, 256)}, "low width 256 is above the picture's 128"),
         ((64, 64), {"scale": (128, 128)}, "full size already"),
         ((64, 64), {"scale": [0.75, 0.5]}, "from small to large"),

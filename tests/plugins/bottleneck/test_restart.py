@@ -179,7 +179,7 @@ def test_a_stage_that_begins_at_pure_noise_is_pointed_out():
     plan = hasten.plan(FAMILIES["sd3"](), {"bottleneck": {**RESTART, "stages": stages}})
     warnings = [finding.message for finding in plan.findings if finding.severity == "warning"]
     assert len(warnings) == 1
-    assert "stages.1 begins at pure noise" in warnings[0]
+    assert "stages.1 starts from pure noise" in warnings[0]
 
 
 def run_restart(**changes: Any) -> torch.Tensor:

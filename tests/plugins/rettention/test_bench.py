@@ -46,7 +46,7 @@ def test_table_names_the_machine_and_the_shape():
     [
         (("--shape", "pixart"), "there is no such shape; did you mean 'pixart-"),
         (("--keep-ratio", "0"), "--keep-ratio 0.0: Input should be greater than 0"),
-        (("--keep-ratio", "1"), "keeps everything"),
+        (("--keep-ratio", "1"), "keeps all keys"),
         (("--dtype", "int8"), "dtype 'int8' cannot be used"),
         (("--mask", "round"), "--mask round:"),
         (("--kernel", "varlen"), "kernel 'varlen' cannot serve"),

@@ -16,11 +16,11 @@ EARLY: dict[str, Any] = {"min_tokens": 1, "keep_ratio": 0.3, "warmup": 0}
 @pytest.mark.parametrize(
     ("name", "options", "steps", "cause"),
     [
-        ("sd15", {"warmup": 3}, 3, "of its 3 steps 3 are warm-up and 0 renew"),
-        ("sd15", {"period": 1}, 4, "of its 4 steps 0 are warm-up and 4 renew"),
+        ("sd15", {"warmup": 3}, 3, "of its 3 steps 3 are warm-up and 0 refresh"),
+        ("sd15", {"period": 1}, 4, "of its 4 steps 0 are warm-up and 4 refresh"),
         ("pixart-sigma", {"keep_ratio": 1.0}, 4, "keep_ratio=1.0 keeps every key"),
         ("pixart-sigma", {"min_tokens": 1000}, 4, "no layer has min_tokens=1000 tokens"),
-        ("wan22-a14b", {"warmup": 1}, 3, "of its 3 steps 1 are warm-up and 2 renew"),
+        ("wan22-a14b", {"warmup": 1}, 3, "of its 3 steps 1 are warm-up and 2 refresh"),
     ],
 )
 def test_no_effect_is_told_before_and_after(

@@ -118,7 +118,7 @@ def test_windows_of_a_video_are_contiguous_when_ordered_by_position():
 
 def test_an_empty_row_is_refused():
     with pytest.raises(
-        ConfigError, match=r"keeps none of 60 positions of a 6 x 10 grid.*the least is 0.0167"
+        ConfigError, match=r"keeps none of 60 positions of a 6 x 10 grid.*the minimum is 0.0167"
     ):
         mask_shape("block", 0.01, "auto", TokenGrid(1, 6, 10))
 
