@@ -13,9 +13,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hasten._adapters.base import LatentLayout
 from hasten._clock import expected_batch
@@ -59,7 +56,7 @@ def _encoding(target: Target, arguments: Mapping[str, Any]) -> float:
     total = 0.0
     for name in getattr(target.pipe, "components", {}):
         encoder = getattr(target.pipe, name, None)
-        if name.startswith("text_encoder") and isinstance(encoder, nn.Module):
+        if name.startswith("text_encoder") and isinstance(encoder, torch.nn.Module):
             tokens = _prompt_length(target, name, arguments)
             total += texts * _encoder_flops(encoder, tokens)
     return total
@@ -69,7 +66,7 @@ def _encoder_flops(encoder: Any, tokens: int) -> float:
     weights = sum(
         module.weight.numel()
         for name, module in encoder.named_modules()
-        if isinstance(module, nn.Linear) and not any(part in name for part in _UNUSED)
+        if isinstance(module, torch.nn.Linear) and not any(part in name for part in _UNUSED)
     )
     config = getattr(encoder.config, "text_config", encoder.config)
     layers: int = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", 0)
@@ -129,7 +126,7 @@ def _latents(
     size = call_size(target, arguments)
     if size is None:
         raise LookupError("the size of the call is not known in advance")
-    whole = any(isinstance(module, nn.Conv3d) for module in vae.modules())
+    whole = any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
     frames = size.frames or 1
     lead = (1, _channels(vae), frames) if whole else (frames, _channels(vae))  # else picture by picture
     return (*lead, size.height, size.width), layout.pixels(target.pipe, size)
@@ -144,6 +141,9 @@ def _channels(vae: Any) -> int:
 def _decode(decoder: _Decoder, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
     """Operations of decoding latents of this shape, and the shape of what comes out."""
     cls, config = decoder.made_of
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton
+
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad():
         twin = cls.from_config(config).eval()

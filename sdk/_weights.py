@@ -9,15 +9,17 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
-from torch import Tensor, nn
 
 from hasten._errors import CheckpointError
 from hasten._files import check_file, inside, problems, read_json
 from hasten._records import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = [
     "REMEDY",
@@ -36,7 +38,7 @@ __all__ = [
     "save_sealed_tensors",
 ]
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound="nn.Module")
 NotedT = TypeVar("NotedT", bound=BaseModel)
 
 REMEDY = "download it again from its publisher"
@@ -225,7 +227,7 @@ def _check_archive(path: Path, size: int, remedy: str) -> None:
 
 def _check_tensors(tensors: Mapping[str, Any], place: str, size: int, remedy: str) -> None:
     for name, value in tensors.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, torch.Tensor):
             raise CheckpointError(
                 f"{place}: {name} is a {type(value).__name__} where a tensor is expected; {remedy}"
             )

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    AttentionTokens,
     Channels,
     FlowPath,
     ImageLayout,
@@ -65,21 +66,29 @@ class StableDiffusion3Units(ScannedUnits):
         }
 
 
-ADAPTER = Adapter(
-    family="stable-diffusion-3",
-    pipelines=(
-        "StableDiffusion3Pipeline",
-        "StableDiffusion3Img2ImgPipeline",
-        "StableDiffusion3InpaintPipeline",
-        "StableDiffusion3ControlNetPipeline",
-        "StableDiffusion3ControlNetInpaintingPipeline",
-        "StableDiffusion3PAGPipeline",
-        "StableDiffusion3PAGImg2ImgPipeline",
+_PERTURBED = "perturbed-attention guidance gives some layers a mask with one row for each query"
+
+ADAPTERS = (
+    Adapter(
+        family="stable-diffusion-3",
+        pipelines=(
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+            "StableDiffusion3ControlNetPipeline",
+            "StableDiffusion3ControlNetInpaintingPipeline",
+        ),
+        capabilities=(
+            StableDiffusion3Layout(),
+            JointTokens(r"transformer_blocks\.\d+\.attn", "after", alone=r"transformer_blocks\.\d+\.attn2"),
+            StableDiffusion3Units(),
+        ),
+        models=("SD3Transformer2DModel",),
     ),
-    capabilities=(
-        StableDiffusion3Layout(),
-        JointTokens(r"transformer_blocks\.\d+\.attn", "after", alone=r"transformer_blocks\.\d+\.attn2"),
-        StableDiffusion3Units(),
+    Adapter(
+        family="stable-diffusion-3-pag",
+        pipelines=("StableDiffusion3PAGPipeline", "StableDiffusion3PAGImg2ImgPipeline"),
+        capabilities=(StableDiffusion3Layout(), StableDiffusion3Units()),
+        missing={AttentionTokens: _PERTURBED},
     ),
-    models=("SD3Transformer2DModel",),
 )

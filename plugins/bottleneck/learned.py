@@ -6,16 +6,18 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
-from torch import Tensor
 
 from hasten.commands import Processes
 from hasten.extend import CheckpointError, HastenError
 from hasten.files import as_fields, cache_folder, read_sealed, seal, write_atomically
 from hasten.schedules.spectrum import Spectrum, fit_spectrum
 from hasten.weights import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["LearnedSpectrum", "autoencoder_of", "entry_of", "keep", "may_differ", "measure", "recall"]
 

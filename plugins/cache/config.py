@@ -6,12 +6,14 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from torch import nn
 
 from hasten.extend import TechniqueConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "CacheConfig",

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
-import torch
 from pydantic import Field, model_validator
 
 from hasten.extend import (
@@ -123,18 +122,18 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         output = proceed(call.replace_kwargs(halves))
         call.run.record(self.name, skipped="uncond")
         sample = call.sample(output)
-        twice = [*sample, *sample] if isinstance(sample, list) else torch.cat([sample, sample])
+        twice = [*sample, *sample] if isinstance(sample, list) else sample.repeat(2, *[1] * (sample.ndim - 1))
         return call.with_sample(output, twice)
 
 
 def _second_half(value: object, batch: int) -> object:
     """The conditional half of everything that has a batch dimension; diffusers puts the unconditional one first."""
-    if isinstance(value, (torch.Tensor, list)):
-        counted = isinstance(value, list) or value.ndim > 0
-        return value[batch // 2 :] if counted and len(value) == batch else value
+    from torch import Tensor
+
     if isinstance(value, Mapping):
         return {name: _second_half(item, batch) for name, item in value.items()}
-    return value
+    counted = isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+    return value[batch // 2 :] if counted and len(value) == batch else value
 
 
 @hookimpl

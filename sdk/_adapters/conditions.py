@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
 from hasten._adapters.base import LatentSize
 from hasten._errors import UnsupportedError
@@ -60,9 +59,9 @@ class Channels:
     def _resized_masks(self, masks: Tensor, size: LatentSize) -> Tensor:
         if self.subpixel == 1:
             return resize_mask(masks, size)
-        pixels = functional.pixel_shuffle(masks.movedim(1, -3), self.subpixel)
+        pixels = torch.nn.functional.pixel_shuffle(masks.movedim(1, -3), self.subpixel)
         fitted = resize_mask(pixels, LatentSize(size.height * self.subpixel, size.width * self.subpixel))
-        return functional.pixel_unshuffle(fitted, self.subpixel).movedim(-3, 1)
+        return torch.nn.functional.pixel_unshuffle(fitted, self.subpixel).movedim(-3, 1)
 
 
 def resize_clean(content: Tensor, size: LatentSize) -> Tensor:
@@ -84,7 +83,7 @@ def resize_mask(mask: Tensor, size: LatentSize) -> Tensor:
     if mask.shape[-2:] == (size.height, size.width):
         return mask
     flat = mask.float().reshape(-1, 1, *mask.shape[-2:])
-    resized = functional.adaptive_avg_pool2d(flat, (size.height, size.width))
+    resized = torch.nn.functional.adaptive_avg_pool2d(flat, (size.height, size.width))
     return resized.view(*mask.shape[:-2], size.height, size.width).to(mask.dtype)
 
 

@@ -92,7 +92,10 @@ def _settled(stock: Stock) -> tuple[Any, list[Tensor]]:
     for stock.enlarge, stock.latent in ((True, True), (True, False), (False, True), (False, False)):
         pipe = stock.pipeline()
         try:
-            return pipe, _call(stock, pipe)
+            made = _call(stock, pipe)
+            if not all(bool(output.isfinite().all()) for output in made):
+                raise ValueError("its output is not finite")
+            return pipe, made
         except Exception as error:  # whatever a pipeline says to a call it does not know
             last = error
     raise RuntimeError(f"{stock.name} does not run stock: {last}") from last

@@ -60,7 +60,7 @@ def test_other_captions_are_wrong(videos: Any) -> None:
 
 def test_pictures_are_refused(videos: Any) -> None:
     pictures = batch(videos)
-    with pytest.raises(ConfigError, match="is one of videos"):
+    with pytest.raises(ConfigError, match="needs videos"):
         make_metric("mini_motion", {}).embed(Batch(pictures.images, pictures.prompts))
 
 

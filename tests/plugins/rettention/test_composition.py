@@ -75,7 +75,7 @@ def test_the_pair_is_known_to_work():
     pipe = FAMILIES["sd3"]()
     plan = hasten.plan(pipe, both(LOW, SPARSE, "bottleneck"), **call_kwargs("sd3"))
     assert plan.untested == ()
-    assert TESTED[frozenset({"bottleneck", "rettention"})] == "tests/plugins/rettention/test_composition.py"
+    assert TESTED[frozenset({"bottleneck", "rettention"})] == "tests/test_pairs.py"
 
 
 def test_two_techniques_on_one_layer_are_refused(monkeypatch):

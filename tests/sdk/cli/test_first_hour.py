@@ -130,8 +130,8 @@ def test_a_log_shows_lines_the_first_the_last_and_one_now_and_then(monkeypatch: 
         tell("scoring", 0, 4)
     assert log.getvalue().splitlines() == [
         "generating: 1 of 30, 1 s",
-        "generating: 11 of 30, 11 s",
-        "generating: 21 of 30, 21 s",
+        "generating: 11 of 30, 11 s, about 19 s left",
+        "generating: 21 of 30, 21 s, about 9 s left",
         "generating: 30 of 30, 30 s",
         "scoring: 0 of 4, 30 s",
     ]
