@@ -14,7 +14,6 @@ from hasten.extend import (
     Technique,
     UnsupportedError,
     hookimpl,
-    refuse_compiled,
 )
 from hasten.plugins.cache.config import CacheConfig
 
@@ -52,6 +51,8 @@ class Cache(Technique[CacheConfig]):
 
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse compiled denoisers, and models without layers that diffusers' cache knows."""
+        from hasten.extend import refuse_compiled
+
         try:
             refuse_compiled(target)
         except UnsupportedError as error:

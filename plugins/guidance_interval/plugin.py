@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
@@ -18,23 +18,19 @@ from hasten.extend import (
     Access,
     Between,
     Claim,
-    DenoiserCall,
     Finding,
     Forecast,
     Guidance,
     LatentLayout,
-    Seams,
-    StepRecord,
-    Target,
     Technique,
     TechniqueConfig,
-    branches,
     hookimpl,
-    planned_steps,
 )
 
-Proceed = Callable[[DenoiserCall], object]
-"""Computes the forward: the next technique, or the denoiser itself."""
+if TYPE_CHECKING:  # these load torch, which a listing of techniques has no need of
+    from hasten.extend import DenoiserCall, Seams, StepRecord, Target
+
+    Proceed = Callable[[DenoiserCall], object]
 
 
 class GuidanceIntervalConfig(TechniqueConfig):
@@ -76,6 +72,8 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
 
     def check_call(self, target: Target, arguments: Mapping[str, object]) -> list[Finding]:
         """Say that the call has no guidance, or that its levels are all guided."""
+        from hasten.extend import branches, planned_steps
+
         if branches(target, arguments) == 1:
             return [Finding("warning", "this call is without guidance, so there is no branch to skip")]
         planned = planned_steps(target, arguments)
@@ -86,6 +84,8 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
 
     def forecast(self, target: Target, arguments: Mapping[str, object], before: Forecast) -> Forecast:
         """Half the cost at every level outside of the interval."""
+        from hasten.extend import branches
+
         halves = branches(target, arguments) == 2
         steps = tuple(
             step.changed(0.5, "no guidance") if halves and not self._guided(step.level) else step

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from hasten.extend import UnsupportedError
 from hasten.plugins.rettention.layout import SparseLayout
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hasten.extend import AttentionCall
 
 __all__ = ["Operands", "computed_type", "key_padding", "require_exact"]
@@ -59,7 +59,7 @@ class Operands:
     def context_rows(self) -> Tensor:
         """Attention (B, H, context, d) of the tokens that are not of the grid, over all keys."""
         queries = self.layout.context(self.query)
-        return functional.scaled_dot_product_attention(
+        return torch.nn.functional.scaled_dot_product_attention(
             queries, self.key, self.value, attn_mask=self.keep, scale=self.scale
         )
 

@@ -18,7 +18,6 @@ from hasten.extend import (
     UnsupportedError,
     frame_layers,
     hookimpl,
-    refuse_compiled,
 )
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 
@@ -54,6 +53,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse denoisers with unknown modules that may mix frames."""
+        from hasten.extend import refuse_compiled
         from hasten.plugins.video_infinity.scheduler import scheduler_refusal
         from hasten.plugins.video_infinity.unknown_modules import unknown_modules
 
