@@ -1,4 +1,4 @@
-"""Make an existing diffusion or visual-autoregressive pipeline faster, and measure what it cost.
+"""Make an existing diffusion or visual-autoregressive pipeline faster, and measure the effect on quality.
 
 >>> import hasten
 >>> [entry.name for entry in hasten.Config.of(["bottleneck"]).techniques]
@@ -7,7 +7,7 @@
 ...     image = pipe("a red fox").images[0]
 ...     print(accel.report())
 
-Importing this package imports neither torch nor diffusers; its names are loaded when they are first used.
+Importing this package imports neither torch nor diffusers; its names are loaded on first use.
 """
 
 import logging

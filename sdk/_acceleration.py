@@ -1,4 +1,4 @@
-"""`accelerate` and `plan`: attaching techniques to a pipeline, all or nothing, and taking them off again."""
+"""`accelerate` and `plan`: attaching techniques to a pipeline, all or none, and removing them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Acceleration", "accelerate", "acceleration_of", "plan", "restore"]
 
 
 def plan(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **call: Any) -> Plan:
-    """What :func:`accelerate` would do to ``pipe``: the same checks, nothing touched.
+    """Run the checks of :func:`accelerate` and forecast a call, without changing ``pipe``.
 
     Args:
         pipe: a diffusers pipeline of a known family.
@@ -37,7 +37,7 @@ def plan(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **cal
 
     Raises:
         ConfigError: the configuration is wrong.
-        ConflictError: techniques collide.
+        ConflictError: techniques conflict.
         UnsupportedError: the pipeline cannot be accelerated like this.
     """
     return make_plan(Target.of(pipe, allow_unverified=allow_unverified), Config.of(config), call)[0]
@@ -49,17 +49,17 @@ def accelerate(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False,
     Args:
         pipe: a diffusers pipeline of a known family.
         config: see :meth:`hasten.Config.of`; the name of a preset is enough (``"balanced"``).
-        allow_unverified: accept a pipeline that no adapter names, if one describes its denoiser. The plan marks it
+        allow_unverified: accept a pipeline without an adapter if one describes its denoiser. The plan marks it
             *unverified*, and the first forward of every call is compared with stock before anything else.
-        **call: arguments of the calls to come, for presets, which depend on the size (``height=512, width=512``), and
-            for forecasts; the pipeline's defaults fill in the rest.
+        **call: arguments of later calls (``height=512, width=512``), for presets, which depend on the size, and for
+            forecasts; the pipeline's defaults fill in the rest.
 
     Returns:
-        A handle that reports and undoes. It is a context manager, too: leaving it restores the pipeline.
+        A handle for reports and for restoring the pipeline. As a context manager, it restores the pipeline on exit.
 
     Raises:
         ConfigError: the configuration is wrong.
-        ConflictError: techniques collide, or the pipeline is accelerated already.
+        ConflictError: techniques conflict, or the pipeline is already accelerated.
         UnsupportedError: the pipeline cannot be accelerated like this.
     """
     if accelerated_by(pipe) is not None:
@@ -73,7 +73,7 @@ def accelerate(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False,
 
 
 def acceleration_of(pipe: Any) -> Acceleration | None:
-    """The live acceleration of a pipeline, for whoever has not kept what :func:`accelerate` returned.
+    """The handle that :func:`accelerate` returned for a pipeline.
 
     Args:
         pipe: any pipeline. Copies and siblings of an accelerated one are stock.
@@ -86,17 +86,17 @@ def acceleration_of(pipe: Any) -> Acceleration | None:
 
 
 def restore(pipe: Any) -> None:
-    """Give a pipeline back as it was before :func:`accelerate`. Does nothing to one that is not accelerated."""
+    """Restore a pipeline to its state before :func:`accelerate`. Has no effect if it is not accelerated."""
     acceleration = acceleration_of(pipe)
     if acceleration is not None:
         acceleration.restore()
 
 
 class Acceleration:
-    """Techniques attached to one pipeline. Made by :func:`accelerate`.
+    """Techniques attached to one pipeline. Created by :func:`accelerate`.
 
-    Between calls nothing but the class of the pipeline object is changed (and what a technique that edits the
-    structure has to keep); the seams are installed when a call begins and are gone when it ends or fails.
+    Between calls, only the class of the pipeline object is changed, and the structural edits of techniques. The
+    seams are installed when a call starts and removed when it ends or fails.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Acceleration:
 
     @property
     def plan(self) -> Plan:
-        """What is attached now: techniques, findings, forecasts and, from the outside in, what is patched."""
+        """Current plan: techniques, findings, forecasts and patches, from the outside in."""
         attachment = self._attachment
         alive = tuple(t for t in self._plan.techniques if t.name in attachment.names)
         untested = tuple(pair for pair in self._plan.untested if set(pair) <= set(attachment.names))
@@ -137,7 +137,7 @@ class Acceleration:
         )
 
     def report(self) -> Report:
-        """What the last call did; without a row before the first call."""
+        """Report of the last call; without rows before the first call."""
         return self._attachment.report
 
     @contextmanager
@@ -174,7 +174,7 @@ class Acceleration:
 
         Raises:
             ConfigError: the configuration is wrong.
-            ConflictError: techniques collide.
+            ConflictError: techniques conflict.
             UnsupportedError: the pipeline cannot be accelerated like this, or a technique edits the weights that both
                 share.
         """

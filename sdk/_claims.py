@@ -1,4 +1,4 @@
-"""Claims: which slot of a pipeline a technique touches, and how. The host refuses combinations that collide."""
+"""Claims: which slots of a pipeline a technique uses, and how. The host refuses conflicting combinations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOTS: dict[str, str] = {
     "ranks.frames": "which process holds which frames",
     "ranks.sequence": "which process holds which tokens",
 }
-"""Every slot and what it stands for."""
+"""Every slot and its meaning."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Claim:
     Args:
         slot: a key of :data:`SLOTS`.
         access: exclusive, writes or reads.
-        modules: qualified module names it is limited to (``"transformer.blocks.0.attn"``); ``None`` is all.
-        follows_writes: for readers: whether the technique copes with the slot changing during a run.
+        modules: qualified names of the modules it applies to (``"transformer.blocks.0.attn"``); ``None`` is all.
+        follows_writes: for readers: whether the technique supports changes of the slot during a run.
     """
 
     slot: str

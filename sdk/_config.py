@@ -1,4 +1,4 @@
-"""What a run is configured with: techniques in order, each with its own validated options, and the job around them."""
+"""Configuration of a run: techniques in order, each with its validated options, and settings of the command line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from hasten._technique import TechniqueConfig
 __all__ = ["PRESETS", "Config", "ConfigLike", "Precision", "TechniqueEntry", "apply_overrides", "load_config"]
 
 PRESETS = ("faithful", "balanced", "fast")
-"""Names of the presets, the most careful one first."""
+"""Names of the presets, the most conservative first."""
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number formats a pipeline can be loaded in."""
 
@@ -47,7 +47,7 @@ class TechniqueEntry(BaseModel):
 
 
 class Config(StrictModel):
-    """A whole configuration. Immutable; equal to what its JSON form parses back to.
+    """A complete, immutable configuration. Writing it to JSON and reading it back gives an equal one.
 
     Accepts for ``techniques`` a list of names, a list of ``{"name": ..., option: ...}``, or a mapping from names to
     options. Every failure is a :class:`ConfigError` that names the dotted path, and the line in a YAML file.
@@ -166,7 +166,7 @@ class Config(StrictModel):
 
 
 ConfigLike = Config | str | Path | Sequence[Any] | Mapping[str, Any]
-"""Whatever :meth:`Config.of` accepts."""
+"""Values that :meth:`Config.of` accepts."""
 
 
 def load_config(value: ConfigLike) -> Config:
@@ -187,9 +187,9 @@ def apply_overrides(
     """``config`` with the command line's ``--preset``, ``--enable`` and ``--set NAME.OPTION=VALUE`` applied on top.
 
     Args:
-        config: what to start from; ``None`` is the empty configuration.
-        enable: technique names to add at the end; one that is enabled already stays where it is.
-        preset: name of a preset that takes the place of the one in ``config``.
+        config: initial configuration; ``None`` is the empty one.
+        enable: technique names to add at the end; an enabled one keeps its position.
+        preset: name of a preset that replaces the one in ``config``.
         sets: assignments ``"name.option=value"`` (or ``"name.option.part=value"``); values are YAML.
 
     Raises:

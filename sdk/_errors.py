@@ -1,4 +1,4 @@
-"""Every error `hasten` raises on purpose. Each message says what, where, why and what to do about it."""
+"""Errors of `hasten`. Each message names the value, the place, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ConfigError(HastenError):
     """A configuration value, option name, technique name or file that cannot be used.
 
     Args:
-        message: what is wrong and what to write instead.
+        message: the fault and the remedy.
         path: dotted path of the offending value (``"techniques.0.delta"``), empty for the whole document.
         source: file the value came from, if any.
         line: line of ``source``, counted from 1, where it is known.
@@ -55,11 +55,11 @@ class ConfigError(HastenError):
 
 
 class ConflictError(HastenError):
-    """Two that want the same: techniques, accelerations, calls or caches one part of a pipeline, runs one output."""
+    """Conflict between techniques, accelerations, calls or caches of a pipeline, or runs with one output."""
 
 
 class UnsupportedError(HastenError):
-    """A pipeline that cannot be accelerated as asked: unknown family, missing capability, bypassed seam."""
+    """A pipeline that cannot be accelerated: unknown family, missing capability, bypassed seam."""
 
 
 class PluginError(HastenError):
@@ -67,7 +67,7 @@ class PluginError(HastenError):
 
 
 class CheckpointError(HastenError):
-    """Files that do not hold what their format promises."""
+    """Files that are damaged or do not match their format."""
 
 
 class RankError(HastenError):

@@ -1,7 +1,7 @@
-"""The whole plugin surface: the hooks a plugin may implement, and the markers.
+"""Hook specifications of plugins, and their markers.
 
-Hooks are called while things are set up and once after a run, never inside a denoiser forward. The historic ones are
-asked of every plugin once, whenever it is registered.
+Hooks are called during set-up and after a call, never inside a denoiser forward. Historic hooks are called once for
+every plugin, when it is registered.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec(historic=True)
 def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
-    """Offer techniques: call ``register(TechniqueClass)`` once for each."""
+    """Add techniques: call ``register(TechniqueClass)`` once for each."""
 
 
 @hookspec(historic=True)
 def hasten_register_adapters(register: Callable[[Adapter], None]) -> None:
-    """Offer pipeline families: call ``register(adapter)`` once for each."""
+    """Add pipeline families: call ``register(adapter)`` once for each."""
 
 
 @hookspec(historic=True)
 def hasten_register_metrics(register: Callable[[str, Callable[..., Any], str], None]) -> None:
-    """Offer quality metrics: call ``register(name, factory, summary)`` once for each."""
+    """Add quality metrics: call ``register(name, factory, summary)`` once for each."""
 
 
 @hookspec(historic=True)
 def hasten_register_models(register: Callable[[Model], None]) -> None:
-    """Offer pipelines that ``hasten.load`` knows by name: call ``register(model)`` once for each."""
+    """Add pipelines that ``hasten.load`` loads by name: call ``register(model)`` once for each."""
 
 
 @hookspec
@@ -62,12 +62,12 @@ def hasten_register_benchmarks(group: typer.Typer) -> None:
 
 @hookspec
 def hasten_plan(plan: Plan) -> Iterable[Finding] | None:
-    """Comment on ``plan`` with findings; one of severity ``error`` refuses the acceleration."""
+    """Return findings about ``plan``; one of severity ``error`` refuses the acceleration."""
 
 
 @hookspec
 def hasten_run_finished(report: Report) -> None:
-    """See the ``report`` of an accelerated run, once per call of the user's pipeline (also of a failed one)."""
+    """Receive the ``report`` of a pipeline call, once per call of the user, also after a failed one."""
 
 
 HOOKS = (

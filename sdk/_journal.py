@@ -1,7 +1,7 @@
-"""The undo journal: four kinds of structural edit, each of which can be taken back, in any order.
+"""The undo journal: four kinds of structural edit that can be undone in any order.
 
-Every place that was edited keeps its original value and the edits on top of it, oldest first. Taking one edit back
-re-applies those above it to what lies below, so that removing one technique keeps the others in force. Only
+The journal stores the original value of each attribute and its edits, oldest first. Undoing one edit applies the
+later ones again to the value below it, so removing one technique keeps the edits of the others. Only
 instances are edited: a class, a module object or anything else that others share is refused.
 """
 
@@ -59,7 +59,7 @@ class Journal:
         self._places: dict[tuple[int, str], _Place] = {}
 
     def owned(self, owner: str, culprit: Culprit | None = None) -> OwnedJournal:
-        """The journal as the technique ``owner`` writes it; ``culprit`` names it in errors of its wrappers."""
+        """The journal of the technique ``owner``; ``culprit`` names it in errors of its wrappers."""
         return OwnedJournal(self, owner, culprit or Culprit(f"technique {owner!r}"))
 
     def describe(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class Journal:
         )
 
     def edit(self, owner: str, target: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Set ``target.name`` to ``make(present value)``, and remember how to take it back.
+        """Set ``target.name`` to ``make(current value)``, and record the edit.
 
         Raises:
             ConflictError: another acceleration, of a pipeline that shares the target, has edited the same place.
@@ -92,7 +92,7 @@ class Journal:
         _write(place, value)
 
     def undo(self, owner: str) -> None:
-        """Take back every edit of ``owner``, last first. Edits of others above them are made again.
+        """Undo every edit of ``owner``, last first. Later edits of other techniques are applied again.
 
         Raises:
             PluginError: a wrapper of another technique failed when it was called again; that place is as it was.
@@ -108,7 +108,7 @@ class Journal:
             raise problems[0]
 
     def undo_all(self) -> None:
-        """Take back every edit of everybody. No code of theirs runs."""
+        """Undo every edit without running code of techniques."""
         for place in reversed(list(self._places.values())):
             self._keep(place, [])
 
@@ -183,7 +183,7 @@ class OwnedJournal:
         self.journal.edit(self.owner, target, name, wrapped)
 
     def replace_module(self, root: nn.Module, path: str, module: nn.Module) -> None:
-        """Put ``module`` in the place of ``root.get_submodule(path)``.
+        """Replace ``root.get_submodule(path)`` by ``module``.
 
         Raises:
             PluginError: there is no such submodule.

@@ -28,12 +28,12 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
     """Load a pipeline.
 
     Args:
-        name_or_path: a bundled miniature (``"mini/..."``), a local folder, or a hub id (``"owner/name"``), which is
-            the only thing that uses the network.
+        name_or_path: a bundled miniature (``"mini/..."``), a local folder, or a hub id (``"owner/name"``). Only a
+            hub id uses the network.
         **options: passed on to the miniature's loader, or to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
-        UnsupportedError: nothing of that name can be loaded, or it is a pipeline of a kind that is not known here.
+        UnsupportedError: nothing with this name can be loaded, or the class of the pipeline is unknown.
         CheckpointError: a saved pipeline is damaged or incomplete.
     """
     name = str(name_or_path)
@@ -57,14 +57,14 @@ def load(name_or_path: str | Path, **options: Any) -> Any:
 
 
 def load_saved(folder: Path, **options: Any) -> Any:
-    """Load a saved miniature, in single precision unless told otherwise, without the components it was saved without.
+    """Load a saved miniature, by default in single precision, without components that were not saved.
 
     Args:
         folder: holds the pipeline and its ``hasten.json``.
         **options: passed on to ``from_pretrained``.
 
     Raises:
-        CheckpointError: a file is damaged, the weights are not those of the model, or there is no ``hasten.json``.
+        CheckpointError: a file is damaged, the weights do not match the model, or there is no ``hasten.json``.
     """
     import torch
 
@@ -100,7 +100,7 @@ def find_model(name: str) -> Model:
 
 
 def model_folder(name: str) -> Path:
-    """Where the saved pipeline of a model lies.
+    """Folder of the saved pipeline of a model.
 
     Raises:
         UnsupportedError: no plugin offers the model.
@@ -117,7 +117,7 @@ def model_folder(name: str) -> Path:
 
 
 def pipeline_class(folder: Path) -> Any:
-    """The class of a saved pipeline: one of ours, or one of diffusers.
+    """The class of a saved pipeline, from hasten or diffusers.
 
     Raises:
         CheckpointError: the folder's index cannot be used.

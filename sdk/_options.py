@@ -1,4 +1,4 @@
-"""The options of a technique: of one class, or of several that a field with a fixed value tells apart."""
+"""The options of a technique: one class, or several classes distinguished by a field of type ``Literal``."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Options:
         if not all(isinstance(kind, type) and issubclass(kind, TechniqueConfig) for kind in self.kinds):
             raise TypeError("a subclass of hasten.TechniqueConfig, or a union of such classes")
         self.field = _telling_field(self.kinds)
-        """Name of the field that tells the classes of a union apart, ``None`` for a single class."""
+        """Name of the field that distinguishes the classes of a union; ``None`` for a single class."""
 
     def value(self, kind: type[TechniqueConfig]) -> str:
-        """What the telling field holds in a class of the union."""
+        """Value of the distinguishing field in a class of the union."""
         return _values(kind, self.field)[0] if self.field else ""
 
     def validate(self, given: Mapping[str, Any]) -> TechniqueConfig:
@@ -56,7 +56,7 @@ class Options:
         return TypeAdapter(Annotated[union, Field(discriminator=self.field)]).json_schema(**settings)
 
     def _chosen(self, given: Mapping[str, Any]) -> type[TechniqueConfig]:
-        """The class that the telling field names; the first one where it is not given."""
+        """The class selected by the distinguishing field; the first class if the field is not given."""
         if self.field is None or self.field not in given:
             return self.kinds[0]
         value = given[self.field]
@@ -94,7 +94,7 @@ class Options:
 
 @cache
 def options_of(declared: object) -> Options:
-    """The :class:`Options` of a ``config_class``, made once."""
+    """The :class:`Options` of a ``config_class``, cached."""
     return Options(declared)
 
 

@@ -1,4 +1,4 @@
-"""The plan: what accelerating a pipeline would do, checked without touching it."""
+"""The plan: the checked effect of accelerating a pipeline, without changing it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = ["Plan", "PlannedTechnique", "make_plan"]
 
 @dataclass(frozen=True)
 class PlannedTechnique:
-    """One technique of a plan: its options, what it touches, and what it predicts for one pipeline call.
+    """One technique of a plan: its options, its claims and its forecast for one pipeline call.
 
-    The forecast includes the techniques that were priced before it: those that change the steps, then those that
-    change sizes, then the others as they are listed. :attr:`Plan.estimate` is that of all of them.
+    The forecast includes the techniques evaluated before it: first those that change the steps, then those that
+    change sizes, then the others in the listed order. :attr:`Plan.estimate` is for all techniques together.
     """
 
     name: str
@@ -52,19 +52,19 @@ class PlannedTechnique:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is, or would be, done to a pipeline.
+    """Techniques, findings and forecasts for a pipeline.
 
     Args:
         pipeline: class name of the pipeline.
         family: family its adapter describes.
         techniques: outermost first.
-        findings: warnings and notes of the techniques and of plugins; an error among them says that this very call
-            will fail, while another may be fine.
+        findings: warnings and notes of the techniques and of plugins; an error here means that this call will fail,
+            while other calls may work.
         untested: pairs of techniques without a recorded combination test.
         patches: seams and attributes in use, from the outside in; known once attached.
         device: where the pipeline computes.
         dtype: number format of its denoiser.
-        estimate: what the call costs with all techniques together; ``None`` where its steps are not known ahead.
+        estimate: cost of the call with all techniques together; ``None`` if its steps are not known in advance.
     """
 
     pipeline: str
@@ -101,17 +101,17 @@ def make_plan(
 
     Args:
         target: the pipeline.
-        config: what to enable.
+        config: techniques to enable.
         call: arguments of the pipeline call to forecast; the pipeline's defaults fill in the rest.
-        whole: with the estimate of the whole call, which looks at the decoder, too.
+        whole: also estimate the whole call, including the decoder.
 
     Returns:
         The plan, and the techniques ready to attach.
 
     Raises:
         UnsupportedError: a technique refuses the pipeline, or the family lacks a capability.
-        ConflictError: techniques collide, with each other or with a cache that is enabled on the pipeline.
-        PluginError: a technique or a plugin raised, or returned something else than it has to.
+        ConflictError: techniques conflict with each other or with a cache that is enabled on the pipeline.
+        PluginError: a technique or a plugin raised an error or returned a wrong value.
     """
     config, notes = with_preset(config, target, target.call_arguments(**call))
     techniques = tuple(Enabled(entry.name, entry.options) for entry in config.techniques)

@@ -1,4 +1,4 @@
-"""What a run did: one row per denoiser forward, and totals per resolution. Measured, never predicted."""
+"""The report of a call: one measured row per denoiser forward, and totals per resolution."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class StepRecord:
     """One denoiser forward.
 
     Args:
-        run: which pass through the loop it belongs to, from 0 (routing and restarts make several).
+        run: index of the pass through the loop, from 0 (routing and restarts have several).
         index: step number within that pass, from 0.
         level: flow-equivalent noise level in [0, 1].
         denoiser: attribute name of the denoiser.
         branch: ``"cond"``, ``"uncond"``, ``"both"`` or ``"only"``.
         size: latent extent of the solver's latents, ([frames,] height, width).
         resolution: latent extent the denoiser computed at; ``None`` if a technique answered without computing it.
-        milliseconds: time of the forward including what techniques did around it.
-        facts: what each technique recorded.
+        milliseconds: time of the forward, including the handlers of techniques.
+        facts: values that each technique recorded.
     """
 
     run: int
@@ -50,7 +50,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Report:
-    """What the last call of an accelerated pipeline did.
+    """Report of one call of an accelerated pipeline.
 
     Args:
         pipeline: class name of the pipeline.
@@ -58,8 +58,8 @@ class Report:
         steps: every denoiser forward, in order; empty before the first call.
         seconds: wall-clock time of the whole call, text encoding and decoding included.
         timing: ``"cuda events"`` or ``"host clock"``.
-        error: why the call failed, ``None`` if it did not.
-        notes: what to know of the run before reading its numbers, such as that a technique had no effect.
+        error: reason if the call failed, else ``None``.
+        notes: remarks on the figures, such as that a technique had no effect.
     """
 
     pipeline: str

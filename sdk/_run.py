@@ -1,4 +1,4 @@
-"""One run of the pipeline's loop: its arguments, its clock, what techniques remember, and what they report."""
+"""One run of the pipeline's loop: its arguments, its clock, and the state and report values of techniques."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ __all__ = ["Run", "RunCall"]
 
 @dataclass(frozen=True)
 class RunCall:
-    """A call of the pipeline as a run handler sees it.
+    """Pipeline call, as passed to a run handler.
 
     Args:
-        pipe: the user's pipeline.
-        target: the pipeline as techniques see it.
+        pipe: the user's pipeline. target: the pipeline with its adapter.
         arguments: every argument of the call by name, defaults filled in.
         ranks: the processes that compute this call together.
         options: JSON values of the options of every attached technique, by name.
@@ -40,7 +39,7 @@ class RunCall:
         return replace(self, arguments={**self.arguments, **changes})
 
     def on_ranks(self, ranks: Ranks) -> RunCall:
-        """This call, divided over several processes."""
+        """This call, divided over the processes of ``ranks``."""
         return replace(self, ranks=ranks)
 
 
@@ -75,7 +74,7 @@ class Run:
     def is_last_step(self) -> bool:
         """Whether the step in progress is the run's last one, by the timesteps its scheduler is set to.
 
-        A solver of second order has two forwards in it. ``False`` where the scheduler does not tell.
+        With a second-order solver, the step has two forwards. ``False`` if the scheduler does not provide this.
         """
         if self._times is None:
             self._times = self._planned_times()
@@ -91,11 +90,11 @@ class Run:
             return ()
 
     def state(self, owner: str) -> dict[Any, Any]:
-        """What the technique ``owner`` remembers. Emptied when the level rises, dropped when the run ends."""
+        """State of the technique ``owner``. Cleared when the noise level rises, deleted when the run ends."""
         return self._states.setdefault(owner, {})
 
     def record(self, owner: str, **facts: Any) -> None:
-        """Add facts to the current forward's row of the report (JSON values; tensors are not kept).
+        """Add values to the current forward's row of the report (JSON values; tensors are not kept).
 
         Raises:
             HastenError: no denoiser forward has begun yet.
@@ -105,7 +104,7 @@ class Run:
         self._row.facts.setdefault(owner, {}).update(facts)
 
     def record_later(self, owner: str, facts: Callable[[], Mapping[str, Any]]) -> None:
-        """Add what ``facts`` returns once the call has ended, so that no forward waits for the device to tell.
+        """Add the result of ``facts``, called after the pipeline call, so that no forward waits for the device.
 
         Raises:
             HastenError: no denoiser forward has begun yet.

@@ -1,4 +1,4 @@
-"""What a technique gets to attach itself with: the seams, bound to its name, and its part of the undo journal."""
+"""The seams of one technique, with its part of the undo journal."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class SeamTable:
         return ("run", "prompt", "scheduler", "cache", "denoiser", "modules", "attention")
 
     def remove(self, owner: str) -> None:
-        """Drop everything ``owner`` registered."""
+        """Remove everything that ``owner`` registered."""
         for kind in self.kinds():
             setattr(self, kind, getattr(self, kind).without(owner))
 
@@ -116,7 +116,7 @@ class SeamTable:
 
 
 def submodule(target: Target, name: str) -> Any:
-    """The module of a qualified name that begins with the denoiser.
+    """The module with a qualified name that starts with the denoiser.
 
     Raises:
         UnsupportedError: there is none.
@@ -149,8 +149,8 @@ class Seams:
     def run(self, handler: RunHandler) -> None:
         """Put ``handler(call, proceed) -> result`` around the pipeline call.
 
-        It may change arguments (``proceed(call.replace_arguments({...}))``) and the result, and may proceed any
-        number of times: each is a run of its own, with its own clock and state.
+        The handler may change arguments (``proceed(call.replace_arguments({...}))``) and the result. It may proceed
+        any number of times; each is a separate run with its own clock and state.
         """
         self._table.run = self._table.run.plus(self.owner, handler)
 
@@ -171,7 +171,7 @@ class Seams:
             layers: qualified names (``"transformer.transformer_blocks.0.attn"``); ``None`` is every attention layer.
 
         Raises:
-            UnsupportedError: a named layer does not exist or is no attention layer, or the family has no layout.
+            UnsupportedError: a named layer does not exist or is not an attention layer, or the family has no layout.
         """
         from hasten._attention import check_layers
 
@@ -184,8 +184,8 @@ class Seams:
         """Put ``handler(inner, args, kwargs) -> output`` around the calls of one module inside a denoiser.
 
         Args:
-            name: qualified name, beginning with the denoiser (``"unet.transformer_in.norm"``).
-            handler: ``inner(*args, **kwargs)`` computes the module itself, once, several times or not at all.
+            name: qualified name, starting with the denoiser (``"unet.transformer_in.norm"``).
+            handler: ``inner(*args, **kwargs)`` computes the module; it may be called once, several times or not at all.
 
         Raises:
             UnsupportedError: there is no such module, or the denoiser is compiled.
@@ -197,7 +197,7 @@ class Seams:
         self._table.modules = self._table.modules.plus(self.owner, ModuleEntry(name, handler))
 
     def scheduler(self, factory: SchedulerFactory) -> None:
-        """Swap the pipeline's scheduler for ``factory(scheduler, call)`` during every run."""
+        """Replace the pipeline's scheduler by ``factory(scheduler, call)`` during every run."""
         self._table.scheduler = self._table.scheduler.plus(self.owner, factory)
 
     def cache(self, factory: CacheFactory) -> None:
@@ -214,8 +214,8 @@ class Seams:
         self._table.cache = self._table.cache.plus(self.owner, factory)
 
     def prompt(self, handler: PromptHandler) -> None:
-        """See, and optionally replace, the text before it is encoded: ``handler(texts, call) -> texts or None``.
+        """Read or replace the text before it is encoded: ``handler(texts, call) -> texts or None``.
 
-        ``texts`` is empty where the caller passed embeddings instead of text.
+        ``texts`` is empty if the caller passed embeddings instead of text.
         """
         self._table.prompt = self._table.prompt.plus(self.owner, handler)

@@ -1,4 +1,4 @@
-"""The user's pipeline as techniques see it: the object, what is known of its family, and its denoisers."""
+"""A pipeline with the adapter of its family and its denoisers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CapabilityT = TypeVar("CapabilityT")
 
 @dataclass(frozen=True)
 class Target:
-    """A pipeline and the adapter of its family. Reading it never changes the pipeline."""
+    """A pipeline and the adapter of its family. Reading its attributes never changes the pipeline."""
 
     pipe: Any
     adapter: Adapter
     verified: bool = True
-    """Whether the adapter names the pipeline's class, and not only that of its denoiser."""
+    """Whether the adapter lists the pipeline's class, not only the class of its denoiser."""
 
     @classmethod
     def of(cls, pipe: Any, *, allow_unverified: bool = False) -> Target:
@@ -36,7 +36,7 @@ class Target:
 
         Args:
             pipe: the pipeline.
-            allow_unverified: go by the class of its denoiser where its own is unknown.
+            allow_unverified: use the class of its denoiser if the class of the pipeline is unknown.
 
         Raises:
             UnsupportedError: its family is unknown or refused.
@@ -51,13 +51,13 @@ class Target:
 
     @property
     def denoisers(self) -> dict[str, nn.Module]:
-        """Attribute name to module, for the denoisers the pipeline holds right now (a compiled wrapper as it is)."""
+        """Attribute name to module, for the current denoisers of the pipeline (a compiled wrapper is not unwrapped)."""
         found = {name: getattr(self.pipe, name, None) for name in self.adapter.denoisers}
         return {name: module for name, module in found.items() if module is not None}
 
     @property
     def device(self) -> str:
-        """Where the pipeline computes, also when its modules wait elsewhere."""
+        """Execution device of the pipeline, also if its modules are offloaded."""
         return str(execution_device(self.pipe) or "")
 
     @property
@@ -73,7 +73,7 @@ class Target:
 
         Args:
             kind: the class.
-            technique: what needs it, for the message.
+            technique: the technique that needs it, for the message.
 
         Raises:
             UnsupportedError: the adapter has none.
@@ -95,7 +95,7 @@ class Target:
 
     @property
     def layout(self) -> LatentLayout:
-        """How this family packs its latents.
+        """Latent layout of this family.
 
         Raises:
             UnsupportedError: the adapter has no layout.
@@ -106,7 +106,7 @@ class Target:
 
     @property
     def moments(self) -> Moments:
-        """What the run clock reads: the family's latent layout, or its scale schedule.
+        """Capability that the run clock reads: the family's latent layout or its scale schedule.
 
         Raises:
             UnsupportedError: the adapter has neither.

@@ -1,4 +1,4 @@
-"""The object a plugin contributes: a technique with a frozen configuration, claims, checks and attachment."""
+"""Base classes of techniques: configuration, claims, checks, forecasts and attachment."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 Sameness = Literal["exact", "close", "distributional"]
-"""How an output relates to the unaccelerated one of the same seed, as intended: the same up to rounding, an
-approximation of it, or another sample of the same quality.
+"""Intended similarity to the stock output of the same seed: equal up to rounding, an approximation, or another
+sample of the same quality.
 """
 
 
 Severity = Literal["error", "warning", "note"]
-"""How much a finding weighs."""
+"""Severity of a finding."""
 
 
 class TechniqueConfig(StrictModel):
-    """Base of every technique's configuration: immutable, JSON round-trips, unknown options refused.
+    """Base of technique configurations: immutable, serialisable to JSON, unknown options refused.
 
-    Neither text nor a truth value is taken for a number, whatever a field's type: ``"3"``, ``True`` and ``3.0`` are no
-    ``int``, ``1`` is no ``bool``. An ``int`` is a ``float``, a list is a ``tuple``.
+    Validation is strict: ``"3"``, ``True`` and ``3.0`` are not accepted as ``int``, and ``1`` not as ``bool``. An
+    ``int`` is accepted as ``float``, and a list as ``tuple``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -44,7 +44,7 @@ ConfigT = TypeVar("ConfigT", bound=TechniqueConfig)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. An ``error`` refuses the technique, a ``warning`` or ``note`` is shown in the plan."""
+    """Result of a check. An ``error`` refuses the technique; a ``warning`` or ``note`` is shown in the plan."""
 
     severity: Severity
     message: str
@@ -57,10 +57,10 @@ class StepForecast:
     Args:
         index: step number from 0.
         level: flow-equivalent noise level in [0, 1].
-        size: latent (height, width) the denoiser will see.
+        size: latent (height, width) of the denoiser's input.
         flops: predicted floating-point operations of this step's forwards.
-        note: what techniques do there, in a word or two (``"low"``); ``""`` for a step as it would be without them.
-        forwards: how many times the solver evaluates the denoiser in this step.
+        note: short description of what techniques do in this step (``"low"``); ``""`` for an unchanged step.
+        forwards: number of denoiser evaluations of the solver in this step.
     """
 
     index: int
@@ -71,19 +71,19 @@ class StepForecast:
     forwards: int = 1
 
     def changed(self, share: float, note: str, size: tuple[int, int] | None = None) -> StepForecast:
-        """This step with ``share`` of its operations, perhaps at another size; ``note`` joins those before it."""
+        """This step with ``share`` of its operations, optionally at another size; ``note`` is appended."""
         notes = ", ".join(part for part in (self.note, note) if part)
         return replace(self, flops=share * self.flops, note=notes, size=size or self.size)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is predicted of the denoiser in one pipeline call, before anything runs.
+    """Predicted denoiser steps of one pipeline call.
 
     Args:
         steps: in order.
         baseline_flops: floating-point operations of the same call without any technique.
-        facts: what else the plan shows of a technique.
+        facts: further values that the plan shows for a technique.
     """
 
     steps: tuple[StepForecast, ...]
@@ -92,13 +92,13 @@ class Forecast:
 
 
 class Technique(ABC, Generic[ConfigT]):
-    """One acceleration technique, configured.
+    """Base class of techniques; an instance is one configured technique.
 
-    A class attribute ``name`` is what a user types; ``summary`` is one line for ``hasten plugins``; ``config_class``
-    holds the options: a class, or a union of classes (``Fast | Exact``) that share a field of type ``Literal`` with one
-    value each, so that every mode has its own options; ``requires``
-    lists the adapter capabilities without which the pipeline is refused; ``sameness`` says what a comparison with
-    the unaccelerated output of the same seed means; ``varies_by_prompt`` says that time and FLOPs depend on the prompt.
+    Class attributes: ``name`` is used in configurations, and ``summary`` is one line for ``hasten plugins``.
+    ``config_class`` holds the options: a class, or a union of classes (``Fast | Exact``) that share a field of type
+    ``Literal`` with one value each, so that every mode has its own options. ``requires`` lists the adapter capabilities
+    that a pipeline needs. ``sameness`` is the intended similarity to the stock output of the same seed.
+    ``varies_by_prompt`` is true if time and FLOPs depend on the prompt.
     """
 
     name: ClassVar[str]
@@ -113,22 +113,22 @@ class Technique(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def claims(self, target: Target) -> Sequence[Claim]:
-        """The slots this configuration touches on ``target``."""
+        """The slots that this configuration uses on ``target``."""
 
     def check(self, target: Target) -> Iterable[Finding]:  # noqa: ARG002
-        """Look at the pipeline without touching it. Findings of severity ``error`` refuse the technique."""
+        """Check the pipeline without changing it. Findings of severity ``error`` refuse the technique."""
         return ()
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:  # noqa: ARG002
-        """Look at one pipeline call with these bound arguments, which :meth:`check` has not refused.
+        """Check one pipeline call with these bound arguments, after :meth:`check` has accepted the pipeline.
 
-        An ``error`` says that this call will fail, a ``warning`` that the technique will not do there what it is for.
-        Both are shown in the plan; another call may be fine.
+        An ``error`` means that this call will fail, a ``warning`` that the technique will have no effect in it.
+        Both are shown in the plan and apply to this call only.
         """
         return ()
 
     def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:  # noqa: ARG002
-        """What a reader of the report of a call should know of its denoiser forwards, a sentence each."""
+        """Notes for the report of a call about its denoiser forwards, one sentence each."""
         return ()
 
     def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:  # noqa: ARG002
@@ -137,14 +137,14 @@ class Technique(ABC, Generic[ConfigT]):
         Args:
             target: the pipeline.
             arguments: of the call, defaults filled in.
-            before: what is predicted so far, at first of the call without any technique. Those that change steps or
-                sizes are asked first, so that each is priced at the sizes it will see.
+            before: forecast so far, starting with the call without techniques. Techniques that change steps or
+                sizes come first, so that the cost of the others is computed at the right sizes.
 
         Returns:
-            ``before`` with this technique; ``None`` where nothing can be predicted, which the plan says.
+            ``before`` with this technique; ``None`` if there is no forecast, which the plan reports.
         """
         return None
 
     @abstractmethod
     def attach(self, target: Target, seams: Seams) -> None:
-        """Register handlers on the seams (or structural edits in ``seams.journal``). Raising undoes all of it."""
+        """Register handlers on the seams, or structural edits in ``seams.journal``. An exception undoes all of them."""

@@ -1,4 +1,4 @@
-"""Which values of an option are worth trying: declared beside the option, used by ``hasten tune`` and ``--sweep``."""
+"""Values of an option to search, declared with the option and used by ``hasten tune`` and ``--sweep``."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ __all__ = ["Between", "Choices", "Tunable", "dial_of", "tunable_options"]
 
 @dataclass(frozen=True)
 class Tunable:
-    """Base of :class:`Choices` and :class:`Between`, which stand in the annotation of an option::
+    """Base of :class:`Choices` and :class:`Between`, which are used in the annotation of an option::
 
         strength: Annotated[float, Between(0.05, 0.4, log=True, dial=True)] = Field(0.1, ge=0, le=1, ...)
 
     Args:
-        dial: whether this is *the* dial of its technique, which ``hasten compare --sweep`` turns; at most one option
-            of a technique is.
+        dial: whether ``hasten compare --sweep`` varies this option; at most one option of a technique.
     """
 
     dial: bool = field(default=False, kw_only=True)
 
     def values(self, count: int) -> tuple[Any, ...]:
-        """At most ``count`` values, from the most careful to the boldest one."""
+        """At most ``count`` values, from the most conservative to the most aggressive."""
         raise NotImplementedError
 
     def _told(self) -> dict[str, Any]:
@@ -47,10 +46,10 @@ class Tunable:
 
 @dataclass(frozen=True, init=False)
 class Choices(Tunable):
-    """Some values of an option.
+    """Discrete values of an option.
 
     Args:
-        options: from the most careful (closest to the unaccelerated output) to the boldest (fastest).
+        options: from the most conservative (closest to the stock output) to the most aggressive (fastest).
         dial: as of :class:`Tunable`.
 
     Raises:
@@ -75,10 +74,10 @@ class Choices(Tunable):
 
 @dataclass(frozen=True)
 class Between(Tunable):
-    """A range of numbers; whole numbers where both ends are of type ``int``.
+    """A range of numbers; integers if both ends are of type ``int``.
 
     Args:
-        careful: end that is closest to the unaccelerated output, included.
+        careful: end that is closest to the stock output, included.
         bold: the fastest end, included; larger or smaller than ``careful``.
         log: spaced by factors rather than by differences; both ends are positive then.
         dial: as of :class:`Tunable`.
@@ -99,7 +98,7 @@ class Between(Tunable):
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether the range has only integers."""
         return isinstance(self.careful, int) and isinstance(self.bold, int)
 
     def values(self, count: int) -> tuple[Any, ...]:
@@ -121,10 +120,10 @@ class Between(Tunable):
 
 
 def tunable_options(declared: type[TechniqueConfig] | UnionType) -> dict[str, Tunable]:
-    """Option -> what of it is worth trying, for the options that declare it, in the order of the class.
+    """Option -> values to search, for the options that declare them, in the order of the class.
 
     Args:
-        declared: ``config_class`` of a technique. Of a union it is the first class, the default, that is tuned.
+        declared: ``config_class`` of a technique. For a union, the first class (the default) is used.
 
     Raises:
         ConfigError: an option declares it twice, or two options are the dial.

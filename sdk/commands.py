@@ -1,4 +1,4 @@
-"""What commands are made of: options shared by all, loading, generation, processes. For plugins that add commands."""
+"""Building blocks for plugins that add commands: shared options, loading, generation, processes."""
 
 from hasten._lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""The public door for authors of techniques and adapters. Everything `hasten`'s own techniques use is here.
+"""Public interface for authors of techniques and adapters, also used by the built-in techniques.
 
     from hasten.extend import Access, Claim, Technique, TechniqueConfig, hookimpl
 

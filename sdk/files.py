@@ -1,4 +1,4 @@
-"""Reading and writing a user's files: pictures, prompts, text, JSON, YAML and records that survive a kill."""
+"""Reading and writing user files: pictures, prompts, text, JSON, YAML and crash-safe records."""
 
 from hasten._lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""Reading weights that other tools wrote: bounded, without running code, compared with the model they are for."""
+"""Reading weights of other tools safely: with a size limit, without running code, checked against the model."""
 
 from hasten._lazy import lazy_names
 
