@@ -1,7 +1,7 @@
-"""What a metric is: a ``torchmetrics.Metric`` that first embeds batches and then scores or aggregates the embeddings.
+"""Base classes of metrics: a ``torchmetrics.Metric`` that embeds batches, and scores or aggregates the embeddings.
 
-Embedding needs the network and the images. What it returns has one row per sample, can be kept, and suffices for
-everything after it: a baseline is embedded once for any number of candidates. ``update``, ``compute`` and ``reset`` do
+Embedding needs the network and the images. Its result has one row per sample, can be stored, and is the only input
+of the later steps: a baseline is embedded once for any number of candidates. ``update``, ``compute`` and ``reset`` do
 the same for training loops; states are synchronised over processes, also uneven ones and those without a sample.
 """
 
@@ -59,18 +59,18 @@ class Batch:
 
 @runtime_checkable
 class Placed(Protocol):
-    """A network that follows its metric to another device."""
+    """A network that moves to another device with its metric."""
 
     def to(self, device: torch.device) -> object:
         """Move there."""
 
 
 class Metric(torchmetrics.Metric):
-    """Base of all metrics. Figures are comparable only where :meth:`fingerprint` is equal.
+    """Base of all metrics. Values are comparable only if :meth:`fingerprint` is equal.
 
-    Class attributes: ``name`` (what a user types), ``needs``, ``higher_is_better``, ``unit`` (empty for
-    none), ``published`` (whether its figures may be compared with published ones), ``tolerance`` (largest loss
-    that fewer plain steps may have unless the user sets a margin; ``None`` where only the user can say).
+    Class attributes: ``name`` (on the command line), ``needs``, ``higher_is_better``, ``unit`` (empty for
+    none), ``published`` (whether its values are comparable with published ones), ``tolerance`` (largest loss
+    that fewer plain steps may have unless the user sets a margin; ``None`` if the user has to set it).
 
     A subclass with a constructor of its own sets ``name`` and then calls ``super().__init__()``. Networks that have a
     method ``to`` follow the metric to another device.
@@ -94,11 +94,11 @@ class Metric(torchmetrics.Metric):
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
-        """Everything that moves the figure."""
+        """Everything that affects the value."""
 
     @abstractmethod
     def embed(self, batch: Batch) -> Features:
-        """What later steps need of these samples, one row per sample.
+        """Embeddings of these samples, one row per sample.
 
         Raises:
             ConfigError: if the batch lacks what :attr:`needs` names.
@@ -146,7 +146,7 @@ class Metric(torchmetrics.Metric):
 
 
 class SampleMetric(Metric):
-    """A metric with one score per sample; its figure is their mean, and paired statistics apply.
+    """A metric with one score per sample; its value is their mean, and paired statistics apply.
 
     Args:
         variant: which of several definitions.
@@ -166,7 +166,7 @@ class SampleMetric(Metric):
         baseline: Tensor | None = None,
         frames: int = 1,
     ) -> None:
-        """Score uint8 images ``[N, 3, H, W]`` with what the metric needs beside them; see :class:`Batch`.
+        """Score uint8 images ``[N, 3, H, W]`` with the other inputs of the metric; see :class:`Batch`.
 
         Raises:
             ConfigError: if they don't belong together or something is missing.
@@ -215,7 +215,7 @@ class SampleMetric(Metric):
 
 @dataclass(frozen=True)
 class SetFigure:
-    """A figure of a whole set.
+    """Value of a set metric.
 
     Attributes:
         estimate: value and interval.

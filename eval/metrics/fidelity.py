@@ -1,7 +1,7 @@
 """Closeness to the unaccelerated image of the same prompt and seed.
 
-A verdict on quality only where the technique follows the same trajectory; a different good picture scores
-badly.
+These metrics measure quality only if the technique follows the same trajectory: a different picture of equal
+quality has a low score.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class ImageCosine(SampleMetric):
 
 
 class FrameConsistency(SampleMetric):
-    """PSNR between each frame of a video and the next, averaged: how smoothly it runs.
+    """PSNR between each frame of a video and the next, averaged: smoothness of the motion.
 
     Read its change against the baseline: lower flickers more. A still picture has the highest value, so that higher is
     not better without end.

@@ -43,7 +43,7 @@ _REFERENCE_SEED = 2**43
 """Stream of the jitter of reference renders; nothing is trained on it."""
 
 _PROMPTS_AT_ONCE = 16
-"""Whose true renders are in memory together."""
+"""Number of prompts whose true renders are in memory together."""
 
 RENDERS_PER_PROMPT = 8
 """True renders of each prompt in the reference set."""

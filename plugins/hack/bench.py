@@ -1,4 +1,4 @@
-"""What a cache holds and how long it takes, on the attention shapes of published models with random tensors.
+"""Memory and time of a cache, on the attention shapes of published models with random tensors.
 
 Memory and time of attention do not depend on the values, and weights take no part: layers are driven directly,
 scale by scale, with fresh queries, keys and values.
@@ -94,7 +94,7 @@ class Measurement:
 
 
 def balanced_artefact(shape: Shape, layers: int) -> Artefact:
-    """A calibration in which every second head is contextual: random weights have no head types of their own."""
+    """A calibration in which every second head is contextual, because random weights have no head types."""
     scales = len(shape.schedule)
     kinds = (torch.arange(shape.heads) % 2).float().expand(layers, -1).clone()
     mass = torch.ones(layers, shape.heads, scales, scales).tril()

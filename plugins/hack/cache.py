@@ -1,4 +1,4 @@
-"""The compressed cache: what HACK puts in the place of a pipeline's own."""
+"""The compressed cache that replaces a pipeline's own."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class HackCache(KVCache):
     def _gather(
         self, place: tuple[int, int], scale: int, query: Tensor, key: Tensor, value: Tensor
     ) -> Candidates:
-        """Everything there is to choose from; the cache no longer holds it."""
+        """All candidate keys and values, removed from the cache."""
         source = torch.full(key.shape[:3], scale, dtype=torch.int8, device=key.device)
         before = self._kept.pop(place, None)
         mass = None

@@ -1,4 +1,4 @@
-"""Telling heads apart: a cache that watches a generation, and the artefact with what it saw."""
+"""Calibration of heads: a cache that records attention statistics, and the resulting artefact."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fingerprint(pipe: Any) -> str:
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a calibration found.
+    """Result of a calibration.
 
     Args:
         model: :func:`fingerprint` of the pipeline it was made with.
@@ -75,7 +75,7 @@ class Artefact:
     mass: Tensor
 
     def check(self, pipe: Any, schedule: Schedule, source: str) -> None:
-        """Refuse to be used for something else.
+        """Check that the artefact matches the pipeline and the schedule.
 
         Raises:
             CheckpointError: the model, its dtype, or the schedule is another.
@@ -168,7 +168,7 @@ class CalibratingCache(DenseKVCache):
         return super().attend(layer, scale, query, key, value)
 
     def artefact(self, pipe: Any) -> Artefact:
-        """What was seen in the last generation."""
+        """Statistics of the last generation."""
         layers, scales = len(self._statistics), len(self.schedule)
         heads = len(self._statistics[0].sigma)
         mass = torch.zeros(layers, heads, scales, scales)
@@ -203,7 +203,7 @@ def calibration_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def calibrate(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> Artefact:
-    """Watch one generation of all the prompts or labels of ``call``.
+    """Record one generation of all prompts or labels of ``call``.
 
     Raises:
         UnsupportedError: the pipeline does not generate scale by scale.

@@ -92,7 +92,7 @@ class HackConfig(TechniqueConfig):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether heads have to be told apart."""
+        """Whether head types are needed."""
         return self.compresses and self.policy in ("hack", "hack_plus", "scale_static")
 
     @model_validator(mode="after")

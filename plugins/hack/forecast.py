@@ -1,4 +1,4 @@
-"""What the scales of a picture will cost with a compressed cache, before anything runs."""
+"""Forecast of the cost of each scale with a compressed cache."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ FOCUS_SHARE = 0.1
 
 
 class HeadStatistics(NamedTuple):
-    """What tells heads apart, each (heads,) or (layers, heads).
+    """Statistics that distinguish heads, each (heads,) or (layers, heads).
 
     Args:
         sigma: ``mean_i |A_i|^2 - |mean_i A_i|^2``, the sum over keys of the variance over queries.
@@ -69,8 +69,8 @@ def contextual_heads(statistics: HeadStatistics, alpha: float | str) -> Tensor:
     Args:
         statistics: each (layers, heads).
         alpha: that share of the heads, those with the lowest ``sigma`` over all layers; or ``"auto"``: those whose
-            queries look at the same keys (``ratio < 1/2``) and at few of them (``focus >= 1/2``). A head that spreads
-            its attention evenly passes the first test and has nothing that could be left out.
+            queries look at the same keys (``ratio < 1/2``) and at few of them (``focus >= 1/2``). A head with
+            uniform attention passes the first test, but none of its keys can be dropped.
     """
     sigma = statistics.sigma
     if alpha == "auto":

@@ -39,7 +39,7 @@ class Hack(Technique[HackConfig]):
         return found
 
     def check(self, target: Target) -> Iterable[Finding]:
-        """Refuse a calibration of something else and budgets that are too small; say what will be kept."""
+        """Refuse a calibration of another model and budgets that are too small; report the kept tokens."""
         from hasten.plugins.hack.plan import mean_budget
 
         if not self.config.compresses:
@@ -68,7 +68,7 @@ class Hack(Technique[HackConfig]):
         return forecast(self.config, target, arguments, plan, before)
 
     def attach(self, target: Target, seams: Seams) -> None:
-        """Put the cache, and what it needs, on the seams. With nothing to remove, nothing is attached."""
+        """Register the cache on the seams. If no tokens are removed, nothing is attached."""
         if self.config.unguided_last_scales:
             seams.run(self._end_guidance)
         if not self.config.compresses:
@@ -117,7 +117,7 @@ class Hack(Technique[HackConfig]):
         return proceed(call.replace_arguments({"unguided_last_scales": self.config.unguided_last_scales}))
 
     def _calibrate_first(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
-        """Generate one picture under watch where this schedule has not been seen, then do what was asked."""
+        """Run a calibration first if this schedule has none, then the call."""
         from hasten.plugins.hack.calibration import CalibratingCache, calibration_call
 
         schedule = call.target.capability(ScaleSchedule).scales(call.pipe, call.arguments)
@@ -139,13 +139,13 @@ class Hack(Technique[HackConfig]):
 
 @hookimpl
 def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
-    """Offer the technique to the host."""
+    """Register the technique."""
     register(Hack)
 
 
 @hookimpl
 def hasten_register_commands(app: Any) -> None:
-    """Offer ``hasten calibrate``."""
+    """Add ``hasten calibrate`` and ``hasten kv``."""
     from hasten.plugins.hack.commands import add_commands
 
     add_commands(app)

@@ -1,1 +1,1 @@
-"""Re-ttention: windowed attention, corrected by what dense attention said a few steps ago."""
+"""Re-ttention: windowed attention, corrected with statistics of earlier dense steps."""

@@ -1,4 +1,4 @@
-"""``hasten bench attention``: sparse attention next to the strongest dense one, in turns, in one run."""
+"""``hasten bench attention``: sparse attention and the fastest dense attention, measured alternately in one run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HELP = f"""Sparse attention next to dense attention: milliseconds in turns, the
 density, and the error against attention in double precision.
 
 The shapes are those of one layer of a published model: {", ".join(SHAPES)}. On a small machine, lower --heads and
---batch; the ratio hardly depends on them.
+--batch; the ratio depends little on them.
 
 [bold]Examples[/]
 
@@ -90,7 +90,7 @@ def _command(
 
 
 def _config(options: dict[str, Any]) -> RettentionConfig:
-    """The technique's options, as the command line gives them."""
+    """The technique's options from the command line."""
     from pydantic import ValidationError
 
     from hasten.plugins.rettention.config import RettentionConfig
@@ -106,7 +106,7 @@ def _config(options: dict[str, Any]) -> RettentionConfig:
 def _problem(
     name: str, config: RettentionConfig, size: tuple[int | None, int | None], place: Placement
 ) -> Problem:
-    """A shape under a mask; ``size`` is samples and heads where they differ from the shape's."""
+    """A shape under a mask; ``size`` is the number of samples and heads, if not the shape's."""
     import torch
 
     from hasten.extend import TokenGrid

@@ -1,4 +1,4 @@
-"""How much memory the statistics take, and which layers get any when it is short."""
+"""Memory of the statistics, and the choice of layers under a memory limit."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _TYPES: dict[CacheType, torch.dtype] = {
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """A layer that the technique works on, at one size of the latents.
+    """A layer of the technique, at one size of the latents.
 
     Args:
-        name: qualified, beginning with the denoiser.
+        name: qualified, starting with the denoiser.
         grid: the tokens it attends over.
         heads: attention heads.
         width: channels of all heads together.
@@ -88,27 +88,27 @@ def sparse_layers(
 
 
 def _width(module: Any) -> tuple[int, int]:
-    """Heads of an attention module and channels of all of them together, whatever it calls them."""
+    """Number of heads of an attention module, and channels of all heads together."""
     heads = next(getattr(module, name) for name in ("heads", "num_heads", "n_heads") if hasattr(module, name))
     query = getattr(module, "to_q", None) or getattr(module, "to_query", None)
     return int(heads), int(module.inner_dim if query is None else query.out_features)
 
 
 def residual_dtype(config: RettentionConfig, model: torch.dtype) -> torch.dtype:
-    """Type in which residuals are kept."""
+    """Data type of stored residuals."""
     return model if config.cache_dtype == "auto" else _TYPES[config.cache_dtype]
 
 
 def affordable(
     layers: Sequence[SparseLayer], samples: int, residual: torch.dtype, correction: str, budget: int | None
 ) -> tuple[frozenset[str], int]:
-    """Layers whose statistics fit into ``budget`` together, and what they take.
+    """Layers whose statistics together fit into ``budget``, and their size.
 
-    Time saved per byte grows with the number of tokens, so the layers with the most go first; equal ones in the order
-    they run in.
+    The time saved per byte grows with the number of tokens, so layers with the most tokens come first; equal ones
+    in the order of the network.
 
     Raises:
-        UnsupportedError: not one of them fits.
+        UnsupportedError: none of them fits.
     """
     chosen, total = [], 0
     for layer in sorted(layers, key=lambda layer: -layer.grid.tokens):
@@ -126,7 +126,7 @@ def affordable(
 
 
 def require_room(total: int, count: int, config: RettentionConfig, device: torch.device) -> None:
-    """Refuse statistics that their place has no room for.
+    """Refuse statistics that do not fit into memory.
 
     Args:
         total: bytes.
@@ -158,7 +158,7 @@ def require_room(total: int, count: int, config: RettentionConfig, device: torch
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device."""
+    """Free memory of a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

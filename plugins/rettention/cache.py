@@ -1,4 +1,4 @@
-"""What a refresh leaves behind for the sparse steps: one entry per layer and branch."""
+"""Statistics of refresh steps for the sparse steps: one entry per layer and branch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGEST = 448.0
 
 
 def signature(query: Tensor, grid: Any) -> tuple[Any, ...]:
-    """What has to be the same for statistics to be valid: sizes, grid, type and device."""
+    """Properties that must match for statistics to be valid: sizes, grid, type and device."""
     return tuple(query.shape), grid, query.dtype, query.device
 
 
@@ -47,7 +47,7 @@ class Statistics:
     last: int = -1
 
     def use(self, step: int) -> int:
-        """How many sparse steps before ``step`` have used them. A second call at one step counts once."""
+        """Number of sparse steps before ``step`` that used them. Several calls in one step count once."""
         if step != self.last:
             self.uses += self.last >= 0
             self.last = step
@@ -66,8 +66,8 @@ class ResidualCache:
 
     Args:
         dtype: type in which residuals are kept.
-        offload: keep them in pinned host memory; the next layer's travels while this layer computes.
-        budget: most bytes of all entries together, ``None`` for any number.
+        offload: keep them in pinned host memory; the next layer's residual is copied while this layer computes.
+        budget: maximum bytes of all entries together, ``None`` for no limit.
     """
 
     def __init__(self, dtype: torch.dtype, offload: bool = False, budget: int | None = None) -> None:
@@ -79,11 +79,11 @@ class ResidualCache:
     def put(
         self, key: Key, found: tuple[Any, ...], step: int, rho: Tensor | None, residual: Tensor | None
     ) -> None:
-        """Keep what a refresh found.
+        """Store the statistics of a refresh.
 
         Raises:
-            UnsupportedError: the budget is exceeded, because the pipeline calls its denoiser more often in a step than
-                its guidance explains.
+            UnsupportedError: the budget is exceeded, because the pipeline calls its denoiser more often in a step
+                than expected from its guidance.
         """
         self._drop(key)  # the order of the dictionary is that of the layers
         scales = None
@@ -101,7 +101,7 @@ class ResidualCache:
             )
 
     def get(self, key: Key, found: tuple[Any, ...]) -> Statistics | None:
-        """The statistics of a layer, ``None`` without valid ones; invalid ones are dropped."""
+        """The statistics of a layer, ``None`` if there are no valid ones; invalid ones are deleted."""
         entry = self._entries.get(key)
         if entry is not None and entry.signature != found:
             self._drop(key)
@@ -117,7 +117,7 @@ class ResidualCache:
         return stored if entry.scales is None else stored.float() * entry.scales
 
     def keep_only(self, denoiser: str) -> None:
-        """Drop what belongs to another denoiser."""
+        """Delete the statistics of other denoisers."""
         for key in [key for key in self._entries if key[0].partition(".")[0] != denoiser]:
             self._drop(key)
 
@@ -147,7 +147,7 @@ class ResidualCache:
         return host.copy_(residual, non_blocking=True)
 
     def _arrive(self, key: Key, entry: Statistics) -> Tensor:
-        """This layer's residual on the device; sends the one after it on its way."""
+        """This layer's residual on the device; starts copying the next one."""
         device = entry.signature[-1]
         if key not in self._travelling:
             self._send(key, device)

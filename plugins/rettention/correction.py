@@ -1,4 +1,4 @@
-"""One attention call that is not dense: a refresh that renews the statistics, or a sparse one corrected by them."""
+"""One attention call that is not dense: a refresh of the statistics, or a sparse call corrected with them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CorrectedCall:
-    """One call with everything that decides its result.
+    """One call with all its inputs.
 
     Args:
-        call: what the model asks for.
+        call: the attention call of the model.
         proceed: dense attention.
         config: options of the technique.
         parts: the operands and their mask.
@@ -49,7 +49,7 @@ class CorrectedCall:
     tally: Tally
 
     def compute(self, planned: Phase) -> tuple[Tensor, Phase]:
-        """The output, and whether it was refreshed or sparse, which statistics may decide otherwise than the plan."""
+        """The output, and whether the call was a refresh or sparse; statistics may override the planned phase."""
         entry = self.cache.get(self._key, self._signature)
         if entry is not None and not self._is_due(planned, entry):
             output = self._sparse(entry)
@@ -73,7 +73,7 @@ class CorrectedCall:
     # --- refresh
 
     def _refresh(self) -> Tensor:
-        """The dense result as it is, and the statistics of what the mask would have lost."""
+        """The dense result, and the statistics of the part outside the mask."""
         if self.config.correction == "none":
             self.cache.put(self._key, self._signature, self.call.step.index, None, None)
             return self.proceed(self.call)
@@ -101,7 +101,7 @@ class CorrectedCall:
     # --- sparse
 
     def _sparse(self, entry: Statistics) -> Tensor | None:
-        """The kept keys, reshaped; ``None`` if sampled queries say that it has drifted too far."""
+        """The corrected sparse output; ``None`` if sampled queries show too much drift."""
         uses = entry.use(self.call.step.index)
         output = self.parts.empty_like_output(self.parts.layout.grid.total)
         self._write_context(output, uses)
@@ -145,7 +145,7 @@ class CorrectedCall:
 
 
 class _Sample:
-    """Some queries, computed exactly: other ones at every step."""
+    """Sampled queries, computed exactly; different ones in every step."""
 
     def __init__(self, parts: Operands, count: int, step: int) -> None:
         grid = parts.layout.grid

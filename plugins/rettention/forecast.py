@@ -1,4 +1,4 @@
-"""What a run will compute and remember, before anything runs."""
+"""Forecast of the computation and memory of a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def forecast(
 ) -> Forecast | None:
     """Phase and FLOPs of every step at the size it has in ``before``, and the memory of the statistics.
 
-    ``None`` if the call's size is not known. A call whose mask or memory budget cannot work is told of in the facts.
+    ``None`` if the call's size is not known. If its mask or memory budget cannot work, the facts contain the reason.
     """
     outlook = _Outlook.of(config, target, names, arguments, before.steps)
     if outlook is None:
@@ -63,7 +63,7 @@ def forecast(
 def call_findings(
     config: RettentionConfig, target: Target, names: Sequence[str], arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """What a call will run into: an option that cannot work at its size, or nothing that becomes sparse."""
+    """Problems of a call: an option that cannot work at its size, or no sparse attention."""
     plain = plain_forecast(target, arguments)
     outlook = plain and _Outlook.of(config, target, names, arguments, plain.steps)
     if not outlook:
@@ -85,12 +85,12 @@ def call_findings(
 
 @dataclass(frozen=True)
 class _Outlook:
-    """What is known of a call before it runs.
+    """Forecast of one call.
 
     Args:
         phases: of every step.
-        sparse: what becomes sparse, by size of the latents.
-        problem: why the call cannot work, ``None`` if it can.
+        sparse: sparse layers, by size of the latents.
+        problem: reason why the call cannot work, ``None`` if it can.
     """
 
     phases: tuple[Phase, ...]
@@ -106,7 +106,7 @@ class _Outlook:
         arguments: Mapping[str, Any],
         steps: Sequence[StepForecast],
     ) -> _Outlook | None:
-        """The outlook of a call with these steps, ``None`` where its size is not known ahead."""
+        """The forecast of a call with these steps, ``None`` if its size is not known in advance."""
         full = call_size(target, arguments)
         if full is None or not steps:
             return None
@@ -122,7 +122,7 @@ class _Outlook:
 
     @property
     def largest(self) -> _Sparse:
-        """What becomes sparse at the largest size."""
+        """The sparse layers at the largest size."""
         return self.sparse[max(self.sparse, key=lambda at: at[0] * at[1])]
 
 
@@ -132,10 +132,10 @@ def _phases(
     steps: Sequence[StepForecast],
     sparse: Mapping[tuple[int, int], _Sparse],
 ) -> tuple[Phase, ...]:
-    """The phase of every step, as the run clock will count them.
+    """The phase of every step, as counted by the run clock.
 
-    Where the level rises (ancestral solvers of second order), the clock takes it for a new run, which begins at step 0
-    without statistics. So does a new size, and the second of two denoisers.
+    If the level rises (second-order ancestral solvers), the clock starts a new run at step 0 without statistics. A
+    new size or the second of two denoisers also starts without statistics.
     """
     boundary = target.layout.expert_boundary(target.pipe) if len(target.denoisers) > 1 else None
     index, cached, before, phases = -1, False, (math.inf, steps[0].size), []
@@ -183,7 +183,7 @@ class _Sparse:
         kept = sum(layer.flops * mask.density(layer.grid) for layer, mask in zip(self._layers, masks))
         self._density = kept * cost.samples / self._attention if self._layers else 1.0
         self.idle = self._why_idle(layers, masks)
-        """Why none of it would be left out in any step, ``None`` if some is."""
+        """Reason why no attention becomes sparse, ``None`` if some does."""
 
     def _why_idle(self, layers: Sequence[SparseLayer], masks: Sequence[MaskShape]) -> str | None:
         config = self._config
@@ -201,7 +201,7 @@ class _Sparse:
         return (self._full + refreshed - self._saved) / self._full
 
     def facts(self) -> dict[str, Any]:
-        """What the plan shows besides the steps."""
+        """Values that the plan shows in addition to the steps."""
         return {
             "keep_ratio": self._config.keep_ratio,
             "true_density": round(self._density, 5),

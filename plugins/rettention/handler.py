@@ -1,4 +1,4 @@
-"""What happens to one attention call: dense, refresh or sparse. The handler decides, a corrected call computes."""
+"""The attention handler: decides whether a call is dense, a refresh or sparse."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["SparseAttention", "planned_schedule"]
 
 _VIDEO_WARMUP, _PICTURE_WARMUP = 0.3, 0.25
 _MOST_LAYOUTS = 16
-"""Grids whose masks are kept from run to run: the levels of a U-Net at a few sizes."""
+"""Number of grids whose masks are cached between runs: the levels of a U-Net at a few sizes."""
 
 
 def planned_schedule(config: RettentionConfig, target: Target, video: bool, steps: int) -> SparseSteps:
@@ -58,7 +58,7 @@ Masked = tuple[SparseLayout, SparseKernel]
 
 @dataclass
 class _Forward:
-    """What the attention calls of one denoiser forward have in common."""
+    """Shared state of the attention calls of one denoiser forward."""
 
     arguments: Mapping[str, Any]
     denoiser: str
@@ -73,7 +73,7 @@ class _Forward:
 
 @dataclass
 class _State:
-    """What is remembered over one run."""
+    """State of one run."""
 
     schedule: SparseSteps
     cache: ResidualCache | None = None
@@ -88,7 +88,7 @@ class SparseAttention:
         owner: name of the technique.
         config: its options.
         target: the pipeline.
-        layers: qualified names of the layers it is put on.
+        layers: qualified names of its layers.
     """
 
     def __init__(self, owner: str, config: RettentionConfig, target: Target, layers: Sequence[str]) -> None:
@@ -133,7 +133,7 @@ class SparseAttention:
         return planned_schedule(self.config, self.target, run.step.size.frames is not None, steps)
 
     def _enter(self, state: _State, call: AttentionCall) -> _Forward:
-        """The forward this call belongs to. The latents may have been resized: what is computed counts."""
+        """The forward of this call, with the size at which it is computed."""
         before = state.forward
         if before is not None and before.arguments is call.arguments:
             return before
@@ -161,7 +161,7 @@ class SparseAttention:
     ) -> Masked | None:
         """The mask of a call and its kernel; ``None`` for one that is dense in every step.
 
-        Everything that can be refused is, in the first dense step already.
+        All errors are raised in the first dense step.
         """
         if grid.tokens < self.config.min_tokens:
             return None
@@ -191,7 +191,7 @@ class SparseAttention:
     def _allowed(
         self, state: _State, forward: _Forward, call: AttentionCall, grid: TokenGrid
     ) -> frozenset[str]:
-        """Layers whose statistics have room, decided before the first of them is made."""
+        """Layers whose statistics fit into memory, selected before the first refresh."""
         key = (forward.denoiser, forward.size)
         if key not in state.allowed:
             names = [name for name in self._layers if name.partition(".")[0] == forward.denoiser]
@@ -207,7 +207,7 @@ class SparseAttention:
         return state.allowed[key]
 
     def _forwards(self, call: AttentionCall) -> int:
-        """Forwards per step that keep statistics of their own."""
+        """Number of forwards per step with separate statistics."""
         return 1 if call.step.branch == "both" else branches(self.target, call.run.arguments)
 
     def _layout(self, grid: TokenGrid, device: torch.device) -> SparseLayout:
@@ -223,7 +223,7 @@ class SparseAttention:
     def _correct(
         self, state: _State, forward: _Forward, call: AttentionCall, proceed: Proceed, masked: Masked
     ) -> tuple[Tensor, Phase, float]:
-        """Refresh or sparse: output, which of the two it became, and the share of the score matrix it used."""
+        """Compute a refresh or sparse call: output, actual phase, and share of the score matrix."""
         layout, kernel = masked
         if state.cache is None:
             raise RuntimeError("a layer keeps statistics, but there is no cache")

@@ -1,4 +1,4 @@
-"""Which keys a query keeps: from ``keep_ratio`` and the token grid to tile and window sizes.
+"""Geometry of masks: tile and window sizes from ``keep_ratio`` and the token grid.
 
 Every mask is a box window on a three-axis view of the grid, shared by the queries of a box-shaped tile. The band of the
 paper views the grid as (frames, 1, positions), so that a window is a run of positions seen in every frame; the
@@ -30,7 +30,7 @@ class MaskShape:
     """Geometry of a mask.
 
     Args:
-        axes: how the grid is viewed.
+        axes: extents of the view of the grid.
         tile: queries that share a window, per axis.
         window: keys of a tile, per axis; shifted inward at the borders, so that it never shrinks.
         half: for the token-exact mask: a query keeps keys at most this many positions away.

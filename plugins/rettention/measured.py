@@ -1,4 +1,4 @@
-"""One benchmark of attention: time in turns, error against double precision."""
+"""One benchmark of attention: alternating timings, and the error against double precision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHECKED = 512
 
 @dataclass(frozen=True)
 class Problem:
-    """What to measure: one attention call of a layer."""
+    """One attention call of a layer to measure."""
 
     name: str
     grid: TokenGrid
@@ -47,8 +47,8 @@ class Measured:
     Args:
         problem: what was measured.
         kernel: name of the kernel.
-        why: why it was chosen.
-        dense: the dense backend compared with: the fastest there.
+        why: reason for the choice.
+        dense: the fastest dense backend, used for comparison.
         density: share of the score matrix that is kept.
         computed: share that is computed.
         dense_ms: median of dense attention.

@@ -1,4 +1,4 @@
-"""The operands of one attention call, as kernels want them; what cannot be handled exactly is refused."""
+"""The operands of one attention call for the kernels; unsupported calls are refused."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def computed_type(call: AttentionCall) -> torch.dtype:
 
 
 def require_exact(call: AttentionCall) -> None:
-    """Refuse what windows would get wrong, or what statistics of an earlier step cannot stand for.
+    """Refuse calls that windows or statistics of earlier steps do not support.
 
     Raises:
-        UnsupportedError: the attention is causal, drops out, or is computed with gradients.
+        UnsupportedError: the attention is causal, uses dropout, or is computed with gradients.
     """
     if call.causal:
         raise UnsupportedError(
@@ -103,7 +103,7 @@ def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:
     """The mask of ``call`` as booleans (B or 1, 1, 1, N), ``None`` if it hides nothing.
 
     Raises:
-        UnsupportedError: it does anything else than to hide text from all queries alike.
+        UnsupportedError: it does not only hide the same text keys from all queries.
     """
     mask = call.mask
     if mask is None:

@@ -37,13 +37,12 @@ class Rettention(Technique[RettentionConfig]):
     requires = (LatentLayout, AttentionTokens)
 
     def claims(self, target: Target) -> Sequence[Claim]:
-        """Self-attention of its layers; statistics start anew where the number of tokens changes."""
+        """Self-attention of its layers; statistics are reset when the number of tokens changes."""
         layers = frozenset(self._layers(target))
         return (Claim("attention.self", Access.EXCLUSIVE, layers), Claim("tokens.shape", Access.READS))
 
     def check(self, target: Target) -> Iterable[Finding]:
-        """Refuse pipelines whose steps are not told by falling levels or that have no layer to work on; say which
-        kernel it will be."""
+        """Refuse pipelines without falling noise levels or without matching layers; report the kernel."""
         from hasten.extend import check_layers
 
         if reason := target.layout.clock_refusal(target.pipe):
@@ -57,13 +56,13 @@ class Rettention(Technique[RettentionConfig]):
         yield from self._kernel_findings(target)
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
-        """Say that an option cannot work at the call's size, or that nothing will be sparse."""
+        """Report options that cannot work at the call's size, and calls without sparse attention."""
         from hasten.plugins.rettention.forecast import call_findings
 
         return call_findings(self.config, target, self._layers(target), arguments)
 
     def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
-        """Say that nothing was sparse."""
+        """Report that no attention was sparse."""
         if not any(Phase.SPARSE.value in step.facts.get(self.name, {}).get("layers", {}) for step in steps):
             yield "no attention was sparse, so this technique had no effect"
 
@@ -124,7 +123,7 @@ class Rettention(Technique[RettentionConfig]):
 
 @hookimpl
 def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None]) -> None:
-    """Offer the technique to the host."""
+    """Register the technique."""
     register(Rettention)
 
 

@@ -1,4 +1,4 @@
-"""What the attention calls of one denoiser forward did, for the report. No layer waits for the device."""
+"""Statistics of the attention calls of one denoiser forward for the report, without synchronising the device."""
 
 from __future__ import annotations
 

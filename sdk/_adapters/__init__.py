@@ -1,1 +1,1 @@
-"""What a pipeline family has to tell the host: capability classes and their ready-made bases."""
+"""Capability classes of pipeline families, and their ready-made base classes."""

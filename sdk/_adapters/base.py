@@ -1,8 +1,7 @@
-"""What a pipeline family has to tell `hasten`: small capability classes, collected in an :class:`Adapter`.
+"""Capabilities of a pipeline family: small classes, collected in an :class:`Adapter`.
 
-An adapter knows facts about a family (how latents are packed, which arguments carry positions, what the
-denoiser predicts); it never edits a pipeline. It is found by class name along the pipeline's method
-resolution order, so looking one up imports no model code.
+An adapter describes a family (packing of latents, arguments with positions, prediction type); it never edits a
+pipeline. It is found by the class names in the pipeline's method resolution order, without importing model code.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ CapabilityT = TypeVar("CapabilityT")
 
 
 class Prediction(Enum):
-    """What the denoiser returns, for ``x = alpha * x0 + sigma * noise``."""
+    """Prediction type of the denoiser, for ``x = alpha * x0 + sigma * noise``."""
 
     VELOCITY = "v"  # flow: noise - x0
     NEGATIVE_VELOCITY = "-v"  # flow: x0 - noise (the pipeline negates it in its loop)
@@ -48,15 +47,15 @@ class LatentSize:
 
 
 class Moments(ABC):
-    """Where in a run a forward of the denoiser is: what the run clock reads. Both subclasses are capabilities."""
+    """Base of the two capabilities that the run clock reads to locate a forward in a run."""
 
     guidance: Guidance = Guidance.BATCHED
     without: str = ""
-    """What it means that a pipeline lacks this capability, for messages."""
+    """Explanation for messages if a pipeline lacks this capability."""
 
     @abstractmethod
     def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
-        """How far the run is, falling from forward to forward."""
+        """Progress of the run, falling from forward to forward."""
 
     @abstractmethod
     def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
@@ -106,7 +105,7 @@ class ScaleSchedule(Moments):
         """Index of the scale of this forward."""
 
     def costs(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[ScaleCost, ...] | None:  # noqa: ARG002
-        """What each scale of a call with these arguments costs, ``None`` if that is not known."""
+        """Cost of each scale of a call with these arguments, ``None`` if unknown."""
         return None
 
 
@@ -125,11 +124,11 @@ class LatentLayout(Moments):
     """Whether the denoiser's text is CLIP's tokens, and after them those of another encoder."""
     without = "it does not denoise one latent step by step"
     fixed: str | None = None
-    """Why no forward can run at another size, where that is so for the whole family."""
+    """Reason why no forward of the family can run at another size, ``None`` if it can."""
 
     @abstractmethod
     def prediction(self, pipe: Any) -> Prediction:
-        """What the denoiser predicts (VP families read the scheduler's ``prediction_type``)."""
+        """Prediction type of the denoiser (VP families read the scheduler's ``prediction_type``)."""
 
     @abstractmethod
     def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
@@ -149,7 +148,7 @@ class LatentLayout(Moments):
     ) -> dict[str, Any]:
         """Arguments of a forward on ``latent``, of any legal size, at ``level``.
 
-        Positions and conditions are rewritten. The latents of ``kwargs`` themselves give back ``kwargs``.
+        Positions and conditions are adapted. With the unchanged latents, the result equals ``kwargs``.
         """
 
     @abstractmethod
@@ -161,7 +160,7 @@ class LatentLayout(Moments):
 
     @abstractmethod
     def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
-        """Inverse of :meth:`decode_output`: what the denoiser would have returned for ``kwargs``."""
+        """Inverse of :meth:`decode_output`: the denoiser's output for ``kwargs``."""
 
     @abstractmethod
     def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
@@ -180,7 +179,7 @@ class LatentLayout(Moments):
         return None
 
     def largest(self, pipe: Any) -> LatentSize | None:  # noqa: ARG002
-        """The largest latent that the model has positions for; ``None`` where there is no limit."""
+        """Largest latent size with positions in the model; ``None`` if there is no limit."""
         return None
 
     def oversize(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
@@ -202,7 +201,7 @@ class LatentLayout(Moments):
         return self.fixed
 
     def resizing_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
-        """Why the loop cannot go on with latents of another size between two steps, or ``None`` if it can."""
+        """Why the loop cannot continue with latents of another size between two steps, or ``None`` if it can."""
         return None
 
     def shift_tokens(self, pipe: Any, size: LatentSize) -> int:  # noqa: ARG002
@@ -214,7 +213,7 @@ class LatentLayout(Moments):
         return None
 
     def clock_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
-        """Why this pipeline's scheduler does not tell steps by levels that fall, or ``None`` if it does."""
+        """Why the levels of this pipeline's scheduler do not fall from step to step, or ``None`` if they do."""
         return None
 
     def flows(self, pipe: Any) -> bool:
@@ -224,7 +223,7 @@ class LatentLayout(Moments):
 
 @dataclass(frozen=True)
 class Adapter:
-    """Everything `hasten` knows of one pipeline family.
+    """Description of one pipeline family.
 
     Args:
         family: short name, for messages (``"flux"``).
@@ -232,10 +231,10 @@ class Adapter:
         denoisers: attribute names of the denoisers (``("transformer", "transformer_2")``); those that a
             pipeline does not have are skipped.
         capabilities: instances of capability classes such as :class:`LatentLayout`.
-        refused: class names of pipelines of the family that no technique can work on, with the reason.
+        refused: class names of pipelines of the family that no technique supports, with the reason.
         missing: capability classes that these pipelines do not have, with the reason; the techniques that need one
             are refused, others are not.
-        models: class names of the denoisers whose forwards the capabilities describe, whatever pipeline holds them.
+        models: class names of the denoisers whose forwards the capabilities describe, in any pipeline.
         module: where :func:`hasten.load` finds the classes of saved pipelines.
     """
 

@@ -1,7 +1,6 @@
-"""What rides along with noisy latents and has to change size with them: clean latents, masks, control features.
+"""Conditions that change size together with the noisy latents: clean latents, masks, control features.
 
-None of it is noise, so none of it follows the rule for noise: content is resized by the band-limited transform at its
-own amplitude, masks by area.
+They contain no noise: clean content is resized by the band-limited transform at its own amplitude, masks by area.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ __all__ = ["Channels", "resize_clean", "resize_features", "resize_mask"]
 
 @dataclass(frozen=True)
 class Channels:
-    """Which channels of the unpacked latents argument are what; all others are clean latents or pictures.
+    """Roles of the channels of the unpacked latents argument; all others are clean latents or pictures.
 
     Args:
-        noisy: what the solver steps.
-        masks: what selects places.
+        noisy: channels that the solver steps. masks: channels that select regions.
         subpixel: side of the blocks of pixels whose masks are the mask channels, row by row; 1 where each mask channel
             is a mask of its own.
     """
@@ -65,7 +63,7 @@ class Channels:
 
 
 def resize_clean(content: Tensor, size: LatentSize) -> Tensor:
-    """Resize what carries no noise (..., H, W), keeping its amplitude.
+    """Resize clean content (..., H, W), keeping its amplitude.
 
     The orthonormal DCT changes the amplitude of a picture by ``sqrt(H W / (h w))``; this undoes it.
     """
@@ -88,7 +86,7 @@ def resize_mask(mask: Tensor, size: LatentSize) -> Tensor:
 
 
 def resize_features(features: Any, before: LatentSize, after: LatentSize) -> Any:
-    """Features of a control network for latents of ``before``, brought to the grid of latents of ``after``.
+    """Features of a control network for latents of ``before``, resized to the grid of latents of ``after``.
 
     Args:
         features: a tensor, or lists, tuples and mappings of them: maps (..., h, w) of any level of a U-Net, or tokens

@@ -1,7 +1,7 @@
-"""Noise paths: what a timestep argument means, and what the denoiser predicts there.
+"""Noise paths: the noise level of a timestep argument, and the prediction type.
 
-A path translates between the number a denoiser is told and :class:`~hasten.schedules.noise.NoiseLevel`, both
-ways. None of the slips one can make here crashes; they just ruin pictures.
+A path converts between the timestep argument of a denoiser and :class:`~hasten.schedules.noise.NoiseLevel`. Errors
+here raise no exception, but ruin the pictures.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Path(ABC):
 
     @abstractmethod
     def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
-        """Level told by a timestep argument; the noisiest entry counts, since cleaner ones are conditions."""
+        """Level of a timestep argument; the noisiest entry counts, because cleaner ones are conditions."""
 
     @abstractmethod
     def timestep(self, pipe: Any, level: NoiseLevel) -> float:
-        """What the denoiser must be told for ``level``."""
+        """Timestep argument for ``level``."""
 
     @abstractmethod
     def prediction(self, pipe: Any) -> Prediction:
@@ -70,7 +70,7 @@ class Path(ABC):
 
 @dataclass(frozen=True)
 class FlowPath(Path):
-    """Rectified flow, ``x = (1 - t) x0 + t noise``, told as ``scale * t``.
+    """Rectified flow, ``x = (1 - t) x0 + t noise``, with timestep ``scale * t``.
 
     With ``data_fraction`` the model is told ``scale * (1 - t)`` and predicts the derivative along that, ``x0
     - noise``: reversed time and a negated output are one convention, and the pipeline undoes both in its

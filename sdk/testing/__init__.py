@@ -1,6 +1,6 @@
-"""Contracts that every technique and every adapter keeps, as pytest classes. They need no GPU.
+"""Tests that every technique and every adapter has to pass, as pytest classes. They need no GPU.
 
-Subclass one in your own tests, say how to make a small pipeline, and pytest runs the rest::
+Subclass one in your tests and define a small pipeline; pytest runs the rest::
 
     class TestMine(hasten.testing.TechniqueContract):
         technique = MyTechnique

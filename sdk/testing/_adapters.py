@@ -26,7 +26,7 @@ __all__ = ["AdapterContract"]
 
 
 class AdapterContract(PipelineContract):
-    """What an adapter has to get right about its pipeline family.
+    """Contract tests of an adapter.
 
     Attributes:
         adapter: the object; it need not be installed.
@@ -55,7 +55,7 @@ class AdapterContract(PipelineContract):
         assert Target.of(self.pipeline()).adapter is self.adapter
 
     def test_a_run_that_changes_nothing_is_stock(self) -> None:
-        """The seams alone change no bit."""
+        """A run without changes gives bit-identical output."""
         pipe = self.pipeline()
         stock = self.call(pipe)
         with hasten.accelerate(pipe, [_Probe.name]):

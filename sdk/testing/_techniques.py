@@ -25,7 +25,7 @@ __all__ = ["TechniqueContract"]
 
 
 class TechniqueContract(PipelineContract):
-    """What a technique promises to its user and to the host.
+    """Contract tests of a technique.
 
     Attributes:
         technique: the class; it need not be installed.
@@ -57,14 +57,14 @@ class TechniqueContract(PipelineContract):
             assert type(config).model_validate_json(config.model_dump_json()) == config
 
     def test_every_option_is_described(self) -> None:
-        """``hasten plugins NAME`` has something to say of each."""
+        """Every option has a description for ``hasten plugins NAME``."""
         kinds = options_of(self.technique.config_class).kinds
         fields = [item for kind in kinds for item in kind.model_fields.items()]
         bare = [name for name, field in fields if not (field.description or "").strip()]
         assert not bare, f"options without a description: {bare}"
 
     def test_what_is_worth_trying_is_valid(self) -> None:
-        """Each value that an option declares for ``hasten tune`` can be given beside the active options."""
+        """Each value that an option declares for ``hasten tune`` is valid together with the active options."""
         kind = self.technique.config_class
         for name, tunable in tunable_options(kind).items():
             for value in tunable.values(5):
@@ -82,7 +82,7 @@ class TechniqueContract(PipelineContract):
         _assert_same_structure(pipe, control)
 
     def test_the_plan_agrees_with_the_call(self) -> None:
-        """What ``plan`` accepts runs, and the denoiser sees the forecast sizes and no others."""
+        """A planned call runs, and the denoiser computes at the forecast sizes only."""
         pipe = self.pipeline()
         accepted = {name: self.arguments[name] for name in _FORECAST & self.arguments.keys()}
         plan = hasten.plan(pipe, {self.technique.name: dict(self.active)}, **accepted)
@@ -112,7 +112,7 @@ class TechniqueContract(PipelineContract):
         assert not missing, f"no claim covers: {missing}"
 
     def test_restoring_leaves_nothing(self) -> None:
-        """After ``restore`` the pipeline is what it was, to the bit, and so is its output."""
+        """``restore`` returns the pipeline to its state, and its output is bit-identical."""
         pipe, control = self.pipeline(), self.pipeline()
         stock = self.call(control)
         self.call(pipe)  # a stock call leaves traces of its own
@@ -133,7 +133,7 @@ class TechniqueContract(PipelineContract):
             torch.testing.assert_close(self.call(pipe), stock, rtol=0, atol=self.tolerance)
 
     def test_another_size_works(self) -> None:
-        """Two calls of different sizes in a row do not disturb each other."""
+        """Two consecutive calls of different sizes do not affect each other."""
         if self.resized is None:
             pytest.skip("no other size is given")
         pipe = self.pipeline()
@@ -152,7 +152,7 @@ class TechniqueContract(PipelineContract):
             assert torch.equal(self.call(pipe), expected)
 
     def test_two_pipelines_at_once(self) -> None:
-        """Accelerated pipelines in two threads give what they give alone."""
+        """Accelerated pipelines in two threads give the same output as alone."""
         pipes = [self.pipeline(), self.pipeline()]
         accelerations = [self.accelerate(pipe, self.active) for pipe in pipes]
         expected = self.call(pipes[0])
