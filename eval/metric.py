@@ -70,7 +70,9 @@ class Metric(torchmetrics.Metric):
 
     Class attributes: ``name`` (on the command line), ``needs``, ``higher_is_better``, ``unit`` (empty for
     none), ``published`` (whether its values are comparable with published ones), ``tolerance`` (largest loss
-    that fewer plain steps may have unless the user sets a margin; ``None`` if the user has to set it).
+    that fewer plain steps may have unless the user sets a margin; ``None`` if the user has to set it), ``perfect``
+    (of metrics that compare with the baseline's picture: the score of the same picture, from which a loss is
+    counted; ``None`` if there is no largest score).
 
     A subclass with a constructor of its own sets ``name`` and then calls ``super().__init__()``. Networks that have a
     method ``to`` follow the metric to another device.
@@ -85,6 +87,7 @@ class Metric(torchmetrics.Metric):
     unit: str = ""
     published: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
+    perfect: ClassVar[float | None] = None
 
     def __init__(self, **options: Any) -> None:
         try:

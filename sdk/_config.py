@@ -74,6 +74,9 @@ class Config(StrictModel):
         None, description="Seed of the first prompt; prompt i uses seed + i."
     )
     steps: PositiveInt | None = Field(None, description="Denoising steps.")
+    solver: str | None = Field(
+        None, description="Solver instead of the pipeline's own: Euler, UniPC or DPM++ 2M, where it suits."
+    )
     height: PositiveInt | None = Field(None, description="Height in pixels.")
     width: PositiveInt | None = Field(None, description="Width in pixels.")
     frames: PositiveInt | None = Field(None, description="Number of video frames.")

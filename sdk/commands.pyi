@@ -49,3 +49,9 @@ from hasten._plugins import host as host
 from hasten._presets import settle as settle
 from hasten._processes import PATIENCE as PATIENCE, Processes as Processes, wait_for as wait_for
 from hasten._shown import printable as printable
+from hasten._solvers import (
+    other_solvers as other_solvers,
+    own_solver as own_solver,
+    solving_with as solving_with,
+    use_solver as use_solver,
+)

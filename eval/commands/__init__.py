@@ -1,4 +1,4 @@
-"""The commands ``hasten demo``, ``hasten compare`` and ``hasten eval``; each is imported when the tool starts."""
+"""The commands ``hasten demo``, ``compare``, ``tune`` and ``eval``; each is imported when the tool starts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def hasten_register_commands(app: typer.Typer) -> None:
-    """Add ``demo``, ``compare`` and ``eval``."""
-    for module in ("demo", "compare", "evaluate"):
+    """Add ``demo``, ``compare``, ``tune`` and ``eval``."""
+    for module in ("demo", "compare", "tune", "evaluate"):
         import_module(f"hasten.eval.commands.{module}").register(app)

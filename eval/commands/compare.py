@@ -28,6 +28,7 @@ _SHARED = (
     "num_prompts",
     "seed",
     "steps",
+    "solver",
     "height",
     "width",
     "frames",
@@ -43,6 +44,7 @@ steps, over the solvers that suit the pipeline, that lose no more than the margi
 baseline's steps and from the knee, and every speed-up is stated against both ([bold]--no-knee[/] leaves it out). Three
 controls are always added: the baseline repeated, the baseline from other seeds, and plain sampling with as many steps
 as fit into each configuration's time.
+[bold]--sweep[/] also draws quality over time: plain sampling over steps and solvers, every technique over its dial.
 Run again after an interruption: nothing is repeated. Under [bold]torchrun[/] or [bold]accelerate launch[/] the prompts
 are split over the processes.
 
@@ -56,6 +58,7 @@ sampling in the same time.
   hasten compare mini/t2i-dit --enable bottleneck --num-prompts 128 --out out/compare
   hasten compare mini/t2i-dit -c careful.yaml -c bold.yaml --margin mini_classifier=0.05
   hasten compare mini/t2i-dit -e bottleneck --gate "speedup.low>=1.2" --gate "mini_parser.change.low>=-0.05"
+  hasten compare mini/t2i-dit -e bottleneck --sweep --out out/sweep
   hasten compare ./my-flux -e bottleneck --prompts prompts.txt -m clip_score --metric-option clip_score.network=./clip
 """
 
@@ -92,6 +95,7 @@ def _command(
     margin: options.Margins = None,
     knee: options.Knee = None,
     ladder: options.LadderSteps = None,
+    sweep: options.Sweep = False,
     gate: options.Gates = None,
     level: options.Level = 0.95,
     device: common.Device = None,
@@ -116,7 +120,7 @@ def _command(
         "guidance_scale": guidance_scale,
     }
     job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
-    request = Request(model, job, configurations, dtype=place.dtype)
+    request = Request(model, job, configurations, dtype=place.dtype, solver=first.solver)
     real = _reference(reference, reference_count, workers, skip_bad)
     judged = [*configurations, *(name + AT_KNEE for name in configurations if knee is not False)]
     evaluation = _evaluation(
@@ -125,7 +129,7 @@ def _command(
     found = options.ladder_of(knee, ladder, evaluation, reference=request.steps, prompts=len(texts))
     given_steps = _fewer_steps(fewer_steps or (), configurations)
     request = replace(request, fewer_steps=given_steps, ladder=found)
-    perform(request, evaluation, out, place.device, html=report, as_json=as_json)
+    perform(request, evaluation, out, place.device, html=report, as_json=as_json, sweep=sweep)
 
 
 def _reference(path: Path | None, count: int | None, workers: int, skip_bad: bool) -> Reference | None:

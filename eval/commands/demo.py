@@ -81,5 +81,7 @@ def _command(
     evaluation = Evaluation(metrics, None, Settings(seed=seed, margins=margins))
     reference, count = int(call["num_inference_steps"]), min(num_prompts, _LADDER_PROMPTS)
     found = options.ladder_of(knee, ladder, evaluation, reference=reference, prompts=count, default=_LADDER)
-    request = Request(_MODEL, job, {"accelerated": settings}, fewer, (FEWER_STEPS,), place.dtype, found)
+    request = Request(
+        _MODEL, job, {"accelerated": settings}, fewer, (FEWER_STEPS,), place.dtype, found, settings.solver
+    )
     perform(request, evaluation, out, place.device, as_json=as_json)

@@ -32,6 +32,7 @@ __all__ = [
     "Reference",
     "ReferenceCount",
     "SkipBad",
+    "Sweep",
     "Workers",
     "build_metrics",
     "default_metrics",
@@ -100,6 +101,13 @@ LadderSteps = Annotated[
         "--ladder",
         metavar="N,N",
         help="Step counts to try for the knee. (default: each 1/sqrt(2) of the previous one)",
+    ),
+]
+Sweep = Annotated[
+    bool,
+    typer.Option(
+        "--sweep",
+        help="Also draw quality over time: plain sampling over steps and solvers, techniques over their dials.",
     ),
 ]
 Margins = Annotated[
@@ -296,7 +304,8 @@ def parse_margins(texts: Sequence[str]) -> dict[str, float]:
             margin = -1.0
         if not equals or not 0 <= margin < float("inf"):
             raise ConfigError(
-                f"--margin {text}: write METRIC=VALUE with the loss you tolerate, for example mini_classifier=0.05"
+                f"--margin {text}: write METRIC=VALUE with the loss you tolerate, for example mini_classifier=0.05; it "
+                "is 0 or more whichever way the metric points"
             )
         margins[name.strip()] = margin
     return margins
@@ -336,7 +345,7 @@ def ladder_of(
     margins = dict(evaluation.settings.margins or {}) or known
     if not margins:
         if asked:
-            able = [metric.name for metric in evaluation.metrics if "baseline" not in metric.needs]
+            able = [m.name for m in evaluation.metrics if "baseline" not in m.needs or m.perfect is not None]
             raise ConfigError(
                 "the knee is the fewest steps within a margin: give --margin METRIC=VALUE "
                 f"(of what is measured, {', '.join(able) or 'nothing'} can have one), or --no-knee"

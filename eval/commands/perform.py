@@ -24,6 +24,7 @@ from hasten.commands import (
     settle,
     showing_progress,
 )
+from hasten.eval.commands.sweep import perform_sweep
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.wording import measured_text
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from hasten.eval.compare.run import Request
     from hasten.eval.compare.store import RunStore
 
-__all__ = ["perform"]
+__all__ = ["about_run", "perform"]
 
 _GRID_ROWS = 6
 
@@ -45,6 +46,7 @@ def perform(
     *,
     html: bool = True,
     as_json: bool = False,
+    sweep: bool = False,
 ) -> None:
     """Make the pictures that are missing, write ``report.json``, ``report.html`` and ``grid.png``, print the tables.
 
@@ -55,6 +57,7 @@ def perform(
         device: torch device of the pipeline.
         html: write ``report.html``; where what it is made with is missing, that is said, and the rest is done.
         as_json: print the content of ``report.json`` instead of tables.
+        sweep: draw quality over time too.
 
     Raises:
         typer.Exit: with 3 when a gate is missed.
@@ -67,9 +70,11 @@ def perform(
     if missing is not None and processes.rank == 0:
         _say(missing)
     with owned(prepare_folder(out)):
-        store = _run(request, evaluation, out, processes, device, quiet=as_json)
-        if processes.rank == 0:
-            _finish(store, evaluation, html, missing, as_json)
+        pipe, store = _run(request, evaluation, out, processes, device, quiet=as_json)
+        documents = _judge(store, evaluation, html and missing is None) if processes.rank == 0 else None
+        swept = perform_sweep(pipe, store, request, evaluation, processes, quiet=as_json) if sweep else None
+        if documents is not None:
+            _finish(store, *documents, swept, missing, as_json)
 
 
 def _run(
@@ -80,25 +85,14 @@ def _run(
     device: str,
     *,
     quiet: bool,
-) -> RunStore:
-    from hasten import __version__
-    from hasten.commands import describe_machine
+) -> tuple[Any, RunStore]:
     from hasten.eval.compare.document import rung_judge
     from hasten.eval.compare.run import GENERATING, run_comparison
 
-    pipe = load_quietly(request.model, Placement(device, request.dtype), request.job.call)
+    pipe = load_quietly(request.model, Placement(device, request.dtype), request.job.call, request.solver)
     settled = {name: settle(config, pipe, request.job.call) for name, config in request.candidates.items()}
     request = replace(request, candidates=settled)
-    about = {
-        "hasten": __version__,
-        "machine": describe_machine(),
-        "versions": _versions(),
-        "pipeline": type(pipe).__name__,
-        "dtype": str(getattr(pipe, "dtype", "")),
-        "processes": processes.world,
-        "command": shlex.join(["hasten", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    about = about_run(pipe, processes)
     console, worked = Console(stderr=True, quiet=quiet or processes.rank > 0), False
     with showing_progress(quiet=console.quiet, console=console) as tell:
 
@@ -115,30 +109,63 @@ def _run(
             tell(stage, done, total)
 
         judge = rung_judge(evaluation, request.ladder) if request.ladder is not None else None
-        return run_comparison(
+        return pipe, run_comparison(
             pipe, request, folder, processes=processes, about=about, progress=advance, judge=judge
         )
 
 
-def _versions() -> dict[str, str]:
+def about_run(pipe: Any, processes: Processes) -> dict[str, Any]:
+    """Versions, machine, command and time, which are kept with what is measured."""
     from importlib.metadata import version
 
+    from hasten import __version__
+    from hasten.commands import describe_machine
+
+    libraries = ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
     return {
-        name: version(name) for name in ("torch", "diffusers", "transformers", "numpy", "scipy", "pillow")
+        "hasten": __version__,
+        "machine": describe_machine(),
+        "versions": {name: version(name) for name in libraries},
+        "pipeline": type(pipe).__name__,
+        "dtype": str(getattr(pipe, "dtype", "")),
+        "processes": processes.world,
+        "command": shlex.join(["hasten", *sys.argv[1:]]),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _finish(store: RunStore, evaluation: Evaluation, html: bool, missing: str | None, as_json: bool) -> None:
-    from hasten.eval.compare.document import evaluate_run, missed_gates
-    from hasten.eval.compare.table import print_report
+def _judge(store: RunStore, evaluation: Evaluation, html: bool) -> tuple[dict[str, Any], list[Path]]:
+    """The report as a document, and the files it was written to."""
+    from hasten.eval.compare.document import evaluate_run
 
     with Console(stderr=True).status("scoring the pictures"):
         document = evaluate_run(store, evaluation)
         written = [store.folder / "report.json", _save_grid(store, document)]
-        if html and missing is None:
+        if html:
             from hasten.eval.report import write_report
 
             written.append(write_report(store, document))
+    return document, written
+
+
+def _finish(
+    store: RunStore,
+    document: dict[str, Any],
+    written: list[Path],
+    swept: tuple[dict[str, Any], list[Path]] | None,
+    missing: str | None,
+    as_json: bool,
+) -> None:
+    from hasten.eval.compare.document import missed_gates
+    from hasten.eval.compare.table import print_report
+
+    if swept is not None:
+        document["sweep"] = swept[0]
+        written += swept[1]
+        if store.folder / "report.html" in written:
+            from hasten.eval.report import write_report
+
+            write_report(store, document)
     missed = missed_gates(document)
     if as_json:
         typer.echo(json.dumps(document, indent=1, sort_keys=True))

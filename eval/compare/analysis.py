@@ -107,8 +107,11 @@ def check_margins(margins: Mapping[str, float], metrics: Sequence[Metric]) -> No
             raise ConfigError(
                 f"a margin for {name!r}, which is not measured{suggestion(name, measured)} Measured: {known}."
             )
-        if "baseline" in measured[name].needs:
-            raise ConfigError(f"{name} already compares with the baseline, so it has no margin; use --gate")
+        if "baseline" in measured[name].needs and measured[name].perfect is None:
+            raise ConfigError(
+                f"{name} already compares with the baseline and has no largest score, so it has no margin; use --gate, "
+                "or a margin of ssim"
+            )
 
 
 def analyse(
@@ -142,6 +145,11 @@ def _sample_figure(scores: SampleScores, arm: str, prompts: Sequence[str], setti
         value = ratio_of_sums(*scores.counts[arm], **options)
     else:
         value = mean_estimate(scores.values[arm], **options, seed=settings.seed)
+    if arm != BASELINE and BASELINE not in scores.values and scores.metric.name in (settings.margins or {}):
+        # A metric that compares with the baseline by itself loses what its pictures lack to being the same.
+        assert scores.metric.perfect is not None
+        change = mean_estimate(scores.values[arm] - scores.metric.perfect, **options, seed=settings.seed)
+        return Figure(value, change, smallest_detectable=_detectable(change))
     if arm == BASELINE or BASELINE not in scores.values:
         return Figure(value)
     change = sample_change(scores, BASELINE, arm, prompts, settings)

@@ -80,7 +80,7 @@ class Arm:
         config: techniques to enable, ``None`` for the stock pipeline.
         seed_offset: added to every seed.
         time_of: candidates whose time it takes, of the equal-time control.
-        solver: of :func:`hasten.eval.compare.solvers.other_solvers`; ``None`` for the pipeline's own.
+        solver: of :func:`hasten.commands.other_solvers`; ``None`` for the pipeline's own.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Arm:
     def attached(self, pipe: Any) -> Iterator[Acceleration | None]:
         """The pipeline with this arm's solver and techniques for the length of a ``with`` block."""
         import hasten
-        from hasten.eval.compare.solvers import solving_with
+        from hasten.commands import solving_with
 
         with solving_with(pipe, self.solver):
             if self.config is None:

@@ -16,15 +16,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hasten.commands import Job, Processes, generate, wait_for
+from hasten.commands import Job, Processes, generate, other_solvers, wait_for
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.making import make_pictures, wait_for_pictures
-from hasten.eval.compare.solvers import other_solvers
 from hasten.eval.compare.store import RunStore
 from hasten.extend import HastenError
 from hasten.files import read_sealed, seal, write_atomically
 
-__all__ = ["Judge", "Knee", "Ladder", "Rung", "default_steps", "find_knee", "next_rung"]
+__all__ = ["Judge", "Knee", "Ladder", "Rung", "default_steps", "find_knee", "next_rung", "working_solvers"]
 
 Judge = Callable[[RunStore, str, Sequence[str]], Mapping[str, Mapping[str, Any]]]
 """Of a store with the baseline, the name of an arm, and the prompts: metric -> ``change``, ``outcome``, ``held`` and
@@ -192,7 +191,7 @@ def _begin(
     store.resume()
     if store.read_run() is None:
         if processes.rank == 0:
-            solvers, notes = _working_solvers(pipe, job)
+            solvers, notes = working_solvers(pipe, job)
             found = {"solvers": solvers, "notes": notes}
             store.begin({"request": request, "arms": [], "flops": {}, "profiles": {}, "about": found})
         else:
@@ -203,8 +202,8 @@ def _begin(
     return run["about"]["solvers"], run["about"]["notes"]
 
 
-def _working_solvers(pipe: Any, job: Job) -> tuple[list[str | None], list[str]]:
-    """Solvers with which the pipeline makes a picture, its own first."""
+def working_solvers(pipe: Any, job: Job) -> tuple[list[str | None], list[str]]:
+    """Solvers with which the pipeline makes a picture, its own (``None``) first; a note on each other one."""
     solvers: list[str | None] = [None]
     notes = []
     probe = replace(job, prompts=job.prompts[:1])

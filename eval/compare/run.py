@@ -30,7 +30,16 @@ from hasten.eval.compare.making import make_pictures, wait_for_pictures
 from hasten.eval.compare.store import RunStore, slug
 from hasten.extend import ConfigError, HastenError, suggestion
 
-__all__ = ["GENERATING", "Progress", "Request", "arms_of_run", "run_comparison"]
+__all__ = [
+    "GENERATING",
+    "Progress",
+    "Request",
+    "arm_to_dict",
+    "arms_of_run",
+    "problem_of",
+    "run_comparison",
+    "steps_are_free",
+]
 
 Progress = Callable[[str, int, int], None]
 GENERATING = "generating"
@@ -51,6 +60,7 @@ class Request:
         controls: which control rows to add.
         dtype: number format of the pipeline.
         ladder: where to look for the knee of the step curve; ``None`` to leave it out.
+        solver: that the configurations choose instead of the pipeline's own, for all rows.
     """
 
     model: str
@@ -60,6 +70,7 @@ class Request:
     controls: Sequence[str] = CONTROLS
     dtype: str = "float32"
     ladder: Ladder | None = None
+    solver: str | None = None
 
     def __post_init__(self) -> None:
         taken = {slug(name): name for name in (BASELINE, REPEAT, OTHER_SEED, FEWER_STEPS, KNEE)}
@@ -109,6 +120,7 @@ class Request:
             "controls": list(self.controls),
             "dtype": self.dtype,
             "ladder": None if self.ladder is None else asdict(self.ladder),
+            **({} if self.solver is None else {"solver": self.solver}),
         }
 
     def measured_arms(self) -> list[Arm]:
@@ -190,7 +202,7 @@ def _knee(
     """The knee of the step curve, ``None`` where the number of steps can't be chosen."""
     assert request.ladder is not None
     assert judge is not None, "a ladder of step counts needs a judge"
-    if not _steps_are_free(pipe):
+    if not steps_are_free(pipe):
         return None
     asked, place = request.to_dict(), folder / "ladder"
     return find_knee(pipe, request.job, request.ladder, asked, place, judge, processes, progress, patience)
@@ -233,7 +245,7 @@ def _opening(
         beside = equal_time_steps(at_knee[0].steps, pace, KNEE)
         paced |= {arm.name: beside[arm.name] for arm in at_knee[1:]}
     fewer = {name: request.fewer_steps.get(name, paced[name]) for name in judged}
-    controls = [name for name in request.controls if name != FEWER_STEPS or _steps_are_free(pipe)]
+    controls = [name for name in request.controls if name != FEWER_STEPS or steps_are_free(pipe)]
     solvers = {name: arm.solver for name, arm in judged.items()}
     arms = [*measured, *control_arms(request.steps, fewer, controls, solvers)]
     own_work = [arm for arm in arms if arm.name not in (REPEAT, OTHER_SEED)]
@@ -246,7 +258,7 @@ def _opening(
     return {
         "schema": 1,
         "request": request.to_dict(),
-        "arms": [_arm_to_dict(arm) for arm in arms],
+        "arms": [arm_to_dict(arm) for arm in arms],
         "flops": {arm.name: look(flops_of, arm) for arm in arms},
         "warm_up": pace.as_dict(),
         "profiles": {arm.name: look(profile, arm) for arm in own_work},
@@ -263,7 +275,7 @@ def _arms_at_knee(pipe: Any, request: Request, knee: Knee | None) -> tuple[list[
     notes = []
     for name, config in request.candidates.items():
         arm = Arm(name + AT_KNEE, "candidate", knee.steps, config, solver=knee.solver)
-        problem = _problem_of(pipe, arm, request.job)
+        problem = problem_of(pipe, arm, request.job)
         if problem:
             notes.append(f"{name} does not run at the knee: {problem}")
         else:
@@ -271,10 +283,10 @@ def _arms_at_knee(pipe: Any, request: Request, knee: Knee | None) -> tuple[list[
     return arms, notes
 
 
-def _problem_of(pipe: Any, arm: Arm, job: Job) -> str:
+def problem_of(pipe: Any, arm: Arm, job: Job) -> str:
     """Why an arm can't run; empty if it can."""
     import hasten
-    from hasten.eval.compare.solvers import solving_with
+    from hasten.commands import solving_with
 
     assert arm.config is not None
     try:
@@ -285,14 +297,15 @@ def _problem_of(pipe: Any, arm: Arm, job: Job) -> str:
     return "; ".join(finding.message for finding in plan.findings if finding.severity == "error")
 
 
-def _steps_are_free(pipe: Any) -> bool:
+def steps_are_free(pipe: Any) -> bool:
     """Whether the number of steps can be chosen: a pipeline that generates scale by scale has one for each."""
     from hasten.extend import ScaleSchedule, Target
 
     return Target.of(pipe).adapter.capability(ScaleSchedule) is None
 
 
-def _arm_to_dict(arm: Arm) -> dict[str, Any]:
+def arm_to_dict(arm: Arm) -> dict[str, Any]:
+    """JSON-ready fields, which :func:`arms_of_run` takes back."""
     config = arm.config.to_dict() if arm.config is not None else None
     return {
         "name": arm.name,

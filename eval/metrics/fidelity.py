@@ -80,6 +80,7 @@ class Ssim(_Pixels):
     """
 
     name = "ssim"
+    perfect = 1.0
 
     def __init__(self, variant: Variant = "valid", *, multi_scale: bool = False, **options: Any) -> None:
         if variant not in ("valid", "torchmetrics"):
@@ -107,6 +108,7 @@ class LpipsMetric(_Pixels):
 
     name = "lpips"
     higher_is_better = False
+    perfect = 0.0
 
     def __init__(
         self,
@@ -138,6 +140,7 @@ class ImageCosine(SampleMetric):
     name = "clip_i"
     needs = _PAIRED
     higher_is_better = True
+    perfect = 1.0
 
     def __init__(self, network: object, device: torch.device | str = "cpu", **options: Any) -> None:
         from hasten.eval.networks.clip import as_clip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.eval.compare.store import RunStore
 
-__all__ = ["unavailable", "write_report"]
+__all__ = ["save_sweep", "unavailable", "write_report"]
 
 
 def unavailable() -> str | None:
@@ -28,12 +28,14 @@ def unavailable() -> str | None:
     return f"the HTML report is not written, because it needs {' and '.join(reasons)}: pip install 'hasten[report]'"
 
 
-def write_report(store: RunStore, document: Mapping[str, Any]) -> Path:
+def write_report(store: RunStore, document: Mapping[str, Any], folder: Path | None = None) -> Path:
     """Write ``report.html`` beside ``report.json``.
 
     Args:
         store: the finished run.
-        document: content of its ``report.json``.
+        document: content of its ``report.json``; with the key ``sweep``, quality over time is drawn (see
+            :func:`hasten.eval.sweep.points.sweep_fields`), with the key ``tune``, the answer of a tuning stands first.
+        folder: another one to write it to.
 
     Raises:
         HastenError: if the file cannot be written.
@@ -41,6 +43,24 @@ def write_report(store: RunStore, document: Mapping[str, Any]) -> Path:
     from hasten.eval.report.page import render_page
     from hasten.files import write_atomically
 
-    target = store.folder / "report.html"
+    target = (folder or store.folder) / "report.html"
     write_atomically(target, render_page(store, document).encode())
     return target
+
+
+def save_sweep(fields: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write a picture of quality over time for each metric, as PNG and as SVG.
+
+    Args:
+        fields: of :func:`hasten.eval.sweep.points.sweep_fields`.
+        folder: where to.
+
+    Raises:
+        HastenError: if a file cannot be written.
+    """
+    from hasten.eval.report.sweep import save_pictures
+    from hasten.eval.sweep.points import Curve, Quantity
+
+    curves = [Curve.of(curve) for curve in fields["curves"]]
+    quantities = [Quantity(**quantity) for quantity in fields["quantities"]]
+    return [path for quantity in quantities for path in save_pictures(curves, quantity, folder)]

@@ -31,6 +31,8 @@ from hasten.eval.compare.wording import (
 )
 from hasten.eval.report.charts import marks, pareto, timeline
 from hasten.eval.report.pictures import SIDE, WORST, choose_prompts, data_uri
+from hasten.eval.report.sweep import draw_for_page
+from hasten.eval.sweep.points import Curve, Quantity
 
 if TYPE_CHECKING:
     from hasten.eval.compare.store import RunStore
@@ -70,6 +72,7 @@ def render_page(store: RunStore, document: Mapping[str, Any]) -> str:
             sameness={arm["name"]: sameness_text(arm) for arm in document["arms"] if arm["sameness"]},
             gates=[*document["gates"], *document["times"]["gates"]],
             miniature=MINIATURE_NOTE if any(m["miniature"] for m in document["metrics"].values()) else "",
+            sweep=_sweep_pictures(document),
             charts=[pareto(document, metric) for metric in document["metrics"]],
             timelines={
                 arm: timeline(document, arm, i) for i, arm in enumerate(candidates) if document["steps"][arm]
@@ -96,6 +99,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "change": change_text,
         "estimate": estimate_text,
+        "interval": _interval,
         "measured": measured_text,
         "number": number,
         "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True),
@@ -103,6 +107,22 @@ def _environment() -> Environment:
         "steps": steps_text,
     }
     return environment
+
+
+def _interval(estimate: Mapping[str, Any], signed: bool = False) -> str:
+    """An estimate in words; one without a known interval by its value alone."""
+    if estimate["low"] is None and estimate["high"] is None:
+        return number(estimate["value"], signed)
+    return estimate_text(estimate, signed)
+
+
+def _sweep_pictures(document: Mapping[str, Any]) -> list[Markup]:
+    """Quality over time by each metric; empty without a sweep."""
+    fields = document.get("sweep")
+    if fields is None:
+        return []
+    curves = [Curve.of(curve) for curve in fields["curves"]]
+    return [draw_for_page(curves, Quantity(**quantity)) for quantity in fields["quantities"]]
 
 
 def _outcome(document: Mapping[str, Any], arm: str) -> str:

@@ -99,7 +99,7 @@ def _video(
     techniques, own = _techniques(settings, texts, checkpoint)
     if own.get("checkpoint") is not None:
         hold_folder(context, own["checkpoint"], "--checkpoint")
-    pipe = load_quietly(name, place, call)
+    pipe = load_quietly(name, place, call, settings.solver)
     call |= {"prompt": texts[0], "generator": torch.Generator().manual_seed(seed)}
     with _progress(pipe, quiet=as_json) as tell:
         video = write_video(pipe, out, call, own, techniques=techniques, encoding=encoding, tell=tell)

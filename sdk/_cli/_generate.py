@@ -84,10 +84,12 @@ def _command(
         runs["accelerated"] = settings
     processes = Processes.from_environment()
     outputs = {
-        name: OutputFolder(prepare_folder(folder / name), _request(model, job, place.dtype, run), processes)
+        name: OutputFolder(
+            prepare_folder(folder / name), _request(model, job, place.dtype, settings.solver, run), processes
+        )
         for name, run in runs.items()
     }
-    pipe = load_quietly(model, place, call)
+    pipe = load_quietly(model, place, call, settings.solver)
     summary = {
         name: _run(pipe, job, run, outputs[name], processes, name, quiet=as_json)
         for name, run in runs.items()
@@ -100,11 +102,12 @@ def _command(
         _print_summary(summary)
 
 
-def _request(model: str, job: Job, dtype: str, run: Config | None) -> dict[str, Any]:
+def _request(model: str, job: Job, dtype: str, solver: str | None, run: Config | None) -> dict[str, Any]:
     return {
         "model": model,
         **asdict(job),
         "dtype": dtype,
+        **({} if solver is None else {"solver": solver}),
         "techniques": None if run is None else run.to_dict()["techniques"],
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hasten.commands import Processes
+from hasten.commands import Processes, other_solvers, solving_with
 from hasten.eval.compare import document as documents
 from hasten.eval.compare.analysis import Settings
 from hasten.eval.compare.document import Evaluation, Scored, rung_judge
@@ -20,7 +20,6 @@ from hasten.eval.compare.engine import Arm, control_arms
 from hasten.eval.compare.knee import Knee, Ladder, Rung, default_steps, next_rung
 from hasten.eval.compare.run import Request, run_comparison
 from hasten.eval.compare.scores import SampleScores
-from hasten.eval.compare.solvers import other_solvers, solving_with
 from hasten.eval.compare.store import RunStore
 from hasten.eval.scoring.reference import Embedded
 from hasten.extend import ConfigError

@@ -14,7 +14,7 @@ from hasten._config import Config
 from hasten._errors import ConfigError
 from hasten._generation import Job
 from hasten.eval.compare.document import Evaluation, evaluate_run
-from hasten.eval.compare.run import Request, _arm_to_dict
+from hasten.eval.compare.run import Request, arm_to_dict
 from hasten.eval.compare.store import Record, RunStore
 from hasten.eval.functional.pixel import capped, psnr
 from hasten.eval.metrics.fidelity import FrameConsistency, Psnr
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> RunStore:
     arms = request.measured_arms()
     about = {"machine": {"processor": "made up"}}
     fields = {"flops": {arm.name: 10 for arm in arms}, "profiles": {}, "about": about}
-    store.begin({"request": request.to_dict(), "arms": [_arm_to_dict(arm) for arm in arms], **fields})
+    store.begin({"request": request.to_dict(), "arms": [arm_to_dict(arm) for arm in arms], **fields})
     for i in range(PROMPTS):
         for arm, frames in (("baseline", _video(i)), ("fast", _softened(_video(i), 4 + 4 * i))):
             file, digest = store.save_frames(arm, i, frames)

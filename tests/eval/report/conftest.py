@@ -15,7 +15,7 @@ from hasten.eval.compare.analysis import Settings
 from hasten.eval.compare.document import Evaluation, evaluate_run
 from hasten.eval.compare.engine import control_arms
 from hasten.eval.compare.gates import parse_gates
-from hasten.eval.compare.run import Request, _arm_to_dict
+from hasten.eval.compare.run import Request, arm_to_dict
 from hasten.eval.compare.store import Record, RunStore
 from hasten.eval.metrics.fidelity import Psnr, Ssim
 from hasten.eval.metrics.miniature import Parser
@@ -68,7 +68,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     store.begin(
         {
             "request": request.to_dict(),
-            "arms": [_arm_to_dict(arm) for arm in arms],
+            "arms": [arm_to_dict(arm) for arm in arms],
             "flops": {arm.name: 10**9 * arm.steps // (2 if arm.config else 1) for arm in arms},
             "profiles": {
                 name: {

@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": (MODEL, "--enable", "bottleneck"),
     "demo": (),
     "compare": (MODEL, "--enable", "bottleneck"),
+    "tune": (MODEL, "--enable", "bottleneck"),
     "eval": ("--generated", ".", "--metrics", "mini_parser"),
     "eval stats": (".", "--out", "s.npz", "--metric-option", "fid.weights=w.pth"),
     "video": (MODEL, "--prompt", "a", "--out", "a.mp4"),

@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hasten.extend import LatentLayout, Prediction, Target, swapped
+from hasten._adapters.base import LatentLayout, Prediction
+from hasten._errors import ConfigError, suggestion
+from hasten._swap import swapped
+from hasten._target import Target
 
-__all__ = ["other_solvers", "solving_with"]
+__all__ = ["other_solvers", "own_solver", "solving_with", "use_solver"]
 
+_NAMES = {
+    "FlowMatchEulerDiscreteScheduler": "Euler",
+    "UniPCMultistepScheduler": "UniPC",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+}
 _FLOW = (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY)
 
 
@@ -46,11 +54,38 @@ def other_solvers(pipe: Any) -> dict[str, Any]:
     return {name: scheduler for name, scheduler in made.items() if type(scheduler) is not own}
 
 
+def own_solver(pipe: Any) -> str:
+    """Name of the pipeline's own solver, as :func:`other_solvers` has it for another pipeline."""
+    kind = type(getattr(pipe, "scheduler", None)).__name__
+    return _NAMES.get(kind, kind.removesuffix("Scheduler"))
+
+
 def _made(kind: type[Any], config: Any, **given: Any) -> Any:
     """A scheduler with what it knows of another's configuration: the noise schedule, not the solver's own options."""
     known = inspect.signature(kind.__init__).parameters
     shared = {key: config[key] for key in known if key in config and not key.startswith("solver_")}
     return kind(**{**shared, **given})
+
+
+def use_solver(pipe: Any, solver: str) -> None:
+    """Give a pipeline another solver for good.
+
+    Args:
+        pipe: the stock pipeline.
+        solver: a name of :func:`other_solvers`, or that of the pipeline's own, which stays then.
+
+    Raises:
+        ConfigError: no such solver suits the pipeline.
+    """
+    own, others = own_solver(pipe), other_solvers(pipe)
+    if solver in others:
+        pipe.scheduler = others[solver]
+    elif solver != own:
+        names = [own, *others]
+        raise ConfigError(
+            f"solver {solver!r} is none that suits this {type(pipe).__name__}{suggestion(solver, names)} "
+            f"Solvers: {', '.join(names)}; the first one is its own."
+        )
 
 
 @contextmanager
