@@ -78,8 +78,9 @@ class Metric(torchmetrics.Metric):
     method ``to`` follow the metric to another device.
     """
 
-    is_differentiable: ClassVar[bool | None] = False
-    full_state_update: ClassVar[bool | None] = False
+    is_differentiable: bool | None = False
+    full_state_update: bool | None = False
+    higher_is_better: bool
 
     name: str
     version: ClassVar[str] = "1"

@@ -193,7 +193,8 @@ class _Numbered:
 
     def __init__(self, layer: nn.Module, device: torch.device) -> None:
         stock: Any = layer.processor
-        kind: Any = _numbered_class(type(stock))
+        stock_class: Any = type(stock)
+        kind: Any = _numbered_class(stock_class)
         self.stock = stock
         self.tag = torch.zeros((), device=device)
         self.processor = kind.__new__(kind)

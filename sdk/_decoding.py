@@ -69,8 +69,8 @@ def _encoder_flops(encoder: Any, tokens: int) -> float:
         if isinstance(module, torch.nn.Linear) and not any(part in name for part in _UNUSED)
     )
     config = getattr(encoder.config, "text_config", encoder.config)
-    layers: int = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", 0)
-    width: int = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
+    layers: Any = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", 0)
+    width: Any = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
     return 2.0 * weights * tokens + 4.0 * layers * width * tokens**2
 
 

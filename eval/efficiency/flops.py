@@ -120,7 +120,7 @@ class FlopCount:
     uncounted: dict[str, int]
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watcher(TorchDispatchMode):
     """Sees every operator that runs (the counter, entered inside, hands on what it has decomposed) and keeps
     the names of those without a formula."""
 

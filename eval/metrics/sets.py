@@ -147,7 +147,8 @@ class Fid(_FeatureMetric):
     ) -> SetFigure:
         """Raw distance with a grouped-jackknife interval, beside the noise floor at these sample sizes."""
         moments, x = self._moments(reference), features["features"]
-        estimate = frechet_estimate(x, moments, **{"groups": self._groups, **grouping})
+        grouping.setdefault("groups", self._groups)
+        estimate = frechet_estimate(x, moments, **grouping)
         return SetFigure(estimate, {"noise_floor": noise_floor(moments, len(x), moments.n)})
 
     def difference(
@@ -158,11 +159,9 @@ class Fid(_FeatureMetric):
         **grouping: Unpack[Grouping],
     ) -> Estimate:
         """Paired difference with a grouped-jackknife interval; the bias of the sample size cancels."""
+        grouping.setdefault("groups", self._groups)
         return frechet_difference(
-            base["features"],
-            candidate["features"],
-            self._moments(reference),
-            **{"groups": self._groups, **grouping},
+            base["features"], candidate["features"], self._moments(reference), **grouping
         )
 
 
@@ -187,14 +186,16 @@ class _Mmd(_FeatureMetric):
     def aggregate(self, features: Features, reference: Features, **grouping: Unpack[Grouping]) -> SetFigure:
         """The statistic with a grouped-jackknife interval."""
         x, y = features["features"], reference["features"]
-        return SetFigure(mmd_estimate(x, y, self._statistic(y), **{"groups": self._groups, **grouping}))
+        grouping.setdefault("groups", self._groups)
+        return SetFigure(mmd_estimate(x, y, self._statistic(y), **grouping))
 
     def difference(
         self, base: Features, candidate: Features, reference: Features, **grouping: Unpack[Grouping]
     ) -> Estimate:
         """Paired difference; the term within the reference cancels."""
         a, b, y = base["features"], candidate["features"], reference["features"]
-        return mmd_difference(a, b, y, self._statistic(y), **{"groups": self._groups, **grouping})
+        grouping.setdefault("groups", self._groups)
+        return mmd_difference(a, b, y, self._statistic(y), **grouping)
 
 
 class Kid(_Mmd):

@@ -25,6 +25,7 @@ def price_of(pipe: Any, setting: Setting, job: Job) -> Price:
     """Plan a setting without running it."""
     if setting.plain:
         return Price("")
+    assert setting.config is not None
     try:
         with solving_with(pipe, setting.solver):
             plan = hasten.plan(pipe, setting.config, **setting.arm.job(job).call)

@@ -42,7 +42,8 @@ class PRXLayout(ImageLayout):
             return height, width
         from diffusers.pipelines.prx.pipeline_prx import ASPECT_RATIO_BINS
 
-        return binned_pixels(pipe, height, width, ASPECT_RATIO_BINS.get(pipe.default_sample_size))
+        ratios: Any = ASPECT_RATIO_BINS.get(pipe.default_sample_size)
+        return binned_pixels(pipe, height, width, ratios)
 
 
 ADAPTER = Adapter(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -126,7 +126,7 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         return call.with_sample(output, twice)
 
 
-def _second_half(value: object, batch: int) -> object:
+def _second_half(value: Any, batch: int) -> Any:
     """The conditional half of everything that has a batch dimension; diffusers puts the unconditional one first."""
     from torch import Tensor
 

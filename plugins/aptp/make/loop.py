@@ -134,12 +134,12 @@ class Loop:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
                 prefix = f"optimizer.{name}."
-                moments_of = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                if moments_of:  # none before the parameter's first gradient
+                kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                if kept:  # none before the parameter's first gradient
                     moments = {"exp_avg": parameter, "exp_avg_sq": parameter}
                     wanted = {"step": torch.zeros(()), **moments}
-                    check_fit(wanted, moments_of, f"the optimizer of {name}", file, remedy)
-                    optimizer.state[parameter] = moments_of
+                    check_fit(wanted, kept, f"the optimizer of {name}", file, remedy)
+                    optimizer.state[parameter] = kept
         step = noted.step
         self._cut_curve(step)
         return step
