@@ -137,8 +137,8 @@ class Loop:
                 kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 if kept:  # none before the parameter's first gradient
                     moments = {"exp_avg": parameter, "exp_avg_sq": parameter}
-                    wanted = {"step": torch.zeros(()), **moments}
-                    check_fit(wanted, kept, f"the optimizer of {name}", file, remedy)
+                    expected = {"step": torch.zeros(()), **moments}
+                    check_fit(expected, kept, f"the optimizer of {name}", file, remedy)
                     optimizer.state[parameter] = kept
         step = noted.step
         self._cut_curve(step)
