@@ -95,7 +95,7 @@ def _command(
         "guidance_scale": guidance_scale,
     }
     call = common.call_arguments(model, settings, given)
-    chosen = settings if settings.techniques else None
+    chosen = settings if settings.techniques or settings.preset else None
     request = Request(
         model, Job(texts, seed, call, batch_size), minutes, chosen, place.dtype, settings.solver
     )
@@ -131,7 +131,7 @@ def _evaluation(
 
 
 def _perform(request: Request, evaluation: Evaluation, out: Path, place: Placement, as_json: bool) -> None:
-    from hasten.commands import load_quietly, owned, prepare_folder, showing_progress
+    from hasten.commands import load_quietly, owned, prepare_folder, settle, showing_progress
     from hasten.eval.commands.perform import about_run
     from hasten.eval.tune.run import Tuning
     from hasten.eval.tune.search import require_library
@@ -141,6 +141,8 @@ def _perform(request: Request, evaluation: Evaluation, out: Path, place: Placeme
     console = Console(stderr=True, quiet=as_json or processes.rank > 0)
     with owned(prepare_folder(out)):
         pipe = load_quietly(request.model, place, request.job.call, request.solver)
+        if request.chosen is not None:
+            request = replace(request, chosen=settle(request.chosen, pipe, request.job.call))
         about = about_run(pipe, processes)
         with showing_progress(quiet=console.quiet, console=console) as tell:
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hasten
 from hasten.commands import PATIENCE, Config, Job, Processes, wait_for
 from hasten.eval.compare.document import Evaluation, rung_judge
 from hasten.eval.compare.engine import BASELINE, Arm
@@ -147,7 +148,6 @@ class Tuning:
         processes: this process among several.
         progress: called with what is being done, how much of it is done, and all of it.
         say: called with each better setting, in words.
-        presets: settings to begin with, beside the plain ladder and the techniques' own.
         patience: seconds to wait for other processes.
     """
 
@@ -159,7 +159,6 @@ class Tuning:
     processes: Processes = _ALONE
     progress: Progress = lambda *_: None
     say: Callable[[str], None] = lambda _: None
-    presets: Sequence[Setting] = ()
     patience: float = PATIENCE
 
     def run(self) -> Tuned | None:
@@ -302,7 +301,9 @@ class Tuning:
             tick,
         )
         ladder = default_steps(self.request.steps) if self._space.steps else ()
-        search.begin([*self.presets, *self._space.first_settings(ladder)])
+        known = hasten.presets(self.pipe, **self.request.job.call)
+        presets = [setting for preset in known if (setting := self._space.nearest(preset.config)) is not None]
+        search.begin([*presets, *self._space.first_settings(ladder)])
         tick(0)
         search.run()
 

@@ -132,6 +132,27 @@ class Space:
                 *_, boldest = self._dialled(technique)
                 yield Setting(steps, self.solvers[0], {technique.name: boldest})
 
+    def nearest(self, config: Config) -> Setting | None:
+        """The setting with a configuration's techniques and those of its options that may be searched.
+
+        ``None`` where it has no technique, or one that can't be tried.
+        """
+        known = {technique.name: technique for technique in self.techniques}
+        names = [entry.name for entry in config.techniques]
+        if not names or not known.keys() >= set(names):
+            return None
+        chosen = {}
+        for technique in self.techniques:  # in the order of the space
+            for entry in config.techniques:
+                if entry.name == technique.name:
+                    given = entry.options.model_dump(mode="json")
+                    free = {
+                        option: _inside(tunable, given.get(option))
+                        for option, tunable in technique.free.items()
+                    }
+                    chosen[technique.name] = {**technique.fixed, **free}
+        return Setting(self.reference, self.solvers[0], chosen)
+
     def _dialled(self, technique: Technique) -> list[dict[str, Any]]:
         defaults = _options(technique.name, technique.fixed).model_dump(mode="json")
         usual = {option: _inside(tunable, defaults.get(option)) for option, tunable in technique.free.items()}

@@ -181,6 +181,19 @@ def test_the_search_begins_with_the_plain_ladder_and_every_technique_over_its_di
     assert Setting(10, None, {"bottleneck": {"min_pixels": 16, "delta": 0.4}}) in first
 
 
+def test_a_preset_is_tried_with_the_options_that_may_be_searched() -> None:
+    bottleneck = SPACE.techniques[0]
+    space = Space(REFERENCE, (None,), (bottleneck,))
+    found = space.nearest(Config.of({"bottleneck": {"delta": 0.3}}))
+    assert found == Setting(REFERENCE, None, {"bottleneck": {"min_pixels": 16, "delta": 0.3}})
+    assert SPACE.suggest(Scripted(SPACE.parameters(found))) == found
+    outside = space.nearest(Config.of({"bottleneck": {"delta": 0.9}}))
+    assert outside is not None
+    assert outside.techniques["bottleneck"]["delta"] == 0.02  # the most careful that is searched
+    assert space.nearest(Config.of(["guidance_interval"])) is None
+    assert space.nearest(Config()) is None
+
+
 def test_a_study_on_disk_is_gone_on_with(tmp_path: Path) -> None:
     study = open_study(tmp_path / "study.log", 0)
     study.enqueue_trial(SPACE.parameters(Setting(10)))
