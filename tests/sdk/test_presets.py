@@ -41,9 +41,10 @@ def test_the_size_of_the_call_decides() -> None:
     pipe = FAMILIES["sd3"]()
     side = {"height": 1024, "width": 1024}
     plan = hasten.plan(pipe, "balanced", **side)
-    assert [technique.name for technique in plan.techniques] == ["bottleneck"]
+    both = ["bottleneck", "guidance_interval"]
+    assert [technique.name for technique in plan.techniques] == both
     with hasten.accelerate(pipe, "balanced", **side) as accel:
-        assert [technique.name for technique in accel.plan.techniques] == ["bottleneck"]
+        assert [technique.name for technique in accel.plan.techniques] == both
         assert accel.plan.estimate is not None
         assert max(step.size for step in accel.plan.estimate.steps) == max(
             step.size
