@@ -130,8 +130,9 @@ def _custom(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def by_step(levels: Sequence[NoiseLevel]) -> list[tuple[NoiseLevel, int]]:
     """Steps as a run counts them: each level with the number of timesteps in a row that are at it (two in Heun's).
 
-    >>> [(level.time, forwards) for level, forwards in by_step([NoiseLevel.flow(t) for t in (1.0, 0.5, 0.5)])]
-    [(1.0, 1), (0.5, 2)]
+    Examples:
+        >>> [(level.time, forwards) for level, forwards in by_step([NoiseLevel.flow(t) for t in (1.0, 0.5, 0.5)])]
+        [(1.0, 1), (0.5, 2)]
     """
     runs = (list(same) for _, same in groupby(levels, key=lambda level: level.time))
     return [(run[0], len(run)) for run in runs]
