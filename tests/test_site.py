@@ -27,7 +27,10 @@ def site() -> ModuleType:
 @pytest.mark.parametrize("module", ["hasten", "hasten.extend", "hasten.testing"])
 def test_every_public_name_is_in_the_reference(module: str) -> None:
     listed = set(re.findall(r"^::: ([\w.]+)$", REFERENCE, re.MULTILINE))
-    public = set(importlib.import_module(module).__all__) - {"__version__", "TorchDispatchMode"}  # torch's own
+    public = set(importlib.import_module(module).__all__) - {
+        "__version__",
+        "TorchDispatchMode",
+    }  # torch's own
     elsewhere = {name.rpartition(".")[2] for name in listed}
     assert {name for name in public if f"{module}.{name}" not in listed and name not in elsewhere} == set()
 
