@@ -169,7 +169,7 @@ def test_without_the_report_extra_everything_else_is_written(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = compare(*OPTIONS, "-m", "mini_parser,psnr", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    missing = "note: the HTML report is left out, because it needs jinja2: pip install 'hasten[report]'"
+    missing = "note: the HTML report is not written, because it needs jinja2: pip install 'hasten[report]'"
     assert result.stderr.count(missing) == 2
     assert "speed-up" in result.stdout
     written = without_times(tmp_path / "run")
