@@ -78,9 +78,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Placement]:
     places: list[Placement] = []
     load = _loading.load_quietly
 
-    def note(model: str, place: Placement, call: Any = None) -> Any:
+    def note(model: str, place: Placement, call: Any = None, solver: str | None = None) -> Any:
         places.append(place)
-        return load(model, Placement("cpu", "float32"), call)
+        return load(model, Placement("cpu", "float32"), call, solver)
 
     for command in (
         "hasten._cli._loading",

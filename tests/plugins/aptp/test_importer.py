@@ -125,7 +125,7 @@ def test_a_weight_normalised_predictor_is_the_one_it_stands_for(published, tmp_p
     assert torch.allclose(read_router(root, published[1]).weight, plain.weight, atol=1e-6)
     tensors["mh_fc.0.weight"] = torch.zeros(1, 48)
     save_file(tensors, file)
-    with pytest.raises(CheckpointError, match=r"mh_fc\.0\.weight is there in more than one"):
+    with pytest.raises(CheckpointError, match=r"mh_fc\.0\.weight is present in more than one"):
         read_router(root, published[1])
 
 

@@ -165,7 +165,8 @@ def test_bottleneck_sampling_outside(order: list[str]) -> None:
 def test_techniques_that_cannot_share() -> None:
     stages = [{"steps": 3}, {"steps": 3, "scale": 0.5, "strength": 0.6}, {"steps": 3, "strength": 0.6}]
     with pytest.raises(
-        ConflictError, match=r"'bottleneck' writes slot 'steps.schedule'.*'video_infinity' reads"
+        ConflictError,
+        match=r"'bottleneck' changes slot 'steps.schedule'.*'video_infinity' needs it unchanged",
     ):
         hasten.plan(build("wan"), {"bottleneck": {"mode": "restart", "stages": stages}, "video_infinity": {}})
 

@@ -55,7 +55,7 @@ def broken(hasten: Invoke) -> dict[str, Any]:
         ("    app.command('plan')(print)", "adds a command 'plan', which already exists in hasten itself"),
         (
             "    app.command()(lambda: 0)\n    app.command('ok')(lambda: 0)",
-            "'ok', which plugin good (good-dist 1.2) has",
+            "'ok', which already exists in plugin good (good-dist 1.2)",
         ),
         (
             "    app.add_typer(typer.Typer(), name='eval')",
