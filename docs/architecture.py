@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 MINIATURES = ROOT / "examples" / "miniatures"
 LAYERS = {
-    "miniatures": "<b>hasten_miniatures</b><br>a distribution of its own",
+    "miniatures": "<b>hasten_miniatures</b><br>a separate distribution",
     "plugins": "<b>hasten.plugins</b><br>the techniques",
     "eval": "<b>hasten.eval</b><br>metrics, comparison, report",
     "pipelines": "<b>hasten.pipelines</b><br>VAR, Infinity, adapters, the flagship miniature",

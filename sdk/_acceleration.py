@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hasten._attachment import Attachment
 from hasten._config import Config, ConfigLike
 from hasten._errors import ConfigError, ConflictError, UnsupportedError, suggestion
-from hasten._plan import Plan, make_plan
+from hasten._plan import Plan, PlannedTechnique, make_plan
 from hasten._seams import Seams
 from hasten._subclass import accelerated_by, make_subclass, set_class
 from hasten._target import Target
@@ -113,7 +113,7 @@ class Acceleration:
         self._generated = make_subclass(self._stock, self, self._attachment.call, self._attachment.attributes)
         self._plan = made
         try:
-            for technique in sorted(techniques, key=lambda t: t.name not in _structural(made)):
+            for technique in sorted(techniques, key=lambda t: t.name not in _structural(made.techniques)):
                 journal = self._attachment.journal.owned(technique.name, technique.culprit)
                 technique.attach(target, Seams(technique.name, target, self._attachment.table, journal))
         except BaseException:
@@ -125,16 +125,19 @@ class Acceleration:
     def plan(self) -> Plan:
         """Current plan: techniques, findings, forecasts and patches, from the outside in."""
         attachment = self._attachment
-        alive = tuple(t for t in self._plan.techniques if t.name in attachment.names)
         untested = tuple(pair for pair in self._plan.untested if set(pair) <= set(attachment.names))
         patches = (*attachment.table.describe(), *attachment.journal.describe())
         return replace(
             self._plan,
-            techniques=alive,
+            techniques=self._attached,
             untested=untested,
             patches=patches,
             estimate=attachment.estimate(attachment.target.call_arguments(**self._call)),
         )
+
+    @property
+    def _attached(self) -> tuple[PlannedTechnique, ...]:
+        return tuple(t for t in self._plan.techniques if t.name in self._attachment.names)
 
     def report(self) -> Report:
         """Report of the last call; without rows before the first call."""
@@ -179,9 +182,9 @@ class Acceleration:
                 share.
         """
         made = copy.copy(self._pipe)
-        same = {technique.name: technique.options for technique in self.plan.techniques}
+        same = {technique.name: technique.options for technique in self._attached}
         handle = accelerate(made, same if config is None else config)
-        editing = sorted(_structural(self.plan) | _structural(handle.plan))
+        editing = sorted(_structural(self._attached) | _structural(handle._attached))
         if editing:
             handle.restore()
             raise UnsupportedError(
@@ -231,6 +234,6 @@ class Acceleration:
         self.restore()
 
 
-def _structural(made: Plan) -> set[str]:
+def _structural(techniques: Iterable[PlannedTechnique]) -> set[str]:
     """Techniques that change the structure of the weights: others must be attached to what they leave."""
-    return {t.name for t in made.techniques if any(claim.slot == "weights.structure" for claim in t.claims)}
+    return {t.name for t in techniques if any(claim.slot == "weights.structure" for claim in t.claims)}

@@ -9,7 +9,6 @@ backend would bypass it: for the run they compute natively up to the seam, and t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
@@ -24,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from hasten._backends import native_backend
 from hasten._compat import unwrapped
 from hasten._errors import UnsupportedError, suggestion
+from hasten._gate import is_compiled
 from hasten._results import check_attention
 
 if TYPE_CHECKING:
@@ -120,9 +120,8 @@ def attention_layers(target: Target) -> dict[str, nn.Module]:
 
 def is_traced(target: Target) -> bool:
     """Whether a denoiser of the pipeline is compiled, wholly or in parts."""
-    from hasten._compiled import traces_attention
-
-    return any(traces_attention(unwrapped(denoiser), denoiser) for denoiser in target.denoisers.values())
+    roots = ((unwrapped(denoiser), denoiser) for denoiser in target.denoisers.values())
+    return any(root is not denoiser or any(map(is_compiled, root.modules())) for root, denoiser in roots)
 
 
 def refuse_compiled(target: Target) -> None:
@@ -182,6 +181,7 @@ class AttentionSeam:
             if chosen:
                 self._chains[layer] = self._chain(chosen)
         self._layers = {layer: everything[layer] for layer in self._chains}
+        self._names = {module: layer for layer, module in self._layers.items()}
         self._dense_backends: dict[str, Any] = {}
         self._ever_hit: set[str] = set()
         self._traced = False
@@ -228,16 +228,12 @@ class AttentionSeam:
             return _Mode(computation)
         from hasten._compiled import answered_by
 
-        names = {module: layer for layer, module in self._layers.items()}
-
         def answer(module: nn.Module, *call: Any) -> Tensor:
-            query, key, value, mask, dropout, causal, scale, grouped = call
-            function = functools.partial(F.scaled_dot_product_attention, enable_gqa=grouped)
-            if module not in names:  # of another run that shares the denoiser
-                return function(query, key, value, mask, dropout, causal, scale=scale)
-            computation.hit.add(names[module])
-            layer = names[module]
-            given = _Given(query, key, value, mask, dropout, causal, scale, grouped)
+            given = _Given(*call)
+            layer = self._names.get(module)
+            if layer is None:  # a layer that only another run intercepts
+                return F.scaled_dot_product_attention(**given._asdict())
+            computation.hit.add(layer)
             return self._chains[layer](self._describe(computation.forward, layer, given))
 
         return answered_by(answer)

@@ -23,10 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten._gate import is_compiled
 from hasten._swap import Swap
 
-__all__ = ["answered_by", "numbered", "traces_attention"]
+__all__ = ["answered_by", "numbered"]
 
 Answer = Callable[..., Tensor]
 """Computes ``(layer, query, key, value, mask, dropout, causal, scale, grouped)``."""
@@ -34,16 +33,6 @@ Answer = Callable[..., Tensor]
 _answer: ContextVar[Answer | None] = ContextVar("hasten_compiled_attention", default=None)
 _layers: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 """Address of a tag -> its layer."""
-
-
-def traces_attention(root: nn.Module, denoiser: nn.Module) -> bool:
-    """Whether a denoiser is compiled, wholly or in parts.
-
-    Args:
-        root: the denoiser itself.
-        denoiser: what the pipeline holds, which may be a wrapper of it.
-    """
-    return root is not denoiser or any(is_compiled(module) for module in root.modules())
 
 
 @contextmanager

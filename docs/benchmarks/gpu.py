@@ -3,8 +3,8 @@
     make gpu
     python docs/benchmarks/gpu.py --out docs/benchmarks --seconds 450
 
-Parts run one after the other in processes of their own. One that fails, or takes longer than its share of the time, is
-recorded as such and the others go on. Writes ``gpu.json`` and ``gpu.md``, which name the hardware.
+Each part runs in a separate process, one after the other. A part that fails, or takes longer than its share of time,
+is recorded, and the others still run. Writes ``gpu.json`` and ``gpu.md``, which name the hardware.
 """
 
 from __future__ import annotations

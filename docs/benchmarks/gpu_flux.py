@@ -23,7 +23,7 @@ from hasten.commands import describe_machine
 from hasten.eval.efficiency.timing import interleave
 
 LOW = {"spectrum": [0.2, 1.6], "min_pixels": 1}
-"""Options of ``bottleneck``; the spectrum is a placeholder, since random weights have none of their own."""
+"""Options of ``bottleneck``; the spectrum is a placeholder, since random weights have none."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "bottleneck": {"bottleneck": LOW},
     "cache": {"cache": {"kind": "taylorseer"}},

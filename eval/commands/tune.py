@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _PROMPTS = 96
-"""Of a miniature, unless the user gives some or says how many."""
+"""Prompts from the data set of a miniature, if the user gives neither prompts nor their number."""
 
 _HELP = """Find the fastest settings that lose no more than a margin, on this model and this machine.
 
@@ -34,7 +34,7 @@ prompts first, and leaves a setting as soon as intervals say that it loses too m
 are confirmed on prompts that the search never saw. If plain sampling with fewer steps is best, that is the answer.
 
 Written to [bold]--out[/]: tuned.yaml, which every command takes with --config; tune.json; quality over time as PNG and
-SVG; report.html with pictures. Ctrl-C keeps the best so far. The same command goes on where it stopped; with more
+SVG; report.html with pictures. Ctrl-C keeps the best so far. The same command continues where it stopped; with more
 --minutes it searches longer. Under [bold]torchrun[/] processes search together.
 
 [bold]Examples[/]
@@ -100,7 +100,9 @@ def _command(
         model, Job(texts, seed, call, batch_size), minutes, chosen, place.dtype, settings.solver
     )
     real = None if reference is None else Reference(reference, reference_count)
-    evaluation = _evaluation(texts, metrics, metric_option or (), real, margin or (), level, seed)
+    evaluation = _evaluation(
+        texts, metrics, metric_option or (), real, margin or (), level, seed, place.device
+    )
     check_evaluation(evaluation)
     _perform(request, evaluation, out, place, as_json)
 
@@ -113,6 +115,7 @@ def _evaluation(
     margins: Sequence[str],
     level: float,
     seed: int,
+    device: str,
 ) -> Evaluation:
     """How settings are judged; a metric with a margin is measured without being named again."""
     from hasten.eval.compare.analysis import Settings
@@ -122,7 +125,7 @@ def _evaluation(
     named = options.metric_names(metrics, options.default_metrics(prompts))
     wanted = options.metric_names(",".join(tolerated) or None, ())
     names = tuple(dict.fromkeys([*named, *wanted]))
-    made = options.build_metrics(names, metric_options)
+    made = options.build_metrics(names, metric_options, device)
     if reference is None:
         options.require_references(made)
     if not tolerated:

@@ -207,3 +207,19 @@ def test_the_flagship_is_tuned_in_three_minutes(tmp_path: Path) -> None:
     assert document["answer"]["confirmed"]
     assert document["answer"]["kind"] in ("techniques", "plain")
     assert Config.of(tmp_path / "tuned.yaml").steps == document["answer"]["setting"]["steps"]
+
+
+def test_metrics_run_where_the_pipeline_does(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten.eval.commands import options
+
+    made, places = options.build_metrics, []
+
+    def noted(names: Any, assignments: Any, device: str | None = None) -> Any:
+        places.append(device)
+        return made(names, assignments, device)
+
+    monkeypatch.setattr(options, "build_metrics", noted)
+    tune("--margin", "ssim=0", "--device", "cpu", "--out", tmp_path)
+    assert places == ["cpu"]
