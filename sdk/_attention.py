@@ -25,6 +25,7 @@ from hasten._compat import unwrapped
 from hasten._errors import UnsupportedError, suggestion
 from hasten._gate import is_compiled
 from hasten._results import check_attention
+from hasten._segments import Segment, attend_with_lse
 
 if TYPE_CHECKING:
     from hasten._clock import Step
@@ -67,6 +68,9 @@ class AttentionCall:
         arguments: those of the denoiser's forward in progress, as it is computed (a technique may have resized them).
         step: where in the run this is.
         run: the run.
+        part: which of ``parts`` of the forward this is, where a technique divides forwards.
+        parts: into how many parts the forward is divided in this process.
+        segment: what this call computes of its layer, where a technique divides the layer; ``None`` for all of it.
         backend: name of the attention backend that ``proceed`` computes with where the user chose another than
             torch's own function, else ``None``.
     """
@@ -84,6 +88,9 @@ class AttentionCall:
     arguments: Mapping[str, Any]
     step: Step
     run: Run
+    part: int = 0
+    parts: int = 1
+    segment: Segment | None = None
     backend: str | None = None
 
 
@@ -297,10 +304,16 @@ class AttentionSeam:
             arguments=forward.kwargs,
             step=forward.step,
             run=forward.run,
+            part=forward.part,
+            parts=forward.parts,
         )
 
     def _dense(self, call: AttentionCall) -> Tensor:
         """The innermost link: dense attention on the backend the user chose."""
+        if call.segment is not None and call.segment.sums is not None:
+            found = attend_with_lse(call.query, call.key, call.value, call.scale)
+            output, call.segment.sums.value = found
+            return output
         backend = self._dense_backends.get(call.layer)
         if backend is None:
             return F.scaled_dot_product_attention(

@@ -10,6 +10,7 @@ class Access(Enum):
     """How a technique uses a slot."""
 
     EXCLUSIVE = "exclusive"
+    DIVIDES = "divides"
     WRITES = "writes"
     READS = "reads"
 
@@ -33,12 +34,14 @@ class Claim:
 
     Args:
         slot: a key of :data:`SLOTS`.
-        access: exclusive, writes or reads.
+        access: exclusive, divides, writes or reads.
         modules: qualified names of the modules it applies to (``"transformer.blocks.0.attn"``); ``None`` is all.
         follows_writes: for readers: whether the technique supports changes of the slot during a run.
+        follows_division: whether the technique computes a part of the slot rightly where another one divides it.
     """
 
     slot: str
     access: Access
     modules: frozenset[str] | None = None
     follows_writes: bool = True
+    follows_division: bool = False

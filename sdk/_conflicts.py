@@ -21,6 +21,7 @@ _TESTS = {
         ("cache", "guidance_interval"),
         ("guidance_interval", "rettention"),
         ("guidance_interval", "video_infinity"),
+        ("rettention", "video_infinity"),
     ],
 }
 TESTED = {frozenset(pair): test for test, pairs in _TESTS.items() for pair in pairs}
@@ -75,9 +76,11 @@ def _collision(first: str, one: Claim, second: str, other: Claim) -> str | None:
     shared = _overlap(one, other)
     if shared is not None and not shared:
         return None
+    if _divided(one, other) or _divided(other, one):
+        return None
     where = f"slot {one.slot!r} ({SLOTS.get(one.slot, 'a slot of its own')}) of {_name_modules(shared)}"
     for owner, claim, rival, rivals in ((first, one, second, other), (second, other, first, one)):
-        if claim.access is Access.EXCLUSIVE:
+        if claim.access in (Access.EXCLUSIVE, Access.DIVIDES):
             uses = (
                 "also needs it exclusively"
                 if rivals.access is Access.EXCLUSIVE
@@ -90,6 +93,11 @@ def _collision(first: str, one: Claim, second: str, other: Claim) -> str | None:
                 f"of them."
             )
     return None
+
+
+def _divided(one: Claim, other: Claim) -> bool:
+    """Whether ``one`` divides the slot, and ``other`` computes a part of it as it would compute all of it."""
+    return one.access is Access.DIVIDES and other.access is not Access.DIVIDES and other.follows_division
 
 
 def _overlap(one: Claim, other: Claim) -> frozenset[str] | None:

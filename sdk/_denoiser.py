@@ -38,6 +38,8 @@ class DenoiserCall:
         step: where in the run this forward is.
         run: the run it belongs to.
         positional: how many of the leading parameters are passed by position.
+        part: which of ``parts`` of the forward this is, where a technique divides forwards.
+        parts: into how many parts the forward is divided in this process.
     """
 
     denoiser: str
@@ -46,6 +48,12 @@ class DenoiserCall:
     step: Step
     run: Run
     positional: int = field(default=0, repr=False)
+    part: int = 0
+    parts: int = 1
+
+    def as_part(self, part: int, parts: int) -> DenoiserCall:
+        """This forward as one of several, whose state is kept apart from step to step."""
+        return replace(self, part=part, parts=parts)
 
     def replace_kwargs(self, changes: Mapping[str, Any]) -> DenoiserCall:
         """This forward with some arguments replaced."""

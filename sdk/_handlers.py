@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,7 +143,7 @@ def _attention(entry: AttentionEntry, culprit: Culprit) -> AttentionEntry:
         return f"its attention handler at {call.layer}, step {call.step.index}"
 
     handler = _around(culprit, _Seam(AttentionCall, name, lambda *_: None), entry.handler)
-    return AttentionEntry(handler, entry.layers)
+    return replace(entry, handler=handler)
 
 
 # --- modules

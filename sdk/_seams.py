@@ -43,6 +43,8 @@ class AttentionEntry:
 
     handler: AttentionHandler
     layers: frozenset[str] | None
+    divides: bool = False
+    """Whether it stands outside of those that do not, in whatever order the techniques are listed."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ class Chain(Generic[HandlerT]):
     items: tuple[tuple[str, HandlerT], ...] = ()
 
     def plus(self, owner: str, handler: HandlerT) -> Chain[HandlerT]:
-        """This chain with one more handler, in its owner's place."""
-        items = sorted((*self.items, (owner, handler)), key=lambda item: self.order.index(item[0]))
-        return Chain(self.order, tuple(items))
+        """This chain with one more handler, in its owner's place; those that divide are outside of the others."""
+
+        def place(item: tuple[str, HandlerT]) -> tuple[bool, int]:
+            return not getattr(item[1], "divides", False), self.order.index(item[0])
+
+        return Chain(self.order, tuple(sorted((*self.items, (owner, handler)), key=place)))
 
     def mapped(self, change: Callable[[str, HandlerT], HandlerT]) -> Chain[HandlerT]:
         """This chain with ``change(owner, handler)`` in the place of every handler."""
@@ -163,12 +168,16 @@ class Seams:
         _ = self._target.moments
         self._table.denoiser = self._table.denoiser.plus(self.owner, handler)
 
-    def attention(self, handler: AttentionHandler, layers: Iterable[str] | None = None) -> None:
+    def attention(
+        self, handler: AttentionHandler, layers: Iterable[str] | None = None, *, divides: bool = False
+    ) -> None:
         """Put ``handler(call, proceed) -> Tensor`` around the scaled-dot-product attention of some layers.
 
         Args:
             handler: gets query, key and value after normalisation and rotary embedding, (B, heads, tokens, dim).
             layers: qualified names (``"transformer.transformer_blocks.0.attn"``); ``None`` is every attention layer.
+            divides: whether the handler divides the keys of a layer into segments (:func:`attend_segment`). It is
+                then outside of those that do not, in whatever order the techniques are listed.
 
         Raises:
             UnsupportedError: a named layer does not exist or is not an attention layer, or the family has no layout.
@@ -178,7 +187,9 @@ class Seams:
         _ = self._target.layout
         chosen = None if layers is None else frozenset(layers)
         check_layers(self._target, chosen)
-        self._table.attention = self._table.attention.plus(self.owner, AttentionEntry(handler, chosen))
+        self._table.attention = self._table.attention.plus(
+            self.owner, AttentionEntry(handler, chosen, divides)
+        )
 
     def module(self, name: str, handler: ModuleHandler) -> None:
         """Put ``handler(inner, args, kwargs) -> output`` around the calls of one module inside a denoiser.

@@ -117,6 +117,12 @@ from hasten._ranks import Ranks as Ranks
 from hasten._recorder import Stopwatch as Stopwatch
 from hasten._report import Report as Report, StepRecord as StepRecord
 from hasten._run import Run as Run, RunCall as RunCall
+from hasten._segments import (
+    Segment as Segment,
+    Sums as Sums,
+    attend_segment as attend_segment,
+    attend_with_lse as attend_with_lse,
+)
 from hasten._seams import Seams as Seams, submodule as submodule
 from hasten._step_caches import step_caches as step_caches
 from hasten._subclass import stock_class as stock_class

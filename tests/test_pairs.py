@@ -29,7 +29,6 @@ ACTIVE: dict[str, dict[str, Any]] = {
 REFUSED = {
     frozenset({"cache", "rettention"}): r"attention\.self",
     frozenset({"cache", "video_infinity"}): r"attention\.self",
-    frozenset({"rettention", "video_infinity"}): r"attention\.self",
 }
 """Pairs that cannot work together, and the slot they collide in."""
 PAIRS = list(permutations(EXACT, 2))

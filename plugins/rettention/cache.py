@@ -12,8 +12,8 @@ from hasten.extend import UnsupportedError
 
 __all__ = ["Key", "ResidualCache", "Statistics", "signature"]
 
-Key = tuple[str, str]
-"""Layer and branch."""
+Key = tuple[str, str, int, str]
+"""Layer, branch, part of the forward, and segment of the layer; the last two where a technique divides them."""
 
 _LARGEST = 448.0
 """Largest number of float8_e4m3fn."""
@@ -34,6 +34,7 @@ class Statistics:
         rho: (B, H, G, 1) in single precision; ``None`` is 1.
         residual: (B, H, G, d) as it is stored; ``None`` is 0.
         scales: (B, H, G, 1) of a residual in eight bits.
+        share: (B, H, G, 1) measured ``rho``, where the layer's result is merged with that of other keys.
         uses: sparse steps that have used them.
         last: number of the last step that did.
     """
@@ -43,6 +44,7 @@ class Statistics:
     rho: Tensor | None
     residual: Tensor | None
     scales: Tensor | None = None
+    share: Tensor | None = None
     uses: int = 0
     last: int = -1
 
@@ -56,9 +58,9 @@ class Statistics:
     @property
     def bytes(self) -> int:
         """Memory they take."""
-        return sum(
-            x.numel() * x.element_size() for x in (self.rho, self.residual, self.scales) if x is not None
-        )
+        share = None if self.share is self.rho else self.share
+        held = (self.rho, self.residual, self.scales, share)
+        return sum(x.numel() * x.element_size() for x in held if x is not None)
 
 
 class ResidualCache:
@@ -77,7 +79,13 @@ class ResidualCache:
         self._stream: Any = None
 
     def put(
-        self, key: Key, found: tuple[Any, ...], step: int, rho: Tensor | None, residual: Tensor | None
+        self,
+        key: Key,
+        found: tuple[Any, ...],
+        step: int,
+        rho: Tensor | None,
+        residual: Tensor | None,
+        share: Tensor | None = None,
     ) -> None:
         """Store the statistics of a refresh.
 
@@ -92,7 +100,7 @@ class ResidualCache:
                 scales = residual.abs().amax(-1, keepdim=True).clamp(min=1e-30).div(_LARGEST).float()
                 residual = residual / scales
             residual = self._store(residual.to(self._dtype))
-        self._entries[key] = Statistics(found, step, rho, residual, scales)
+        self._entries[key] = Statistics(found, step, rho, residual, scales, share)
         if self._budget is not None and self.bytes > self._budget:
             raise UnsupportedError(
                 f"the statistics of {len(self)} layers and branches take {self.bytes} bytes and cache_budget allows "
@@ -121,9 +129,9 @@ class ResidualCache:
         for key in [key for key in self._entries if key[0].partition(".")[0] != denoiser]:
             self._drop(key)
 
-    def clear(self) -> None:
-        """Drop everything."""
-        for key in list(self._entries):
+    def clear(self, part: int) -> None:
+        """Drop the statistics of one part of the forward."""
+        for key in [key for key in self._entries if key[2] == part]:
             self._drop(key)
 
     def _drop(self, key: Key) -> None:

@@ -13,13 +13,13 @@ from hasten.plugins.rettention.cache import Key, ResidualCache, Statistics, sign
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.kernels import Epilogue, SparseKernel
 from hasten.plugins.rettention.kernels.fused import attend, recorded
-from hasten.plugins.rettention.math import denominator_ratio, ramped, rescaled, reshape, residual
+from hasten.plugins.rettention.math import denominator_ratio, ramped, rescaled, reshape, residual, whole_sum
 from hasten.plugins.rettention.operands import Operands
 from hasten.plugins.rettention.tally import Tally
 from hasten.schedules.sparse_steps import Phase
 
 if TYPE_CHECKING:
-    from hasten.extend import AttentionCall, Proceed
+    from hasten.extend import AttentionCall, Proceed, Sums
 
 __all__ = ["CorrectedCall"]
 
@@ -59,11 +59,12 @@ class CorrectedCall:
 
     @cached_property
     def _key(self) -> Key:
-        return self.call.layer, self.call.step.branch
+        segment = "" if self.call.segment is None else self.call.segment.name
+        return self.call.layer, self.call.step.branch, self.call.part, segment
 
     @cached_property
     def _signature(self) -> tuple[Any, ...]:
-        return signature(self.parts.query, self.parts.layout.grid)
+        return signature(self.parts.query, (self.parts.layout.grid, self.parts.layout.frames))
 
     def _is_due(self, planned: Phase, entry: Statistics) -> bool:
         if self.config.refresh is None and not 0 <= self.call.step.index - entry.step < self.config.period:
@@ -79,31 +80,47 @@ class CorrectedCall:
             return self.proceed(self.call)
         parts, layout = self.parts, self.parts.layout
         with torch.no_grad():
-            output, full, self.tally.notes["log_sum_exp"] = recorded(
-                lambda: self.proceed(self.call),
-                parts.query,
-                parts.key,
-                parts.scale,
-                parts.keep,
-                self.call.backend is not None,
-            )
-            kept = parts.empty_like_output(layout.grid.tokens)
+            output, full = self._dense()
+            kept = parts.empty_like_output(layout.queries.tokens)
             lse = self.kernel.attend(parts, kept, need_lse=True)
-            rho = None
-            if self.config.correction == "full":
-                rho = denominator_ratio(_required(lse), full[:, :, layout.span])
+            share = denominator_ratio(_required(lse), full[:, :, layout.span])
+            rho = share if self.config.correction == "full" else None
+            if rho is not None:
                 self.tally.saw_rho(rho)
             rest = residual(output.detach()[:, :, layout.span], kept, torch.ones(()) if rho is None else rho)
-            self.cache.put(self._key, self._signature, self.call.step.index, rho, rest)
+            held = None if self._sums is None else share
+            self.cache.put(self._key, self._signature, self.call.step.index, rho, rest, held)
         self.tally.notes["cache_bytes"] = self.cache.bytes
         return output
+
+    @property
+    def _sums(self) -> Sums | None:
+        """Where the log-sum-exp goes, if the call is a segment that is merged with others."""
+        return None if self.call.segment is None else self.call.segment.sums
+
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        """Dense attention and its log-sum-exp."""
+        parts, sums = self.parts, self._sums
+        if sums is not None:
+            output = self.proceed(self.call)
+            self.tally.notes["log_sum_exp"] = "of the segment"
+            return output, _required(sums.value)
+        output, full, self.tally.notes["log_sum_exp"] = recorded(
+            lambda: self.proceed(self.call),
+            parts.query,
+            parts.key,
+            parts.scale,
+            parts.keep,
+            self.call.backend is not None,
+        )
+        return output, full
 
     # --- sparse
 
     def _sparse(self, entry: Statistics) -> Tensor | None:
         """The corrected sparse output; ``None`` if sampled queries show too much drift."""
         uses = entry.use(self.call.step.index)
-        output = self.parts.empty_like_output(self.parts.layout.grid.total)
+        output = self.parts.empty_like_output(self.parts.layout.queries.total)
         self._write_context(output, uses)
         target = output[:, :, self.parts.layout.span]
         sample = self._sample()
@@ -122,20 +139,27 @@ class CorrectedCall:
         rows = self.parts.context_rows()
         if self.config.ramp_text and isinstance(self.config.ramp, float):
             rows = rows * (1.0 + self.config.ramp * uses)
-        output[:, :, self.parts.layout.context_tokens] = rows.to(output.dtype)
+        output[:, :, self.parts.layout.context_rows] = rows.to(output.dtype)
 
     def _write_grid(self, target: Tensor, entry: Statistics, uses: int, sample: _Sample | None) -> None:
         """The rows of the grid: ``rho O_S + R``."""
         config, rest = self.config, self.cache.residual(self._key)
         measured = config.ramp == "measured" and entry.rho is not None
+        merged = self._sums
         ramp = config.ramp if isinstance(config.ramp, float) else 0.0
         rho = None if entry.rho is None else ramped(entry.rho, ramp, uses, config.clamp_rho)
-        epilogue = None if measured or (rho is None and rest is None) else Epilogue(rho, rest)
-        lse = self.kernel.attend(self.parts, target, epilogue, need_lse=measured)
+        late = measured or merged is not None
+        epilogue = None if late or (rho is None and rest is None) else Epilogue(rho, rest)
+        lse = self.kernel.attend(self.parts, target, epilogue, need_lse=late)
         if measured and sample is not None and rho is not None:
             rho = rescaled(rho, sample.rows(rho), sample.ratio(_required(lse)))
-            target.copy_(reshape(target, rho, rest))
             self.tally.saw_rho(rho)
+        if late:
+            target.copy_(reshape(target, rho, rest))
+        if merged is not None:
+            # The ramp is a gain of the output and says nothing of how much the dropped keys weigh.
+            share = rho if measured else entry.share
+            merged.value = whole_sum(_required(lse), share)
 
     def _sample(self) -> _Sample | None:
         config = self.config
@@ -148,7 +172,7 @@ class _Sample:
     """Sampled queries, computed exactly; different ones in every step."""
 
     def __init__(self, parts: Operands, count: int, step: int) -> None:
-        grid = parts.layout.grid
+        grid = parts.layout.queries
         generator = torch.Generator().manual_seed(step)
         chosen = torch.randperm(grid.tokens, generator=generator)[: min(count, grid.tokens)]
         self._chosen = chosen.to(parts.query.device)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["SparseAttention", "planned_schedule"]
 
 _VIDEO_WARMUP, _PICTURE_WARMUP = 0.3, 0.25
-_MOST_LAYOUTS = 16
-"""Number of grids whose masks are cached between runs: the levels of a U-Net at a few sizes."""
+_MOST_LAYOUTS = 64
+"""Number of places whose masks are cached between runs: levels of a U-Net at a few sizes, or windows of frames."""
 
 
 def planned_schedule(config: RettentionConfig, target: Target, video: bool, steps: int) -> SparseSteps:
@@ -52,6 +52,13 @@ def planned_schedule(config: RettentionConfig, target: Target, video: bool, step
     return SparseSteps(warmup, config.period, None if config.refresh is None else frozenset(config.refresh))
 
 
+class _Place(NamedTuple):
+    """The tokens of the keys of a call, and the frames among them that its queries are of, if it is a segment."""
+
+    grid: TokenGrid
+    frames: range | None
+
+
 Masked = tuple[SparseLayout, SparseKernel]
 """The mask of a grid, and the kernel that computes it."""
 
@@ -61,12 +68,14 @@ class _Forward:
     """Shared state of the attention calls of one denoiser forward."""
 
     arguments: Mapping[str, Any]
+    step: object
+    """Of the clock: parts of one forward have the same."""
     denoiser: str
     size: LatentSize
     phase: Phase
     tally: Tally = field(default_factory=Tally)
-    masked: dict[tuple[TokenGrid, int], Masked | None] = field(default_factory=dict)
-    """By grid and channels per head; ``None`` where the mask would keep everything."""
+    masked: dict[tuple[_Place, int], Masked | None] = field(default_factory=dict)
+    """By place and channels per head; ``None`` where the mask would keep everything."""
     padding: tuple[Tensor | None, Tensor | None] = (None, None)
     """The last mask that was looked into, and what it hides."""
 
@@ -77,7 +86,8 @@ class _State:
 
     schedule: SparseSteps
     cache: ResidualCache | None = None
-    forward: _Forward | None = None
+    forwards: dict[int, _Forward] = field(default_factory=dict)
+    """The last forward of each part that a technique divides forwards into."""
     allowed: dict[tuple[str, LatentSize], frozenset[str]] = field(default_factory=dict)
 
 
@@ -95,24 +105,23 @@ class SparseAttention:
         self.owner, self.config, self.target = owner, config, target
         self._layers = tuple(layers)
         self._tokens = target.capability(AttentionTokens)
-        self._layouts: dict[tuple[TokenGrid, torch.device], SparseLayout] = {}
+        self._layouts: dict[tuple[_Place, torch.device], SparseLayout] = {}
 
     def __call__(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         """Compute one attention call."""
         state = self._state(call.run)
         forward = self._enter(state, call)
-        if call.key.shape[2] != call.query.shape[2]:
+        if call.segment is None and call.key.shape[2] != call.query.shape[2]:
             # An IP-Adapter's cross-attention inside of the same layer.
             notes = forward.tally.notes
             notes["cross_attention"] = notes.get("cross_attention", 0) + 1
             return proceed(call)
-        grid = self._grid(forward, call)
-        masked = self._decide(state, forward, call, grid)
+        masked = self._decide(state, forward, call, self._place(forward, call))
         if masked is None or forward.phase is Phase.DENSE:
             output, phase, density = proceed(call), Phase.DENSE, 1.0
         else:
             output, phase, density = self._correct(state, forward, call, proceed, masked)
-        forward.tally.count(phase, grid, density)
+        forward.tally.count(phase, call.query.shape[2] * call.key.shape[2], density)
         return output
 
     # --- the run and the forward
@@ -134,7 +143,7 @@ class SparseAttention:
 
     def _enter(self, state: _State, call: AttentionCall) -> _Forward:
         """The forward of this call, with the size at which it is computed."""
-        before = state.forward
+        before = state.forwards.get(call.part)
         if before is not None and before.arguments is call.arguments:
             return before
         denoiser = call.layer.partition(".")[0]
@@ -142,34 +151,45 @@ class SparseAttention:
         if state.cache is not None:
             state.cache.keep_only(denoiser)
             if before is not None and before.size != size:
-                state.cache.clear()
-        forward = _Forward(call.arguments, denoiser, size, state.schedule.phase(call.step.index))
-        call.run.record_later(self.owner, forward.tally.facts)
-        state.forward = forward
+                state.cache.clear(call.part)
+        phase = state.schedule.phase(call.step.index)
+        forward = _Forward(call.arguments, call.step, denoiser, size, phase)
+        other = next((other for other in state.forwards.values() if other.step is call.step), None)
+        if other is not None:  # a part of the same forward, which the report shows as one
+            forward.tally = other.tally
+        else:
+            call.run.record_later(self.owner, forward.tally.facts)
+        state.forwards[call.part] = forward
         return forward
 
-    def _grid(self, forward: _Forward, call: AttentionCall) -> TokenGrid:
-        """The tokens that a call attends over."""
+    def _place(self, forward: _Forward, call: AttentionCall) -> _Place:
+        """The tokens that a call attends over; a segment has frames of its own and may be without text."""
+        segment = call.segment
         root = unwrapped(self.target.denoisers[forward.denoiser])
         inner = call.layer.partition(".")[2]
-        return self._tokens.observed(root, inner, forward.size, call.arguments, call.query.shape[2])
+        tokens = call.query.shape[2] if segment is None else segment.tokens
+        grid = self._tokens.observed(root, inner, forward.size, call.arguments, tokens)
+        if segment is None:
+            return _Place(grid, None)
+        grid = replace(grid, frames=segment.frames)
+        if call.key.shape[2] == grid.tokens:
+            grid = replace(grid, before=0, after=0)
+        return _Place(grid, segment.rows)
 
     # --- decide
 
-    def _decide(
-        self, state: _State, forward: _Forward, call: AttentionCall, grid: TokenGrid
-    ) -> Masked | None:
+    def _decide(self, state: _State, forward: _Forward, call: AttentionCall, place: _Place) -> Masked | None:
         """The mask of a call and its kernel; ``None`` for one that is dense in every step.
 
         All errors are raised in the first dense step.
         """
-        if grid.tokens < self.config.min_tokens:
+        if place.grid.tokens < self.config.min_tokens:
             return None
-        if call.layer not in self._allowed(state, forward, call, grid):
+        if call.layer not in self._allowed(state, forward, call, place.grid):
             return None
-        key = (grid, call.query.shape[-1])
+        key = (place, call.query.shape[-1])
         if key not in forward.masked:
-            forward.masked[key] = self._masked(forward, call, grid)
+            forward.masked[key] = self._masked(forward, call, place)
         masked = forward.masked[key]
         if masked is None:
             return None
@@ -178,8 +198,8 @@ class SparseAttention:
             forward.padding = (call.mask, key_padding(call, masked[0]))
         return masked
 
-    def _masked(self, forward: _Forward, call: AttentionCall, grid: TokenGrid) -> Masked | None:
-        layout = self._layout(grid, call.query.device)
+    def _masked(self, forward: _Forward, call: AttentionCall, place: _Place) -> Masked | None:
+        layout = self._layout(place, call.query.device)
         if layout.shape.covers_everything:
             return None
         kernel, why = choose_kernel(
@@ -197,8 +217,10 @@ class SparseAttention:
             names = [name for name in self._layers if name.partition(".")[0] == forward.denoiser]
             layers = sparse_layers(self.target, names, forward.size, grid.context, self.config.min_tokens)
             kind = residual_dtype(self.config, computed_type(call))
-            samples = call.query.shape[0] * self._forwards(call)
+            samples = call.query.shape[0] * self._forwards(call) * call.parts
             correction, budget = self.config.correction, self.config.budget
+            if correction == "residual" and call.segment is not None:
+                correction = "full"  # merging segments needs the share of the mass as well
             state.allowed[key], total = affordable(layers, samples, kind, correction, budget)
             held = 0 if state.cache is None else state.cache.bytes
             require_room(total - held, len(state.allowed[key]), self.config, call.query.device)
@@ -210,12 +232,12 @@ class SparseAttention:
         """Number of forwards per step with separate statistics."""
         return 1 if call.step.branch == "both" else branches(self.target, call.run.arguments)
 
-    def _layout(self, grid: TokenGrid, device: torch.device) -> SparseLayout:
-        key = (grid, device)
+    def _layout(self, place: _Place, device: torch.device) -> SparseLayout:
+        key = (place, device)
         if key not in self._layouts:
             if len(self._layouts) == _MOST_LAYOUTS:
                 self._layouts.clear()
-            self._layouts[key] = SparseLayout.of(self.config, grid, device)
+            self._layouts[key] = SparseLayout.of(self.config, place.grid, device, place.frames)
         return self._layouts[key]
 
     # --- correct

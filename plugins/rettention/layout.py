@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -66,19 +66,34 @@ class SparseLayout:
         shape: geometry of the mask.
         grid: the tokens.
         device: where the index tensors live.
+        frames: frames of the grid that the queries are of; ``None`` is all of them.
     """
 
-    def __init__(self, shape: MaskShape, grid: TokenGrid, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        shape: MaskShape,
+        grid: TokenGrid,
+        device: torch.device | str = "cpu",
+        frames: range | None = None,
+    ) -> None:
         self.shape, self.grid, self.device = shape, grid, torch.device(device)
+        self.frames = range(grid.frames) if frames is None else frames
+        divided = len(self.frames) != grid.frames
+        self.queries = replace(grid, frames=len(self.frames))
+        """The tokens of the queries."""
+        self.whole = SparseLayout(shape, grid, device) if divided else self
+        """The same mask with the queries of all frames, whose order is that of the keys."""
         placed = _groups(shape)
+        if divided:
+            placed = [part for group in placed for part in _of_frames(group, self.frames, grid.positions)]
         order = torch.cat([queries.flatten() for queries, _, _ in placed])
-        identity = torch.arange(grid.tokens)
+        identity = torch.arange(self.queries.tokens)
         ordered = bool(torch.equal(order, identity))
         self.order: Tensor | None = None if ordered else order.to(device)
-        """(grid tokens,) token at each place of tile order; ``None`` if they agree."""
+        """(query tokens,) token at each place of tile order; ``None`` if they agree."""
         self.places: Tensor | None = None if ordered else torch.argsort(order).to(device)
-        """(grid tokens,) place of each token in tile order; ``None`` if they agree."""
-        place_of = torch.argsort(order)
+        """(query tokens,) place of each token in tile order; ``None`` if they agree."""
+        place_of = torch.argsort(order if self.whole is self else self.whole.tokens.cpu())
         first = 0
         groups = []
         for queries, keys, _ in placed:
@@ -90,22 +105,31 @@ class SparseLayout:
         """Grid keys per tile."""
         self.corners = torch.cat([corners for _, _, corners in placed])
         """(tiles, 3) first window corner of every tile, on the CPU."""
-        end = grid.before + grid.tokens
-        others = torch.cat([torch.arange(grid.before), torch.arange(end, grid.total)])
-        self.context_tokens = others.to(device)
-        """(context,) numbers, in the sequence, of the tokens that are not of the grid."""
+        self.context_tokens = _context(grid).to(device)
+        """(context,) numbers, in the sequence of the keys, of the tokens that are not of the grid."""
+        self.context_rows = _context(self.queries).to(device)
+        """(context,) their numbers in the sequence of the queries."""
         self._near: dict[int, Tensor] = {}
 
     @classmethod
     def of(
-        cls, config: RettentionConfig, grid: TokenGrid, device: torch.device | str = "cpu"
+        cls,
+        config: RettentionConfig,
+        grid: TokenGrid,
+        device: torch.device | str = "cpu",
+        frames: range | None = None,
     ) -> SparseLayout:
-        """The mask that the options ask for.
+        """The mask that the options ask for, with ``frames`` for a segment of a divided layer.
 
         Raises:
             ConfigError: it would have empty rows, or windows smaller than a tile.
         """
-        return cls(mask_shape(config.mask, config.keep_ratio, config.tile, grid), grid, device)
+        return cls(
+            mask_shape(config.mask, config.keep_ratio, config.tile, grid, fit=frames is not None),
+            grid,
+            device,
+            frames,
+        )
 
     def exact(self, group: TileGroup) -> Tensor | None:
         """(tiles, size, window) what a query keeps of its tile's window; ``None`` is everything.
@@ -121,28 +145,30 @@ class SparseLayout:
 
     @property
     def tokens(self) -> Tensor:
-        """(grid tokens,) token at each place of tile order."""
-        return torch.arange(self.grid.tokens, device=self.device) if self.order is None else self.order
+        """(query tokens,) token of the queries at each place of tile order."""
+        return torch.arange(self.queries.tokens, device=self.device) if self.order is None else self.order
 
     @property
     def density(self) -> float:
         """Share of the score matrix that the mask keeps."""
-        return self.shape.density(self.grid)
+        kept = self.shape.kept * self.queries.frames // self.grid.frames
+        pairs = self.queries.total * self.grid.total
+        return (pairs - self.queries.tokens * self.grid.tokens + kept) / pairs
 
     @property
     def span(self) -> slice:
-        """Where the grid is in the sequence."""
-        return slice(self.grid.before, self.grid.before + self.grid.tokens)
+        """Where the grid's tokens are in the sequence of the queries; those of the keys: ``whole.span``."""
+        return slice(self.grid.before, self.grid.before + self.queries.tokens)
 
     def context(self, x: Tensor) -> Tensor:
-        """The tokens (B, H, context, d) of ``x`` (B, H, N, d) that are not of the grid."""
-        head, tail = x[:, :, : self.grid.before], x[:, :, self.grid.before + self.grid.tokens :]
+        """The tokens (B, H, context, d) of queries or keys ``x`` (B, H, N, d) that are not of the grid."""
+        head, tail = x[:, :, : self.grid.before], x[:, :, x.shape[2] - self.grid.after :]
         if not self.grid.before or not self.grid.after:
             return tail if self.grid.after else head
         return torch.cat([head, tail], dim=2)
 
     def to_tiles(self, x: Tensor) -> Tensor:
-        """Grid tokens (..., G, d) in tile order."""
+        """Grid tokens of the queries (..., G, d) in tile order; of the keys: ``whole.to_tiles``."""
         return x if self.order is None else x.index_select(-2, self.order)
 
     def from_tiles(self, x: Tensor) -> Tensor:
@@ -169,6 +195,24 @@ def _groups(shape: MaskShape) -> list[Placed]:
         )
         groups.append((_tokens(shape, corners, size), _tokens(shape, low, shape.window), low))
     return groups
+
+
+def _of_frames(group: Placed, frames: range, positions: int) -> list[Placed]:
+    """The tiles of a group without the queries of other frames, numbered from the first of ``frames``."""
+    queries, keys, corners = group
+    inside = (queries // positions >= frames.start) & (queries // positions < frames.stop)
+    counts = inside.sum(1)
+    parts = []
+    for count in sorted(set(counts.tolist()) - {0}, reverse=True):
+        tiles = counts == count
+        chosen = queries[tiles][inside[tiles]].view(-1, count) - frames.start * positions
+        parts.append((chosen, keys[tiles], corners[tiles]))
+    return parts
+
+
+def _context(grid: TokenGrid) -> Tensor:
+    end = grid.before + grid.tokens
+    return torch.cat([torch.arange(grid.before), torch.arange(end, grid.total)])
 
 
 def _cuts(side: int, tile: int) -> list[tuple[list[int], int]]:

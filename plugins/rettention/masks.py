@@ -69,7 +69,9 @@ def _share(pairs: int, grid: TokenGrid) -> float:
     return (pairs + grid.total**2 - grid.tokens**2) / grid.total**2
 
 
-def mask_shape(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> MaskShape:
+def mask_shape(
+    mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid, *, fit: bool = False
+) -> MaskShape:
     """Tile and window of a mask.
 
     Args:
@@ -77,12 +79,13 @@ def mask_shape(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -
         keep_ratio: nominal share of keys that a query keeps, in (0, 1].
         tile: queries per tile: positions for band masks, sides for tile masks.
         grid: the tokens.
+        fit: make tiles shorter in time than asked, where a segment of a few frames has windows that are.
 
     Raises:
         ConfigError: the window would be empty or smaller than a tile, or the tile has the wrong number of sides.
     """
     if mode in ("tile2d", "tile3d"):
-        return _tiles(mode, keep_ratio, tile, grid)
+        return _tiles(mode, keep_ratio, tile, grid, fit)
     return _band(mode, keep_ratio, tile, grid)
 
 
@@ -120,7 +123,7 @@ def _band_tile(tile: Tile, halo: int, frames: int, places: int) -> int:
     return _power_of_two(chosen) if frames == 1 else chosen
 
 
-def _tiles(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> MaskShape:
+def _tiles(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid, fit: bool) -> MaskShape:
     axes = (grid.frames, grid.height, grid.width)
     free = (1, 2) if mode == "tile2d" else (0, 1, 2)
     sides = _tile_sides(mode, keep_ratio, tile, axes, free)
@@ -130,6 +133,8 @@ def _tiles(mode: MaskMode, keep_ratio: float, tile: Tile, grid: TokenGrid) -> Ma
     if mode == "tile2d":  # square windows, whatever the aspect ratio of the picture
         wanted[1] = wanted[2] = (keep_ratio * axes[1] * axes[2]) ** 0.5
     window = _fit(wanted, axes, free)
+    if fit:
+        whole = (min(whole[0], window[0]), whole[1], whole[2])
     if any(window[axis] < whole[axis] for axis in free):
         raise ConfigError(
             f"a window of {_cross(window)} (keep_ratio={keep_ratio} of {_cross(axes)}) is smaller than a tile of "

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["denominator_ratio", "merge", "ramped", "rescaled", "reshape", "residual"]
+__all__ = ["denominator_ratio", "merge", "ramped", "rescaled", "reshape", "residual", "whole_sum"]
 
 
 def denominator_ratio(lse_kept: Tensor, lse_full: Tensor) -> Tensor:
@@ -58,6 +58,16 @@ def rescaled(rho: Tensor, before: Tensor, now: Tensor) -> Tensor:
     """
     factor = now.mean(-2, keepdim=True) / before.mean(-2, keepdim=True).clamp(min=1e-12)
     return (rho * factor).clamp(max=1.0)
+
+
+def whole_sum(lse_kept: Tensor, share: Tensor | None) -> Tensor:
+    """``LSE_full = LSE_S - log rho`` (..., N) as the last refresh has it; ``None`` stands for 1.
+
+    Args:
+        lse_kept: (..., N) of the kept keys at this step.
+        share: (..., N, 1) ``rho``.
+    """
+    return lse_kept.float() if share is None else lse_kept.float() - share.squeeze(-1).log()
 
 
 def merge(first: Tensor, lse_first: Tensor, second: Tensor, lse_second: Tensor) -> tuple[Tensor, Tensor]:

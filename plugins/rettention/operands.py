@@ -122,7 +122,7 @@ def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:
         )
     if bool(keep.all()):
         return None
-    if not bool(keep[..., layout.span].all()):
+    if not bool(keep[..., layout.whole.span].all()):
         raise UnsupportedError(
             f"{call.layer} hides tokens of the picture from its queries; only text tokens may be hidden"
         )

@@ -39,7 +39,10 @@ class Rettention(Technique[RettentionConfig]):
     def claims(self, target: Target) -> Sequence[Claim]:
         """Self-attention of its layers; statistics are reset when the number of tokens changes."""
         layers = frozenset(self._layers(target))
-        return (Claim("attention.self", Access.EXCLUSIVE, layers), Claim("tokens.shape", Access.READS))
+        return (
+            Claim("attention.self", Access.EXCLUSIVE, layers, follows_division=True),
+            Claim("tokens.shape", Access.READS),
+        )
 
     def check(self, target: Target) -> Iterable[Finding]:
         """Refuse pipelines without falling noise levels or without matching layers; report the kernel."""

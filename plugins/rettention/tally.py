@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.extend import TokenGrid
 from hasten.schedules.sparse_steps import Phase
 
 __all__ = ["Tally"]
@@ -29,11 +28,11 @@ class Tally:
     _rho: list[Tensor] = field(default_factory=list)
     _drift: list[float] = field(default_factory=list)
 
-    def count(self, phase: Phase, grid: TokenGrid, density: float) -> None:
-        """Note one call, of which ``density`` is the share of the score matrix that was used."""
+    def count(self, phase: Phase, pairs: int, density: float) -> None:
+        """Note one call, of which ``density`` is the share of the score matrix of ``pairs`` that was used."""
         self._layers[phase.value] = self._layers.get(phase.value, 0) + 1
-        self._pairs += grid.total**2
-        self._kept += density * grid.total**2
+        self._pairs += pairs
+        self._kept += density * pairs
 
     def saw_rho(self, rho: Tensor) -> None:
         """Note the ``rho`` of one call; its mean stays on the device."""

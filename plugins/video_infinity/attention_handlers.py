@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten.extend import AttentionCall, LayerKind, Rotary
+from hasten.extend import AttentionCall, LayerKind, Rotary, Segment
 from hasten.plugins.video_infinity.capture import project
 from hasten.plugins.video_infinity.clip import ClipForward, LayerCall, current_clip
 from hasten.plugins.video_infinity.dual_attention import ContextKeys, DualAttention, Keys, OwnKeys
@@ -64,7 +64,9 @@ def attention_inside(kinds: dict[str, LayerKind]) -> Callable[[AttentionCall, Pr
             return _full(clip, clip.layer, call, kinds[call.layer], proceed)
         if kinds[call.layer] is LayerKind.TEMPORAL:
             return _temporal(clip, clip.layer, call, proceed)
-        return DualAttention(clip, call, *_keys(clip, clip.layer, call, LayerKind.ATTENTION)).compute()
+        return DualAttention(
+            clip, call, proceed, *_keys(clip, clip.layer, call, LayerKind.ATTENTION)
+        ).compute()
 
     return handle
 
@@ -94,7 +96,11 @@ def _full(
         place = 0 if text == "first" else 1
         keys.insert(place, own.text.key)
         values.insert(place, own.text.value)
-    return proceed(replace(call, key=torch.cat(keys, 2), value=torch.cat(values, 2), mask=mask))
+    segment = None
+    if kind is LayerKind.ATTENTION:
+        segment = Segment("all", clip.scope.frames, clip.scope.clip, call.query.shape[2])
+    key, value = torch.cat(keys, 2), torch.cat(values, 2)
+    return proceed(replace(call, key=key, value=value, mask=mask, segment=segment))
 
 
 def _widened(mask: Tensor, text: int, video: int, place: str | None) -> Tensor:

@@ -8,15 +8,15 @@ without remote frames are computed before waiting for the neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hasten.extend import AttentionCall
+from hasten.extend import AttentionCall, Proceed, attend_segment, attend_with_lse
+from hasten.extend import Segment as FrameSegment
 from hasten.plugins.video_infinity.clip import ClipForward
-from hasten.plugins.video_infinity.lse_attention import attend_with_lse
 from hasten.plugins.video_infinity.math import entropy_scale, merge_segments, rotate
 from hasten.schedules.clips import Scope, compressed
 
@@ -55,12 +55,14 @@ class DualAttention:
     Args:
         clip: the clip.
         call: the attention call of the layer.
+        proceed: computes attention within frames near each other, densely or as another technique does.
         own: keys and values of the clip.
         wait: waits for keys and values of other clips.
     """
 
     clip: ClipForward
     call: AttentionCall
+    proceed: Proceed
     own: OwnKeys
     wait: Callable[[], ContextKeys]
 
@@ -96,14 +98,28 @@ class DualAttention:
 
     # --- local scope
 
+    def _attend_near(self, query: Tensor, keys: Keys, near: range, rows: range) -> Segment:
+        """Attention of the frames ``rows`` to the frames ``near`` around them."""
+        first = near.start
+        inside = range(rows.start - first, rows.stop - first)
+        name = "clip" if len(rows) > 1 else f"frame {rows.start}"
+        segment = FrameSegment(name, len(near), inside, self.call.query.shape[2])
+        call = replace(self.call, query=query, key=keys.key, value=keys.value)
+        return attend_segment(call, self.proceed, segment)
+
     def _inside(self, query: Tensor) -> list[Segment | None]:
         """Attention to the window for query frames that need no other clip; in block mode, attention to the clip."""
         scope = self.clip.scope
         if scope.block:
-            return [self._attend(query, self.own.video)]
+            return [self._attend_near(query, self.own.video, scope.clip, scope.clip)]
         start = scope.clip.start
         return [
-            self._attend(self._frame(query, frame), _frames(self.own.video, near, start, self._each))
+            self._attend_near(
+                self._frame(query, frame),
+                _frames(self.own.video, near, start, self._each),
+                near,
+                range(frame, frame + 1),
+            )
             if (near := scope.near(frame)).start >= start and near.stop <= scope.clip.stop
             else None
             for frame in scope.clip
@@ -131,7 +147,7 @@ class DualAttention:
             mine = self._frame(query, frame)
             if segment is None:
                 near = _frames(wide, scope.near(frame), scope.local.start, self._each)
-                segment = self._attend(mine, near)
+                segment = self._attend_near(mine, near, scope.near(frame), range(frame, frame + 1))
             far = _subset(chosen, scope, frame, self._each)
             outputs.append(self._combine(mine, [segment], self._frame(compressed_query, frame), far))
         return torch.cat(outputs, 2)

@@ -46,7 +46,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         layers = frozenset(name for name, layer in _layers(target).items() if layer.kind in _ATTENTION)
         return (
             Claim("ranks.frames", Access.EXCLUSIVE),
-            Claim("attention.self", Access.EXCLUSIVE, layers),
+            Claim("attention.self", Access.DIVIDES, layers),
             Claim("tokens.shape", Access.WRITES),
             Claim("steps.schedule", Access.READS, follows_writes=False),
         )
@@ -127,7 +127,7 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         attention = {name: layer.kind for name, layer in layers.items() if layer.kind in _ATTENTION}
         if not attention:
             raise UnsupportedError(f"{target.name} has no layer that mixes frames")
-        seams.attention(attention_inside(attention), list(attention))
+        seams.attention(attention_inside(attention), list(attention), divides=True)
 
 
 def _layers(target: Target) -> dict[str, FrameLayer]:

@@ -149,7 +149,7 @@ class RunHandlers:
         rotary = session.mixing.given_rotary(call.run.pipe, call.kwargs, session.frames)
         clips = [self._clip(call, session, index, rotary) for index in assignment.here]
 
-        def compute(clip: ClipForward) -> Any:
+        def compute(place: int, clip: ClipForward) -> Any:
             token = current_clip.set(clip)
             try:
                 kwargs = session.mixing.clip_arguments(
@@ -162,11 +162,11 @@ class RunHandlers:
                 if clip.rotary is not None and session.mixing.rotary_argument is not None:
                     own = session.mixing.as_argument(clip.rotary.at(clip.scope.clip))
                     kwargs[session.mixing.rotary_argument] = own
-                return proceed(call.replace_kwargs(kwargs))
+                return proceed(call.replace_kwargs(kwargs).as_part(place, len(clips)))
             finally:
                 current_clip.reset(token)
 
-        outputs = exchange.lockstep.run([partial(compute, clip) for clip in clips])
+        outputs = exchange.lockstep.run([partial(compute, place, clip) for place, clip in enumerate(clips)])
         sent = {
             kind: [t.sent - before.get(kind, (0, 0))[0], t.received - before.get(kind, (0, 0))[1]]
             for kind, t in exchange.traffic.items()

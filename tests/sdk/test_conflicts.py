@@ -26,6 +26,23 @@ def test_exclusive_tolerates_nobody(access: Access) -> None:
             assert word in str(caught.value)
 
 
+def test_a_divided_slot_is_for_those_who_can_compute_parts() -> None:
+    divider, whole = Claim(SLOT, Access.DIVIDES), Claim(SLOT, Access.EXCLUSIVE)
+    able = Claim(SLOT, Access.EXCLUSIVE, follows_division=True)
+    for pair in ((divider, able), (able, divider)):
+        check(*pair)
+    for other in (
+        whole,
+        divider,
+        Claim(SLOT, Access.READS),
+        Claim(SLOT, Access.DIVIDES, follows_division=True),
+    ):
+        with pytest.raises(ConflictError, match="exclusively"):
+            check(divider, other)
+    with pytest.raises(ConflictError):
+        check(able, able)
+
+
 @pytest.mark.parametrize(
     ("mine", "theirs", "shared"),
     [

@@ -62,10 +62,10 @@ class FlexKernel(SparseKernel):
         need_lse: bool = False,
     ) -> Tensor | None:
         """One call."""
-        layout = parts.layout
+        layout, whole = parts.layout, parts.layout.whole
         queries = layout.to_tiles(parts.query[:, :, layout.span])
         keys, values = (
-            torch.cat([layout.to_tiles(x[:, :, layout.span]), layout.context(x)], 2)
+            torch.cat([whole.to_tiles(x[:, :, whole.span]), layout.context(x)], 2)
             for x in (parts.key, parts.value)
         )
         found, aux = self._call(
@@ -97,7 +97,7 @@ class FlexKernel(SparseKernel):
             *counted[1],
             BLOCK_SIZE=_BLOCK,
             mask_mod=_mask_mod(layout, visible),
-            seq_lengths=(layout.grid.tokens, layout.grid.total),
+            seq_lengths=(layout.queries.tokens, layout.grid.total),
         )
         if visible is None:
             known["mask"] = mask
@@ -108,9 +108,10 @@ def _mask_mod(layout: SparseLayout, visible: Tensor | None) -> Callable[..., Ten
     """Whether a pair of places counts, from the corner of the query's window and the place of the key on the axes."""
     shape, count = layout.shape, layout.grid.tokens
     device = layout.device
-    order = layout.tokens
+    order = layout.whole.tokens
     _, rows, columns = shape.axes
     axes = torch.stack([order // (rows * columns), order // columns % rows, order % columns])
+    position = layout.tokens % columns
     sizes = torch.cat([torch.full((g.tiles,), g.size) for g in layout.groups])
     corner = layout.corners.repeat_interleave(sizes, 0).T.contiguous().to(device)
     half = shape.half
@@ -124,7 +125,7 @@ def _mask_mod(layout: SparseLayout, visible: Tensor | None) -> Callable[..., Ten
             here = axes[axis][place]
             near = near & (here >= low) & (here < low + shape.window[axis])
         if half is not None:
-            near = near & ((axes[2][place] - axes[2][query]).abs() <= half)
+            near = near & ((axes[2][place] - position[query]).abs() <= half)
         other = ~inside
         if visible is not None:
             other = other & visible[sample, torch.where(inside, 0, key - count)]
@@ -135,10 +136,10 @@ def _mask_mod(layout: SparseLayout, visible: Tensor | None) -> Callable[..., Ten
 
 def _block_tables(layout: SparseLayout) -> tuple[Tensor, Tensor]:
     """(query blocks, key blocks): which have a pair that is kept but not all of them, and which keep all."""
-    grid = layout.grid
-    shape = -(-grid.tokens // _BLOCK), -(-grid.total // _BLOCK)
+    grid, rows, whole = layout.grid, layout.queries.tokens, layout.whole
+    shape = -(-rows // _BLOCK), -(-grid.total // _BLOCK)
     kept = torch.zeros(shape, dtype=torch.int64, device=layout.device)
-    places = torch.arange(grid.tokens, device=layout.device) if layout.places is None else layout.places
+    places = torch.arange(grid.tokens, device=layout.device) if whole.places is None else whole.places
     for group in layout.groups:
         begins = group.first + torch.arange(group.tiles, device=layout.device) * group.size
         query_blocks = torch.arange(shape[0], device=layout.device)[:, None] * _BLOCK
@@ -150,8 +151,8 @@ def _block_tables(layout: SparseLayout) -> tuple[Tensor, Tensor]:
         kept += (queries.double() @ keys.double()).long()
     edges = torch.arange(shape[1], device=layout.device) * _BLOCK
     others = ((edges + _BLOCK).clamp(max=grid.total) - edges.clamp(min=grid.tokens)).clamp(0)
-    rows = (grid.tokens - torch.arange(shape[0], device=layout.device) * _BLOCK).clamp(max=_BLOCK)
-    kept += rows[:, None] * others
+    present = (rows - torch.arange(shape[0], device=layout.device) * _BLOCK).clamp(max=_BLOCK)
+    kept += present[:, None] * others
     full = kept == _BLOCK * _BLOCK
     if layout.shape.half is not None:
         full &= False  # the token-exact mask drops pairs inside of windows

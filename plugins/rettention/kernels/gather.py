@@ -46,7 +46,7 @@ class GatherKernel(SparseKernel):
         need_lse: bool = False,
     ) -> Tensor | None:
         """One sample at a time: samples may see different other tokens."""
-        q, tokens = parts.query, parts.layout.grid.tokens
+        q, tokens = parts.query, parts.layout.queries.tokens
         lse = q.new_empty(*q.shape[:2], tokens, dtype=_statistic(q)) if need_lse else None
         for sample in range(len(q)):
             work = _Sample(
@@ -68,7 +68,8 @@ class _Sample:
     @cached_property
     def tiled(self) -> list[Tensor]:
         """Keys and values of the grid, in tile order."""
-        return [self.layout.to_tiles(x[:, self.layout.span]) for x in (self.k, self.v)]
+        whole = self.layout.whole
+        return [whole.to_tiles(x[:, whole.span]) for x in (self.k, self.v)]
 
     def run(self, out: Tensor, lse: Tensor | None, seen: Tensor | None, epilogue: Epilogue | None) -> None:
         layout = self.layout

@@ -124,10 +124,9 @@ class PackedKernel(SparseKernel):
 
     def _windows(self, parts: Operands) -> tuple[Tensor, Tensor]:
         layout = parts.layout
-        samples, tokens = len(parts.query), layout.grid.tokens
-        queries, keys, values = (
-            _pack(layout.to_tiles(x[:, :, layout.span])) for x in (parts.query, parts.key, parts.value)
-        )
+        samples, tokens, whole = len(parts.query), layout.grid.tokens, layout.whole
+        queries = _pack(layout.to_tiles(parts.query[:, :, layout.span]))
+        keys, values = (_pack(whole.to_tiles(x[:, :, whole.span])) for x in (parts.key, parts.value))
         lengths = [group.size for group in layout.groups for _ in range(group.tiles)] * samples
         inside = [start for group in layout.groups for start in group.starts or ()]
         starts = [sample * tokens + start for sample in range(samples) for start in inside]
@@ -148,7 +147,7 @@ class PackedKernel(SparseKernel):
         keys, values = (layout.context(x).transpose(1, 2)[chosen] for x in (parts.key, parts.value))
         starts = [sum(counts[:sample]) for sample in range(samples)]
         found, lse = self.sequences(
-            queries, keys, values, [layout.grid.tokens] * samples, starts, counts, parts.scale
+            queries, keys, values, [layout.queries.tokens] * samples, starts, counts, parts.scale
         )
         empty = torch.tensor([count == 0 for count in counts], device=q.device)
         output, sums = _unpack(found, lse, samples)

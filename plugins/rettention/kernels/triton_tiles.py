@@ -125,7 +125,7 @@ class TritonKernel(SparseKernel):
     ) -> Tensor | None:
         """One launch per group."""
         layout, q = parts.layout, parts.query
-        lse = q.new_empty(*q.shape[:2], layout.grid.tokens, dtype=torch.float32) if need_lse else None
+        lse = q.new_empty(*q.shape[:2], layout.queries.tokens, dtype=torch.float32) if need_lse else None
         launch = _Launch(parts, out, lse, epilogue)
         for group, keys in zip(layout.groups, launch.tables["keys"]):
             launch.run(group, keys)
@@ -178,7 +178,7 @@ class _Launch:
             q, k, v, out, lse, rho, residual,
             self.tables["queries"], keys, self.tables["place"], seen,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *r_strides,
-            heads, layout.grid.tokens, layout.grid.total, layout.grid.before, group.first, group.size,
+            heads, layout.queries.tokens, layout.grid.total, layout.grid.before, group.first, group.size,
             layout.window, keys.shape[1], half or 0, self._parts.scale * _LOG2E,
             DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_M=rows, BLOCK_N=64,
             HAS_RHO=self._rho is not None, HAS_RESIDUAL=self._residual is not None,

@@ -12,7 +12,7 @@ import hasten
 from hasten._errors import UnsupportedError
 from hasten.plugins.rettention.cache import Key, ResidualCache, signature
 
-FIRST, SECOND = ("transformer.0", "both"), ("transformer.1", "both")
+FIRST, SECOND = ("transformer.0", "both", 0, ""), ("transformer.1", "both", 0, "")
 
 
 def put(cache: ResidualCache, key: Key, value: float, step: int = 0) -> tuple[Any, ...]:
@@ -81,7 +81,7 @@ def test_nothing_stays_on_its_way_when_all_is_dropped():
     for key in (FIRST, SECOND):
         put(cache, key, 1.0)
     arrived(cache, FIRST)
-    cache.clear()
+    cache.clear(0)
     assert len(cache) == 0
     assert not cache._travelling
 

@@ -73,6 +73,9 @@ class Bench:
             step=self.run.step,
             run=self.run,
             backend=None,
+            part=0,
+            parts=1,
+            segment=None,
         )
         vars(call).update(changes)
         return self.handler(call, self._dense)

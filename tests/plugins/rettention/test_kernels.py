@@ -91,6 +91,30 @@ def test_output_and_log_sum_exp(name, grid, mode):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("grid", [TokenGrid(5, 4, 7, after=4), TokenGrid(4, 4, 6, before=3)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_queries_of_some_frames_are_those_rows_of_the_whole(name, grid, mode):
+    tile: Any = {"tile2d": 2, "tile3d": (2, 2, 2)}.get(mode, grid.positions // 5)
+    shape, frames = mask_shape(mode, 0.4, tile, grid), range(1, 4)
+    layout = SparseLayout(shape, grid, frames=frames)
+    q, k, v = qkv(grid, heads=2, dim=12, batch=2, scale=2.0)
+    expected, sums = attention(q, k, v, expected_mask(layout, 0.4), 0.25)
+    rows = slice(grid.before + grid.positions, grid.before + 4 * grid.positions)
+    head, tail = q[:, :, : grid.before], q[:, :, grid.total - grid.after :]
+    chosen = kernel(name)
+    if chosen.refusal(q.device, q.dtype, 12, layout):
+        pytest.skip("refused")
+    out = torch.empty(2, layout.queries.tokens, 2, 12).transpose(1, 2)
+    parts = Operands(torch.cat([head, q[:, :, rows], tail], 2), k, v, layout, 0.25)
+    lse = chosen.attend(parts, out, need_lse=True)
+    assert (out - expected[:, :, rows]).abs().max() < 1e-5
+    assert lse is not None
+    assert (lse - sums[:, :, rows]).abs().max() < 1e-5
+    kept = expected_mask(layout, 0.4)[..., rows, :].sum() + grid.context * grid.total
+    assert layout.density == pytest.approx(float(kept) / (layout.queries.total * grid.total))
+
+
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("grid", [GRIDS[0], GRIDS[3]], ids=str)
 def test_epilogue(name, grid):
     layout = SparseLayout(mask_shape("block", 0.3, 4, grid), grid)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from clip_reference import frame_mask
 
-from hasten.plugins.video_infinity.lse_attention import attend_with_lse
+from hasten.extend import attend_with_lse
 from hasten.plugins.video_infinity.math import (
     entropy_scale,
     group_moments,
