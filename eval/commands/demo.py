@@ -27,7 +27,7 @@ _HELP = """Generate with a bundled trained miniature, plain and accelerated, and
 First a short ladder of steps over some of the prompts finds the knee: the fewest plain steps within the margin. Then
 same prompts, same seeds, batches of all rows interleaved, accelerated from the usual steps and from the knee. The last
 rows are plain sampling with as many steps as fit into the accelerated runs' time: the alternative that every
-acceleration has to beat. Quality figures on a miniature say nothing about published FID or CLIP scores. The same as
+acceleration has to beat. Unless you choose techniques, the preset [bold]balanced[/] does. Quality figures on a miniature say nothing about published FID or CLIP scores. The same as
 [bold]hasten compare[/] with the settings chosen, fewer metrics, a short ladder, and only that one kind of control.
 
 [bold]Examples[/]
@@ -70,7 +70,7 @@ def _command(
     from hasten.pipelines import mini
 
     if config is None and not enable and preset is None:
-        enable = ["bottleneck"]
+        preset = "balanced"
     settings = common.configuration(config, enable, sets, preset)
     seed, place = common.choose_seed(settings, seed), common.choose_place(settings, device, dtype)
     call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps or settings.steps or _STEPS})
