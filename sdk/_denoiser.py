@@ -149,7 +149,8 @@ class DenoiserSeam:
         latents = next(
             iter(bound.values())
         )  # the first parameter of every denoiser; a list in a few families
-        moment = {"noise": self._layout.level(pipe, bound), "size": size, "batch": len(latents)}
+        noise = self._layout.level(pipe, bound)
+        moment = {"noise": noise, "size": size, "batch": len(latents), "arguments": bound}
         step, row = self._run.advance(self.name, moment)
         self._size = _extent(size)
         self.forwards += 1

@@ -20,7 +20,7 @@ class StepRecord:
         index: step number within that pass, from 0.
         level: flow-equivalent noise level in [0, 1].
         denoiser: attribute name of the denoiser.
-        branch: ``"cond"``, ``"uncond"``, ``"both"`` or ``"only"``.
+        branch: ``"cond"``, ``"uncond"``, ``"both"``, ``"only"``, or ``"extra 1"`` and so on.
         size: latent extent of the solver's latents, ([frames,] height, width).
         resolution: latent extent the denoiser computed at; ``None`` if a technique answered without computing it.
         milliseconds: time of the forward, including the handlers of techniques.

@@ -25,10 +25,11 @@ _LADDER, _LADDER_PROMPTS = (10, 8), 12
 _HELP = """Generate with a bundled trained miniature, plain and accelerated, and compare speed and quality.
 
 First a short ladder of steps over some of the prompts finds the knee: the fewest plain steps within the margin. Then
-same prompts, same seeds, batches of all rows interleaved, accelerated from the usual steps and from the knee. The last
-rows are plain sampling with as many steps as fit into the accelerated runs' time: the alternative that every
-acceleration has to beat. Unless you choose techniques, the preset [bold]balanced[/] does. Quality figures on a miniature say nothing about published FID or CLIP scores. The same as
-[bold]hasten compare[/] with the settings chosen, fewer metrics, a short ladder, and only that one kind of control.
+same prompts, same seeds, batches of all rows interleaved, accelerated from the usual steps and from the knee. The
+last rows are plain sampling with as many steps as fit into the accelerated runs' time: the alternative that every
+acceleration has to beat. Unless you choose techniques, the preset [bold]balanced[/] does. Quality figures on a
+miniature say nothing about published FID or CLIP scores. The same as [bold]hasten compare[/] with the settings
+chosen, fewer metrics, a short ladder, and only that one kind of control.
 
 [bold]Examples[/]
 

@@ -61,7 +61,13 @@ class CogView4Layout(CogView3Layout):
         return Channels.leading(pipe.transformer.config.out_channels)
 
 
-_TOKENS = JointTokens(r"transformer_blocks\.\d+\.attn1", "before")
+class CogViewTokens(JointTokens):
+    """Text, then picture; CogView4's mask of the text is one over pairs."""
+
+    paired_mask = True
+
+
+_TOKENS = CogViewTokens(r"transformer_blocks\.\d+\.attn1", "before")
 
 ADAPTERS = (
     Adapter(

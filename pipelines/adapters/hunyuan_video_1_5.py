@@ -44,12 +44,18 @@ class HunyuanVideo15Layout(VideoLayout):
         return super().refusal(pipe)
 
 
+class HunyuanVideo15Tokens(JointTokens):
+    """The video, then all text; hidden text tokens neither see nor are seen."""
+
+    paired_mask = True
+
+
 ADAPTER = Adapter(
     family="hunyuan-video-1.5",
     pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
     capabilities=(
         HunyuanVideo15Layout(),
-        JointTokens(r"transformer_blocks\.\d+\.attn", "after"),
+        HunyuanVideo15Tokens(r"transformer_blocks\.\d+\.attn", "after"),
         BlockOutputs({"HunyuanVideo15TransformerBlock": (0, 1)}),
     ),
 )

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, ImageLayout, JointTokens, Path, image_pixels
+from hasten.extend import (
+    Adapter,
+    FlowPath,
+    ImageLayout,
+    JointTokens,
+    LatentSize,
+    Path,
+    TokenGrid,
+    image_pixels,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class ZImageLayout(ImageLayout):
@@ -51,6 +60,25 @@ class ZImageLayout(ImageLayout):
         return (1024, 1024) if image is None else image_pixels(pipe, image)
 
 
+class ZImageTokens(JointTokens):
+    """Picture, then text, each padded to a multiple of 32 tokens (``SEQ_MULTI_OF``)."""
+
+    _MULTIPLE = 32
+
+    @override
+    def patch(self, denoiser: nn.Module) -> tuple[int, int]:
+        """That of pictures, the first of the model's: the pipelines choose no other."""
+        config: Any = denoiser.config
+        return int(config["all_f_patch_size"][0]), int(config["all_patch_size"][0])
+
+    @override
+    def planned(self, denoiser: nn.Module, layer: str, size: LatentSize, text: int) -> TokenGrid:
+        """The grid, its padding, and the text with its own."""
+        grid = self.grid(denoiser, size)
+        padding = -grid.tokens % self._MULTIPLE + text + -text % self._MULTIPLE
+        return TokenGrid(grid.frames, grid.height, grid.width, 0, padding)
+
+
 class ZImageControlledLayout(ZImageLayout):
     """With control features."""
 
@@ -60,12 +88,12 @@ class ZImageControlledLayout(ZImageLayout):
 CONTROLLED = Adapter(
     family="z-image-controlled",
     pipelines=("ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"),
-    capabilities=(ZImageControlledLayout(), JointTokens(r"layers\.\d+\.attention", "after")),
+    capabilities=(ZImageControlledLayout(), ZImageTokens(r"layers\.\d+\.attention", "after")),
 )
 ADAPTER = Adapter(
     family="z-image",
     pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
-    capabilities=(ZImageLayout(), JointTokens(r"layers\.\d+\.attention", "after")),
+    capabilities=(ZImageLayout(), ZImageTokens(r"layers\.\d+\.attention", "after")),
     models=("ZImageTransformer2DModel",),
     refused={"ZImageOmniPipeline": "its denoiser takes lists of reference pictures beside the latents"},
 )

@@ -194,9 +194,16 @@ class SparseAttention:
         if masked is None:
             return None
         require_exact(call)
-        if call.mask is not forward.padding[0]:  # layers share the mask; looking into it waits for the device
-            forward.padding = (call.mask, key_padding(call, masked[0]))
+        self._look_at_mask(forward, call, masked[0])
         return masked
+
+    def _look_at_mask(self, forward: _Forward, call: AttentionCall, layout: SparseLayout) -> None:
+        """Read the mask once for all layers that share it: that waits for the device."""
+        paired = self._tokens.paired_mask and call.mask is not None
+        seen = forward.padding[0]
+        if call.mask is seen or (paired and seen is not None and seen.shape == call.mask.shape):  # type: ignore[union-attr]
+            return
+        forward.padding = (call.mask, key_padding(call, layout, paired=paired))
 
     def _masked(self, forward: _Forward, call: AttentionCall, place: _Place) -> Masked | None:
         layout = self._layout(place, call.query.device)

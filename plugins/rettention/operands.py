@@ -99,8 +99,14 @@ def require_exact(call: AttentionCall) -> None:
         )
 
 
-def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:
+def key_padding(call: AttentionCall, layout: SparseLayout, *, paired: bool) -> Tensor | None:
     """The mask of ``call`` as booleans (B or 1, 1, 1, N), ``None`` if it hides nothing.
+
+    Args:
+        call: the attention.
+        layout: of its tokens.
+        paired: the mask is one over the tokens, multiplied with itself. Then the picture's rows are all equal. The
+            rows of hidden text are not needed, since nothing reads what they compute.
 
     Raises:
         UnsupportedError: it does not only hide the same text keys from all queries.
@@ -110,15 +116,17 @@ def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:
         return None
     while mask.ndim < 4:
         mask = mask.unsqueeze(0)
+    if paired and mask.shape[-2] != 1:
+        mask = mask[..., layout.span.start : layout.span.start + 1, :]
     if mask.shape[-2] != 1 or mask.shape[1] != 1:
         raise UnsupportedError(
             f"{call.layer} gets an attention mask of shape {tuple(mask.shape)}, one row per query or head; "
             f"sparse attention supports only masks that hide the same text keys from all queries"
         )
     keep = mask if mask.dtype == torch.bool else mask > _HIDDEN
-    if mask.dtype != torch.bool and bool((mask[keep] != 0).any()):
+    if mask.dtype != torch.bool and not _constant(mask, keep):
         raise UnsupportedError(
-            f"{call.layer} adds a bias to its scores, which sparse kernels do not support; exclude it"
+            f"{call.layer} adds a bias to its scores, which sparse kernels do not support; exclude it with 'layers'"
         )
     if bool(keep.all()):
         return None
@@ -127,3 +135,10 @@ def key_padding(call: AttentionCall, layout: SparseLayout) -> Tensor | None:
             f"{call.layer} hides tokens of the picture from its queries; only text tokens may be hidden"
         )
     return keep
+
+
+def _constant(mask: Tensor, keep: Tensor) -> bool:
+    """Whether an additive mask adds the same to all kept keys of each sample, which softmax does not see."""
+    highest = mask.masked_fill(~keep, -torch.inf).amax(-1)
+    lowest = mask.masked_fill(~keep, torch.inf).amin(-1)
+    return bool((highest <= lowest).all())

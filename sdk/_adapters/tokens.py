@@ -67,9 +67,16 @@ class AttentionTokens:
             ``None`` where nobody has measured it.
     """
 
+    paired_mask = False
+    """Whether the layers get a mask over pairs, ``m[query] and m[key]`` of one mask ``m`` over the tokens."""
+
     def __init__(self, layers: str, *, warmup: float | None = None) -> None:
         self._layers = re.compile(layers)
         self.warmup = warmup
+
+    def call_refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:  # noqa: ARG002
+        """Why the attention of one call cannot be computed sparsely, and the remedy; ``None`` if it can."""
+        return None
 
     def selects(self, name: str) -> bool:
         """Whether the attention layer ``name`` (within its denoiser) is one of them."""

@@ -39,6 +39,21 @@ def test_batched_branches_and_a_layer_skipping_third_forward() -> None:
     assert ticks(clock, (1.0, 4), (1.0, 2), (0.5, 4)) == [(0, "both"), (0, "only"), (1, "both")]
 
 
+def test_further_forwards_with_other_switches_have_names_of_their_own() -> None:
+    whole, skipping = {"skip_layers": None, "isolate": False}, {"skip_layers": [7], "isolate": False}
+    apart = {"skip_layers": None, "isolate": True}
+    clock = Clock(Guidance.BATCHED, 1, True)
+    forwards = [(2, whole), (1, skipping), (1, apart)] * 2
+    branches = [clock.tick(NoiseLevel.flow(1.0), SIZE, *forward).branch for forward in forwards]
+    assert branches == ["both", "extra 1", "extra 2"] * 2
+
+
+def test_a_second_order_solver_repeats_the_branches() -> None:
+    clock = Clock(Guidance.SEQUENTIAL, 1, True)
+    branches = [clock.tick(NoiseLevel.flow(1.0), SIZE, 1, {"return_dict": False}).branch for _ in range(4)]
+    assert branches == ["cond", "uncond"] * 2
+
+
 @pytest.mark.parametrize("doubled", [False, True])
 def test_batched_without_known_batch_trusts_the_pipeline(doubled: bool) -> None:
     expected = "both" if doubled else "only"

@@ -12,6 +12,8 @@ import hasten
 from hasten._attention import attention_layers
 from hasten._fingerprint import fingerprint
 from hasten._target import Target
+from hasten.extend import AttentionTokens
+from hasten.pipelines.adapters import find
 
 REACHED = (
     "pixart-alpha",
@@ -32,6 +34,15 @@ REACHED = (
     "qwen-image",
     "sd15",
     "sdxl",
+    "chroma",
+    "flux2",
+    "z-image",
+    "lumina2",
+    "aura-flow",
+    "ltx2",
+    "hunyuan-video-1.5",
+    "animatediff",
+    "text-to-video",
 )
 OPTIONS: dict[str, Any] = {"keep_ratio": 0.3, "warmup": 1, "min_tokens": 4}
 SELF = {"sdxl": 4, "sd15": 4, "hunyuan-dit": 4}
@@ -117,6 +128,15 @@ def test_layers_are_self_attention_only():
         claimed = hasten.plan(pipe, {"rettention": OPTIONS}).techniques[0].claims[0].modules
         others = set(attention_layers(Target.of(pipe))) - set(claimed or ())
         assert all("attn2" in layer or "refiner" in layer for layer in others), others
+
+
+def test_families_that_can_are_all_here() -> None:
+    able = {
+        name
+        for name, build in FAMILIES.items()
+        if (found := find(build())) is not None and found.capability(AttentionTokens) is not None
+    }
+    assert able == {*REACHED}
 
 
 @pytest.mark.parametrize("name", ["sana"])
