@@ -92,7 +92,8 @@ class StepCost:
         self._target = target
         self._frames = size.frames
         self.text = text_tokens(target, arguments)
-        self.samples = (expected_batch(arguments) or 1) * branches(target, arguments)
+        each = branches(target, arguments) + target.layout.further_forwards(target.pipe, arguments)
+        self.samples = (expected_batch(arguments) or 1) * each
         self._denoiser = next(iter(target.denoisers.values()))
         self._known: dict[tuple[int, int], float] = {}
         self._full = (size.height, size.width)
@@ -124,15 +125,16 @@ def prompts_of(arguments: Mapping[str, Any]) -> int:
 
 
 def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
-    """Text tokens of one sample: those of given embeddings, else the call's maximum."""
+    """Text tokens of one sample: those of given embeddings, else the call's maximum; with what joins them."""
+    layout = target.adapter.capability(LatentLayout)
+    further = 0 if layout is None else layout.further_text(target.pipe, arguments)
     embeds = arguments.get("prompt_embeds")
     if embeds is not None:
-        return len(embeds[0])
+        return len(embeds[0]) + further
     longest = arguments.get("max_sequence_length")
-    layout = target.adapter.capability(LatentLayout)
     if longest is not None and not (layout is not None and layout.joins_text):
-        return int(longest)
-    return int(longest or 0) + _clip_tokens(target.pipe)
+        return int(longest) + further
+    return int(longest or 0) + _clip_tokens(target.pipe) + further
 
 
 def _clip_tokens(pipe: Any) -> int:
@@ -149,6 +151,9 @@ def branches(target: Target, arguments: Mapping[str, Any]) -> int:
             arguments.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")
         )
         return 2 if true_scale > 1 and negative else 1
+    guider = getattr(target.pipe, "guider", None)
+    if guider is not None:
+        return int(guider.num_conditions)
     scale = arguments.get("guidance_scale")
     guided = target.layout.guidance is not Guidance.EMBEDDED and isinstance(scale, (int, float)) and scale > 1
     return 2 if guided else 1

@@ -27,6 +27,11 @@ class AuraFlowLayout(ImageLayout):
         return side, side
 
     @override
+    def further_text(self, pipe: Any, arguments: Mapping[str, Any]) -> int:
+        """Register tokens, in front of the text."""
+        return int(pipe.transformer.register_tokens.shape[1])
+
+    @override
     def largest(self, pipe: Any) -> LatentSize | None:
         """The square grid that positions are cropped from; the configuration counts its cells."""
         config = pipe.transformer.config

@@ -37,6 +37,13 @@ class HunyuanVideo15Layout(VideoLayout):
         return height, width
 
     @override
+    def further_text(self, pipe: Any, arguments: Mapping[str, Any]) -> int:
+        """Those of the second encoder, and of the picture's, which are there without a picture as well."""
+        embeds = arguments.get("prompt_embeds_2")
+        second = pipe.tokenizer_2_max_length if embeds is None else len(embeds[0])
+        return int(second + pipe.vision_num_semantic_tokens)
+
+    @override
     def refusal(self, pipe: Any) -> str | None:
         """Mean-flow models are told two times; the second has no counterpart at another resolution."""
         if pipe.transformer.config.use_meanflow:

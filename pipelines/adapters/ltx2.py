@@ -57,6 +57,15 @@ class LTX2Layout(TokenLayout):
         return changed
 
     @override
+    def further_forwards(self, pipe: Any, arguments: Mapping[str, Any]) -> int:
+        """One with blocks left out and one with sound and picture apart, where their guidance is on."""
+        skipping, apart = (
+            max(arguments.get(name) or 0.0, arguments.get(f"audio_{name}") or 0.0)
+            for name in ("stg_scale", "modality_scale")
+        )
+        return (skipping > 0) + (apart > 1)
+
+    @override
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """Without ``num_frames`` the pipeline makes 121 frames."""
         return super().call_frames(pipe, {**arguments, "num_frames": arguments.get("num_frames") or 121})

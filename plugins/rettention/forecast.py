@@ -19,6 +19,7 @@ from hasten.extend import (
     StepForecast,
     call_size,
     plain_forecast,
+    unwrapped,
 )
 from hasten.plugins.rettention.budget import (
     SparseLayer,
@@ -173,19 +174,22 @@ class _Sparse:
         own = [name for name in names if name.partition(".")[0] == first[0]]
         layers = sparse_layers(target, own, size, cost.text, config.min_tokens)
         self._kind = residual_dtype(config, first[1].dtype)  # type: ignore[arg-type]
-        allowed, self._memory = affordable(layers, cost.samples, self._kind, config.correction, config.budget)
+        tokens = target.capability(AttentionTokens)
+        samples = cost.samples * tokens.folded(unwrapped(first[1]), size)
+        allowed, self._memory = affordable(layers, samples, self._kind, config.correction, config.budget)
         require_room(self._memory, len(allowed), config, torch.device(target.device))
         self._config, self._all = config, len(own)
         self._layers = [layer for layer in layers if layer.name in allowed]
         masks = [
             mask_shape(config.mask, config.keep_ratio, config.tile, layer.grid) for layer in self._layers
         ]
-        self._attention = cost.samples * sum(layer.flops for layer in self._layers)
-        self._saved = cost.samples * sum(
+        self._attention = samples * sum(layer.flops for layer in self._layers)
+        self._saved = samples * sum(
             layer.flops * (1.0 - mask.computed(layer.grid)) for layer, mask in zip(self._layers, masks)
         )
-        kept = sum(layer.flops * mask.density(layer.grid) for layer, mask in zip(self._layers, masks))
-        self._density = kept * cost.samples / self._attention if self._layers else 1.0
+        pairs = sum(layer.grid.total**2 for layer in self._layers)
+        kept = sum(layer.grid.total**2 * mask.density(layer.grid) for layer, mask in zip(self._layers, masks))
+        self._density = kept / pairs if pairs else 1.0
         self.idle = self._why_idle(layers, masks)
         """Reason why no attention becomes sparse, ``None`` if some does."""
 

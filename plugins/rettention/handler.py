@@ -224,7 +224,7 @@ class SparseAttention:
             names = [name for name in self._layers if name.partition(".")[0] == forward.denoiser]
             layers = sparse_layers(self.target, names, forward.size, grid.context, self.config.min_tokens)
             kind = residual_dtype(self.config, computed_type(call))
-            samples = call.query.shape[0] * self._forwards(call) * call.parts
+            samples = self._samples(call) * call.parts
             correction, budget = self.config.correction, self.config.budget
             if correction == "residual" and call.segment is not None:
                 correction = "full"  # merging segments needs the share of the mass as well
@@ -235,9 +235,13 @@ class SparseAttention:
                 state.cache = ResidualCache(kind, self.config.offload, budget)
         return state.allowed[key]
 
-    def _forwards(self, call: AttentionCall) -> int:
-        """Number of forwards per step with separate statistics."""
-        return 1 if call.step.branch == "both" else branches(self.target, call.run.arguments)
+    def _samples(self, call: AttentionCall) -> int:
+        """Rows of all forwards of a step, whose statistics are all kept."""
+        arguments = call.run.arguments
+        further = self.target.layout.further_forwards(self.target.pipe, arguments)
+        if call.step.branch == "both":
+            return call.query.shape[0] + call.query.shape[0] // 2 * further
+        return call.query.shape[0] * (branches(self.target, arguments) + further)
 
     def _layout(self, place: _Place, device: torch.device) -> SparseLayout:
         key = (place, device)

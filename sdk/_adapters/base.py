@@ -126,6 +126,14 @@ class LatentLayout(Moments):
     fixed: str | None = None
     """Reason why no forward of the family can run at another size, ``None`` if it can."""
 
+    def further_text(self, pipe: Any, arguments: Mapping[str, Any]) -> int:  # noqa: ARG002
+        """Tokens of one sample that join those of the text: registers, other encoders of the same call."""
+        return 0
+
+    def further_forwards(self, pipe: Any, arguments: Mapping[str, Any]) -> int:  # noqa: ARG002
+        """Forwards at every level, without those of classifier-free guidance (layers skipped, modalities apart)."""
+        return 0
+
     @abstractmethod
     def prediction(self, pipe: Any) -> Prediction:
         """Prediction type of the denoiser (VP families read the scheduler's ``prediction_type``)."""

@@ -96,6 +96,11 @@ class AttentionTokens:
         frames = 1 if size.frames is None else -(-size.frames // temporal)
         return TokenGrid(frames, size.height // spatial, size.width // spatial)
 
+    def folded(self, denoiser: nn.Module, size: LatentSize) -> int:
+        """How many grids lie side by side in the batch of a forward of one latent: frames that attend alone."""
+        frames = 1 if size.frames is None else -(-size.frames // self.patch(denoiser)[0])
+        return max(1, frames // self.grid(denoiser, size).frames)
+
     def planned(self, denoiser: nn.Module, layer: str, size: LatentSize, text: int) -> TokenGrid:  # noqa: ARG002
         """What ``layer`` will see in a forward of latents of ``size`` with ``text`` text tokens."""
         return self.grid(denoiser, size)
