@@ -1,4 +1,5 @@
 from hasten._cli._loading import load_quietly as load_quietly
+from hasten._cli._option_groups import with_option_groups as with_option_groups
 from hasten._cli._options import (
     ConfigFile as ConfigFile,
     Device as Device,

@@ -354,10 +354,10 @@ class Latency(Sealed):
         (folder / "latency.json").write_bytes(seal(fields))
 
     def load(self, folder):
-        from hasten.plugins.aptp.timetable import TimeTable
+        from hasten.plugins.aptp.latency_table import LatencyTable
 
         structure = SimpleNamespace(groups={"a": SimpleNamespace(units=4)}, blocks={"b": None})
-        TimeTable.load(folder, structure)
+        LatencyTable.load(folder, structure)
 
 
 class Search(Sealed):

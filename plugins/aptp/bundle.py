@@ -269,7 +269,7 @@ def _read_expert(folder: Path, number: int, weights: str) -> Expert:
 def _make_router(manifest: Manifest, tensors: dict[str, Tensor], place: str) -> Router:
     if manifest.router.kind == "prototypes":
         return PrototypeRouter.of(tensors, place)
-    from hasten.plugins.aptp.codes import CodeRouter
+    from hasten.plugins.aptp.published_router import CodeRouter
 
     return CodeRouter.of(tensors, place)
 

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from hasten.extend import UnsupportedError
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 __all__ = ["Encoder", "PipelineEncoder", "SentenceEncoder", "make_encoder"]
 
+_MOST_TOKENS = 512
 
-class Encoder(Protocol):
-    """Text to a vector, one prompt at a time: what shares a batch with a prompt must not move its vector."""
 
+class Encoder(ABC):
+    """Maps one prompt to a vector, which depends on this prompt alone and not on others in a batch."""
+
+    @abstractmethod
     def encode(self, prompt: str) -> Tensor:
-        """(D,), float32 on the CPU."""
+        """The vector (D,), float32 on the CPU."""
 
     def too_long(self, prompt: str) -> bool:
-        """Whether the encoder would not see all of it."""
+        """Whether the prompt has more tokens than the encoder reads."""
+        return len(self._tokenizer(prompt, truncation=False).input_ids) > self._limit()
+
+    @property
+    @abstractmethod
+    def _tokenizer(self) -> Any:
+        """Tokenizer of transformers."""
+
+    def _limit(self) -> int:
+        return min(int(self._tokenizer.model_max_length), _MOST_TOKENS)
 
 
-class PipelineEncoder:
+class PipelineEncoder(Encoder):
     """A text encoder of the pipeline: its pooled output, or the mean of its token states where it has none.
 
     Args:
@@ -30,10 +47,10 @@ class PipelineEncoder:
         component: attribute name of the encoder (``"text_encoder"``); its tokenizer is named alike.
 
     Raises:
-        UnsupportedError: the pipeline has none of this name.
+        UnsupportedError: the pipeline has no such encoder or tokenizer.
     """
 
-    def __init__(self, pipe: Any, component: str) -> None:
+    def __init__(self, pipe: DiffusionPipeline, component: str) -> None:
         self._pipe, self._component = pipe, component
         self._tokenizer_name = component.replace("text_encoder", "tokenizer")
         for name in (component, self._tokenizer_name):
@@ -43,34 +60,28 @@ class PipelineEncoder:
                     f"have; load the pipeline with it, or use a bundle with a sentence model"
                 )
 
+    @override
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
-        """See :class:`Encoder`."""
-        encoder, tokenizer = getattr(self._pipe, self._component), getattr(self._pipe, self._tokenizer_name)
-        limit = self._limit()
-        tokens = tokenizer(
-            prompt, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        encoder = getattr(self._pipe, self._component)
+        tokens = self._tokenizer(
+            prompt, padding="max_length", max_length=self._limit(), truncation=True, return_tensors="pt"
         )
         device = next(encoder.parameters()).device
         out = encoder(tokens.input_ids.to(device))
-        pooled = getattr(out, "text_embeds", None)
+        pooled: Tensor | None = getattr(out, "text_embeds", None)
         pooled = getattr(out, "pooler_output", None) if pooled is None else pooled
         if pooled is None:
-            mask = tokens.attention_mask.to(device)[..., None]
-            pooled = (out.last_hidden_state * mask).sum(1) / mask.sum(1).clamp_min(1)
+            pooled = _mean(out.last_hidden_state, tokens.attention_mask.to(device))
         return pooled[0].float().cpu()
 
-    def too_long(self, prompt: str) -> bool:
-        """See :class:`Encoder`."""
-        return (
-            len(getattr(self._pipe, self._tokenizer_name)(prompt, truncation=False).input_ids) > self._limit()
-        )
-
-    def _limit(self) -> int:
-        return min(int(getattr(self._pipe, self._tokenizer_name).model_max_length), 512)
+    @property
+    @override
+    def _tokenizer(self) -> Any:
+        return getattr(self._pipe, self._tokenizer_name)
 
 
-class SentenceEncoder:
+class SentenceEncoder(Encoder):
     """A sentence model by name or folder: mean over tokens, not normalised, as in the paper's code.
 
     Args:
@@ -84,7 +95,7 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            self._loaded_tokenizer = AutoTokenizer.from_pretrained(model)
             self._model = AutoModel.from_pretrained(model).eval()
         except (OSError, ValueError) as error:
             raise UnsupportedError(
@@ -92,23 +103,19 @@ class SentenceEncoder:
                 f"folder as router.model of aptp.json, or use a bundle that routes by the pipeline's own text encoder"
             ) from error
 
+    @override
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
-        """See :class:`Encoder`."""
         tokens = self._tokenizer(prompt, truncation=True, max_length=self._limit(), return_tensors="pt")
-        states = self._model(**tokens).last_hidden_state
-        mask = tokens.attention_mask[..., None]
-        return ((states * mask).sum(1) / mask.sum(1).clamp_min(1))[0].float()
+        return _mean(self._model(**tokens).last_hidden_state, tokens.attention_mask)[0].float()
 
-    def too_long(self, prompt: str) -> bool:
-        """See :class:`Encoder`."""
-        return len(self._tokenizer(prompt, truncation=False).input_ids) > self._limit()
-
-    def _limit(self) -> int:
-        return min(int(self._tokenizer.model_max_length), 512)
+    @property
+    @override
+    def _tokenizer(self) -> Any:
+        return self._loaded_tokenizer
 
 
-def make_encoder(kind: str, model: str, pipe: Any) -> Encoder:
+def make_encoder(kind: str, model: str, pipe: DiffusionPipeline) -> Encoder:
     """The encoder a bundle asks for.
 
     Args:
@@ -117,3 +124,9 @@ def make_encoder(kind: str, model: str, pipe: Any) -> Encoder:
         pipe: the pipeline.
     """
     return PipelineEncoder(pipe, model) if kind == "pipeline" else SentenceEncoder(model)
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean (B, D) of token states (B, N, D) where ``mask`` (B, N) is 1."""
+    weights = mask[..., None]
+    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)

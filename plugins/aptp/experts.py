@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hasten.plugins.aptp.base import Base
+from hasten.plugins.aptp.base_model import Base
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.router import BASE
-from hasten.plugins.aptp.segments import segmented
+from hasten.plugins.aptp.timestep_segments import segmented
 
 __all__ = ["Experts"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hasten.extend import Forecast
 from hasten.plugins.aptp.config import AptpConfig
 from hasten.plugins.aptp.manifest import Manifest, RouteEntry
-from hasten.plugins.aptp.segments import segment_of
+from hasten.plugins.aptp.timestep_segments import segment_of
 
 __all__ = ["forecast"]
 

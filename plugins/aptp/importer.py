@@ -14,7 +14,7 @@ from torch import Tensor
 from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, Target
 from hasten.files import read_fields
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
-from hasten.plugins.aptp.codes import CodeRouter
+from hasten.plugins.aptp.published_router import CodeRouter
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.manifest import (
     BaseEntry,

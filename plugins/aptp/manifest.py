@@ -1,16 +1,19 @@
-"""``aptp.json``: what a bundle says of itself."""
+"""``aptp.json``, the manifest of a bundle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hasten.extend import CheckpointError, Grain
+from hasten.extend import CheckpointError, Grain, LatentSize
 from hasten.files import as_fields, read_json
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "REMEDY",
@@ -30,7 +33,7 @@ __all__ = [
 SCHEMA = 1
 MANIFEST = "aptp.json"
 REMEDY = "get the bundle again"
-_WHAT = "what the bundle says of itself"
+_WHAT = "the manifest of the bundle"
 
 
 ExpertWeights = Literal["slice", "lora", "shared", "full"]
@@ -53,9 +56,14 @@ class BaseEntry(_Entry):
     denoiser: str
     config: str
 
+    @classmethod
+    def of(cls, denoiser: nn.Module, name: str) -> Self:
+        """The entry of a denoiser."""
+        return cls(name=name, denoiser=type(denoiser).__name__, config=config_digest(denoiser))
+
 
 class RouterEntry(_Entry):
-    """How prompts become experts.
+    """How prompts are routed to experts.
 
     Args:
         kind: ``"prototypes"``, or ``"codes"`` for an imported router of the paper.
@@ -74,11 +82,11 @@ class ExpertEntry(_Entry):
     Args:
         weights: ``"slice"`` of the base, ``"lora"`` on the slice, ``"shared"`` (a slice of the base with the bundle's
             shared LoRA), or ``"full"``.
-        macs_share: share of the base's multiply-accumulates at the bundle's size.
+        macs_share: share of the base's multiply-accumulates at the bundle's size, in (0, 1].
         macs: multiply-accumulates of a forward of one sample.
-        parameters: of the pruned denoiser.
-        traffic: share of the calibration prompts routed to it.
-        time_share: share of the base's time that a latency table predicts, for budgets on time.
+        parameters: number of parameters of the pruned denoiser.
+        traffic: share of the calibration prompts routed to it, in [0, 1].
+        time_share: share of the base's time by the latency table, if budgets were shares of time.
     """
 
     weights: ExpertWeights
@@ -90,12 +98,12 @@ class ExpertEntry(_Entry):
 
 
 class RouteEntry(_Entry):
-    """What the router chooses between: an expert, or one for each timestep segment.
+    """One choice of the router: an expert, or one for each timestep segment.
 
     Args:
         experts: number of the expert in each segment, noisiest first.
-        macs_share: share of the base's multiply-accumulates, over a whole run.
-        traffic: share of the calibration prompts that take it.
+        macs_share: share of the base's multiply-accumulates over a whole run, in (0, 1].
+        traffic: share of the calibration prompts routed to it, in [0, 1].
     """
 
     experts: tuple[int, ...] = Field(min_length=1)
@@ -110,34 +118,44 @@ class SizeEntry(_Entry):
     width: int = Field(ge=1)
     text: int = Field(ge=0)
 
+    @classmethod
+    def of(cls, size: LatentSize, text: int) -> Self:
+        """The entry of a size."""
+        return cls(height=size.height, width=size.width, text=text)
+
+    @property
+    def latents(self) -> LatentSize:
+        """The latent extent."""
+        return LatentSize(self.height, self.width)
+
 
 class GrainEntry(_Entry):
-    """See :class:`~hasten._adapters.units.Grain`."""
+    """Size of the units; see :class:`hasten.extend.Grain`."""
 
     ffn: int = 64
     ffn_units: int | None = None
     align: int = 8
 
     def grain(self) -> Grain:
-        """As the scanners take it."""
+        """The host's object."""
         return Grain(self.ffn, self.ffn_units, self.align)
 
 
 class Manifest(_Entry):
-    """Everything but tensors and plans.
+    """Everything in a bundle except tensors and plans.
 
     Args:
-        schema_version: of this file (``schema`` in the JSON).
-        family: of the pipeline's adapter.
+        schema_version: version of this format (``schema`` in the JSON).
+        family: family of the pipeline's adapter.
         base: the model the experts are cut from.
-        grain: how fine units are.
-        size: where costs were counted.
+        grain: size of the units.
+        size: latent extent and text tokens at which costs were counted.
         router: how prompts are routed.
-        experts: in order.
-        segments: flow times at which routes change their expert, falling; none in most bundles.
-        routes: with segments, what the router chooses between; else it chooses an expert.
+        experts: in the order of their numbers.
+        segments: descending flow times at which the expert changes; empty in most bundles.
+        routes: what the router chooses between, if there are segments.
         files: relative path -> SHA-256 of every other file.
-        about: how it was made: command, data, licence, figures.
+        about: how the bundle was made: command, data, licence, figures.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -156,7 +174,7 @@ class Manifest(_Entry):
 
     @property
     def choices(self) -> tuple[RouteEntry, ...]:
-        """What the router chooses between."""
+        """What the router chooses between: the routes, or the experts if there are none."""
         single = enumerate(self.experts)
         return self.routes or tuple(
             RouteEntry(experts=(i,), macs_share=e.macs_share, traffic=e.traffic) for i, e in single
@@ -215,7 +233,7 @@ def file_digest(path: Path) -> str:
 
 
 def config_digest(denoiser: Any) -> str:
-    """Digest of what shapes a denoiser: its class and configuration, without names and versions."""
+    """SHA-256 of a denoiser's class and configuration, without names and versions, as hexadecimal digits."""
     config = {key: value for key, value in dict(denoiser.config).items() if not str(key).startswith("_")}
     text = json.dumps([type(denoiser).__name__, config], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten.plugins.aptp.make.ranks import all_reduced
+from hasten.plugins.aptp.make.processes import all_reduced
 
 __all__ = [
     "contrastive",
     "depth_probabilities",
     "hard_gates",
+    "k_means",
     "log_ratio",
     "mean_gates",
     "normalised_code",
@@ -32,12 +33,12 @@ TINY = 1e-20
 
 
 def sinkhorn(similarity: Tensor, epsilon: float = 0.05, rounds: int = 3, *, across: bool = False) -> Tensor:
-    """Entropic transport of prompts to codes.
+    """Entropic optimal transport of prompts to codes, by Sinkhorn iterations (SwAV).
 
     Args:
         similarity: cosines (B, K) of prompts and codes.
-        epsilon: regularisation.
-        rounds: of row and column scaling.
+        epsilon: weight of the entropy, > 0.
+        rounds: number of row and column scalings.
         across: sum over the ranks of the default process group, each of which holds a part of the batch.
 
     Returns:
@@ -56,20 +57,49 @@ def sinkhorn(similarity: Tensor, epsilon: float = 0.05, rounds: int = 3, *, acro
     return plan * count
 
 
+def k_means(
+    rows: Tensor, count: int, generator: torch.Generator, *, unit: bool = False, rounds: int = 20
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm, started from some of the rows.
+
+    Args:
+        rows: (N, D), of unit length if ``unit``.
+        count: number of clusters; fewer if there are fewer rows.
+        generator: draws the rows to start from.
+        unit: keep centres at unit length (spherical k-means).
+        rounds: number of updates.
+
+    Returns:
+        Centres (K, D), and the cluster of each row (N,) before the last update.
+    """
+    centres = rows[torch.randperm(len(rows), generator=generator)[:count]].clone()
+    nearest = torch.zeros(len(rows), dtype=torch.long)
+    for _ in range(rounds):
+        nearest = torch.cdist(rows, centres).argmin(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        sizes = torch.bincount(nearest, minlength=len(centres))[:, None]
+        means = F.normalize(sums, dim=-1) if unit else sums / sizes.clamp_min(1)
+        centres = torch.where(sizes > 0, means, centres)
+    return centres, nearest
+
+
 def hard_gates(logits: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
-    """0 or 1 in the forward pass, the sigmoid's slope in the backward pass.
+    """Straight-through gates: 0 or 1 in the forward pass, the slope of the sigmoid in the backward pass.
 
     Args:
         logits: of any shape.
-        temperature: of the sigmoid.
+        temperature: of the sigmoid, > 0.
         noise: logistic noise of the same shape, or ``None``.
+
+    Returns:
+        Gates of the shape of ``logits``.
     """
     soft = torch.sigmoid((logits if noise is None else logits + noise) / temperature)
     return (soft >= 0.5).to(soft) + (soft - soft.detach())
 
 
 def paper_gates(logits: Tensor, uniform: Tensor, temperature: float = 0.4, base: float = 3.0) -> Tensor:
-    """Soft gates of the paper: one-sided Gumbel noise from ``uniform`` in (0, 1), ``sigmoid((l + g + b) / T)``."""
+    """Soft gates of the paper, ``sigmoid((l + g + b) / T)``, with Gumbel noise ``g`` made from ``uniform`` in (0, 1)."""
     gumbel = -torch.log(-torch.log(uniform + TINY) + TINY)
     return torch.sigmoid((logits + gumbel + base) / temperature)
 
@@ -86,7 +116,7 @@ def mean_gates(logits: Tensor, points: int = 64) -> Tensor:
 
 
 def depth_probabilities(logits: Tensor) -> Tensor:
-    """Logits of the paper's depth gates in order of importance: reversed cumulated softmax, as logits."""
+    """Logits (..., N) of the paper's depth gates, most important block first: reversed cumulated softmax, as logits."""
     kept = torch.softmax(logits, -1).cumsum(-1).flip(-1)
     return torch.log(kept + 1e-6) - torch.log1p(-(kept - 1e-6))
 
@@ -98,14 +128,17 @@ def normalised_code(gates: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def contrastive(prompts: Tensor, codes: Tensor, temperature: float = 0.03, *, rowwise: bool = True) -> Tensor:
-    """How far the similarities of architectures are from those of prompts.
+    """Contrastive loss: similar prompts should have similar architectures.
 
     Args:
         prompts: embeddings (B, D).
         codes: architecture vectors (B, E).
-        temperature: of both softmaxes.
-        rowwise: cross entropy of each row, which does not depend on the batch size; else the paper's mean binary cross
-            entropy over all pairs.
+        temperature: of both softmaxes, > 0.
+        rowwise: cross entropy of each row, which does not depend on the batch size; otherwise the paper's mean binary
+            cross entropy over all pairs.
+
+    Returns:
+        The loss, ().
     """
     target = torch.softmax(_cosines(prompts) / temperature, -1)
     logits = _cosines(codes) / temperature
@@ -120,29 +153,30 @@ def log_ratio(cost: Tensor, target: Tensor | float) -> Tensor:
 
 
 def unit_scores(weight: Tensor, hessian: Tensor, size: int, damping: float = 0.01) -> Tensor:
-    """What removing each unit of a consumer layer costs: ``sum W_j^2 / [H^-1]_jj`` over the unit's columns.
+    """Error that removing each unit of a layer causes: ``sum W_j^2 / [H^-1]_jj`` over the unit's columns (OBS-Diff).
 
     Args:
-        weight: (out, in) of the consumer.
+        weight: (out, in) of the layer that reads the units.
         hessian: ``X X^T`` (in, in) of its inputs.
-        size: columns of a unit.
-        damping: added to the diagonal, as a share of its mean.
+        size: number of columns of a unit.
+        damping: added to the diagonal, as a share of its mean, >= 0.
 
     Returns:
         Scores (in / size,).
     """
     inverse = torch.linalg.inv(_damped(hessian, damping))
-    return (weight.square().sum(0) / inverse.diagonal().clamp_min(TINY)).view(-1, size).sum(1)
+    scores: Tensor = weight.square().sum(0) / inverse.diagonal().clamp_min(TINY)
+    return scores.view(-1, size).sum(1)
 
 
 def repair(weight: Tensor, hessian: Tensor, kept: Tensor, damping: float = 0.01) -> Tensor:
-    """Columns ``kept`` of a consumer, adjusted to make up for the others: ``W H[:, K] (H[K, K] + l I)^-1``.
+    """Remaining columns of a layer, fitted to replace the removed ones: ``W H[:, K] (H[K, K] + l I)^-1``.
 
     Args:
         weight: (out, in).
-        hessian: ``X X^T`` (in, in).
-        kept: numbers of the columns that stay.
-        damping: of the diagonal, as a share of its mean; 0 is the least-squares optimum.
+        hessian: ``X X^T`` (in, in) of the layer's inputs.
+        kept: numbers of the columns that stay, integer (kept,).
+        damping: added to the diagonal, as a share of its mean; 0 gives the least-squares optimum.
 
     Returns:
         (out, kept).
@@ -150,7 +184,8 @@ def repair(weight: Tensor, hessian: Tensor, kept: Tensor, damping: float = 0.01)
     inner = _damped(hessian[kept][:, kept], damping)
     # The damped problem keeps the old weights as its prior, so that damping never moves an uncut layer.
     wanted = weight @ hessian[:, kept] + weight[:, kept] @ (inner - hessian[kept][:, kept])
-    return torch.linalg.solve(inner, wanted, left=False)
+    solved: Tensor = torch.linalg.solve(inner, wanted, left=False)
+    return solved
 
 
 def _damped(hessian: Tensor, damping: float) -> Tensor:

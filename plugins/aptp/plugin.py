@@ -69,7 +69,7 @@ class Aptp(Technique[AptpConfig]):
             return
         if step_caches(target):
             return  # the host refuses it, with the cache's name
-        from hasten.plugins.aptp.base import plain_base
+        from hasten.plugins.aptp.base_model import plain_base
 
         try:
             plain_base(_denoiser(target))
@@ -101,7 +101,7 @@ class Aptp(Technique[AptpConfig]):
 
     def attach(self, target: Target, seams: Seams) -> None:
         """Around the pipeline call, and around forwards for the report."""
-        from hasten.plugins.aptp.base import Base
+        from hasten.plugins.aptp.base_model import Base
         from hasten.plugins.aptp.encoder import make_encoder
         from hasten.plugins.aptp.experts import Experts
         from hasten.plugins.aptp.routing import Routing
@@ -140,7 +140,7 @@ class Aptp(Technique[AptpConfig]):
         )
 
     def _prepare(self, target: Target, bundle: Bundle, denoiser: nn.Module) -> tuple[nn.Module, Structure]:
-        from hasten.plugins.aptp.base import prepare
+        from hasten.plugins.aptp.base_model import prepare
 
         return prepare(target, bundle, denoiser, weights=self.config.base_check == "weights")
 

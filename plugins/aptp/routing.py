@@ -17,10 +17,10 @@ from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.config import AptpConfig
 from hasten.plugins.aptp.encoder import Encoder
 from hasten.plugins.aptp.experts import Experts
-from hasten.plugins.aptp.groups import group_prompts
-from hasten.plugins.aptp.ranks import agree
+from hasten.plugins.aptp.prompt_groups import group_prompts
+from hasten.plugins.aptp.agreement import agree
 from hasten.plugins.aptp.router import BASE, Decision, random_expert
-from hasten.plugins.aptp.segments import segment_of
+from hasten.plugins.aptp.timestep_segments import segment_of
 
 if TYPE_CHECKING:
     from hasten.extend import Target

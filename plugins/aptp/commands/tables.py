@@ -10,10 +10,10 @@ from rich.markup import escape
 from hasten.commands import Console, Table
 
 if TYPE_CHECKING:
-    from hasten.plugins.aptp.latency import Timed
+    from hasten.plugins.aptp.expert_times import Timed
     from hasten.plugins.aptp.make.traffic import Traffic
     from hasten.plugins.aptp.manifest import Manifest
-    from hasten.plugins.aptp.timetable import TimeTable
+    from hasten.plugins.aptp.latency_table import LatencyTable
 
 __all__ = ["show_bundle", "show_latencies", "show_times", "show_traffic"]
 
@@ -42,7 +42,7 @@ def show_times(rows: Sequence[Timed]) -> None:
     Console().print(table)
 
 
-def show_latencies(table: TimeTable) -> None:
+def show_latencies(table: LatencyTable) -> None:
     """A latency table."""
     shown = Table(title=f"Milliseconds by share of the units kept, {escape(str(table.about['device']))}")
     for column in ("module", "kept", "milliseconds"):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from hasten.extend import CheckpointError, ConfigError, LatentSize, UnsupportedError
+from hasten.extend import CheckpointError, ConfigError, LatentSize, Target, UnsupportedError
 from hasten.files import (
     describe_unread,
     list_folder,
@@ -25,14 +26,19 @@ from hasten.files import (
     unseal,
     write_atomically,
 )
-from hasten.plugins.aptp.encoder import Encoder
-from hasten.plugins.aptp.make.capture import Conditioner
+from hasten.plugins.aptp.encoder import Encoder, make_encoder
+from hasten.plugins.aptp.make.conditioner import Conditioner
+from hasten.plugins.aptp.make.options import PrepareOptions
 from hasten.weights import check_fit, read_sealed_tensors, require, save_sealed_tensors
 
-__all__ = ["Batch", "Prepared", "captioned_pictures", "prepare", "scene_pictures"]
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["Batch", "Prepared", "captioned_pictures", "prepare", "prepare_pipeline", "scene_pictures"]
 
 _FILE, _ABOUT = "data.safetensors", "data.json"
-Picture = tuple[str, Any]
+_CHUNK = 16
+Picture = tuple[str, Tensor]
 """A caption and its picture, (3, H, W) in [-1, 1]."""
 
 
@@ -100,7 +106,6 @@ class Prepared:
         noted, tensors = read_sealed_tensors(folder / _FILE, _Noted, remedy)
         if about.pop("made", None) != noted.made:
             raise CheckpointError(f"{folder / _FILE} does not match {_ABOUT}; {remedy}")
-        pick = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
         captions = about.pop("captions", None)
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise CheckpointError(f"{folder / _ABOUT}: captions is not a list of texts; {remedy}")
@@ -109,12 +114,12 @@ class Prepared:
             require(tensors, name, "prepared data", ndim=ndim, place=place)
             for name, ndim in (("latents", 4), ("embeddings", 2))
         )
-        conditions, count = pick("condition."), len(captions)
+        conditions, count = _below(tensors, "condition."), len(captions)
         wanted = {"latents": _like(latents.float(), count), "embeddings": _like(embeddings.float(), count)}
         wanted |= {f"condition.{name}": _like(value, count) for name, value in conditions.items()}
         wanted |= {f"empty.{name}": _like(value, 1) for name, value in conditions.items()}
         check_fit(wanted, tensors, f"its {count} captions", place, remedy)
-        return cls(latents, conditions, pick("empty."), embeddings, tuple(captions), about)
+        return cls(latents, conditions, _below(tensors, "empty."), embeddings, tuple(captions), about)
 
 
 class _Noted(BaseModel):
@@ -122,30 +127,67 @@ class _Noted(BaseModel):
     """Of one :func:`prepare`, the same in both files."""
 
 
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def _like(rows: Tensor, count: int) -> Tensor:
     """As many rows of the same kind, on the meta device."""
     return torch.empty((count, *rows.shape[1:]), dtype=rows.dtype, device="meta")
+
+
+def prepare_pipeline(
+    pipe: DiffusionPipeline, name: str, options: PrepareOptions, folder: Path
+) -> tuple[Prepared, tuple[int, int]]:
+    """Encode captioned pictures, or scenes of the miniatures' data set, for a pipeline.
+
+    Args:
+        pipe: the pipeline.
+        name: its name, for the bundle.
+        options: pictures, size and router encoder.
+        folder: where to write.
+
+    Returns:
+        The data, and height and width of the pictures in pixels.
+
+    Raises:
+        ConfigError: there are no pictures, or one has no caption.
+        UnsupportedError: the family, the autoencoder or the router encoder is not supported.
+    """
+    target = Target.of(pipe)
+    call = target.call_arguments(height=options.height, width=options.width)
+    size = target.layout.call_size(pipe, call)
+    height, width = target.layout.pixels(pipe, size)
+    if options.data is None:
+        pictures = scene_pictures(options.count, height)
+    else:
+        pictures = captioned_pictures(options.data, height, width)
+    kind = "pipeline" if options.encoder.startswith("text_encoder") else "sentence"
+    about = {"model": name, "router_encoder": kind, "router_model": options.encoder}
+    encoder = make_encoder(kind, options.encoder, pipe)
+    return prepare(Conditioner.of(target, size), encoder, pictures, folder, about), (height, width)
 
 
 @torch.no_grad()
 def prepare(
     conditioner: Conditioner,
     encoder: Encoder,
-    pictures: Sequence[Picture] | Iterator[Picture],
+    pictures: Iterable[Picture],
     folder: Path,
     about: Mapping[str, Any],
-    *,
-    chunk: int = 16,
 ) -> Prepared:
     """Encode pictures and captions and write them, complete or not at all.
 
     Raises:
         ConfigError: there are no pictures.
-        UnsupportedError: the autoencoder is of a kind that is not known here.
+        UnsupportedError: the autoencoder is not an ``AutoencoderKL``.
     """
     latents, conditions, embeddings, captions = [], [], [], []
-    for texts, images in _chunks(iter(pictures), chunk):
-        latents.append(_encode(conditioner, torch.stack(images)).half())
+    rest = iter(pictures)
+    while chunk := list(itertools.islice(rest, _CHUNK)):
+        texts = [text for text, _ in chunk]
+        latents.append(_encode(conditioner.target.pipe, torch.stack([image for _, image in chunk])).half())
         conditions.append(conditioner.conditions(texts))
         embeddings += [encoder.encode(text) for text in texts]
         captions += texts
@@ -229,28 +271,16 @@ def _picture(file: Path, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _chunks(pictures: Iterator[Picture], size: int) -> Iterator[tuple[list[str], list[Tensor]]]:
-    texts: list[str] = []
-    images: list[Tensor] = []
-    for text, image in pictures:
-        texts.append(text)
-        images.append(image)
-        if len(texts) == size:
-            yield texts, images
-            texts, images = [], []
-    if texts:
-        yield texts, images
-
-
-def _encode(conditioner: Conditioner, images: Tensor) -> Tensor:
-    vae: Any = getattr(conditioner.target.pipe, "vae", None)
+def _encode(pipe: Any, images: Tensor) -> Tensor:
+    """Latents (B, C, h, w), float32 on the CPU, of pictures (B, 3, H, W) in [-1, 1]."""
+    vae = getattr(pipe, "vae", None)
     if type(vae).__name__ != "AutoencoderKL":
         raise UnsupportedError(
             f"pictures are encoded with an AutoencoderKL, and this pipeline has a {type(vae).__name__}"
         )
     like = next(vae.parameters())
-    latents = vae.encode(images.to(like.device, like.dtype)).latent_dist.mode()
-    # The Stable Diffusion and PixArt pipelines know a scale but no shift.
-    shifted = not hasattr(conditioner.target.pipe.scheduler, "alphas_cumprod")
+    latents: Tensor = vae.encode(images.to(like.device, like.dtype)).latent_dist.mode()
+    # The Stable Diffusion and PixArt pipelines use a scale but no shift.
+    shifted = not hasattr(pipe.scheduler, "alphas_cumprod")
     shift = (vae.config.shift_factor or 0.0) if shifted else 0.0
-    return ((latents - shift) * vae.config.scaling_factor).float().cpu()
+    return ((latents - shift) * float(vae.config.scaling_factor)).float().cpu()

@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 
 from hasten.plugins.aptp.gates import gated
-from hasten.plugins.aptp.make.study import Study
+from hasten.plugins.aptp.make.context import TrainingContext
 
 __all__ = ["importance"]
 
 
-def importance(study: Study, batches: int, batch: int, seed: int = 0) -> Tensor:
+def importance(context: TrainingContext, batches: int, batch: int, seed: int = 0) -> Tensor:
     """Mean squared slope of the denoising loss along each gate (size,), the Fisher estimate of its curvature.
 
     The slope is taken sample by sample: over a batch it would average out.
     """
-    total = torch.zeros(study.space.size)
+    total = torch.zeros(context.gates.size)
     for number in range(batches):
         generator = torch.Generator().manual_seed(seed + number)
-        noisy = study.noisy(study.data.batch(batch, generator, drop=0.1), generator)
-        gates = torch.ones(len(noisy.truth), study.space.size, requires_grad=True)
-        with gated(study.denoiser, study.structure, *study.space.split(gates)):
-            prediction = study.predict(study.denoiser, noisy)
+        noisy = context.noisy(context.data.batch(batch, generator, drop=0.1), generator)
+        gates = torch.ones(len(noisy.truth), context.gates.size, requires_grad=True)
+        with gated(context.denoiser, context.structure, *context.gates.split(gates)):
+            prediction = context.predict(context.denoiser, noisy)
         (prediction - noisy.truth).square().flatten(1).mean(1).sum().backward()
         assert gates.grad is not None
         total += gates.grad.square().mean(0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hasten.extend import CheckpointError, HastenError
 from hasten.files import append_lines, read_records, write_atomically
-from hasten.plugins.aptp.make.ranks import average_gradients, rank, same_everywhere
+from hasten.plugins.aptp.make.processes import average_gradients, rank, same_everywhere
 from hasten.weights import check_fit, read_sealed_tensors, save_sealed_tensors
 
 __all__ = ["Loop", "step_generators"]

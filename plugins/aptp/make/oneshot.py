@@ -1,76 +1,57 @@
-"""Without training: cut by the second-order score of each unit and repair what stays by least squares.
+"""Pruning without training: remove the units with the lowest second-order score, fit the rest by least squares.
 
-Optimal Brain Surgeon for whole units: for a consumer layer with inputs ``X``, ``H = sum w X X^T`` over tokens and noise
-levels, early levels weighing more (OBS-Diff: 1.2 down to 0.8). The lowest scores go, and the columns that stay are
-solved for.
+Optimal Brain Surgeon for whole units, after OBS-Diff. For a layer with inputs ``X``, ``H = sum w X X^T`` over tokens and
+noise levels, where the weight ``w`` falls from 1.2 at pure noise to 0.8 at the clean end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hasten.extend import ConfigError, Cut
+from hasten.extend import Cut
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
-from hasten.plugins.aptp.make.fit import fit_router
-from hasten.plugins.aptp.make.study import Study, relative_error
+from hasten.plugins.aptp.lora import merge_update
+from hasten.plugins.aptp.make.context import Noisy, TrainingContext
+from hasten.plugins.aptp.make.options import ExportOptions, OneShotOptions
+from hasten.plugins.aptp.make.router_fit import error_table, fit_router
 from hasten.plugins.aptp.manifest import Manifest
-from hasten.plugins.aptp.math import repair, unit_scores
+from hasten.plugins.aptp.math import k_means, repair, unit_scores
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels, pruned
 
-__all__ = ["Hessians", "OneShotOptions", "collect", "cut_once", "repaired"]
+__all__ = ["Hessians", "collect", "cut_once", "repaired", "scores_of"]
 
 _SAME = 0.9
 
 
-@dataclass(frozen=True)
-class OneShotOptions:
-    """How to cut.
-
-    Args:
-        budgets: cost of each expert, ascending.
-        prompts: calibration prompts, four noise levels each.
-        clusters: of prompts, each with experts of its own.
-        damping: of the least-squares problems.
-        seed: of the noise.
-    """
-
-    budgets: tuple[float, ...] = (0.8, 0.9)
-    prompts: int = 128
-    clusters: int = 1
-    damping: float = 0.01
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.budgets or not all(0 < b <= 1 for b in self.budgets) or self.clusters < 1:
-            raise ConfigError(f"--budgets has to list shares between 0 and 1, not {list(self.budgets)}")
-
-
 class Hessians:
-    """Weighted second moments of the inputs of consumer layers: (in, in) of a linear layer, (in taps, in taps) of a
-    convolution, whose columns are ordered as its flattened weight.
+    """Weighted second moments of the inputs of layers.
+
+    ``moments`` holds (in, in) for a linear layer, and (in x kernel positions, in x kernel positions) for a convolution,
+    in the order of its flattened weight.
     """
 
     def __init__(self) -> None:
         self.moments: dict[str, Tensor] = {}
         self.weight = 1.0
+        """Weight of the forwards that follow."""
 
-    def hook(self, name: str, module: Any) -> Any:
-        """A pre-hook that adds what the layer is given."""
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """A pre-hook that adds the inputs of the layer ``name``."""
 
-        def add(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def add(layer: nn.Module, args: tuple[Any, ...]) -> None:
             inputs = args[0].detach().float()
-            if isinstance(module, nn.Conv2d):
-                inputs = _patches(inputs, module)
-                columns = inputs.transpose(1, 2).flatten(0, 1)
+            if isinstance(layer, nn.Conv2d):
+                columns = _patches(inputs, layer).transpose(1, 2).flatten(0, 1)
             else:
                 columns = inputs.flatten(0, -2)
             moment = columns.T @ columns * (self.weight / len(columns))
@@ -78,59 +59,49 @@ class Hessians:
 
         return add
 
-    @contextmanager
-    def watching(self, model: nn.Module, layers: list[str]) -> Iterator[None]:
-        """Collect from some layers for the length of a ``with`` block."""
-        handles = []
-        for name in layers:
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(self.hook(name, module)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
 
 @torch.no_grad()
-def collect(study: Study, rows: Tensor, seed: int) -> Hessians:
-    """Second moments of every consumer's inputs over some prompts."""
+def collect(context: TrainingContext, rows: Tensor, seed: int) -> Hessians:
+    """Second moments of the inputs of every layer that reads units, over some prompts (row numbers of the data)."""
     hessians = Hessians()
     consumers = list(
-        dict.fromkeys(c.module for n in study.space.groups for c in study.structure.groups[n].consumers)
+        dict.fromkeys(c.module for n in context.gates.groups for c in context.structure.groups[n].consumers)
     )
-    with hessians.watching(study.denoiser, consumers):
+    with ExitStack() as stack:
+        for name in consumers:
+            layer = context.denoiser.get_submodule(name)
+            stack.enter_context(layer.register_forward_pre_hook(hessians.hook(name)))
         for number, index in enumerate(rows.split(4)):
             generator = torch.Generator().manual_seed(seed + number)
-            noisy = study.noisy(study.data.rows(index.repeat(4)), generator)
-            time = _mean_time(study, noisy.arguments)
+            noisy = context.noisy(context.data.rows(index.repeat(4)), generator)
+            time = _mean_time(context, noisy.arguments)
             hessians.weight = 0.8 + 0.4 * math.log1p(9 * time) / math.log(10)
-            study.predict(study.denoiser, noisy)
+            context.predict(context.denoiser, noisy)
     return hessians
 
 
-def scores_of(study: Study, hessians: Hessians, damping: float) -> Tensor:
-    """Score of every gate (size,): units of groups by what they cost, relative to what they save; blocks stay."""
+def scores_of(context: TrainingContext, hessians: Hessians, damping: float) -> Tensor:
+    """Score of every gate (size,): the error of removing a unit per share of the cost it saves; infinite for blocks."""
     parts = []
-    for name in study.space.groups:
-        group = study.structure.groups[name]
-        ranks = [_layer_scores(study, hessians, cut, group.units, damping).cpu() for cut in group.consumers]
+    for name in context.gates.groups:
+        group = context.structure.groups[name]
+        ranks = [_layer_scores(context, hessians, cut, group.units, damping).cpu() for cut in group.consumers]
         # Joint attention has two consumers for one set of heads: scores are made comparable before they are added.
         total = torch.stack([scores / scores.sum().clamp_min(1e-20) for scores in ranks]).sum(0)
         energy = sum(float(scores.sum()) for scores in ranks)
         parts.append(total * energy)
-    parts.append(torch.full((len(study.space.blocks),), float("inf")))
-    return torch.cat(parts) / study.space.prices().clamp_min(1e-12)
+    parts.append(torch.full((len(context.gates.blocks),), float("inf")))
+    return torch.cat(parts) / context.gates.prices().clamp_min(1e-12)
 
 
-def repaired(study: Study, hessians: Hessians, plan: PruningPlan, damping: float) -> dict[str, Tensor]:
-    """Weights of the cut consumers, solved for on the inputs that stay: whole tensors by parameter name."""
+def repaired(context: TrainingContext, hessians: Hessians, plan: PruningPlan, damping: float) -> dict[str, Tensor]:
+    """Fitted weights of the layers that read removed units, by parameter name, in the shapes of the pruned model."""
     tensors = {}
     for name in plan.kept:
-        for cut in study.structure.groups[name].consumers:
-            layer: Any = study.denoiser.get_submodule(cut.module)
+        for cut in context.structure.groups[name].consumers:
+            layer: Any = context.denoiser.get_submodule(cut.module)
             taps = layer.weight[0, 0].numel()
-            kept = channels(study.structure, plan, study.denoiser, cut.module, "in")
+            kept = channels(context.structure, plan, context.denoiser, cut.module, "in")
             columns = (kept[:, None] * taps + torch.arange(taps)).flatten().to(layer.weight.device)
             solved = repair(
                 layer.weight.detach().float().flatten(1), hessians.moments[cut.module], columns, damping
@@ -141,59 +112,44 @@ def repaired(study: Study, hessians: Hessians, plan: PruningPlan, damping: float
     return tensors
 
 
-def cut_once(study: Study, options: OneShotOptions, folder: Path, about: Mapping[str, Any]) -> Manifest:
-    """Cut experts for every cluster of prompts and budget, fit a router to their errors, write the bundle.
+def cut_once(
+    context: TrainingContext, options: OneShotOptions, folder: Path, about: Mapping[str, Any]
+) -> Manifest:
+    """Cut experts for every cluster of prompts and every budget, fit a router to their errors, write the bundle.
 
-    Clusters whose experts keep nearly the same units are merged, and the manifest says so.
+    Clusters whose experts keep nearly the same units are merged, and the manifest notes how many.
     """
-    count = min(options.prompts, len(study.data.latents))
-    embeddings = study.data.embeddings[:count].float()
-    members = _clusters(embeddings, options.clusters, options.seed)
-    plans: list[PruningPlan] = []
-    tensors: list[dict[str, Tensor]] = []
+    count = min(options.prompts, len(context.data.latents))
+    embeddings = context.data.embeddings[:count].float()
+    made: list[Expert] = []
     merged = 0
-    for rows in members:
-        hessians = collect(study, rows, options.seed)
-        scores = scores_of(study, hessians, options.damping)
-        chosen = [study.space.plan(scores, budget) for budget in options.budgets]
-        if any(_overlap(study, plan, other) > _SAME for plan, other in zip(chosen, plans)):
+    for rows in _clusters(embeddings, options.clusters, options.seed):
+        hessians = collect(context, rows, options.seed)
+        scores = scores_of(context, hessians, options.damping)
+        plans = [context.gates.plan(scores, budget) for budget in options.budgets]
+        if any(_overlap(context, plan, other.plan) > _SAME for plan, other in zip(plans, made)):
             merged += 1
             continue
-        plans += chosen
-        tensors += [repaired(study, hessians, plan, options.damping) for plan in chosen]
-    order = sorted(range(len(plans)), key=lambda i: study.costs.ratio(plans[i]))
-    experts = tuple(Expert(plans[i], tensors[i]) for i in order)
-    errors = _errors(study, experts, count, options.seed)
-    shares = torch.tensor([study.costs.ratio(expert.plan) for expert in experts])
+        made += [Expert(plan, repaired(context, hessians, plan, options.damping)) for plan in plans]
+    experts = tuple(sorted(made, key=lambda expert: context.costs.ratio(expert.plan)))
+    fitting = ExportOptions(prompts=count, draws=1, seed=options.seed)
+    errors = error_table(context, [_predictor(context, expert) for expert in experts], fitting).squeeze(-1)
+    shares = torch.tensor([context.costs.ratio(expert.plan) for expert in experts])
     fitted = fit_router(embeddings, errors, shares, float(shares.mean()), seed=options.seed)
     facts = {**about, **asdict(options), "merged_clusters": merged, "errors": errors.mean(0).tolist()}
-    entries = expert_entries(study.costs, [e.plan for e in experts], "lora", fitted.traffic.tolist())
-    manifest = study.manifest(entries, {**facts, "budgets": list(options.budgets)})
-    return save_bundle(folder, manifest, fitted.router, experts, study.denoiser)
+    entries = expert_entries(context.costs, [e.plan for e in experts], "lora", fitted.traffic.tolist())
+    manifest = context.manifest(entries, {**facts, "budgets": list(options.budgets)})
+    return save_bundle(folder, manifest, fitted.router, experts, context.denoiser)
 
 
-@torch.no_grad()
-def _errors(study: Study, experts: tuple[Expert, ...], count: int, seed: int) -> Tensor:
-    from hasten.plugins.aptp.lora import merge_update
-
-    models = []
-    for expert in experts:
-        model = pruned(study.denoiser, study.structure, expert.plan)
-        merge_update(model, expert.tensors or {}, "one-shot expert")
-        models.append(model)
-    table = torch.zeros(count, len(models))
-    for index in torch.arange(count).split(8):
-        generator = torch.Generator().manual_seed(seed + 10_000 + int(index[0]))
-        noisy = study.noisy(study.data.rows(index.repeat(4)), generator)
-        teacher = study.predict(study.denoiser, noisy)
-        for number, model in enumerate(models):
-            errors = relative_error(study.predict(model, noisy), teacher)
-            table[index, number] = errors.view(4, -1).mean(0)
-    return table
+def _predictor(context: TrainingContext, expert: Expert) -> Callable[[Noisy], Tensor]:
+    model = pruned(context.denoiser, context.structure, expert.plan)
+    merge_update(model, expert.tensors or {}, "one-shot expert")
+    return partial(context.predict, model)
 
 
-def _layer_scores(study: Study, hessians: Hessians, cut: Cut, units: int, damping: float) -> Tensor:
-    layer: Any = study.denoiser.get_submodule(cut.module)
+def _layer_scores(context: TrainingContext, hessians: Hessians, cut: Cut, units: int, damping: float) -> Tensor:
+    layer: Any = context.denoiser.get_submodule(cut.module)
     taps = layer.weight[0, 0].numel()
     weight = layer.weight.detach().float().flatten(1)
     columns = slice(cut.offset * taps, (cut.offset + units * cut.size) * taps)
@@ -203,35 +159,28 @@ def _layer_scores(study: Study, hessians: Hessians, cut: Cut, units: int, dampin
     )
 
 
-def _patches(inputs: Tensor, layer: Any) -> Tensor:
+def _patches(inputs: Tensor, layer: nn.Conv2d) -> Tensor:
+    assert not isinstance(layer.padding, str)  # diffusers gives numbers
     return nn.functional.unfold(inputs, layer.kernel_size, 1, layer.padding, layer.stride)
 
 
-def _mean_time(study: Study, arguments: Mapping[str, Any]) -> float:
-    layout: Any = study.conditioner.target.layout
-    told = arguments[layout.timestep]
-    pipe = study.conditioner.target.pipe
-    times = [layout.level(pipe, {**arguments, layout.timestep: told[i]}).time for i in range(len(told))]
-    return sum(times) / len(times)
+def _mean_time(context: TrainingContext, arguments: Mapping[str, Any]) -> float:
+    """Mean flow time, in [0, 1], of the samples of a forward."""
+    layout, pipe = context.conditioner.layout, context.conditioner.target.pipe
+    given = arguments[layout.timestep]
+    times = [layout.level(pipe, {**arguments, layout.timestep: one}).time for one in given]
+    return float(sum(times) / len(times))
 
 
-def _clusters(embeddings: Tensor, count: int, seed: int, rounds: int = 20) -> list[Tensor]:
+def _clusters(embeddings: Tensor, count: int, seed: int) -> list[Tensor]:
+    """Row numbers of each cluster of prompts."""
     standard = (embeddings - embeddings.mean(0)) / embeddings.std(0).clamp_min(1e-4)
-    generator = torch.Generator().manual_seed(seed)
-    centres = standard[torch.randperm(len(standard), generator=generator)[:count]]
-    for _ in range(rounds):
-        nearest = torch.cdist(standard, centres).argmin(1)
-        centres = torch.stack(
-            [
-                standard[nearest == k].mean(0) if bool((nearest == k).any()) else centres[k]
-                for k in range(len(centres))
-            ]
-        )
+    centres, nearest = k_means(standard, count, torch.Generator().manual_seed(seed))
     return [rows for k in range(len(centres)) if len(rows := (nearest == k).nonzero().flatten())]
 
 
-def _overlap(study: Study, plan: PruningPlan, other: PruningPlan) -> float:
+def _overlap(context: TrainingContext, plan: PruningPlan, other: PruningPlan) -> float:
     """Share of the removed units that two plans have in common."""
-    first, second = study.space.gates(plan) < 0.5, study.space.gates(other) < 0.5
+    first, second = context.gates.of(plan) < 0.5, context.gates.of(other) < 0.5
     either = int((first | second).sum())
     return float((first & second).sum()) / either if either else 1.0

@@ -17,8 +17,9 @@ from hasten.files import read_fields, seal, write_atomically
 from hasten.plugins.aptp.gates import gated
 from hasten.plugins.aptp.make.importance import importance
 from hasten.plugins.aptp.make.loop import Loop
-from hasten.plugins.aptp.make.ranks import rank, world
-from hasten.plugins.aptp.make.study import Noisy, Study, relative_error
+from hasten.plugins.aptp.make.options import SearchOptions
+from hasten.plugins.aptp.make.processes import rank, world
+from hasten.plugins.aptp.make.context import Noisy, TrainingContext, relative_error
 from hasten.plugins.aptp.math import (
     contrastive,
     hard_gates,
@@ -30,44 +31,11 @@ from hasten.plugins.aptp.math import (
 from hasten.plugins.aptp.plan import PlanFields, PruningPlan
 from hasten.plugins.aptp.surgery import pruned
 
-__all__ = ["SearchOptions", "Searched", "Searcher", "search"]
+__all__ = ["Searched", "Searcher", "search"]
 
 _FILE = "search.json"
 _TRIALS = 6
 """Batches on which found plans are compared with those the search started from."""
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How the search goes.
-
-    Args:
-        preset: ``"improved"``, or ``"paper"`` for the published recipe.
-        budgets: cost of each expert, as a share of the model's.
-        steps: of the search.
-        batch: prompts in a step, for each process.
-        rate: learning rate.
-        seed: of everything.
-        on: what budgets are set on: multiply-accumulates, or the measured time of a latency table.
-        nested: every expert keeps a part of what the next larger one keeps, so that one tensor serves all.
-        importance_batches: batches for the starting point.
-    """
-
-    preset: Literal["improved", "paper"] = "improved"
-    budgets: tuple[float, ...] = (0.42, 0.55, 0.7, 0.88)
-    steps: int = 300
-    batch: int = 16
-    rate: float = 0.02
-    seed: int = 0
-    on: Literal["macs", "time"] = "macs"
-    nested: bool = False
-    importance_batches: int = 8
-
-    def __post_init__(self) -> None:
-        if len(self.budgets) < 1 or not all(0 < b <= 1 for b in self.budgets):
-            raise ConfigError(f"--budgets has to list shares between 0 and 1, not {list(self.budgets)}")
-        if list(self.budgets) != sorted(self.budgets):
-            raise ConfigError(f"--budgets has to ascend, not {list(self.budgets)}")
 
 
 @dataclass(frozen=True)
@@ -144,26 +112,26 @@ class Searcher(nn.Module):
     """Codes (K, D) of gate logits, and the predictor that says which prompt is for which code.
 
     Args:
-        study: pipeline, data and costs.
+        context: pipeline, data and costs.
         options: of the search.
         start: logits (K, D).
     """
 
     hidden = 32
 
-    def __init__(self, study: Study, options: SearchOptions, start: Tensor) -> None:
+    def __init__(self, context: TrainingContext, options: SearchOptions, start: Tensor) -> None:
         super().__init__()
-        self.study, self.options = study, options
+        self.context, self.options = context, options
         generator = torch.Generator().manual_seed(options.seed)
         self.codes = nn.Parameter(start)
-        width = study.data.embeddings.shape[1]
+        width = context.data.embeddings.shape[1]
         paper = options.preset == "paper"
-        outer = study.space.size if paper else self.hidden
+        outer = context.gates.size if paper else self.hidden
         self.predictor = nn.Parameter(torch.randn(outer, width, generator=generator) * width**-0.5)
         self.prototypes = nn.Parameter(torch.randn(len(start), self.hidden, generator=generator))
         if paper:
             self.prototypes.requires_grad_(False)
-        embeddings = study.data.embeddings.float()
+        embeddings = context.data.embeddings.float()
         self.mean, self.scale = embeddings.mean(0), embeddings.std(0).clamp_min(1e-4)
         self.targets = torch.tensor(options.budgets)
 
@@ -173,9 +141,9 @@ class Searcher(nn.Module):
         """Loss of one step."""
         options = self.options
         drop = 0.0 if options.preset == "paper" else 0.1
-        noisy = self.study.noisy(self.study.data.batch(options.batch, own, drop), own)
+        noisy = self.context.noisy(self.context.data.batch(options.batch, own, drop), own)
         with torch.no_grad():
-            teacher = self.study.predict(self.study.denoiser, noisy)
+            teacher = self.context.predict(self.context.denoiser, noisy)
         if options.preset == "paper":
             return self._paper(step, noisy, teacher, common)
         return self._improved(step, noisy, teacher, common, own)
@@ -203,7 +171,7 @@ class Searcher(nn.Module):
         assign = -(targets * torch.log_softmax(scores / 0.1, -1)).sum(-1).mean()
         # With experts drawn evenly this is an unbiased estimate of the error that the routing would cause.
         route = experts * (shares.gather(1, chosen[:, None])[:, 0] * errors.detach()).mean()
-        ratio = self.study.space.budget.soft_ratio(*self.study.space.split(gates))
+        ratio = self.context.gates.budget.soft_ratio(*self.context.gates.split(gates))
         budget = log_ratio(ratio, self.targets).mean()
         alike = contrastive(noisy.embeddings, shares @ normalised_code(gates, self._module_widths()))
         truth = (student - noisy.truth).square().mean()
@@ -230,7 +198,7 @@ class Searcher(nn.Module):
         warm = step < self.options.steps // 10
         used = paper_gates(logits, torch.full_like(logits, 0.5)) if warm else soft[chosen]
         student = self._student(noisy, self._alive(used))
-        ratio = self.study.space.budget.soft_ratio(*self.study.space.split(self._alive(hard)))[chosen]
+        ratio = self.context.gates.budget.soft_ratio(*self.context.gates.split(self._alive(hard)))[chosen]
         budget = log_ratio(ratio.mean(), float(self.targets.mean()))
         truth, out = (student - noisy.truth).square().mean(), (student - teacher).square().mean()
         alike = contrastive(noisy.embeddings, predicted, rowwise=False)
@@ -245,19 +213,19 @@ class Searcher(nn.Module):
         }
 
     def _student(self, noisy: Noisy, gates: Tensor) -> Tensor:
-        with gated(self.study.denoiser, self.study.structure, *self.study.space.split(gates)):
-            return self.study.predict(self.study.denoiser, noisy)
+        with gated(self.context.denoiser, self.context.structure, *self.context.gates.split(gates)):
+            return self.context.predict(self.context.denoiser, noisy)
 
     def _alive(self, gates: Tensor) -> Tensor:
         """At least the best unit of every group stays on."""
-        units, _ = self.study.space.split(gates)
+        units, _ = self.context.gates.split(gates)
         add = []
-        logits, _ = self.study.space.split(self.codes.detach().expand(len(self.codes), -1))
+        logits, _ = self.context.gates.split(self.codes.detach().expand(len(self.codes), -1))
         for name, values in units.items():
             best = F.one_hot(logits[name].argmax(-1), values.shape[-1]).to(values)
             best = best if len(best) == len(values) else best[:1].expand_as(values)
             add.append(best * (values.detach().amax(-1, keepdim=True) < 0.5))
-        add.append(gates.new_zeros(*gates.shape[:-1], len(self.study.space.blocks)))
+        add.append(gates.new_zeros(*gates.shape[:-1], len(self.context.gates.blocks)))
         return gates + torch.cat(add, -1)
 
     def _scores(self, embeddings: Tensor) -> Tensor:
@@ -268,11 +236,11 @@ class Searcher(nn.Module):
         return (embeddings - self.mean) / self.scale
 
     def _module_widths(self) -> Sequence[int]:
-        return [*self.study.space.widths, *[1] * len(self.study.space.blocks)]
+        return [*self.context.gates.widths, *[1] * len(self.context.gates.blocks)]
 
 
 def search(
-    study: Study, options: SearchOptions, folder: Path, *, stop_after: int | None = None
+    context: TrainingContext, options: SearchOptions, folder: Path, *, stop_after: int | None = None
 ) -> Searched | None:
     """Search plans; goes on from where an interrupted search stopped.
 
@@ -282,30 +250,30 @@ def search(
     Raises:
         ConfigError: no plan meets a budget.
     """
-    scores = importance(study, options.importance_batches, options.batch, options.seed)
-    value = (scores / study.space.prices().clamp_min(1e-9)).clamp_min(1e-30).log()
+    scores = importance(context, options.importance_batches, options.batch, options.seed)
+    value = (scores / context.gates.prices().clamp_min(1e-9)).clamp_min(1e-30).log()
     started = _plans(
-        study, value.expand(len(options.budgets), -1), options
+        context, value.expand(len(options.budgets), -1), options
     )  # refuses an impossible budget at once
     spread = ((value - value.mean()) / value.std().clamp_min(1e-9)).clamp(-2, 2)
-    start = torch.stack([2 * study.space.gates(plan) - 1 + 0.3 * spread for plan in started])
+    start = torch.stack([2 * context.gates.of(plan) - 1 + 0.3 * spread for plan in started])
     if options.preset == "paper":
         start = torch.zeros_like(start).normal_(
             0, 0.02, generator=torch.Generator().manual_seed(options.seed)
         )
-    searcher = Searcher(study, options, start)
+    searcher = Searcher(context, options, start)
     parameters = {n: p for n, p in searcher.named_parameters() if p.requires_grad}
-    identity = {"stage": "search", **asdict(options), "size": study.space.size}
+    identity = {"stage": "search", **asdict(options), "size": context.gates.size}
     loop = Loop(
         "search", parameters, searcher.loss, folder, options.steps, options.rate, identity, options.seed
     )
     loop.run(stop_after)
     if stop_after is not None and stop_after < options.steps:
         return None
-    plans = _plans(study, searcher.codes.detach(), options)
+    plans = _plans(context, searcher.codes.detach(), options)
     if options.preset == "improved":
-        plans = _better(study, plans, started, options)
-    shares = tuple(study.space.budget.ratio(plan) for plan in plans)
+        plans = _better(context, plans, started, options)
+    shares = tuple(context.gates.budget.ratio(plan) for plan in plans)
     about = {**asdict(options), "budgets": list(options.budgets), "world": world()}
     result = Searched(plans, shares, about)
     if rank() == 0:
@@ -313,29 +281,29 @@ def search(
     return result
 
 
-def _plans(study: Study, codes: Tensor, options: SearchOptions) -> tuple[PruningPlan, ...]:
+def _plans(context: TrainingContext, codes: Tensor, options: SearchOptions) -> tuple[PruningPlan, ...]:
     plans: list[PruningPlan] = []
     for code, budget in reversed(list(zip(codes, options.budgets))):
         if options.nested and plans:
-            code = torch.where(study.space.gates(plans[-1]) > 0.5, code, code - 1e6)
-        plans.append(study.space.plan(code, budget))
+            code = torch.where(context.gates.of(plans[-1]) > 0.5, code, code - 1e6)
+        plans.append(context.gates.plan(code, budget))
     return tuple(reversed(plans))
 
 
 @torch.no_grad()
 def _better(
-    study: Study, found: Sequence[PruningPlan], started: Sequence[PruningPlan], options: SearchOptions
+    context: TrainingContext, found: Sequence[PruningPlan], started: Sequence[PruningPlan], options: SearchOptions
 ) -> tuple[PruningPlan, ...]:
     """For each budget the plan that predicts like the base, found or started from: short searches may lose."""
     totals = torch.zeros(2, len(found))
     for number in range(_TRIALS):
         generator = torch.Generator().manual_seed(options.seed + 1_000_000 + number)
-        noisy = study.noisy(study.data.batch(options.batch, generator), generator)
-        teacher = study.predict(study.denoiser, noisy)
+        noisy = context.noisy(context.data.batch(options.batch, generator), generator)
+        teacher = context.predict(context.denoiser, noisy)
         for row, plans in enumerate((found, started)):
             for column, plan in enumerate(plans):
-                model = pruned(study.denoiser, study.structure, plan)
-                totals[row, column] += relative_error(study.predict(model, noisy), teacher).mean()
+                model = pruned(context.denoiser, context.structure, plan)
+                totals[row, column] += relative_error(context.predict(model, noisy), teacher).mean()
     if options.nested:  # one chain or the other
         totals = totals.sum(1, keepdim=True).expand(2, len(found))
     return tuple(plans[int(best)] for plans, best in zip(zip(found, started), totals.argmin(0)))

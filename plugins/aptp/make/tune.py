@@ -15,69 +15,37 @@ from torch import Tensor, nn
 from hasten.extend import CheckpointError, ConfigError
 from hasten.plugins.aptp.lora import DOWN, UP
 from hasten.plugins.aptp.make.loop import Loop
-from hasten.plugins.aptp.make.ranks import rank
+from hasten.plugins.aptp.make.options import TunedWeights, TuneOptions
+from hasten.plugins.aptp.make.processes import rank
 from hasten.plugins.aptp.make.search import Searched
-from hasten.plugins.aptp.make.study import Noisy, Study, features, relative_error
+from hasten.plugins.aptp.make.context import Noisy, TrainingContext, features, relative_error
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels, pruned
 from hasten.weights import check_fit, read_sealed_tensors, save_sealed_tensors
 
-__all__ = ["TuneOptions", "Tuned", "Tuner", "tune"]
+__all__ = ["Tuned", "Tuner", "tune"]
 
 _FILE = "experts.safetensors"
 _REMEDY = "run `hasten aptp tune` again"
-
-
-TunedWeights = Literal["lora", "shared", "full"]
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """How experts are trained.
-
-    Args:
-        weights: ``"lora"`` for an update of each expert, ``"shared"`` for one update of the base that all experts are
-            cut from, ``"full"`` for everything.
-        rank: of the low-rank updates.
-        steps: for each expert.
-        batch: prompts in a step, for each process.
-        rate: learning rate.
-        truth: weight of the denoising loss beside the distillation.
-        blocks: weight of the distillation of every stage's output.
-        seed: of everything.
-    """
-
-    weights: TunedWeights = "lora"
-    rank: int = 4
-    steps: int = 400
-    batch: int = 16
-    rate: float = 2e-3
-    truth: float = 0.2
-    blocks: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.steps < 0 or self.batch < 1:
-            raise ConfigError(f"--rank and --batch have to be at least 1, --steps at least 0: {self}")
 
 
 class Tuner:
     """All experts in one loop, one after the other in turn, so that a stop leaves none behind.
 
     Args:
-        study: pipeline, data and costs.
+        context: pipeline, data and costs.
         searched: plans.
         options: of the training.
     """
 
-    def __init__(self, study: Study, searched: Searched, options: TuneOptions) -> None:
-        self.study, self.options = study, options
-        self.models = [pruned(study.denoiser, study.structure, plan) for plan in searched.plans]
+    def __init__(self, context: TrainingContext, searched: Searched, options: TuneOptions) -> None:
+        self.context, self.options = context, options
+        self.models = [pruned(context.denoiser, context.structure, plan) for plan in searched.plans]
         generator = torch.Generator().manual_seed(options.seed)
         build = _everything if options.weights == "full" else _low_rank
-        trained = [study.denoiser] if options.weights == "shared" else self.models
+        trained = [context.denoiser] if options.weights == "shared" else self.models
         self.updates = [build(model, options.rank, generator) for model in trained]
-        self._cuts = [_update_cuts(self.updates[0], study, plan) for plan in searched.plans]
+        self._cuts = [_update_cuts(self.updates[0], context, plan) for plan in searched.plans]
 
     def update(self, number: int) -> Mapping[str, Tensor]:
         """What is added to expert ``number``, differentiable in the trained tensors."""
@@ -118,10 +86,10 @@ class Tuner:
     ) -> tuple[Tensor, dict[str, float]]:
         """Distillation of one expert on one batch, one caption in ten empty."""
         number = step % len(self.models)
-        noisy = self.study.noisy(self.study.data.batch(self.options.batch, own, drop=0.1), own)
-        base = self.study.denoiser
+        noisy = self.context.noisy(self.context.data.batch(self.options.batch, own, drop=0.1), own)
+        base = self.context.denoiser
         with torch.no_grad(), features(base) as wanted:
-            teacher = self.study.predict(base, noisy)
+            teacher = self.context.predict(base, noisy)
         model = self.models[number]
         with features(model) as found:
             student = self.predict(number, noisy)
@@ -140,7 +108,7 @@ class Tuner:
         def call(**arguments: Any) -> Any:
             return torch.func.functional_call(model, weights, (), arguments)
 
-        return self.study.predict(call, noisy)
+        return self.context.predict(call, noisy)
 
 
 @dataclass(frozen=True)
@@ -196,14 +164,14 @@ class _Noted(BaseModel):
 
 
 def tune(
-    study: Study, searched: Searched, options: TuneOptions, folder: Path, *, stop_after: int | None = None
+    context: TrainingContext, searched: Searched, options: TuneOptions, folder: Path, *, stop_after: int | None = None
 ) -> Tuned | None:
     """Train every expert; goes on from where an interrupted run stopped.
 
     Returns:
         The trained tensors, or ``None`` if ``stop_after`` came first.
     """
-    tuner = Tuner(study, searched, options)
+    tuner = Tuner(context, searched, options)
     total = options.steps * len(searched.plans)
     identity = {"stage": "tune", **asdict(options), "plans": list(searched.digests)}
     loop = Loop("tune", tuner.parameters, tuner.loss, folder, total, options.rate, identity, options.seed)
@@ -222,11 +190,11 @@ def tune(
 
 
 def _update_cuts(
-    update: Mapping[str, Tensor], study: Study, plan: PruningPlan
+    update: Mapping[str, Tensor], context: TrainingContext, plan: PruningPlan
 ) -> dict[str, list[tuple[int, Tensor]]]:
     """What of an update of the base concerns a plan: name -> (dimension, channels that stay) of every cut."""
-    plan = plan.without_whole(study.structure)
-    touched = {(cut.module, cut.axis) for name in plan.kept for cut in study.structure.groups[name].cuts}
+    plan = plan.without_whole(context.structure)
+    touched = {(cut.module, cut.axis) for name in plan.kept for cut in context.structure.groups[name].cuts}
     dropped = tuple(f"{block}." for block in plan.dropped)
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for name in update:
@@ -235,7 +203,7 @@ def _update_cuts(
             continue
         axis = "in" if kind == DOWN else "out"
         cut = (module, axis) in touched
-        index = [channels(study.structure, plan, study.denoiser, module, axis)] if cut else []
+        index = [channels(context.structure, plan, context.denoiser, module, axis)] if cut else []
         found[name] = [(1 if kind == DOWN else 0, kept) for kept in index]
     return found
 

@@ -13,9 +13,9 @@ def make_study(data: Path) -> Any:
     from hasten._target import Target
     from hasten.extend import LatentSize
     from hasten.plugins.aptp.encoder import PipelineEncoder
-    from hasten.plugins.aptp.make.capture import Conditioner
+    from hasten.plugins.aptp.make.conditioner import Conditioner
     from hasten.plugins.aptp.make.data import prepare, scene_pictures
-    from hasten.plugins.aptp.make.study import Study
+    from hasten.plugins.aptp.make.context import TrainingContext
     from hasten.plugins.aptp.manifest import GrainEntry
 
     pipe = __import__("subjects").tiny_unet()
@@ -23,7 +23,7 @@ def make_study(data: Path) -> Any:
     encoder = PipelineEncoder(pipe, "text_encoder")
     conditioner = Conditioner.of(Target.of(pipe), LatentSize(8, 8))
     made = prepare(conditioner, encoder, scene_pictures(12, 32), data, about)
-    return Study.of(pipe, made, GrainEntry(ffn=8, align=1))
+    return TrainingContext.of(pipe, made, GrainEntry(ffn=8, align=1))
 
 
 def search_until(folder: Path, kill_at: int | None = None) -> None:
@@ -32,7 +32,8 @@ def search_until(folder: Path, kill_at: int | None = None) -> None:
     import signal
 
     from hasten.plugins.aptp.make import search as module
-    from hasten.plugins.aptp.make.search import Searcher, SearchOptions, search
+    from hasten.plugins.aptp.make.options import SearchOptions
+    from hasten.plugins.aptp.make.search import Searcher, search
 
     module.Loop = partial(module.Loop, save_every=5)  # type: ignore[misc, assignment]
     original = Searcher.loss
@@ -54,7 +55,8 @@ def search_together(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from hasten.plugins.aptp.make.loop import Loop
-    from hasten.plugins.aptp.make.search import SearchOptions, search
+    from hasten.plugins.aptp.make.options import SearchOptions
+    from hasten.plugins.aptp.make.search import search
 
     state = PartialState(cpu=True, backend="gloo")
     study = make_study(folder / f"data{state.process_index}")
@@ -79,7 +81,7 @@ def disagree(folder: Path) -> None:
     from accelerate import PartialState
 
     from hasten._errors import HastenError
-    from hasten.plugins.aptp.ranks import agree
+    from hasten.plugins.aptp.agreement import agree
     from hasten.plugins.aptp.router import Decision
 
     state = PartialState(cpu=True, backend="gloo")

@@ -13,15 +13,16 @@ from hasten._target import Target
 from hasten.extend import LatentSize
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.encoder import PipelineEncoder
-from hasten.plugins.aptp.make.capture import Conditioner
+from hasten.plugins.aptp.make.conditioner import Conditioner
 from hasten.plugins.aptp.make.data import captioned_pictures, prepare, scene_pictures
 from hasten.plugins.aptp.make.evaluate import configurations
-from hasten.plugins.aptp.make.export import ExportOptions, export
-from hasten.plugins.aptp.make.fit import fit_router
-from hasten.plugins.aptp.make.oneshot import OneShotOptions, collect, cut_once, repaired, scores_of
-from hasten.plugins.aptp.make.search import Searched, SearchOptions, search
-from hasten.plugins.aptp.make.study import Study, relative_error
-from hasten.plugins.aptp.make.tune import Tuned, TuneOptions, Tuner, applied, tune
+from hasten.plugins.aptp.make.options import ExportOptions, OneShotOptions, SearchOptions, TuneOptions
+from hasten.plugins.aptp.make.export import export
+from hasten.plugins.aptp.make.router_fit import fit_router
+from hasten.plugins.aptp.make.oneshot import collect, cut_once, repaired, scores_of
+from hasten.plugins.aptp.make.search import Searched, search
+from hasten.plugins.aptp.make.context import TrainingContext, relative_error
+from hasten.plugins.aptp.make.tune import Tuned, Tuner, applied, tune
 from hasten.plugins.aptp.manifest import GrainEntry
 from hasten.plugins.aptp.surgery import pruned
 
@@ -39,7 +40,7 @@ def prepared(pipe, folder, count=24, pixels=32):
 
 def make_study(kind, factory):
     pipe = {"unet": tiny_unet, "flux": tiny_flux}[kind]()
-    return Study.of(pipe, prepared(pipe, factory.mktemp(kind)), GrainEntry(ffn=8, align=1))
+    return TrainingContext.of(pipe, prepared(pipe, factory.mktemp(kind)), GrainEntry(ffn=8, align=1))
 
 
 @pytest.fixture(scope="module", params=["unet", "flux"])
@@ -67,20 +68,20 @@ def test_conditions_are_those_of_the_pipeline(study):
 
 
 def test_soft_costs_equal_the_cost_model_on_plans(study):
-    space = study.space
+    space = study.gates
     plans = [space.plan(torch.randn(space.size), budget) for budget in (0.6, 0.8, 1.0)]
-    gates = torch.stack([space.gates(plan) for plan in plans])
+    gates = torch.stack([space.of(plan) for plan in plans])
     expected = torch.tensor([study.costs.ratio(plan) for plan in plans])
     assert torch.allclose(space.budget.soft_ratio(*space.split(gates)), expected, atol=1e-5)
 
 
 def test_a_plan_uses_its_budget_and_an_impossible_one_is_refused(study):
-    scores = torch.randn(study.space.size, generator=torch.Generator().manual_seed(1))
+    scores = torch.randn(study.gates.size, generator=torch.Generator().manual_seed(1))
     for budget in (0.5, 0.75, 0.95):
-        ratio = study.costs.ratio(study.space.plan(scores, budget))
+        ratio = study.costs.ratio(study.gates.plan(scores, budget))
         assert budget - 0.04 < ratio <= budget
     with pytest.raises(ConfigError, match="no plan reaches"):
-        study.space.plan(scores, 1e-4)
+        study.gates.plan(scores, 1e-4)
 
 
 @pytest.mark.parametrize("preset", ["improved", "paper"])
@@ -110,7 +111,7 @@ def test_an_interrupted_search_ends_in_the_same_bits(unet_study, tmp_path):
 
 
 def experts(study, folder, steps=16, **options):
-    plans = tuple(study.space.plan(torch.linspace(1, 0, study.space.size), b) for b in (0.6, 0.9))
+    plans = tuple(study.gates.plan(torch.linspace(1, 0, study.gates.size), b) for b in (0.6, 0.9))
     searched = Searched(plans, tuple(study.costs.ratio(plan) for plan in plans))
     chosen = TuneOptions(steps=steps, batch=4, rate=5e-3, **options)
     return searched, chosen, tune(study, searched, chosen, folder)
@@ -206,7 +207,7 @@ def test_hard_prompts_go_to_large_experts_at_the_wanted_mean_cost():
 
 def test_one_shot_repair_beats_plain_slicing(study):
     hessians = collect(study, torch.arange(16), 0)
-    plan = study.space.plan(scores_of(study, hessians, 0.01), 0.85)
+    plan = study.gates.plan(scores_of(study, hessians, 0.01), 0.85)
     assert not plan.dropped
     plain = pruned(study.denoiser, study.structure, plan)
     from hasten.plugins.aptp.lora import merge_update

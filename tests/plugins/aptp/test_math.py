@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hasten.plugins.aptp.codes import gate_vector
+from hasten.plugins.aptp.published_router import gate_vector
 from hasten.plugins.aptp.math import (
     contrastive,
     depth_probabilities,

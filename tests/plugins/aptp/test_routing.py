@@ -12,7 +12,7 @@ from hasten._errors import ConfigError, ConflictError, UnsupportedError
 from hasten._fingerprint import fingerprint
 from hasten.extend import LatentSize
 from hasten.plugins.aptp.config import AptpConfig
-from hasten.plugins.aptp.groups import Group, group_prompts
+from hasten.plugins.aptp.prompt_groups import Group, group_prompts
 from hasten.plugins.aptp.router import BASE, Decision, random_expert
 
 from .conftest import PROMPTS, write_bundle

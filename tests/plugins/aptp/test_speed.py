@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hasten.plugins.aptp.speed import SHAPES, even_plan_time
+from hasten.plugins.aptp.expert_times import even_plan_time, untrained_unet
 
 BENCHMARKS = Path(__file__).parents[3] / "docs" / "benchmarks"
 
@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[3] / "docs" / "benchmarks"
 @pytest.fixture(scope="module")
 def sd21():
     """The whole U-Net of Stable Diffusion 2.1: 3.5 GB in single precision."""
-    return SHAPES["sd21"]()
+    return untrained_unet("sd21")
 
 
 @pytest.mark.slow
@@ -31,7 +31,7 @@ def test_seventy_percent_of_the_operations_take_at_most_eighty_percent_of_the_ti
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize(("name", "side"), [("sd21", 96), ("sdxl", 128)])
 def test_plans_are_faster_on_a_gpu(name, side, batch, compiled):
-    row = even_plan_time(SHAPES[name]().half().cuda(), side, batch, rounds=15, compiled=compiled)
+    row = even_plan_time(untrained_unet(name).half().cuda(), side, batch, rounds=15, compiled=compiled)
     device = torch.cuda.get_device_name().replace(" ", "-").lower()
     about = {"shape": name, "side": side, "batch": batch, "compiled": compiled, "torch": torch.__version__}
     record = {**about, "macs_share": row.macs_share, "time": row.time.value, "seconds": row.seconds}

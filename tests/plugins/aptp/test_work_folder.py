@@ -18,7 +18,7 @@ from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.tune import Tuned
 from hasten.plugins.aptp.plan import PruningPlan
-from hasten.plugins.aptp.timetable import Row, TimeTable
+from hasten.plugins.aptp.latency_table import Row, LatencyTable
 
 STRUCTURE = SimpleNamespace(groups={"a": SimpleNamespace(units=4)}, blocks={"b": None})
 PLAN, OTHER = PruningPlan({"a": (0, 1)}), PruningPlan({"a": (2, 3)})
@@ -44,8 +44,8 @@ STAGES = {
     "data.json": (prepare, Prepared.load, "hasten aptp prepare"),
     "data.safetensors": (prepare, Prepared.load, "hasten aptp prepare"),
     "latency.json": (
-        lambda folder: TimeTable(STRUCTURE, 0.5, {"b": 0.1}, {"a": Row((1, 4), (0.1, 0.2))}, {}).save(folder),
-        lambda folder: TimeTable.load(folder, STRUCTURE),
+        lambda folder: LatencyTable(STRUCTURE, 0.5, {"b": 0.1}, {"a": Row((1, 4), (0.1, 0.2))}, {}).save(folder),
+        lambda folder: LatencyTable.load(folder, STRUCTURE),
         "hasten aptp measure",
     ),
     "search.json": (SEARCHED.save, Searched.load, "hasten aptp search"),

@@ -17,11 +17,11 @@ from hasten._cli import build_app
 from hasten._console import Console, Table
 from hasten._plugins import host
 from hasten.eval.statistics import Estimate
-from hasten.plugins.aptp.latency import Timed
+from hasten.plugins.aptp.expert_times import Timed
 from hasten.plugins.aptp.make.traffic import Traffic
 from hasten.plugins.aptp.manifest import Manifest
 from hasten.plugins.aptp.plugin import BUNDLES
-from hasten.plugins.aptp.timetable import Row, TimeTable
+from hasten.plugins.aptp.latency_table import Row, LatencyTable
 from hasten.plugins.hack.bench import Measurement
 from hasten.plugins.hack.commands import _table as cache_table
 
@@ -82,10 +82,10 @@ def manifest() -> Manifest:
     return Manifest.model_validate({**fields, "routes": routes, "segments": [0.9 - i / 10 for i in range(7)]})
 
 
-def latencies() -> TimeTable:
+def latencies() -> LatencyTable:
     row = Row((16, 320, 640, 960, 1280), (0.1, 0.2, 1.123456, 2.2, 33.333))
     about = {"device": "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"}
-    return TimeTable(None, 1234.5, {LONG: 12.5}, {f"{LONG}.{i}": row for i in range(2)}, about)  # type: ignore[arg-type]
+    return LatencyTable(None, 1234.5, {LONG: 12.5}, {f"{LONG}.{i}": row for i in range(2)}, about)  # type: ignore[arg-type]
 
 
 TRAFFIC = Traffic("two different objects, with places", 512, tuple([0.125] * 9), 0.61234)

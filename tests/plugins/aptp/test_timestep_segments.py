@@ -8,8 +8,8 @@ import torch
 import hasten
 from hasten._errors import CheckpointError, ConflictError
 from hasten.plugins.aptp.bundle import Bundle
-from hasten.plugins.aptp.make.fit import segment_routes
-from hasten.plugins.aptp.segments import segment_of, segmented
+from hasten.plugins.aptp.make.router_fit import segment_routes
+from hasten.plugins.aptp.timestep_segments import segment_of, segmented
 from hasten.plugins.aptp.surgery import pruned
 
 from .conftest import PROMPTS, make_subject, write_bundle

@@ -5,39 +5,46 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, Field, PositiveInt, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor, nn
 
 from hasten.eval.efficiency.timing import synchronize
-from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, UnitGroup
+from hasten.extend import CheckpointError, Structure, UnitGroup
 from hasten.files import read_fields, seal, write_atomically
-from hasten.plugins.aptp.cost import open_gate
+from hasten.plugins.aptp.cost import CostModel, Number, open_gate
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned
 
-__all__ = ["Row", "TimeTable", "measure_table"]
+__all__ = ["Row", "LatencyTable", "measure_table"]
 
 _FILE = "latency.json"
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _WIDTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True)
 class Row:
     """Seconds of the module that holds a group, by the number of units it keeps (ascending)."""
 
-    kept: tuple[int, ...]
-    seconds: tuple[float, ...]
+    kept: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    seconds: tuple[_Seconds, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.kept) != len(self.seconds) or list(self.kept) != sorted(set(self.kept)):
+            raise ValueError("kept has to ascend, with one time for each")
+        return self
 
     def at(self, kept: Tensor) -> Tensor:
-        """Seconds at any number of units, linear between the measured ones, of the shape of ``kept``."""
+        """Seconds at numbers of units, of the shape of ``kept``: interpolated linearly between the measured ones."""
         x, y = torch.tensor(self.kept, dtype=torch.float), torch.tensor(self.seconds)
         if len(x) == 1:
             return y[0].expand_as(kept)
@@ -47,14 +54,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class TimeTable:
-    """Where the time of a forward goes, at one size, batch and device.
+class LatencyTable:
+    """Time of the parts of a forward, at one size, batch and device.
 
     Args:
-        structure: of the denoiser.
-        rest: seconds of what stays in every plan.
-        blocks: block -> seconds of its own, outside the groups inside it.
-        groups: group -> seconds by width.
+        structure: units of the denoiser.
+        rest: seconds of everything that no plan can remove.
+        blocks: block -> seconds in it, without the groups inside it.
+        groups: group -> seconds by number of units.
         about: how it was measured.
     """
 
@@ -65,16 +72,16 @@ class TimeTable:
     about: Mapping[str, Any]
 
     def seconds(self, plan: PruningPlan) -> float:
-        """Predicted time of a forward of a plan."""
+        """Predicted time of a forward of a plan, in seconds."""
         units = {name: torch.tensor(float(len(kept))) for name, kept in plan.kept.items()}
         return float(self._total(units, dict.fromkeys(plan.dropped, torch.zeros(()))))
 
     def ratio(self, plan: PruningPlan) -> float:
-        """Share of the whole model's time."""
+        """Share of the whole model's time that a plan keeps."""
         return self.seconds(plan) / self.seconds(PruningPlan())
 
     def soft_ratio(self, units: Mapping[str, Tensor], blocks: Mapping[str, Tensor]) -> Tensor:
-        """Share of the time for gates that are being learned; see :meth:`CostModel.soft_ratio`."""
+        """Share of the time for K sets of gates; see :meth:`CostModel.soft_ratio`."""
         counts = {name: gates.sum(-1) for name, gates in units.items()}
         return self._total(counts, blocks) / self.seconds(PruningPlan())
 
@@ -90,13 +97,13 @@ class TimeTable:
 
     def save(self, folder: Path) -> None:
         """Write ``latency.json``."""
-        rows = {name: {"kept": row.kept, "seconds": row.seconds} for name, row in self.groups.items()}
+        rows = {name: asdict(row) for name, row in self.groups.items()}
         fields = {"about": self.about, "rest": self.rest, "blocks": self.blocks, "groups": rows}
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / _FILE, seal(fields))
 
     @classmethod
-    def load(cls, folder: Path, structure: Structure) -> TimeTable:
+    def load(cls, folder: Path, structure: Structure) -> LatencyTable:
         """Read ``latency.json``.
 
         Raises:
@@ -107,52 +114,40 @@ class TimeTable:
             raise CheckpointError(f"no latency table in {folder}; run `hasten aptp measure` first")
         remedy = "run `hasten aptp measure` again"
         fields = read_fields(file, _Fields, "the latency table", remedy, sealed=True)
-        rows = {name: Row(row.kept, row.seconds) for name, row in fields.groups.items()}
-        odd = [name for name, row in rows.items() if _units(structure, name) != row.kept[-1]]
+        units = {name: group.units for name, group in structure.groups.items()}
+        odd = [name for name, row in fields.groups.items() if units.get(name) != row.kept[-1]]
         if odd or set(fields.blocks) - set(structure.blocks):
             raise CheckpointError(
                 f"{file} was measured with other units ({(odd or ['its blocks'])[0]}); measure again with the same "
                 f"model and --ffn"
             )
-        return cls(structure, fields.rest, fields.blocks, rows, fields.about)
-
-
-class _RowFields(BaseModel):
-    kept: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    seconds: tuple[_Seconds, ...]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(self.kept) != len(self.seconds) or list(self.kept) != sorted(set(self.kept)):
-            raise ValueError("kept has to ascend, with one time for each")
-        return self
+        return cls(structure, fields.rest, fields.blocks, fields.groups, fields.about)
 
 
 class _Fields(BaseModel):
     about: dict[str, Any]
     rest: _Seconds
     blocks: dict[str, _Seconds]
-    groups: dict[str, _RowFields]
+    groups: dict[str, Row]
 
 
 @torch.no_grad()
-def measure_table(
-    denoiser: Any,
-    units: PrunableUnits,
-    structure: Structure,
-    size: LatentSize,
-    text: int,
-    *,
-    batch: int = 1,
-    rounds: int = 9,
-) -> TimeTable:
-    """Time every module that holds units, at five widths of all of them, in turns; medians over the rounds."""
+def measure_table(denoiser: nn.Module, costs: CostModel, *, batch: int = 1, rounds: int = 9) -> LatencyTable:
+    """Time every module that holds units, at five widths of all of them.
+
+    Args:
+        denoiser: the base.
+        costs: its units, and the size of a forward.
+        batch: samples in a forward.
+        rounds: number of repetitions, in turns over the widths; their median counts.
+    """
+    structure = costs.structure
     free = [g for g in structure.groups.values() if g.refusal is None and g.units > g.step]
-    inputs = units.inputs(denoiser, size, text, batch)
-    models = []
-    for width in _WIDTHS:
-        kept = {group.id: tuple(range(_count(group, width))) for group in free}
-        models.append(pruned(denoiser, structure, PruningPlan(kept)))
+    inputs = costs.units.inputs(denoiser, costs.size, costs.text, batch)
+    models = [
+        pruned(denoiser, structure, PruningPlan({g.id: tuple(range(_count(g, width))) for g in free}))
+        for width in _WIDTHS
+    ]
     owners = {group.owner for group in free}
     timed = owners | {name for name, block in structure.blocks.items() if block.refusal is None}
     device = next(denoiser.parameters()).device
@@ -160,7 +155,7 @@ def measure_table(
     for number in range(rounds + 1):
         for model, seen in zip(models, runs):
             with _stopwatches(model, timed, device) as spent:
-                units.forward(model, inputs)
+                costs.units.forward(model, inputs)
             if number:  # the first turn warms up
                 seen.append(spent)
     medians = [{name: statistics.median(spent[name] for spent in seen) for name in seen[0]} for seen in runs]
@@ -169,12 +164,11 @@ def measure_table(
         points = {_count(group, width): medians[i][group.owner] for i, width in enumerate(_WIDTHS)}
         # A wider layer is never faster: what looks like it is noise, and would make budgets ambiguous.
         groups[group.id] = Row(tuple(points), tuple(accumulate(points.values(), max)))
-    whole = medians[-1]
-    about = {"size": [size.height, size.width], "text": text, "batch": batch, "rounds": rounds}
-    about |= {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return TimeTable(
-        structure, whole[""], {name: whole[name] for name in sorted(timed - owners)}, groups, about
-    )
+    blocks = {name: medians[-1][name] for name in sorted(timed - owners)}
+    size = [costs.size.height, costs.size.width]
+    about = {"size": size, "text": costs.text, "batch": batch, "rounds": rounds, "device": str(device)}
+    about |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return LatencyTable(structure, medians[-1][""], blocks, groups, about)
 
 
 @contextmanager
@@ -192,33 +186,26 @@ def _stopwatches(model: nn.Module, names: set[str], device: torch.device) -> Ite
         last[0] = now
 
     def enter(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             lap()
             stack.append(name)
 
         return hook
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         lap()
         stack.pop()
 
-    handles = []
-    for name in names:
-        module = model.get_submodule(name)
-        handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
-    enter("")()
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            module = model.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(enter(name)))
+            hooks.enter_context(module.register_forward_hook(leave))
+        enter("")()
         yield spent
         leave()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _count(group: UnitGroup, width: float) -> int:
     return max(group.step, round(width * group.units / group.step) * group.step)
 
-
-def _units(structure: Structure, name: str) -> int | None:
-    group = structure.groups.get(name)
-    return None if group is None else group.units

@@ -13,11 +13,11 @@ from hasten.extend import ConfigError, Structure
 from hasten.plugins.aptp.cost import Budget
 from hasten.plugins.aptp.plan import PruningPlan
 
-__all__ = ["Space"]
+__all__ = ["GateLayout"]
 
 
 @dataclass(frozen=True)
-class Space:
+class GateLayout:
     """What may be removed, in order: the units of every group, then the blocks.
 
     Args:
@@ -130,7 +130,7 @@ class Space:
         dropped = frozenset(name for name, value in blocks.items() if float(value) < bound)
         return PruningPlan(kept, dropped)
 
-    def gates(self, plan: PruningPlan) -> Tensor:
+    def of(self, plan: PruningPlan) -> Tensor:
         """A plan as a vector of 0 and 1."""
         parts: list[Sequence[float]] = []
         for name in self.groups:

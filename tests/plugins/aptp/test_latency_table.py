@@ -8,11 +8,12 @@ import torch
 
 from hasten._adapters.units import Grain
 from hasten._errors import CheckpointError, ConfigError
-from hasten.plugins.aptp import timetable
-from hasten.plugins.aptp.make.space import Space
+from hasten.plugins.aptp import latency_table
+from hasten.plugins.aptp.cost import CostModel
+from hasten.plugins.aptp.make.gate_layout import GateLayout
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned
-from hasten.plugins.aptp.timetable import Row, TimeTable, _stopwatches, measure_table
+from hasten.plugins.aptp.latency_table import Row, LatencyTable, _stopwatches, measure_table
 
 from .conftest import make_subject
 from .test_surgery import some
@@ -27,7 +28,7 @@ def invented(structure):
     }
     owners = {structure.groups[name].owner for name in groups}
     blocks = {n: 0.005 for n, b in structure.blocks.items() if b.refusal is None and n not in owners}
-    return TimeTable(structure, 0.01, blocks, groups, {"device": "cpu"})
+    return LatencyTable(structure, 0.01, blocks, groups, {"device": "cpu"})
 
 
 def test_predictions_add_up(subject):
@@ -43,9 +44,9 @@ def test_predictions_add_up(subject):
 
 
 def test_soft_times_equal_those_of_plans_and_have_a_slope(subject):
-    space = Space(subject.structure, invented(subject.structure))
+    space = GateLayout(subject.structure, invented(subject.structure))
     plans = [space.plan(torch.randn(space.size), budget) for budget in (0.7, 0.85, 1.0)]
-    gates = torch.stack([space.gates(plan) for plan in plans]).requires_grad_()
+    gates = torch.stack([space.of(plan) for plan in plans]).requires_grad_()
     soft = space.budget.soft_ratio(*space.split(gates))
     assert torch.allclose(soft, torch.tensor([space.budget.ratio(plan) for plan in plans]), atol=1e-5)
     soft.sum().backward()
@@ -53,7 +54,7 @@ def test_soft_times_equal_those_of_plans_and_have_a_slope(subject):
 
 
 def test_budgets_on_time_are_met_and_impossible_ones_refused(subject):
-    space = Space(subject.structure, invented(subject.structure))
+    space = GateLayout(subject.structure, invented(subject.structure))
     scores = torch.randn(space.size, generator=torch.Generator().manual_seed(1))
     for budget in (0.8, 0.95):
         assert budget - 0.1 < space.budget.ratio(space.plan(scores, budget)) <= budget
@@ -69,7 +70,7 @@ def test_between_measured_widths_time_is_linear():
 
 def test_every_module_gets_the_time_spent_in_it_alone(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(timetable.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(latency_table.time, "perf_counter", lambda: now[0])
 
     class Slow(torch.nn.Module):
         def __init__(self, pause, inner=None):
@@ -89,9 +90,8 @@ def test_every_module_gets_the_time_spent_in_it_alone(monkeypatch):
 @pytest.mark.parametrize("name", ["sd15", "flux", "var-text"])
 def test_a_table_is_measured_kept_and_bound_to_its_units(name, tmp_path):
     subject = make_subject(name)
-    table = measure_table(
-        subject.denoiser, subject.units, subject.structure, subject.size, 7, batch=2, rounds=3
-    )
+    costs = CostModel(subject.denoiser, subject.units, subject.structure, subject.size, 7)
+    table = measure_table(subject.denoiser, costs, batch=2, rounds=3)
     for name, row in table.groups.items():
         assert row.kept[-1] == subject.structure.groups[name].units
         assert list(row.seconds) == sorted(row.seconds)
@@ -101,13 +101,13 @@ def test_a_table_is_measured_kept_and_bound_to_its_units(name, tmp_path):
     assert 0 < table.seconds(least) <= whole
     pruned(subject.denoiser, subject.structure, least)  # a legal plan
     table.save(tmp_path)
-    again = TimeTable.load(tmp_path, subject.structure)
+    again = LatencyTable.load(tmp_path, subject.structure)
     assert again == replace(table, about=json.loads(json.dumps(table.about)))
     coarse = subject.units.structure(subject.denoiser, Grain(ffn=4096, align=1))
     with pytest.raises(CheckpointError, match="other units"):
-        TimeTable.load(tmp_path, coarse)
+        LatencyTable.load(tmp_path, coarse)
 
 
 def test_a_missing_table_is_answered_with_the_command(tmp_path):
     with pytest.raises(CheckpointError, match="hasten aptp measure"):
-        TimeTable.load(tmp_path, make_subject("sd15").structure)
+        LatencyTable.load(tmp_path, make_subject("sd15").structure)

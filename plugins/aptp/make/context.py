@@ -1,10 +1,10 @@
-"""What training stages share: the pipeline, its data, noisy batches, and how far a student is from its teacher."""
+"""What all training stages share: the pipeline, its data and units, noisy batches, and the error of a student."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hasten.extend import PrunableUnits, Structure, Target
 from hasten.plugins.aptp.cost import CostModel
-from hasten.plugins.aptp.make.capture import Conditioner, target_of
+from hasten.plugins.aptp.make.conditioner import Conditioner, target_of
 from hasten.plugins.aptp.make.data import Batch, Prepared
-from hasten.plugins.aptp.make.space import Space
+from hasten.plugins.aptp.make.gate_layout import GateLayout
 from hasten.plugins.aptp.manifest import (
     BaseEntry,
     ExpertEntry,
@@ -24,19 +24,19 @@ from hasten.plugins.aptp.manifest import (
     Manifest,
     RouterEntry,
     SizeEntry,
-    config_digest,
 )
-from hasten.plugins.aptp.timetable import TimeTable
+from hasten.plugins.aptp.latency_table import LatencyTable
 
-__all__ = ["Noisy", "Study", "features", "relative_error"]
+__all__ = ["Noisy", "TrainingContext", "features", "relative_error"]
 
 _LEVELS = 4
-"""Different noise levels in one batch."""
+"""Most noise levels in one batch."""
+_STAGES = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
 
 
 @dataclass(frozen=True)
 class Noisy:
-    """A noisy batch: arguments of the forward, and what a perfect denoiser would predict (B, C, h, w)."""
+    """A noisy batch: arguments of the forward, what a perfect denoiser predicts (B, C, h, w), embeddings (B, D)."""
 
     arguments: Mapping[str, Any]
     truth: Tensor
@@ -44,32 +44,36 @@ class Noisy:
 
 
 @dataclass(frozen=True)
-class Study:
-    """A pipeline with its prepared data and everything known of its units.
+class TrainingContext:
+    """A pipeline with its prepared data and its prunable units.
 
     Args:
-        conditioner: makes forwards.
+        conditioner: builds the arguments of forwards.
         data: prepared pictures.
         costs: multiply-accumulates of plans.
-        space: gates, and what budgets are set on.
-        grain: how fine units are.
+        gates: order of the gates, and what budgets are shares of.
+        grain: size of the units.
     """
 
     conditioner: Conditioner
     data: Prepared
     costs: CostModel
-    space: Space
+    gates: GateLayout
     grain: GrainEntry
 
     @classmethod
-    def of(cls, pipe: Any, data: Prepared, grain: GrainEntry, table: Path | None = None) -> Study:
-        """Look at a pipeline; its denoiser is frozen and switched to evaluation.
+    def of(cls, pipe: Any, data: Prepared, grain: GrainEntry, table: Path | None = None) -> TrainingContext:
+        """The context of a pipeline. Its denoiser is frozen and set to evaluation mode.
 
         Args:
             pipe: the pipeline.
             data: prepared pictures.
-            grain: how fine units are.
-            table: folder of a latency table, for budgets on time instead of multiply-accumulates.
+            grain: size of the units.
+            table: folder of a latency table, if budgets are shares of time instead of multiply-accumulates.
+
+        Raises:
+            UnsupportedError: the family has no prunable units, or its denoiser cannot be pruned.
+            CheckpointError: the latency table is missing, damaged or of other units.
         """
         target = Target.of(pipe)
         units = target.capability(PrunableUnits)
@@ -78,34 +82,31 @@ class Study:
         structure = units.structure(denoiser, grain.grain())
         text = int(next((v.shape[1] for v in data.conditions.values() if v.ndim == 3), 0))
         costs = CostModel(denoiser, units, structure, data.size, text)
-        budget = costs if table is None else TimeTable.load(table, structure)
-        return cls(conditioner, data, costs, Space(structure, budget), grain)
+        budget = costs if table is None else LatencyTable.load(table, structure)
+        return cls(conditioner, data, costs, GateLayout(structure, budget), grain)
 
     @property
-    def denoiser(self) -> Any:
+    def denoiser(self) -> nn.Module:
         """The frozen base."""
         return self.conditioner.denoiser
 
     @property
     def structure(self) -> Structure:
         """Its units."""
-        return self.space.structure
+        return self.gates.structure
 
     def manifest(self, experts: tuple[ExpertEntry, ...], about: Mapping[str, Any]) -> Manifest:
-        """What a bundle of these experts says of itself."""
-        facts, size = self.data.about, self.data.size
+        """The manifest of a bundle with these experts."""
+        facts = self.data.about
+        router = RouterEntry(
+            kind="prototypes", encoder=facts["router_encoder"], model=str(facts["router_model"])
+        )
         return Manifest(
             family=self.conditioner.target.adapter.family,
-            base=BaseEntry(
-                name=str(facts["model"]),
-                denoiser=type(self.denoiser).__name__,
-                config=config_digest(self.denoiser),
-            ),
+            base=BaseEntry.of(self.denoiser, str(facts["model"])),
             grain=self.grain,
-            size=SizeEntry(height=size.height, width=size.width, text=self.costs.text),
-            router=RouterEntry(
-                kind="prototypes", encoder=facts["router_encoder"], model=str(facts["router_model"])
-            ),
+            size=SizeEntry.of(self.costs.size, self.costs.text),
+            router=router,
             experts=experts,
             files={},
             about=dict(about),
@@ -114,7 +115,7 @@ class Study:
     def noisy(
         self, batch: Batch, generator: torch.Generator, low: float = 0.0, high: float = math.inf
     ) -> Noisy:
-        """Add noise at a few random levels with flow times in [low, high)."""
+        """A batch with noise of at most four random levels, whose flow times lie in [low, high)."""
         levels = self.conditioner.draw_between(min(_LEVELS, len(batch.latents)), generator, low, high)
         usable = len(batch.latents) // len(levels) * len(levels)
         clean = batch.latents[:usable]
@@ -124,12 +125,15 @@ class Study:
         sigma = torch.tensor([level.sigma for level in levels]).repeat_interleave(each).view(-1, 1, 1, 1)
         conditions = {name: value[:usable] for name, value in batch.conditions.items()}
         arguments = self.conditioner.forward_arguments(alpha * clean + sigma * noise, conditions, levels)
-        kind = self.conditioner.target.layout.prediction(self.conditioner.target.pipe)
+        kind = self.conditioner.layout.prediction(self.conditioner.target.pipe)
         return Noisy(arguments, target_of(kind, clean, noise, alpha, sigma), batch.embeddings[:usable])
 
     def predict(self, model: Callable[..., Any], noisy: Noisy) -> Tensor:
-        """Prediction of a model (B, C, h, w), float32 on the CPU, where losses and costs are; the model may be
-        elsewhere.
+        """Prediction of a model (B, C, h, w), float32 on the CPU, where losses and costs are computed.
+
+        Args:
+            model: a denoiser on any device, or a call to one.
+            noisy: the batch.
         """
         from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 
@@ -139,7 +143,7 @@ class Study:
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error of each sample, as a share of the teacher's energy (B,), in float32."""
+    """Mean squared error of each sample (B,), float32, as a share of the mean square of the teacher's output."""
     student, teacher = student.float(), teacher.float()
     energy = teacher.square().flatten(1).mean(1).clamp_min(1e-8)
     return (student - teacher).square().flatten(1).mean(1) / energy
@@ -147,34 +151,23 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 @contextmanager
 def features(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Outputs of the stages of a denoiser, which pruning leaves in place, by name."""
+    """Outputs of the stages of a denoiser, by name, filled by the forwards inside the ``with`` block.
+
+    Pruning keeps the names and shapes of these outputs.
+    """
     found: dict[str, Tensor] = {}
-    handles = []
-    for name, module in model.named_children():
-        parts = module.named_children() if isinstance(module, nn.ModuleList) else [("", module)]
-        if name not in (
-            "down_blocks",
-            "mid_block",
-            "up_blocks",
-            "transformer_blocks",
-            "single_transformer_blocks",
-        ):
-            continue
-        for number, part in parts:
-            handles.append(part.register_forward_hook(_keep(found, f"{name}.{number}")))
-    try:
+    with ExitStack() as stack:
+        for name, module in model.named_children():
+            parts = module.named_children() if isinstance(module, nn.ModuleList) else [("", module)]
+            for number, part in parts if name in _STAGES else ():
+                stack.enter_context(part.register_forward_hook(_keep(found, f"{name}.{number}")))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _keep(found: dict[str, Tensor], name: str) -> Any:
-    def hook(_: Any, __: Any, output: Any) -> None:
-        found[name] = (
-            output[-1]
-            if isinstance(output, tuple) and isinstance(output[-1], Tensor)
-            else (output[0] if isinstance(output, tuple) else output)
-        )
+def _keep(found: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Any], None]:
+    def hook(_: nn.Module, __: object, output: Any) -> None:
+        if isinstance(output, tuple):
+            output = output[-1] if isinstance(output[-1], Tensor) else output[0]
+        found[name] = output
 
     return hook

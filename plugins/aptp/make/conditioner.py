@@ -1,4 +1,4 @@
-"""Conditions of a denoiser forward, taken from a real call of the pipeline, so that every family trains alike."""
+"""Arguments of a denoiser forward, captured from a real call of the pipeline: every family trains in the same way."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.extend import (
     Guidance,
+    ImageLayout,
     LatentSize,
+    NoiseLevel,
     Prediction,
     Target,
     UnsupportedError,
     parameter_names,
     unwrapped,
 )
-from hasten.schedules.noise import NoiseLevel
 
 __all__ = ["Conditioner", "target_of"]
 
@@ -33,13 +34,13 @@ class _CapturedError(Exception):
 
 @dataclass(frozen=True)
 class Conditioner:
-    """Builds forwards of a pipeline's denoiser from clean latents and stored conditions.
+    """Builds arguments for a pipeline's denoiser from noisy latents and stored conditions.
 
     Args:
         target: the pipeline.
-        size: extent of the latents.
-        template: arguments of a forward of one empty prompt, flattened.
-        batched: names of those that have a row for each sample.
+        size: latent extent.
+        template: captured arguments for one empty prompt; nested dictionaries are flattened to ``outer/inner``.
+        batched: names of the arguments with one row for each sample.
     """
 
     target: Target
@@ -49,43 +50,49 @@ class Conditioner:
 
     @classmethod
     def of(cls, target: Target, size: LatentSize) -> Conditioner:
-        """For latents of ``size``.
+        """Capture the arguments of a pipeline at a latent extent.
 
         Raises:
-            UnsupportedError: the pipeline has no denoiser forward to learn from.
+            UnsupportedError: the pipeline makes pictures without a forward of its denoiser.
         """
         one, two = _capture(target, [""], size), _capture(target, ["", ""], size)
         rows = [n for n, v in one.items() if isinstance(v, Tensor) and v.ndim and len(two[n]) == 2 * len(v)]
         return cls(target, size, one, tuple(rows))
 
     @property
-    def denoiser(self) -> Any:
-        """The pipeline's denoiser."""
+    def denoiser(self) -> nn.Module:
+        """The pipeline's denoiser, without a compiled wrapper."""
         return unwrapped(next(iter(self.target.denoisers.values())))
 
     @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Batched arguments that come from the prompt."""
-        layout: Any = self.target.layout
-        return tuple(name for name in self.batched if name not in (layout.latents, layout.timestep))
+    def layout(self) -> ImageLayout:
+        """The family's latent layout."""
+        return self.target.capability(ImageLayout)
 
     def conditions(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Arguments that come from the prompts, a row for each."""
+        """Arguments that come from the prompts, by name, one row for each prompt."""
         captured = _capture(self.target, list(prompts), self.size)
-        return {name: captured[name] for name in self.condition_names}
+        ours = (self.layout.latents, self.layout.timestep)
+        return {name: captured[name] for name in self.batched if name not in ours}
 
     def forward_arguments(
         self, latents: Tensor, conditions: Mapping[str, Tensor], levels: Sequence[NoiseLevel]
     ) -> dict[str, Any]:
-        """Arguments of one forward over noisy ``latents`` whose equal parts are at ``levels``, in order."""
-        layout: Any = self.target.layout
+        """Arguments of one forward over noisy latents.
+
+        Args:
+            latents: (B, C, h, w), in as many equal parts as there are levels.
+            conditions: from :meth:`conditions`, B rows each.
+            levels: noise level of each part.
+        """
+        layout = self.layout
         parts = []
         chunk = len(latents) // len(levels)
         for number, level in enumerate(levels):
             rows = slice(number * chunk, (number + 1) * chunk)
             given = dict(self.template) | {name: value[rows] for name, value in conditions.items()}
-            told = self.template[layout.latents]
-            given[layout.latents] = told[:1].expand(chunk, *told.shape[1:])
+            example = self.template[layout.latents]
+            given[layout.latents] = example[:1].expand(chunk, *example.shape[1:])
             changed = layout.encode(self.target.pipe, given, latents[rows], level)
             timestep = torch.as_tensor(changed[layout.timestep]).flatten()[:1].expand(chunk)
             parts.append({**changed, layout.timestep: timestep})
@@ -95,27 +102,27 @@ class Conditioner:
         return _nested(joined)
 
     def prediction(self, output: Any, channels: int) -> Tensor:
-        """The predicted latents (B, C, H, W) in what a forward returned."""
+        """The prediction (B, channels, h, w) in what a forward returned."""
         sample = output[0] if isinstance(output, tuple) else output
         unpacked = self.target.layout.decode_output(self.target.pipe, self.template, sample)
         return unpacked[:, :channels]
 
     def segment_bounds(self, segments: int) -> tuple[float, ...]:
-        """Flow times, falling, that cut the training levels into equal shares."""
+        """Descending flow times in (0, 1) that divide the training levels into ``segments`` equal shares."""
         times = [level.time for level in self.draw_levels(4096, torch.Generator().manual_seed(0))]
         return tuple(sorted(times, reverse=True)[len(times) * i // segments] for i in range(1, segments))
 
     def draw_between(
         self, count: int, generator: torch.Generator, low: float, high: float
     ) -> list[NoiseLevel]:
-        """Training levels whose flow time lies in [low, high)."""
+        """``count`` training levels whose flow time lies in [low, high)."""
         found: list[NoiseLevel] = []
         while len(found) < count:
             found += [level for level in self.draw_levels(64, generator) if low <= level.time < high]
         return found[:count]
 
     def draw_levels(self, count: int, generator: torch.Generator) -> list[NoiseLevel]:
-        """Training levels: uniform timesteps of a diffusion scheduler, logit-normal times of a flow."""
+        """``count`` training levels: uniform timesteps for diffusion, logit-normal times for flow matching."""
         scheduler = self.target.pipe.scheduler
         kept = getattr(scheduler, "alphas_cumprod", None)
         if kept is not None:
@@ -126,14 +133,15 @@ class Conditioner:
         return [NoiseLevel.flow(float(shift * t / (1 + (shift - 1) * t))) for t in times]
 
 
-def _like(value: Tensor, told: Any) -> Tensor:
+def _like(value: Tensor, captured: object) -> Tensor:
     """In the number format in which the pipeline itself passes it."""
-    formats = isinstance(told, Tensor) and told.is_floating_point() and value.is_floating_point()
-    return value.to(told.dtype) if formats else value
+    if isinstance(captured, Tensor) and captured.is_floating_point() and value.is_floating_point():
+        return value.to(captured.dtype)
+    return value
 
 
 def target_of(kind: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a perfect denoiser would predict."""
+    """What a perfect denoiser predicts (B, C, h, w) for ``alpha * clean + sigma * noise``."""
     if kind is Prediction.EPSILON:
         return noise
     if kind is Prediction.VP_VELOCITY:
@@ -143,32 +151,24 @@ def target_of(kind: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sig
 
 @torch.no_grad()
 def _capture(target: Target, prompts: list[str], size: LatentSize) -> dict[str, Any]:
-    pipe = target.pipe
+    """Arguments of the first forward of a call, by name."""
     denoiser = unwrapped(next(iter(target.denoisers.values())))
     names = parameter_names(denoiser)
 
-    def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _CapturedError(dict(zip(names, args)) | kwargs)
 
-    height, width = target.layout.pixels(pipe, size)
-    call: dict[str, Any] = {
-        "height": height,
-        "width": width,
-        "num_inference_steps": 2,
-        "output_type": "latent",
-    }
+    height, width = target.layout.pixels(target.pipe, size)
+    call = {"height": height, "width": width, "num_inference_steps": 2, "output_type": "latent"}
     if target.layout.guidance is not Guidance.EMBEDDED:
         call["guidance_scale"] = 1.0
-    accepted = target.call_arguments()
-    if "use_resolution_binning" in accepted:
+    if "use_resolution_binning" in target.call_arguments():
         call["use_resolution_binning"] = False
-    handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        pipe(prompt=prompts, generator=torch.Generator().manual_seed(0), **call)
-    except _CapturedError as found:
-        return _flat({name: value for name, value in found.kwargs.items() if name != "return_dict"})
-    finally:
-        handle.remove()
+    with denoiser.register_forward_pre_hook(stop, with_kwargs=True):
+        try:
+            target.pipe(prompt=prompts, generator=torch.Generator().manual_seed(0), **call)
+        except _CapturedError as found:
+            return _flat({name: value for name, value in found.kwargs.items() if name != "return_dict"})
     raise UnsupportedError(f"{target.name} generated a picture without a forward of its denoiser")
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from hasten._errors import HastenError
-from hasten.plugins.aptp.ranks import agree
+from hasten.plugins.aptp.agreement import agree
 from hasten.plugins.aptp.router import Decision
 
 WORKER = Path(__file__).with_name("gloo_worker.py")

@@ -1,9 +1,10 @@
-"""Fits the router to what the finished experts get wrong: hard prompts to large experts, at a given mean cost."""
+"""Fits the router to the errors of the finished experts: hard prompts to large experts, at a given mean cost."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten.extend import ConfigError
-from hasten.plugins.aptp.make.search import Searched
-from hasten.plugins.aptp.make.study import Study, relative_error
-from hasten.plugins.aptp.make.tune import Tuned, TuneOptions, Tuner
+from hasten.plugins.aptp.make.context import Noisy, TrainingContext, relative_error
+from hasten.plugins.aptp.make.options import ExportOptions
+from hasten.plugins.aptp.math import k_means
 from hasten.plugins.aptp.router import PrototypeRouter
 
 __all__ = ["Fitted", "error_table", "fit_router", "segment_routes"]
@@ -21,11 +22,12 @@ __all__ = ["Fitted", "error_table", "fit_router", "segment_routes"]
 _CENTRES = 48
 _HIDDEN = 24
 _TEMPERATURE = 0.2
+_CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A router, the shares of the calibration prompts it sends to each expert (K,), and their mean cost."""
+    """A router, the share of the calibration prompts that it sends to each expert (K,), and their mean cost."""
 
     router: PrototypeRouter
     traffic: Tensor
@@ -34,36 +36,39 @@ class Fitted:
 
 @torch.no_grad()
 def error_table(
-    study: Study, searched: Searched, tuned: Tuned, prompts: int, draws: int, seed: int, segments: int = 1
+    context: TrainingContext, experts: Sequence[Callable[[Noisy], Tensor]], options: ExportOptions
 ) -> Tensor:
-    """Distance from the base of each expert on each prompt in each timestep segment, as a share of the base's energy.
+    """Squared error of each expert on each prompt, as a share of the energy of the base's prediction.
 
-    Every expert sees the same noise; each prompt is seen at four levels in each draw and segment.
+    All experts see the same noise. Each prompt is seen at four noise levels per draw and segment.
+
+    Args:
+        context: pipeline and data.
+        experts: predictions (B, C, h, w) for a noisy batch.
+        options: number of prompts, draws and segments, and the seed.
 
     Returns:
-        (prompts, K, segments), the noisiest segment first.
+        (prompts, K, segments), float32, the noisiest segment first.
     """
-    tuner = Tuner(study, searched, TuneOptions(weights=tuned.weights, rank=tuned.about.get("rank", 4)))
-    tuner.load(tuned)
-    table = torch.zeros(prompts, len(tuner.models), segments)
-    edges = (math.inf, *study.conditioner.segment_bounds(segments), 0.0)
-    for first in range(0, prompts, 16):
-        index = torch.arange(first, min(first + 16, prompts)) % len(study.data.latents)
+    prompts, draws, segments = options.prompts, options.draws, options.segments
+    table = torch.zeros(prompts, len(experts), segments)
+    edges = (math.inf, *context.conditioner.segment_bounds(segments), 0.0)
+    for first in range(0, prompts, _CHUNK):
+        index = torch.arange(first, min(first + _CHUNK, prompts))
         for draw, segment in itertools.product(range(draws), range(segments)):
-            generator = torch.Generator().manual_seed(seed + 1000 * first + draws * segment + draw)
+            generator = torch.Generator().manual_seed(options.seed + 1000 * first + draws * segment + draw)
             # A batch has four levels in equal parts: repeating the rows shows each prompt at all of them.
-            rows = study.data.rows(index.repeat(4))
-            noisy = study.noisy(rows, generator, edges[segment + 1], edges[segment])
-            teacher = study.predict(study.denoiser, noisy)
-            for number in range(len(tuner.models)):
-                student = tuner.predict(number, noisy)
-                errors = relative_error(student, teacher).view(4, -1).mean(0)
-                table[first : first + len(index), number, segment] += errors / draws
+            rows = context.data.rows(index.repeat(4))
+            noisy = context.noisy(rows, generator, edges[segment + 1], edges[segment])
+            teacher = context.predict(context.denoiser, noisy)
+            for number, predict in enumerate(experts):
+                errors = relative_error(predict(noisy), teacher).view(4, -1).mean(0)
+                table[index, number, segment] += errors / draws
     return table
 
 
 def segment_routes(errors: Tensor, shares: Tensor) -> list[tuple[int, ...]]:
-    """Routes that no other beats in mean error at their mean cost: an expert for each segment, cheapest route first.
+    """The routes (one expert for each segment) with the least mean error at their mean cost, cheapest first.
 
     Args:
         errors: mean error of each expert in each segment (K, S).
@@ -79,16 +84,18 @@ def segment_routes(errors: Tensor, shares: Tensor) -> list[tuple[int, ...]]:
 def fit_router(
     embeddings: Tensor, errors: Tensor, shares: Tensor, mean_share: float, *, steps: int = 400, seed: int = 0
 ) -> Fitted:
-    """A router of least expected error at a mean cost.
+    """The router with the least expected error at a mean cost.
 
     Args:
         embeddings: of the calibration prompts (N, D).
         errors: of each expert on each of them (N, K).
-        shares: cost of each expert (K,).
-        mean_share: wanted mean cost.
+        shares: cost of each expert as a share of the base's (K,).
+        mean_share: mean cost to reach, between the least and the largest of ``shares``.
+        steps: training steps.
+        seed: of initialisation and clustering.
 
     Raises:
-        ConfigError: the experts are all cheaper, or all costlier, than ``mean_share``.
+        ConfigError: all experts are cheaper, or all costlier, than ``mean_share``.
     """
     if not float(shares.min()) <= mean_share <= float(shares.max()):
         raise ConfigError(
@@ -100,20 +107,18 @@ def fit_router(
         price = (low + high) / 2
         cost = float(shares[(errors + price * shares).argmin(1)].mean())
         low, high = (price, high) if cost > mean_share else (low, price)
-    wanted = (errors + high * shares).argmin(1)
-    router = _trained(embeddings.float(), wanted, errors + high * shares, len(shares), steps, seed)
+    router = _trained(embeddings.float(), errors + high * shares, steps, seed)
     chosen = torch.stack([router.probabilities(e) for e in embeddings]).argmax(1)
     traffic = torch.bincount(chosen, minlength=len(shares)).float() / len(chosen)
     return Fitted(router, traffic, float((traffic * shares).sum()))
 
 
-def _trained(
-    embeddings: Tensor, wanted: Tensor, prices: Tensor, experts: int, steps: int, seed: int
-) -> PrototypeRouter:
+def _trained(embeddings: Tensor, prices: Tensor, steps: int, seed: int) -> PrototypeRouter:
+    """A router of prompts (N, D) to the expert of the least price (N, K)."""
     generator = torch.Generator().manual_seed(seed)
     mean, scale = embeddings.mean(0), embeddings.std(0).clamp_min(1e-4)
     standard = (embeddings - mean) / scale
-    width = embeddings.shape[1]
+    width, experts, wanted = embeddings.shape[1], prices.shape[1], prices.argmin(1)
     weight = (torch.randn(_HIDDEN, width, generator=generator) * width**-0.5).requires_grad_()
     bias = torch.zeros(_HIDDEN, requires_grad=True)
     prototypes = torch.randn(experts, _HIDDEN, generator=generator).requires_grad_()
@@ -127,27 +132,9 @@ def _trained(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    centres = _centres(F.normalize(standard, dim=-1), generator)
-    familiar = (F.normalize(standard, dim=-1) @ centres.T).amax(1)
+    unit = F.normalize(standard, dim=-1)
+    centres, _ = k_means(unit, _CENTRES, generator, unit=True)
     # A new caption of the same kind lies a little farther from the centres than those they were made from.
-    threshold = familiar.quantile(0.005) - 0.1
-    return PrototypeRouter(
-        mean,
-        scale,
-        weight.detach(),
-        bias.detach(),
-        prototypes.detach(),
-        torch.tensor(_TEMPERATURE),
-        centres,
-        threshold,
-    )
-
-
-def _centres(unit: Tensor, generator: torch.Generator, rounds: int = 20) -> Tensor:
-    """Spherical k-means."""
-    centres = unit[torch.randperm(len(unit), generator=generator)[:_CENTRES]].clone()
-    for _ in range(rounds):
-        nearest = (unit @ centres.T).argmax(1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, unit)
-        centres = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=-1), centres)
-    return centres
+    familiar = (unit @ centres.T).amax(1).quantile(0.005) - 0.1
+    learned = (parameter.detach() for parameter in (weight, bias, prototypes))
+    return PrototypeRouter(mean, scale, *learned, torch.tensor(_TEMPERATURE), centres, familiar)
