@@ -112,6 +112,7 @@ from hasten._models import (
     read_settings as read_settings,
 )
 from hasten._module_state import ModuleState as ModuleState
+from hasten._module_tree import clone_tree as clone_tree
 from hasten._plan import Plan as Plan
 from hasten._ranks import Ranks as Ranks
 from hasten._recorder import Stopwatch as Stopwatch

@@ -1,9 +1,9 @@
-"""The base that experts are cut from: what it has to be, and following it when the user changes it."""
+"""The base that experts are cut from: what it has to be, and how changes of it are detected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ _ROUNDING = 2.0**-8
 
 
 def plain_base(denoiser: nn.Module) -> nn.Module:
-    """The denoiser as it can be cut: fused adapters without their wrappers, the same tensors.
+    """The denoiser without the wrappers of fused adapters, over the same tensors.
 
     Raises:
         UnsupportedError: it is offloaded, quantised, stored in another type than it computes in, or has an adapter
@@ -49,33 +49,34 @@ def plain_base(denoiser: nn.Module) -> nn.Module:
 def prepare(
     target: Target, bundle: Bundle, denoiser: nn.Module, *, weights: bool
 ) -> tuple[nn.Module, Structure]:
-    """What a bundle's experts are cut from, and its units.
+    """The model that a bundle's experts are cut from, and its units.
 
     Args:
         target: the pipeline.
-        bundle: what it has to fit.
-        denoiser: the user's.
-        weights: compare its weights with those the bundle was made for, too.
+        bundle: the bundle it has to fit.
+        denoiser: the user's denoiser.
+        weights: also compare some weights with those the bundle was made for.
 
     Raises:
         UnsupportedError: the experts cannot be cut from it; the message says why.
     """
     plain = plain_base(denoiser)
     family = target.adapter.family
-    _raise(bundle.check_base(plain, family, weights=False))
+    bundle.check_base(plain, family, weights=False)
     units = target.capability(PrunableUnits)
     structure = units.structure(plain, bundle.manifest.grain.grain())
-    bundle.check_experts(structure)
+    for expert in bundle.experts:
+        expert.plan.check(structure)
     if weights:
-        _raise(bundle.check_base(plain, family))
+        bundle.check_base(plain, family)
     return plain, structure
 
 
 class Base:
-    """The live base of one acceleration.
+    """The base of one acceleration, as the user's pipeline has it now.
 
     Args:
-        bundle: whose experts are cut from it.
+        bundle: its experts are cut from the base.
         prepare: :func:`prepare` for this pipeline and bundle.
     """
 
@@ -84,19 +85,19 @@ class Base:
         self._own = bundle.own_parameters()
         self._state: ModuleState | None = None
         self._probe = torch.empty(0)
-        self.plain: Any = None
-        """What experts are cut from."""
-        self.structure: Any = None
-        """Its units."""
+        self.plain: nn.Module
+        """The model that experts are cut from; set by :meth:`follow`."""
+        self.structure: Structure
+        """Its units; set by :meth:`follow`."""
 
     def follow(self, denoiser: nn.Module) -> bool:
-        """Look at the denoiser as it is now.
+        """Compare the denoiser with its last state.
 
         Returns:
-            Whether it was moved, cast, edited or replaced, so that experts have to be cut anew.
+            Whether it was moved, cast, edited or replaced, so that experts have to be cut again.
 
         Raises:
-            UnsupportedError: the experts cannot follow what was changed.
+            UnsupportedError: experts cannot be cut from the changed denoiser.
         """
         root = unwrapped(denoiser)
         place = None if self._state is None else self._state.change(root)
@@ -109,15 +110,14 @@ class Base:
             if place is None:
                 raise
             raise UnsupportedError(
-                f"aptp: the denoiser was changed after attaching, first at {place!r}, and its "
-                f"experts cannot be changed in the same way: "
-                f"{error}"
+                f"aptp: the denoiser was changed after attaching, first at {place!r}, and its experts cannot be "
+                f"changed in the same way: {error}"
             ) from error
         self.plain, self.structure, self._state = plain, structure, ModuleState(root)
         return True
 
     def _refuse_unreachable(self, plain: nn.Module) -> None:
-        """Parameters that experts bring with them stay as they are whatever happens to those of the base."""
+        """Refuse a change of parameters that experts replace with their own: it would not reach the experts."""
         probe = _probe(plain, self._own)
         if self._state is None:
             self._probe = probe
@@ -125,18 +125,13 @@ class Base:
             probe, self._probe, rtol=_ROUNDING, atol=1e-6
         ):
             raise UnsupportedError(
-                f"the experts of {self._bundle.place} have their own weights, which a change of the base's "
-                f"does not reach; undo it, or restore() and continue without aptp"
+                f"the experts of {self._bundle.place} have their own weights, and a change of the base's weights does "
+                f"not reach them; undo it, or call restore() and continue without aptp"
             )
 
 
 def _probe(model: nn.Module, names: frozenset[str] | None) -> Tensor:
-    """A few values of the named parameters, of all for ``None``."""
+    """A few values of the named parameters; of all parameters for ``None``."""
     if names is None:
         return probe_weights(model.parameters())
     return probe_weights(value for name, value in model.named_parameters() if name in names)
-
-
-def _raise(reason: str | None) -> None:
-    if reason is not None:
-        raise UnsupportedError(reason)

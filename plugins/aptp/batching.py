@@ -1,4 +1,4 @@
-"""Splitting a pipeline call into groups of its prompts and putting the results together, invisibly to the user."""
+"""Splits a pipeline call into groups of its prompts and merges the results, as if it were one call."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image", "ip_ada
 
 
 def check_splittable(call: RunCall) -> None:
-    """Refuse a split that could be seen in the pictures.
+    """Refuse a split that would change the pictures.
 
     Raises:
-        UnsupportedError: noise drawn in every step from one generator cannot be shared out, or the call has pictures.
+        UnsupportedError: the scheduler draws noise in every step from one generator, or the call has input pictures.
     """
     arguments, scheduler = call.arguments, getattr(call.pipe, "scheduler", None)
     for name in _PICTURES:
@@ -61,7 +61,7 @@ def part_of_call(call: RunCall, prompts: Sequence[int], count: int, copies: int)
             changes[name] = value[list(prompts)]
     callback = call.arguments.get("callback_on_step_end")
     if callback is not None:
-        changes["callback_on_step_end"] = _told(callback, tuple(sample_indices(prompts, copies)))
+        changes["callback_on_step_end"] = _with_indices(callback, tuple(sample_indices(prompts, copies)))
     return call.replace_arguments(changes)
 
 
@@ -71,20 +71,20 @@ def sample_indices(prompts: Sequence[int], copies: int) -> list[int]:
 
 
 class Draws:
-    """The initial latents of the whole batch, drawn once, as the pipeline itself would have drawn them.
+    """The initial latents of the whole batch, drawn once, as the pipeline draws them.
 
     Args:
-        generator: of the whole call.
-        total: pictures of the whole call.
+        generator: argument ``generator`` of the whole call.
+        total: number of pictures of the whole call.
     """
 
-    def __init__(self, generator: Any, total: int) -> None:
+    def __init__(self, generator: torch.Generator | list[torch.Generator] | None, total: int) -> None:
         self._generator, self._total = generator, total
         self._whole: Any = None
 
     @contextmanager
     def part(self, pipe: Any, samples: Sequence[int]) -> Iterator[None]:
-        """The pipeline gives ``samples`` of the whole batch their latents, for the length of a ``with`` block."""
+        """Inside the ``with`` block the pipeline uses the latents of ``samples``, positions in the whole batch."""
         original = pipe.prepare_latents
         signature = inspect.signature(original)
 
@@ -100,10 +100,10 @@ class Draws:
 
 
 def drawn_once(call: RunCall, total: int) -> Draws | None:
-    """The draws of a call of ``total`` pictures; ``None`` where nothing is drawn before the first step.
+    """The latents of a call of ``total`` pictures; ``None`` if none are drawn before the first step.
 
     Raises:
-        UnsupportedError: the pipeline draws its latents in a way that is not known.
+        UnsupportedError: the pipeline has no ``prepare_latents`` with ``batch_size`` and ``generator``.
     """
     if _scale_by_scale(call):
         return None
@@ -117,11 +117,11 @@ def drawn_once(call: RunCall, total: int) -> Draws | None:
 
 
 def merge(outputs: Sequence[Any], samples: Sequence[Sequence[int]]) -> Any:
-    """The results of the groups as one, in the order of the whole batch.
+    """The results of all groups, in the order of the whole batch.
 
     Args:
-        outputs: what the pipeline returned for each group: a tuple or an output object.
-        samples: for each group the positions of its pictures.
+        outputs: results of the pipeline for each group: tuples or output objects.
+        samples: positions of the pictures of each group.
     """
     first = outputs[0]
     if isinstance(first, tuple) and not isinstance(first, Mapping):
@@ -155,12 +155,12 @@ def _rows(value: Any, samples: Sequence[int], total: int) -> Any:
     return value
 
 
-def _told(callback: Callable[..., Any], samples: tuple[int, ...]) -> Callable[..., Any]:
-    """A callback that also learns which pictures of the whole batch it is shown, as ``sample_indices``."""
+def _with_indices(callback: Callable[..., Any], samples: tuple[int, ...]) -> Callable[..., Any]:
+    """A callback that also receives the positions of its pictures in the whole batch, as ``sample_indices``."""
     if not callable(callback) or hasattr(callback, "tensor_inputs"):
         return callback  # diffusers' own callback objects take exactly what they ask for
 
-    def told(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> Any:
+    def called(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> Any:
         return callback(pipe, step, timestep, {**kwargs, "sample_indices": samples})
 
-    return told
+    return called

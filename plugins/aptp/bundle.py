@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hasten.extend import CheckpointError, Structure
+from hasten.extend import CheckpointError, Structure, UnsupportedError, clone_tree
 from hasten.files import inside, read_fields
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.lora import DOWN, UP, merge_update
@@ -25,7 +25,7 @@ from hasten.plugins.aptp.manifest import (
 )
 from hasten.plugins.aptp.plan import PlanFields, PruningPlan
 from hasten.plugins.aptp.router import PrototypeRouter, Router
-from hasten.plugins.aptp.surgery import clone_tree, nested_order, pruned, reordered, skeleton
+from hasten.plugins.aptp.surgery import nested_order, pruned, reordered, skeleton
 from hasten.weights import check_fit, read_tensors
 
 __all__ = ["Bundle", "Expert", "expert_entries", "probe_weights", "save_bundle"]
@@ -36,7 +36,7 @@ _PROBED = 4
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert: what stays, and the tensors that differ from the base (``None`` for a plain slice)."""
+    """One expert: its plan, and the tensors that differ from the base's (``None`` for a plain slice)."""
 
     plan: PruningPlan
     tensors: dict[str, Tensor] | None = None
@@ -47,11 +47,11 @@ class Bundle:
     """A loaded bundle.
 
     Args:
-        manifest: what it says of itself.
+        manifest: content of ``aptp.json``.
         router: chooses experts.
-        experts: in order.
-        shared: low-rank update of the whole base that experts with shared weights are cut from.
-        probe: some values of the base's weights.
+        experts: in the order of their numbers.
+        shared: low-rank update of the whole base, for experts with shared weights.
+        probe: some values of the base's weights, float32 (N,); empty if they were not stored.
         place: its folder, for messages.
     """
 
@@ -90,42 +90,37 @@ class Bundle:
             )
         return cls(manifest, router, experts, shared, probe, str(folder))
 
-    def check_base(self, denoiser: nn.Module, family: str, *, weights: bool = True) -> str | None:
-        """Why the experts cannot be cut from ``denoiser``, ``None`` if they can.
+    def check_base(self, denoiser: nn.Module, family: str, *, weights: bool = True) -> None:
+        """Refuse a denoiser that the experts cannot be cut from.
 
         Args:
-            denoiser: the user's.
-            family: of the pipeline's adapter.
-            weights: compare some of its weights, too, to the precision of bfloat16.
+            denoiser: the user's denoiser.
+            family: family of the pipeline's adapter.
+            weights: also compare some of its weights, to the precision of bfloat16.
+
+        Raises:
+            UnsupportedError: it has another family or configuration, or other weights.
         """
         base = self.manifest.base
         if family != self.manifest.family:
-            return f"the bundle {self.place} is for the family {self.manifest.family!r}, not {family!r}"
+            raise UnsupportedError(
+                f"the bundle {self.place} is for the family {self.manifest.family!r}, not {family!r}"
+            )
         if config_digest(denoiser) != base.config:
-            return (
+            raise UnsupportedError(
                 f"the bundle {self.place} was made for the {base.denoiser} of {base.name!r}, and this "
                 f"{type(denoiser).__name__} has another configuration; load that base"
             )
         if weights and len(self.probe):
             found = probe_weights(denoiser.parameters())
             if found.shape != self.probe.shape or not torch.allclose(found, self.probe, rtol=0.02, atol=1e-3):
-                return (
+                raise UnsupportedError(
                     f"the bundle {self.place} was made for the weights of {base.name!r}, and these differ; load that "
                     f"base, or set aptp.base_check='config' if a LoRA was fused into it on purpose"
                 )
-        return None
-
-    def check_experts(self, structure: Structure) -> None:
-        """Refuse plans that do not fit the base.
-
-        Raises:
-            UnsupportedError: naming the unit and the reason.
-        """
-        for expert in self.experts:
-            expert.plan.check(structure)
 
     def own_parameters(self) -> frozenset[str] | None:
-        """Names of the base's parameters that experts replace with their own; ``None`` for all of them."""
+        """Names of the base's parameters that experts replace with their own; ``None`` if they replace all."""
         if any(entry.weights == "full" for entry in self.manifest.experts):
             return None
         held = [self.shared or {}, *(expert.tensors or {} for expert in self.experts)]
@@ -133,7 +128,7 @@ class Bundle:
         return frozenset(name for name in names if name.rpartition(".")[2] not in (UP, DOWN))
 
     def source(self, denoiser: nn.Module, structure: Structure, number: int) -> nn.Module:
-        """What expert ``number`` is cut from: the base, with the shared update and in nested order where it is so."""
+        """The model that expert ``number`` is cut from: the base, perhaps with the shared update and sorted units."""
         model = denoiser
         if self.manifest.experts[number].weights == "shared":
             model = clone_tree(denoiser)
@@ -142,24 +137,24 @@ class Bundle:
         return model if order is None else reordered(model, structure, order)
 
     def build(self, source: nn.Module, structure: Structure, number: int) -> nn.Module:
-        """Expert ``number``, cut from its :meth:`source`, in the base's precision and on its device.
+        """Expert ``number``, cut from its :meth:`source`, with the base's dtype and device.
 
         Raises:
-            CheckpointError: its tensors do not fit.
-            UnsupportedError: its plan does not.
+            CheckpointError: its tensors do not fit its plan.
+            UnsupportedError: its plan does not fit the base.
         """
         expert, kind = self.experts[number], self.manifest.experts[number].weights
         place = f"{self.place}/{_place(number)}"
         if kind == "full":
             return _from_state(source, structure, expert, place)
         plan = expert.plan if self._order(structure) is None else expert.plan.first_units()
-        model: nn.Module = pruned(source, structure, plan)
+        model = pruned(source, structure, plan)
         if kind == "lora":
             merge_update(model, expert.tensors or {}, place)
         return model
 
     def _order(self, structure: Structure) -> dict[str, tuple[int, ...]] | None:
-        """With it one tensor serves all experts; those with weights of their own have no use for it."""
+        """Order of units in which every expert keeps the first ones, so that all share tensors; else ``None``."""
         if any(entry.weights in ("lora", "full") for entry in self.manifest.experts):
             return None
         return nested_order(structure, [expert.plan for expert in self.experts])
@@ -167,7 +162,7 @@ class Bundle:
 
 @torch.no_grad()
 def probe_weights(parameters: Iterable[Tensor]) -> Tensor:
-    """A few values of every parameter, float32 (N,): enough to tell two trained models apart at any precision."""
+    """A few values of every parameter, float32 (N,), to tell two trained models apart at any precision."""
     picked = [torch.empty(0)]
     for parameter in parameters:
         flat = parameter.detach().flatten()
@@ -179,21 +174,24 @@ def probe_weights(parameters: Iterable[Tensor]) -> Tensor:
 def expert_entries(
     costs: CostModel, plans: Sequence[PruningPlan], weights: ExpertWeights, traffic: Sequence[float]
 ) -> tuple[ExpertEntry, ...]:
-    """What a manifest says of each expert."""
-    entries = []
-    for plan, share in zip(plans, traffic, strict=True):
-        cost = costs.of(plan)
-        macs_share = cost.macs / costs.full.macs
-        entries.append(
-            ExpertEntry(
-                weights=weights,
-                macs_share=macs_share,
-                macs=cost.macs,
-                parameters=cost.parameters,
-                traffic=float(share),
-            )
+    """Manifest entries of experts.
+
+    Args:
+        costs: of the base.
+        plans: of each expert.
+        weights: kind of their weights.
+        traffic: share of the calibration prompts routed to each.
+    """
+    return tuple(
+        ExpertEntry(
+            weights=weights,
+            macs_share=costs.ratio(plan),
+            macs=costs.of(plan).macs,
+            parameters=costs.of(plan).parameters,
+            traffic=float(share),
         )
-    return tuple(entries)
+        for plan, share in zip(plans, traffic, strict=True)
+    )
 
 
 def save_bundle(
@@ -204,10 +202,18 @@ def save_bundle(
     base: nn.Module,
     shared: dict[str, Tensor] | None = None,
 ) -> Manifest:
-    """Write a bundle; tensors go to disk in half precision, except the router's.
+    """Write a bundle. The experts' tensors are stored in float16, the router's as they are.
+
+    Args:
+        folder: where to write.
+        manifest: everything but the digests of the files.
+        router: chooses experts.
+        experts: in the order of their numbers.
+        base: the model they are cut from.
+        shared: low-rank update of the base, for experts with shared weights.
 
     Returns:
-        The manifest with the digests of the files.
+        The manifest with the SHA-256 of every file.
     """
     from safetensors.torch import save_file
 
@@ -237,7 +243,7 @@ def _half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _verify_files(folder: Path, manifest: Manifest) -> None:
-    """Every file that is read is listed with its digest, and every listed one lies in the folder."""
+    """Refuse a bundle unless every file that is read is listed, and every listed file exists and is undamaged."""
     kinds = [entry.weights for entry in manifest.experts]
     read = [ROUTER, *(_place(number, "plan.json") for number in range(len(kinds)))]
     read += [_place(number) for number, kind in enumerate(kinds) if kind in ("lora", "full")]
@@ -275,7 +281,7 @@ def _make_router(manifest: Manifest, tensors: dict[str, Tensor], place: str) -> 
 
 
 def _from_state(denoiser: nn.Module, structure: Structure, expert: Expert, place: str) -> nn.Module:
-    model: nn.Module = skeleton(denoiser, structure, expert.plan)
+    model = skeleton(denoiser, structure, expert.plan)
     like = next(denoiser.parameters())
     buffers = {name for name, _ in model.named_buffers()}
     wanted = {name: value for name, value in model.state_dict().items() if name not in buffers}

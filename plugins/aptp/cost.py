@@ -130,7 +130,10 @@ class CostModel:
         lost = self._lost({name: (1 - gates).sum(-1) for name, gates in units.items()})
         # In millions, so that float32 holds the terms well.
         terms = [*self._linear(lost, blocks, 1e6), *self._attention(lost, blocks, 1e6)]
-        return sum(terms, torch.zeros(())) / (self.full.macs / 1e6)
+        total = torch.zeros(())
+        for term in terms:
+            total = total + term
+        return total / (self.full.macs / 1e6)
 
     def _lost(self, removed: Mapping[str, Number]) -> dict[tuple[str, str], Number]:
         """(layer, axis) -> channels removed, from the number of units removed of each group."""

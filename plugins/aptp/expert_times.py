@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from hasten.plugins.aptp.make.gate_layout import GateLayout
 from hasten.plugins.aptp.surgery import pruned
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline
 
 __all__ = ["SHAPES", "Timed", "even_plan_time", "measure", "untrained_unet"]
 
@@ -95,15 +95,15 @@ def measure(
     return _timed(models, shares, forward, rounds, compiled)
 
 
-def untrained_unet(shape: str) -> UNet2DConditionModel:
+def untrained_unet(shape: str) -> nn.Module:
     """A U-Net of a published shape with random weights, in float32."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**SHAPES[shape], use_linear_projection=True)
+    return cast("nn.Module", UNet2DConditionModel(**SHAPES[shape], use_linear_projection=True))
 
 
 def even_plan_time(
-    model: UNet2DConditionModel,
+    model: nn.Module,
     side: int,
     batch: int,
     *,
@@ -153,4 +153,6 @@ def _timed(
         name: partial(run, torch.compile(model) if compiled else model) for name, model in models.items()
     }
     timings = interleave(tasks, rounds=rounds, device=next(models[BASE_NAME].parameters()).device)
-    return [Timed(name, shares[name], timings.ratio(name, BASE_NAME), timings.median(name)) for name in models]
+    return [
+        Timed(name, shares[name], timings.ratio(name, BASE_NAME), timings.median(name)) for name in models
+    ]

@@ -1,56 +1,43 @@
-"""Gates: units and blocks switched on and off, or faded, where they are read. Equal to surgery when they are 0 or 1."""
+"""Gates that scale units and blocks. With gates of 0 and 1 the result equals that of the pruned model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hasten.extend import Cut, Structure
-from hasten.plugins.aptp.plan import PruningPlan
 
-__all__ = ["gated", "masks"]
-
-
-def masks(structure: Structure, plan: PruningPlan) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gates of 0 and 1 for a plan: by group (units,), and by block ()."""
-    plan.check(structure)
-    units = {}
-    for name, kept in plan.kept.items():
-        gate = torch.zeros(structure.groups[name].units)
-        gate[list(kept)] = 1
-        units[name] = gate
-    return units, {name: torch.zeros(()) for name in plan.dropped}
+__all__ = ["gated"]
 
 
 @contextmanager
 def gated(
     model: nn.Module, structure: Structure, units: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Run ``model`` with gates.
+    """Forwards of ``model`` use gates inside the ``with`` block.
 
     Args:
         model: the denoiser.
         structure: its units.
-        units: group id -> gates (units,), or (B, units) with one row for each sample of the batch.
-        blocks: block id -> gate (), or (B,); 0 lets the input pass.
+        units: group -> gates from 0 to 1, (units,), or (B, units) with one row for each sample of the batch.
+        blocks: block -> gate from 0 to 1, () or (B,); 0 replaces the block's output by its input.
     """
     with ExitStack() as stack:
         for name, gate in units.items():
             for cut in structure.groups[name].consumers:
                 hook = _scale_columns(cut, gate)
-                stack.callback(model.get_submodule(cut.module).register_forward_pre_hook(hook).remove)
+                stack.enter_context(model.get_submodule(cut.module).register_forward_pre_hook(hook))
         for name, gate in blocks.items():
             module = model.get_submodule(name)
             hook = _fade(structure.blocks[name].placeholder(module), gate)
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield
 
 
-def _scale_columns(cut: Cut, gate: Tensor) -> Any:
+def _scale_columns(cut: Cut, gate: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
         axis = 1 if hidden.ndim == 4 else hidden.ndim - 1
@@ -67,7 +54,7 @@ def _scale_columns(cut: Cut, gate: Tensor) -> Any:
     return hook
 
 
-def _fade(placeholder: nn.Module, gate: Tensor) -> Any:
+def _fade(placeholder: nn.Module, gate: Tensor) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         passed = placeholder(*args, **kwargs)
         if isinstance(output, Tensor):

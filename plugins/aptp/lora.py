@@ -1,10 +1,9 @@
-"""Low-rank updates: of a bundle's experts, and a user's LoRA cut to fit a pruned model."""
+"""Low-rank updates: those of a bundle's experts, and a user's LoRA cut to fit a pruned model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from hasten.extend import CheckpointError, Structure
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import channels
 
-__all__ = ["DOWN", "UP", "merge_update", "slice_lora"]
+__all__ = ["DOWN", "UP", "merge_update", "slice_lora", "update_cut"]
 
 DOWN, UP = "lora_A", "lora_B"
 _KEY = re.compile(
@@ -24,10 +23,10 @@ _KEY = re.compile(
 
 @torch.no_grad()
 def merge_update(model: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
-    """Add low-rank updates and replace small parameters, in new tensors: shared ones are not touched.
+    """Add low-rank updates to a model and replace parameters. New tensors are made; shared ones do not change.
 
     Args:
-        model: pruned denoiser.
+        model: the pruned denoiser.
         tensors: ``MODULE.lora_A`` (r, in[, kh, kw]) and ``MODULE.lora_B`` (out, r), or whole parameters by name.
         place: file they come from, for messages.
 
@@ -64,19 +63,19 @@ def merge_update(model: nn.Module, tensors: Mapping[str, Tensor], place: str) ->
 def slice_lora(
     tensors: Mapping[str, Tensor], model: nn.Module, structure: Structure, plan: PruningPlan
 ) -> dict[str, Tensor]:
-    """A LoRA of the whole model cut to fit a pruned one, in the same format.
+    """Cut a LoRA of the whole model to fit a pruned one, in the same format.
 
-    A layer that produces removed units loses rows of its up matrix, one that consumes them columns of its down matrix;
-    updates of dropped blocks vanish. Fusing the result equals fusing the whole and cutting then.
+    A layer that produces removed units loses rows of its up matrix, a layer that reads them columns of its down matrix.
+    Updates of dropped blocks are left out. Fusing the result equals fusing the whole LoRA before pruning.
 
     Args:
-        tensors: of a LoRA file of diffusers (``unet.MODULE.lora_A.weight``) or with ``lora_down`` and ``lora_up``.
+        tensors: content of a LoRA file of diffusers (``unet.MODULE.lora_A.weight``), or with ``lora_down`` and
+            ``lora_up``.
         model: the whole denoiser.
         structure: its units.
         plan: what stays.
     """
     plan = plan.without_whole(structure)
-    touched = {(cut.module, cut.axis) for name in plan.kept for cut in structure.groups[name].cuts}
     result = {}
     for name, value in tensors.items():
         match = _KEY.match(name)
@@ -86,12 +85,30 @@ def slice_lora(
         module = match["module"]
         if any(module == block or module.startswith(f"{block}.") for block in plan.dropped):
             continue
-        axis = "out" if match["side"] in ("lora_B", "lora_up") else "in"
-        if (module, axis) in touched:
-            index = channels(structure, plan, model, module, axis).to(value.device)
-            value = value.index_select(0 if axis == "out" else 1, index)
+        down = match["side"] in ("lora_A", "lora_down")
+        for dimension, index in update_cut(model, structure, plan, module, down=down):
+            value = value.index_select(dimension, index.to(value.device))
         result[name] = value
     return result
+
+
+def update_cut(
+    model: nn.Module, structure: Structure, plan: PruningPlan, module: str, *, down: bool
+) -> list[tuple[int, Tensor]]:
+    """What a plan leaves of the update of a layer: at most one (dimension, channels that stay).
+
+    Args:
+        model: the whole denoiser.
+        structure: its units.
+        plan: what stays.
+        module: path of the layer.
+        down: whether the tensor is the down matrix (columns are cut) or anything else (rows are cut).
+    """
+    axis = "in" if down else "out"
+    cuts = (cut for name in plan.kept for cut in structure.groups[name].cuts)
+    if not any((cut.module, cut.axis) == (module, axis) for cut in cuts):
+        return []
+    return [(1 if down else 0, channels(structure, plan, model, module, axis))]
 
 
 def _product(up: Tensor, down: Tensor) -> Tensor:
@@ -99,7 +116,7 @@ def _product(up: Tensor, down: Tensor) -> Tensor:
     return flat.view(len(up), *down.shape[1:])
 
 
-def _module(model: nn.Module, path: str, name: str, place: str) -> Any:
+def _module(model: nn.Module, path: str, name: str, place: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError as error:

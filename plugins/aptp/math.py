@@ -99,7 +99,7 @@ def hard_gates(logits: Tensor, temperature: float, noise: Tensor | None = None) 
 
 
 def paper_gates(logits: Tensor, uniform: Tensor, temperature: float = 0.4, base: float = 3.0) -> Tensor:
-    """Soft gates of the paper, ``sigmoid((l + g + b) / T)``, with Gumbel noise ``g`` made from ``uniform`` in (0, 1)."""
+    """Soft gates of the paper, ``sigmoid((l + g + b) / T)``, with Gumbel noise ``g`` from ``uniform`` in (0, 1)."""
     gumbel = -torch.log(-torch.log(uniform + TINY) + TINY)
     return torch.sigmoid((logits + gumbel + base) / temperature)
 

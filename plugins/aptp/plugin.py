@@ -45,12 +45,12 @@ class Aptp(Technique[AptpConfig]):
     varies_by_prompt = True
 
     def claims(self, target: Target) -> Sequence[Claim]:
-        """The shapes of weights change from group to group, and with them the heads that a cache holds."""
+        """Weights change their shapes between groups of prompts, and so do the heads in a cache of keys and values."""
         claims = [Claim("weights.structure", Access.EXCLUSIVE)]
         if target.adapter.capability(ScaleSchedule) is not None:
             claims.append(Claim("attention.kv", Access.EXCLUSIVE))
         if self._segments(target):
-            # The expert changes between two steps: what is remembered of a layer's heads would be another expert's.
+            # The expert changes between two steps: heads cached for a layer would be those of another expert.
             claims.append(Claim("attention.self", Access.EXCLUSIVE))
         return claims
 
@@ -58,10 +58,10 @@ class Aptp(Technique[AptpConfig]):
         try:
             return self._bundle(target).manifest.segments
         except HastenError:
-            return ()  # the check says what is wrong
+            return ()  # `check` reports the error
 
     def check(self, target: Target) -> Iterable[Finding]:
-        """Refuse a bundle that does not belong to this pipeline."""
+        """Refuse a bundle that was not made for this pipeline."""
         if len(target.denoisers) != 1:
             yield Finding(
                 "error", f"it supports pipelines with one denoiser, and this one has {len(target.denoisers)}"
@@ -94,13 +94,13 @@ class Aptp(Technique[AptpConfig]):
         )
 
     def forecast(self, target: Target, arguments: Mapping[str, Any], before: Forecast) -> Forecast | None:  # noqa: ARG002
-        """Every step at the share of its expert."""
+        """Every step at the cost of its expert."""
         from hasten.plugins.aptp.forecast import forecast
 
         return forecast(self.config, self._bundle(target).manifest, before)
 
     def attach(self, target: Target, seams: Seams) -> None:
-        """Around the pipeline call, and around forwards for the report."""
+        """Wrap the pipeline call, and every forward for the report."""
         from hasten.plugins.aptp.base_model import Base
         from hasten.plugins.aptp.encoder import make_encoder
         from hasten.plugins.aptp.experts import Experts
@@ -114,7 +114,7 @@ class Aptp(Technique[AptpConfig]):
         def time(kwargs: Mapping[str, Any]) -> float:
             return target.moments.level(target.pipe, kwargs).time
 
-        experts = Experts(bundle, base, config.residency, config.resident, time, compiled=config.compile)
+        experts = Experts(bundle, base, config, time)
         denoiser = _denoiser(target)
         experts.follow(denoiser)
         if config.residency == "all":

@@ -1,11 +1,11 @@
 """The router of the published checkpoints: compares the gates predicted for a prompt with the experts' codes.
 
-Source: https://github.com/rezashkv/diffusion_pruning. That code compares sampled gates. The gates of a prompt are sampled
-in every call, with noise that depends on the prompt's place in its batch; the gates of the codes were sampled once, at
-the end of training. Both are cut to 0 or 1, except in modules with a depth gate: there the soft gates are multiplied by
-the soft depth gate. Here the codes are kept as sampled, and the gates of a prompt are replaced by their mean over the
-noise. The expert nearest to this mean is the one that the published code selects most often, and it depends on the
-prompt alone.
+Source: https://github.com/rezashkv/diffusion_pruning. That code compares sampled gates. The gates of a prompt are
+sampled in every call, with noise that depends on the prompt's place in its batch; the gates of the codes were sampled
+once, at the end of training. Both are cut to 0 or 1, except in modules with a depth gate: there the soft gates are
+multiplied by the soft depth gate. Here the codes are kept as sampled, and the gates of a prompt are replaced by their
+mean over the noise. The expert nearest to this mean is the one that the published code selects most often, and it
+depends on the prompt alone.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Router(ABC):
-    """Scores the experts of a bundle for a prompt. The fields of a subclass are the tensors of ``router.safetensors``."""
+    """Scores the experts of a bundle for a prompt. The fields of a subclass are the tensors that are stored."""
 
     @property
     @abstractmethod
@@ -155,9 +155,7 @@ class PrototypeRouter(Router):
     @override
     def _expected(cls, tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], bool]]:
         width, hidden = (max(1, tensors[name].numel()) for name in ("mean", "bias"))
-        experts, centres = (
-            max(1, tensors[name].shape[:1].numel()) for name in ("prototypes", "centres")
-        )
+        experts, centres = (max(1, tensors[name].shape[:1].numel()) for name in ("prototypes", "centres"))
         shapes: dict[str, tuple[int, ...]] = {"mean": (width,), "scale": (width,), "weight": (hidden, width)}
         shapes |= {"bias": (hidden,), "prototypes": (experts, hidden), "temperature": ()}
         shapes |= {"centres": (centres, width), "familiar": ()}

@@ -1,4 +1,4 @@
-"""The run handler: route, group, run each group on its expert, and put the pictures back in order."""
+"""The run handler: routes prompts, runs each group on its expert, and returns the pictures in order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from hasten.extend import DenoiserCall, RunCall, swapped
+from hasten.plugins.aptp.agreement import agree
 from hasten.plugins.aptp.batching import check_splittable, drawn_once, merge, part_of_call, sample_indices
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.config import AptpConfig
 from hasten.plugins.aptp.encoder import Encoder
 from hasten.plugins.aptp.experts import Experts
 from hasten.plugins.aptp.prompt_groups import group_prompts
-from hasten.plugins.aptp.agreement import agree
 from hasten.plugins.aptp.router import BASE, Decision, random_expert
 from hasten.plugins.aptp.timestep_segments import segment_of
 
@@ -30,11 +30,11 @@ __all__ = ["Routing", "decide"]
 
 @dataclass(frozen=True)
 class _Current:
-    """The group that runs now."""
+    """The group that is running."""
 
     pipe: Any
     base: nn.Module
-    """What the pipeline holds when no expert stands in its place."""
+    """The denoiser of the pipeline outside of the run."""
     expert: int
     samples: tuple[int, ...]
     decisions: tuple[Decision, ...]
@@ -44,7 +44,7 @@ _current: ContextVar[_Current | None] = ContextVar("hasten_aptp_group", default=
 
 
 def decide(prompt: str, bundle: Bundle, encoder: Encoder, config: AptpConfig) -> Decision:
-    """Where a prompt goes: a function of the prompt alone."""
+    """The decision for a prompt, which depends on the prompt alone."""
     if config.route == "static":
         return Decision(config.expert or 0, 1.0, "static")
     if config.fallback and not prompt.strip():
@@ -69,12 +69,12 @@ class Routing:
     """Handlers of the technique on one pipeline.
 
     Args:
-        name: of the technique, for the report.
+        name: name of the technique, for the report.
         config: its options.
         target: the pipeline.
-        bundle: experts and router.
-        encoder: of the router.
-        experts: in memory.
+        bundle: router and manifest.
+        encoder: prompt encoder of the router.
+        experts: the experts in memory.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Routing:
         self._shares = {i: r.macs_share for i, r in enumerate(bundle.manifest.choices)} | {BASE: 1.0}
 
     def run(self, call: RunCall, proceed: Callable[[RunCall], Any]) -> Any:
-        """Around the pipeline call."""
+        """Wrap the pipeline call."""
         self._experts.follow(self._base())
         prompts = _prompts_of(call)
         if prompts is None:
-            # Embeddings alone cannot be routed: the whole model is right for every prompt.
+            # Embeddings cannot be routed, and the whole model suits every prompt.
             return self._on_expert(call, proceed, BASE, (), (Decision(BASE, 1.0, "no text"),))
         copies = int(call.arguments.get("num_images_per_prompt") or 1)
         decisions = [self.decide(prompt) for prompt in prompts]
@@ -119,13 +119,13 @@ class Routing:
         return merge(outputs, places)
 
     def decide(self, prompt: str) -> Decision:
-        """The decision for a prompt, remembered."""
+        """The decision for a prompt, cached."""
         if prompt not in self._decided:
             self._decided[prompt] = decide(prompt, self._bundle, self._encoder, self._config)
         return self._decided[prompt]
 
     def record(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
-        """Around every forward: says in the report which expert computes it, and for which pictures."""
+        """Wrap every forward, to report its expert and pictures."""
         current = _current.get()
         if current is not None and call.step.index == 0:
             call.run.record(
@@ -161,7 +161,7 @@ class Routing:
             self._experts.release()
 
     def _base(self) -> nn.Module:
-        """The user's denoiser. In a call from a callback of a call the pipeline holds an expert."""
+        """The user's denoiser. During a call, for example in a callback, the pipeline has an expert in its place."""
         current = _current.get()
         held = next(iter(self._target.denoisers.values()))
         return held if current is None or current.pipe is not self._target.pipe else current.base

@@ -1,21 +1,18 @@
-"""Cuts units out of a denoiser for good: smaller tensors, fewer operations, the same function as masking them."""
+"""Removes units from a denoiser: smaller tensors and fewer operations, the same function as masking them."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hasten.extend import (
-    HOOK_REGISTRY,
-    MODULE_HOOKS,
-    MODULE_STORES,
     Cut,
     Structure,
     UnsupportedError,
+    clone_tree,
     hooks_on,
     offload_hook,
 )
@@ -23,8 +20,6 @@ from hasten.plugins.aptp.plan import PruningPlan
 
 __all__ = [
     "channels",
-    "clone_tree",
-    "cut_tensor",
     "nested_order",
     "pruned",
     "refuse_hooks",
@@ -34,9 +29,10 @@ __all__ = [
 ]
 
 _CASTING = "layerwise_casting"
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
+def pruned(model: ModuleT, structure: Structure, plan: PruningPlan) -> ModuleT:
     """A pruned copy of ``model`` that shares every tensor the plan leaves whole.
 
     Args:
@@ -45,11 +41,10 @@ def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
         plan: what stays.
 
     Returns:
-        A model of the same class; nested plans (the first units of a group) share even the cut tensors' memory,
-        as far as their layout allows.
+        A model of the same class. If a plan keeps the first units of a group, matrices are views of the whole ones.
 
     Raises:
-        UnsupportedError: the plan is illegal, or the model carries hooks of an offloader.
+        UnsupportedError: the structure does not allow the plan, or the model has hooks of an offloader.
     """
     plan.check(structure)
     refuse_hooks(model)
@@ -70,7 +65,7 @@ def pruned(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
 
 
 def nested_order(structure: Structure, plans: Sequence[PruningPlan]) -> dict[str, tuple[int, ...]] | None:
-    """An order of every group's units in which each plan keeps the first ones; ``None`` if there is none."""
+    """An order of the units of every group in which each plan keeps the first ones; ``None`` if none exists."""
     order = {}
     for group in structure.groups.values():
         kept = [set(plan.units(group)) for plan in plans]
@@ -81,8 +76,8 @@ def nested_order(structure: Structure, plans: Sequence[PruningPlan]) -> dict[str
     return order
 
 
-def reordered(model: nn.Module, structure: Structure, order: Mapping[str, tuple[int, ...]]) -> Any:
-    """The same function with the units of every group in another order; layers that stay as they are are shared."""
+def reordered(model: ModuleT, structure: Structure, order: Mapping[str, tuple[int, ...]]) -> ModuleT:
+    """A copy with the units of every group in another order, which computes the same. Unchanged layers are shared."""
     copied = clone_tree(model)
     moved = {name: units for name, units in order.items() if units != tuple(range(len(units)))}
     for cut in _cuts(structure, moved):
@@ -98,7 +93,7 @@ def reordered(model: nn.Module, structure: Structure, order: Mapping[str, tuple[
     return copied
 
 
-def skeleton(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
+def skeleton(model: ModuleT, structure: Structure, plan: PruningPlan) -> ModuleT:
     """The pruned architecture with its parameters on the meta device and its buffers real."""
     copied = clone_tree(model)
     for module in copied.modules():
@@ -110,26 +105,6 @@ def skeleton(model: nn.Module, structure: Structure, plan: PruningPlan) -> Any:
     return pruned(copied, structure, plan)
 
 
-def clone_tree(model: nn.Module) -> Any:
-    """Another tree of modules over the same parameters and buffers."""
-    made: dict[int, nn.Module] = {}
-
-    def clone(module: nn.Module) -> nn.Module:
-        if id(module) in made:
-            return made[id(module)]
-        twin = copy.copy(module)
-        vars(twin).pop(HOOK_REGISTRY, None)  # an empty registry, which would still point to the original
-        made[id(module)] = twin
-        for name in (*MODULE_STORES, *MODULE_HOOKS):
-            if name in vars(module):
-                vars(twin)[name] = copy.copy(vars(module)[name])
-        for name, child in module._modules.items():
-            twin._modules[name] = None if child is None else clone(child)
-        return twin
-
-    return clone(model)
-
-
 def channels(
     structure: Structure,
     plan: PruningPlan,
@@ -138,7 +113,16 @@ def channels(
     axis: str,
     parameter: str = "weight",
 ) -> Tensor:
-    """Numbers of the channels of a layer that stay, along one axis of its weight (or of a bare vector)."""
+    """Numbers of the channels of a layer that stay, int64 (kept,).
+
+    Args:
+        structure: units of the model.
+        plan: what stays.
+        model: the whole model.
+        module: path of the layer.
+        axis: ``"out"`` for rows of its weight, ``"in"`` for columns.
+        parameter: the weight, or a bare vector of the module by its name.
+    """
     whole: Any = getattr(model.get_submodule(module), parameter)
     stays = torch.ones(whole.shape[0 if axis == "out" else 1], dtype=torch.bool)
     for name, units in plan.kept.items():
@@ -165,8 +149,8 @@ def cut_layer(layer: Any, axis: str, index: Tensor, parameter: str = "weight") -
         setattr(layer, f"{axis}_{kind}", len(index))
 
 
-def cut_tensor(tensor: Tensor, index: Tensor, dimension: int) -> Tensor:
-    """Channels ``index`` along ``dimension``: a view where they are the first ones of a matrix or vector."""
+def _channels_of(tensor: Tensor, index: Tensor, dimension: int) -> Tensor:
+    """Channels ``index`` along ``dimension``; a view if they are the first rows, or the first columns of a matrix."""
     prefix = bool((index == torch.arange(len(index))).all())
     if prefix and (dimension == 0 or tensor.ndim == 2):
         return tensor.narrow(dimension, 0, len(index))
@@ -178,20 +162,20 @@ def _parameter(parameter: Any, index: Tensor, dimension: int) -> nn.Parameter:
         shape = list(parameter.shape)
         shape[dimension] = len(index)
         return nn.Parameter(parameter.detach().new_empty(shape), parameter.requires_grad)
-    kept = cut_tensor(parameter.detach(), index, dimension)
+    kept = _channels_of(parameter.detach(), index, dimension)
     if kept.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
         kept = kept.contiguous(memory_format=torch.channels_last)
     return nn.Parameter(kept, parameter.requires_grad)
 
 
 def _cuts(structure: Structure, groups: Iterable[str]) -> Collection[Cut]:
-    """A cut of every layer's axis that some groups touch, one each: two groups may share a layer."""
+    """One cut for every axis of a layer that some groups touch, even if two groups share it."""
     cuts = (cut for name in groups for cut in structure.groups[name].cuts)
     return {(cut.module, cut.axis, cut.parameter): cut for cut in cuts}.values()
 
 
 def _follow_packing(model: nn.Module, structure: Structure, name: str) -> None:
-    """Keep what FLUX's single blocks note about the halves of their output layer."""
+    """Update the sizes that FLUX's single blocks store for the halves of their output layer."""
     for cut in structure.groups[name].consumers:
         layer: Any = model.get_submodule(cut.module)
         if hasattr(layer, "_tp_packed_row_blocks"):
@@ -200,7 +184,7 @@ def _follow_packing(model: nn.Module, structure: Structure, name: str) -> None:
 
 
 def refuse_hooks(model: nn.Module) -> None:
-    """Refuse a model whose hooks would go on working on the uncut weights.
+    """Refuse a model whose hooks would keep working on the weights before pruning.
 
     Raises:
         UnsupportedError: naming the module and what put the hook there.
@@ -234,7 +218,7 @@ def without_adapters(model: nn.Module) -> nn.Module:
     wrapped = [path for path, module in model.named_modules() if _is_adapted(module)]
     if not wrapped:
         return model
-    copied: nn.Module = clone_tree(model)
+    copied = clone_tree(model)
     for path in reversed(wrapped):  # the inner of two wrappers first
         layer: Any = model.get_submodule(path)
         if not _computes_its_base(layer):

@@ -1,4 +1,4 @@
-"""Timestep segments, the second routing axis: one denoiser to the outside, another expert for every range of noise."""
+"""Timestep segments: one denoiser that uses another expert in every range of noise levels."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from typing import Any
 
 from torch import nn
 
-from hasten.extend import parameter_names, unwrapped
-from hasten.plugins.aptp.surgery import clone_tree
+from hasten.extend import clone_tree, parameter_names, unwrapped
 
 __all__ = ["segment_of", "segmented"]
 
 
 def segment_of(time: float, bounds: Sequence[float]) -> int:
-    """Number of the segment a flow time lies in; ``bounds`` fall, and segment 0 is the noisiest."""
+    """Number of the segment of a flow time. ``bounds`` descend; segment 0 is the noisiest."""
     return sum(time < bound for bound in bounds)
 
 
 def segmented(
     experts: Sequence[nn.Module], bounds: Sequence[float], time: Callable[[Mapping[str, Any]], float]
-) -> Any:
-    """A denoiser that looks like the first expert and computes every forward with the expert of its segment.
+) -> nn.Module:
+    """A denoiser that has the attributes of the first expert and computes every forward with the expert of its segment.
 
     Args:
         experts: one for each segment, noisiest first.
-        bounds: flow times at which the expert changes, falling.
+        bounds: descending flow times at which the expert changes.
         time: flow time of a forward, from its arguments by name.
     """
     names = parameter_names(experts[0])

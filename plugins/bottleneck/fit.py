@@ -137,7 +137,7 @@ def _scaled(vae: Any, latent: Tensor) -> Tensor:
             f"{type(vae).__name__} has neither scaling_factor nor latents_mean and latents_std, so the "
             f"scale of its latents is not known; measure A and beta yourself and pass them as spectrum"
         )
-    return (latent - shift) * scale
+    return (latent - shift) * float(scale)
 
 
 def _per_channel(vae: Any, name: str, latent: Tensor) -> Tensor | None:

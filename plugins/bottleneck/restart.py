@@ -243,7 +243,8 @@ class Transition:
         from diffusers.utils.torch_utils import randn_tensor
 
         shape = (*like.shape[:-2], *size)
-        return randn_tensor(shape, generator=self._generator, device=like.device, dtype=like.dtype)
+        drawn: Tensor = randn_tensor(shape, generator=self._generator, device=like.device, dtype=like.dtype)
+        return drawn
 
 
 def _add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hasten.extend import HOOK_REGISTRY, BlockOutputs, UnsupportedError, hooks_on, keeps_state
+from hasten.extend import BlockOutputs, UnsupportedError, clone_tree, hooks_on, keeps_state
 from hasten.plugins.cache.blocks import known_blocks
 from hasten.plugins.cache.config import CacheConfig, Situation
 
@@ -48,7 +48,7 @@ class Hooked:
         self._memories: dict[tuple[str, str], Any] = {}
         self.computed = 0
         """Layers with a hook that the last forward computed."""
-        twin = _twin(model, {})
+        twin = clone_tree(model)
         with known_blocks(model, outputs):
             config.apply(twin, replace(situation, timestep=self._timestep))
         self._hooks = {
@@ -125,18 +125,6 @@ class Hooked:
 
     def _timestep(self) -> float:
         return 1000 * self._level if self._branch in self._warm else _NO_LEVEL
-
-
-def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A module tree with the same classes, attributes and weights, whose modules can be given other attributes."""
-    if module not in known:
-        twin = known[module] = type(module).__new__(type(module))
-        twin.__dict__.update(vars(module))
-        twin.__dict__.pop(HOOK_REGISTRY, None)
-        twin.__dict__["_modules"] = {
-            name: None if child is None else _twin(child, known) for name, child in module._modules.items()
-        }
-    return known[module]
 
 
 def _with_text(output: Any, hook: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

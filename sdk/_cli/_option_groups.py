@@ -47,7 +47,8 @@ def with_option_groups(command: Callable[..., ResultT]) -> Callable[..., ResultT
     @functools.wraps(command)
     def run(**given: Any) -> ResultT:
         made = {
-            name: kind(**{field: given.pop(field) for field in names}) for name, (kind, names) in groups.items()
+            name: kind(**{field: given.pop(field) for field in names})
+            for name, (kind, names) in groups.items()
         }
         return command(**given, **made)
 

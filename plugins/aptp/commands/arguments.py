@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from hasten.commands import Placement
     from hasten.plugins.aptp.make.context import TrainingContext
 
-__all__ = ["Batch", "BundleFolder", "BundleOut", "FullDtype", "ModelName", "Rounds", "Stage", "TimedStage", "Work", "shares"]
+__all__ = [
+    "Batch",
+    "BundleFolder",
+    "BundleOut",
+    "FullDtype",
+    "ModelName",
+    "Rounds",
+    "Stage",
+    "TimedStage",
+    "Work",
+    "shares",
+]
 
 ModelName = Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")]
 BundleFolder = Annotated[Path, typer.Argument(help="A bundle.")]

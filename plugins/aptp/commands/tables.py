@@ -11,9 +11,9 @@ from hasten.commands import Console, Table
 
 if TYPE_CHECKING:
     from hasten.plugins.aptp.expert_times import Timed
+    from hasten.plugins.aptp.latency_table import LatencyTable
     from hasten.plugins.aptp.make.traffic import Traffic
     from hasten.plugins.aptp.manifest import Manifest
-    from hasten.plugins.aptp.latency_table import LatencyTable
 
 __all__ = ["show_bundle", "show_latencies", "show_times", "show_traffic"]
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hasten.extend import PrunableUnits, Structure, Target
 from hasten.plugins.aptp.cost import CostModel
+from hasten.plugins.aptp.latency_table import LatencyTable
 from hasten.plugins.aptp.make.conditioner import Conditioner, target_of
 from hasten.plugins.aptp.make.data import Batch, Prepared
 from hasten.plugins.aptp.make.gate_layout import GateLayout
@@ -25,7 +26,9 @@ from hasten.plugins.aptp.manifest import (
     RouterEntry,
     SizeEntry,
 )
-from hasten.plugins.aptp.latency_table import LatencyTable
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 __all__ = ["Noisy", "TrainingContext", "features", "relative_error"]
 
@@ -62,7 +65,9 @@ class TrainingContext:
     grain: GrainEntry
 
     @classmethod
-    def of(cls, pipe: Any, data: Prepared, grain: GrainEntry, table: Path | None = None) -> TrainingContext:
+    def of(
+        cls, pipe: DiffusionPipeline, data: Prepared, grain: GrainEntry, table: Path | None = None
+    ) -> TrainingContext:
         """The context of a pipeline. Its denoiser is frozen and set to evaluation mode.
 
         Args:

@@ -1,4 +1,4 @@
-"""Prepared data: latents, conditions and router embeddings of captioned pictures, encoded once."""
+"""Prepared data: latents, conditions and router embeddings of captioned pictures."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything ``prepare`` wrote.
+    """What :func:`prepare` wrote.
 
     Args:
-        latents: as the denoiser sees them (N, C, h, w), half precision.
-        conditions: by argument name, a row for each caption.
+        latents: scaled as the denoiser expects them (N, C, h, w), float16.
+        conditions: denoiser arguments by name, one row for each caption.
         empty: the same for the empty caption, one row.
-        embeddings: of the router's encoder (N, D).
+        embeddings: of the router's encoder (N, D), float32.
         captions: of the pictures.
-        about: model, encoder, size.
+        about: model and router encoder.
     """
 
     latents: Tensor
@@ -77,7 +77,7 @@ class Prepared:
         return LatentSize(self.latents.shape[2], self.latents.shape[3])
 
     def rows(self, index: Tensor, dropped: Tensor | None = None) -> Batch:
-        """Rows in single precision; where ``dropped``, the empty caption's conditions."""
+        """Rows in float32 by number (B,). Where ``dropped`` (B,) is true, the caption is empty."""
         conditions = {}
         for name, value in self.conditions.items():
             chosen = value[index]
@@ -88,7 +88,7 @@ class Prepared:
         return Batch(self.latents[index].float(), conditions, self.embeddings[index].float())
 
     def batch(self, count: int, generator: torch.Generator, drop: float = 0.0) -> Batch:
-        """``count`` random rows, a share ``drop`` of them with the empty caption."""
+        """``count`` random rows; each has an empty caption with probability ``drop``."""
         index = torch.randint(len(self.latents), (count,), generator=generator)
         return self.rows(index, torch.rand(count, generator=generator) < drop)
 
@@ -97,7 +97,7 @@ class Prepared:
         """Read what ``prepare`` wrote.
 
         Raises:
-            CheckpointError: it is not there, incomplete or damaged.
+            CheckpointError: it does not exist, is incomplete or damaged.
         """
         if not (folder / _ABOUT).exists() or not (folder / _FILE).exists():
             raise CheckpointError(f"no prepared data in {folder}; run `hasten aptp prepare` first")
@@ -124,7 +124,7 @@ class Prepared:
 
 class _Noted(BaseModel):
     made: str | None = None
-    """Of one :func:`prepare`, the same in both files."""
+    """Identifier of one call of :func:`prepare`, equal in both files."""
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _like(rows: Tensor, count: int) -> Tensor:
-    """As many rows of the same kind, on the meta device."""
+    """A tensor of ``count`` rows like ``rows``, on the meta device."""
     return torch.empty((count, *rows.shape[1:]), dtype=rows.dtype, device="meta")
 
 
@@ -216,9 +216,7 @@ def scene_pictures(count: int, pixels: int, seed: int = 7) -> Iterator[Picture]:
 
 
 def captioned_pictures(folder: Path, height: int, width: int) -> Iterator[Picture]:
-    """Pictures of a folder with a caption each: in ``NAME.txt`` beside it, or in ``metadata.jsonl``.
-
-    One caption is taken for each picture, and used for the router and the model alike.
+    """Pictures of a folder and their captions, which are in ``NAME.txt`` beside a picture or in ``metadata.jsonl``.
 
     Raises:
         ConfigError: the folder has no pictures, or a picture has no caption.
@@ -273,7 +271,7 @@ def _picture(file: Path, height: int, width: int) -> Tensor:
 
 def _encode(pipe: Any, images: Tensor) -> Tensor:
     """Latents (B, C, h, w), float32 on the CPU, of pictures (B, 3, H, W) in [-1, 1]."""
-    vae = getattr(pipe, "vae", None)
+    vae: Any = getattr(pipe, "vae", None)
     if type(vae).__name__ != "AutoencoderKL":
         raise UnsupportedError(
             f"pictures are encoded with an AutoencoderKL, and this pipeline has a {type(vae).__name__}"
@@ -283,4 +281,5 @@ def _encode(pipe: Any, images: Tensor) -> Tensor:
     # The Stable Diffusion and PixArt pipelines use a scale but no shift.
     shifted = not hasattr(pipe.scheduler, "alphas_cumprod")
     shift = (vae.config.shift_factor or 0.0) if shifted else 0.0
-    return ((latents - shift) * float(vae.config.scaling_factor)).float().cpu()
+    scaled: Tensor = (latents - shift) * vae.config.scaling_factor
+    return scaled.float().cpu()

@@ -38,9 +38,7 @@ def configurations(bundle: Bundle) -> dict[str, Config]:
     }
 
 
-def compare(
-    model: str, folder: Path, options: CompareOptions, place: Placement, out: Path
-) -> list[Traffic]:
+def compare(model: str, folder: Path, options: CompareOptions, place: Placement, out: Path) -> list[Traffic]:
     """Run the comparison and write its report (see ``hasten compare``), and where prompts are routed.
 
     Args:

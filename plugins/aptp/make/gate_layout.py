@@ -1,4 +1,4 @@
-"""The gates of a structure as one vector, and plans from such vectors at an exact budget."""
+"""The gates of a structure as one vector, and the plan that a vector of scores gives at a budget."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["GateLayout"]
 
 @dataclass(frozen=True)
 class GateLayout:
-    """What may be removed, in order: the units of every group, then the blocks.
+    """Order of the gates in a vector: the units of every group, then the blocks.
 
     Args:
-        structure: of the denoiser.
-        budget: what plans cost.
+        structure: units of the denoiser.
+        budget: cost of plans.
     """
 
     structure: Structure
@@ -30,17 +30,17 @@ class GateLayout:
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
-        """Groups of which something may be removed."""
+        """Groups that may lose units."""
         return tuple(n for n, g in self.structure.groups.items() if g.refusal is None and g.units > g.step)
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
-        """Blocks that may go."""
+        """Blocks that may be removed."""
         return tuple(name for name, block in self.structure.blocks.items() if block.refusal is None)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """Gates of each group."""
+        """Number of gates of each group."""
         return tuple(self.structure.groups[name].units for name in self.groups)
 
     @property
@@ -49,13 +49,13 @@ class GateLayout:
         return sum(self.widths) + len(self.blocks)
 
     def split(self, gates: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(..., size) as gates by group (..., units) and by block (...)."""
+        """Gates (..., size) by group (..., units), and by block (...)."""
         parts = gates.split([*self.widths, len(self.blocks)], -1)
         units = dict(zip(self.groups, parts))
         return units, {name: parts[-1][..., i] for i, name in enumerate(self.blocks)}
 
     def prices(self) -> Tensor:
-        """What each gate saves alone (size,), as a share of the whole."""
+        """Share of the cost that each gate saves if it alone is closed (size,)."""
         prices = []
         for name in self.groups:
             group = self.structure.groups[name]
@@ -65,11 +65,11 @@ class GateLayout:
         return torch.tensor(prices)
 
     def plan(self, scores: Tensor, budget: float) -> PruningPlan:
-        """The plan that keeps the highest scores and costs at most ``budget`` of the whole.
+        """The plan that keeps the highest scores at a cost of at most ``budget``.
 
         Args:
-            scores: (size,), higher is kept longer.
-                budget: share of the whole model's cost.
+            scores: of the gates (size,); lower ones are removed first.
+            budget: share of the whole model's cost, in (0, 1].
 
         Raises:
             ConfigError: no plan is that cheap.
@@ -93,7 +93,7 @@ class GateLayout:
         return self._filled(self._above(scores, order[low]), scores, budget)
 
     def _filled(self, plan: PruningPlan, scores: Tensor, budget: float) -> PruningPlan:
-        """The plan with the best of what is left that still fits: one block may have been more than the rest."""
+        """The plan with the best removed units added that still fit: a single block may have freed more than needed."""
         units, blocks = self.split(scores)
         for name in sorted(plan.dropped, key=lambda block: (-float(blocks[block]), block)):
             inside = {group.id for group in self.structure.inside(name)}
@@ -118,7 +118,7 @@ class GateLayout:
         return plan.without_whole(self.structure)
 
     def _above(self, scores: Tensor, bound: float) -> PruningPlan:
-        """The plan that keeps scores of at least ``bound``, and what has to stay."""
+        """The plan that keeps scores of at least ``bound``, and the least number of units of every group."""
         units, blocks = self.split(scores)
         kept = {}
         for name, values in units.items():
@@ -131,7 +131,7 @@ class GateLayout:
         return PruningPlan(kept, dropped)
 
     def of(self, plan: PruningPlan) -> Tensor:
-        """A plan as a vector of 0 and 1."""
+        """The gates of a plan (size,), 0 or 1."""
         parts: list[Sequence[float]] = []
         for name in self.groups:
             units = set(plan.units(self.structure.groups[name]))

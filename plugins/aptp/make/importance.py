@@ -1,4 +1,4 @@
-"""How much each unit matters: the second-order Taylor estimate of the loss without it."""
+"""Importance of units: the second-order Taylor estimate of the loss without them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ __all__ = ["importance"]
 
 
 def importance(context: TrainingContext, batches: int, batch: int, seed: int = 0) -> Tensor:
-    """Mean squared slope of the denoising loss along each gate (size,), the Fisher estimate of its curvature.
+    """Mean squared gradient of the denoising loss for each gate (size,), the Fisher estimate of its curvature.
 
-    The slope is taken sample by sample: over a batch it would average out.
+    Gradients are taken for each sample: their mean over a batch would be near zero.
+
+    Args:
+        context: pipeline and data.
+        batches: number of batches.
+        batch: samples in a batch.
+        seed: of data and noise.
     """
     total = torch.zeros(context.gates.size)
     for number in range(batches):

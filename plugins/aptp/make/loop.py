@@ -1,4 +1,4 @@
-"""A training loop that resumes to the bit, with its state in safetensors and its curve on disk."""
+"""A training loop that resumes bit-identically. Its state is stored as safetensors, its curve as JSON lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Noted(BaseModel):
 
 
 def step_generators(seed: int, step: int) -> tuple[torch.Generator, torch.Generator]:
-    """Generators of one step: one that all processes share, and one for this process's data."""
+    """Two generators for one step: one that is equal in all processes, and one for the data of this process."""
     common = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     own = torch.Generator().manual_seed((seed * 1_000_003 + step + 7_919 * (rank() + 1) * 1_000_033) % 2**63)
     return common, own
@@ -44,13 +44,13 @@ class Loop:
     Args:
         name: shown with the progress.
         parameters: what is trained, by name.
-        loss: ``loss(step, common, own)``: loss and figures for the curve.
-        folder: receives state and curve.
-        steps: in all.
-        rate: learning rate, after a short warm-up; falls along a half cosine to a tenth.
-        identity: what the run is; a state of another identity is refused.
-        seed: of every step's generators.
-        save_every: steps between states.
+        loss: ``loss(step, common, own)`` returns the loss, (), and figures for the curve.
+        folder: for state and curve.
+        steps: number of steps of the whole run.
+        rate: peak learning rate; it rises over the first 5 % and falls to a tenth along a half cosine.
+        identity: the options of the run; a state with other options is refused.
+        seed: of the generators of every step.
+        save_every: steps between saved states.
     """
 
     name: str
@@ -64,14 +64,14 @@ class Loop:
     save_every: int = 50
 
     def run(self, stop_after: int | None = None) -> None:
-        """Train to the end, going on from a state if there is one.
+        """Train to the end, from the saved state if there is one.
 
         Args:
-            stop_after: stop once this many steps are done; a later call goes on.
+            stop_after: stop after this step; a later call continues.
 
         Raises:
-            CheckpointError: the folder holds the state of another run, or a damaged one.
-            HastenError: the loss is not finite, or the processes hold different parameters.
+            CheckpointError: the folder has the state of another run, or a damaged one.
+            HastenError: the loss is not finite, or the processes have different parameters.
         """
         optimizer = torch.optim.AdamW(list(self.parameters.values()), lr=self.rate, weight_decay=0.0)
         self.folder.mkdir(parents=True, exist_ok=True)

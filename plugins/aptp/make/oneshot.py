@@ -1,7 +1,7 @@
 """Pruning without training: remove the units with the lowest second-order score, fit the rest by least squares.
 
-Optimal Brain Surgeon for whole units, after OBS-Diff. For a layer with inputs ``X``, ``H = sum w X X^T`` over tokens and
-noise levels, where the weight ``w`` falls from 1.2 at pure noise to 0.8 at the clean end.
+Optimal Brain Surgeon for whole units, after OBS-Diff. For a layer with inputs ``X``, ``H = sum w X X^T`` over tokens
+and noise levels, where the weight ``w`` falls from 1.2 at pure noise to 0.8 at the clean end.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def scores_of(context: TrainingContext, hessians: Hessians, damping: float) -> T
     return torch.cat(parts) / context.gates.prices().clamp_min(1e-12)
 
 
-def repaired(context: TrainingContext, hessians: Hessians, plan: PruningPlan, damping: float) -> dict[str, Tensor]:
+def repaired(
+    context: TrainingContext, hessians: Hessians, plan: PruningPlan, damping: float
+) -> dict[str, Tensor]:
     """Fitted weights of the layers that read removed units, by parameter name, in the shapes of the pruned model."""
     tensors = {}
     for name in plan.kept:
@@ -148,7 +150,9 @@ def _predictor(context: TrainingContext, expert: Expert) -> Callable[[Noisy], Te
     return partial(context.predict, model)
 
 
-def _layer_scores(context: TrainingContext, hessians: Hessians, cut: Cut, units: int, damping: float) -> Tensor:
+def _layer_scores(
+    context: TrainingContext, hessians: Hessians, cut: Cut, units: int, damping: float
+) -> Tensor:
     layer: Any = context.denoiser.get_submodule(cut.module)
     taps = layer.weight[0, 0].numel()
     weight = layer.weight.detach().float().flatten(1)

@@ -37,7 +37,9 @@ class PrepareOptions:
     count: Annotated[int, typer.Option(min=1, help="Number of scenes to draw, without --data.")] = 2000
     height: Annotated[int | None, typer.Option(min=8, help="Pixels. (default: the model's own)")] = None
     width: Annotated[int | None, typer.Option(min=8, help="Pixels. (default: the model's own)")] = None
-    encoder: Annotated[str, typer.Option(help="Text encoder component, or a sentence model.")] = "text_encoder"
+    encoder: Annotated[str, typer.Option(help="Text encoder component, or a sentence model.")] = (
+        "text_encoder"
+    )
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,7 @@ class CompareOptions:
             help="File with prompts: text (one per line), JSON Lines, JSON, CSV or TSV. (default: a miniature's own)",
         ),
     ] = None
-    num_prompts: Annotated[
-        int, typer.Option("--num-prompts", min=2, help="Number of pictures per row.")
-    ] = 64
+    num_prompts: Annotated[int, typer.Option("--num-prompts", min=2, help="Number of pictures per row.")] = 64
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per pipeline call.")] = 1
     fewer_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the equal-time control. (default: measured first)")

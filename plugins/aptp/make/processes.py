@@ -1,4 +1,4 @@
-"""One process, or several that share a training run: who this one is, and sums over all."""
+"""The processes of a training run: number of this one, and reductions over all of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return torch.distributed.get_world_size() if _grouped() else 1
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, parameters without one counting as zero."""
+    """Replace gradients by their mean over all processes; a missing gradient counts as zero."""
     if world() == 1:
         return
     for parameter in parameters:
@@ -31,7 +31,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def all_reduced(value: Tensor, how: Literal["sum", "max"] = "sum") -> Tensor:
-    """Sum or maximum over all processes, on the device of ``value``; it travels on the one that accelerate uses."""
+    """Sum or maximum over all processes, on the device of ``value``; it is sent from the device of accelerate."""
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     operation = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[how]
@@ -41,7 +41,7 @@ def all_reduced(value: Tensor, how: Literal["sum", "max"] = "sum") -> Tensor:
 
 
 def same_everywhere(tensor: Tensor) -> bool:
-    """Whether all processes hold the same bits."""
+    """Whether the tensor has the same bits in all processes."""
     if world() == 1:
         return True
     value = tensor.detach().double()

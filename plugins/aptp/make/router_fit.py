@@ -136,5 +136,13 @@ def _trained(embeddings: Tensor, prices: Tensor, steps: int, seed: int) -> Proto
     centres, _ = k_means(unit, _CENTRES, generator, unit=True)
     # A new caption of the same kind lies a little farther from the centres than those they were made from.
     familiar = (unit @ centres.T).amax(1).quantile(0.005) - 0.1
-    learned = (parameter.detach() for parameter in (weight, bias, prototypes))
-    return PrototypeRouter(mean, scale, *learned, torch.tensor(_TEMPERATURE), centres, familiar)
+    return PrototypeRouter(
+        mean,
+        scale,
+        weight.detach(),
+        bias.detach(),
+        prototypes.detach(),
+        torch.tensor(_TEMPERATURE),
+        centres,
+        familiar,
+    )

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hasten.extend import CheckpointError, ConfigError, Structure, UnsupportedError
+from hasten.extend import CheckpointError, Structure, UnsupportedError
 from hasten.files import read_fields, seal, write_atomically
 from hasten.plugins.aptp.gates import gated
+from hasten.plugins.aptp.make.context import Noisy, TrainingContext, relative_error
 from hasten.plugins.aptp.make.importance import importance
 from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.options import SearchOptions
 from hasten.plugins.aptp.make.processes import rank, world
-from hasten.plugins.aptp.make.context import Noisy, TrainingContext, relative_error
 from hasten.plugins.aptp.math import (
     contrastive,
     hard_gates,
@@ -34,13 +34,20 @@ from hasten.plugins.aptp.surgery import pruned
 __all__ = ["Searched", "Searcher", "search"]
 
 _FILE = "search.json"
+_REMEDY = "run `hasten aptp search` again"
 _TRIALS = 6
-"""Batches on which found plans are compared with those the search started from."""
+"""Number of batches on which the plans found are compared with the initial ones."""
 
 
 @dataclass(frozen=True)
 class Searched:
-    """Result of a search: a plan for each expert, cheapest first, and the shares they really cost."""
+    """Result of a search.
+
+    Args:
+        plans: of each expert, cheapest first.
+        shares: what they cost, as shares of the model's cost.
+        about: the options of the search.
+    """
 
     plans: tuple[PruningPlan, ...]
     shares: tuple[float, ...]
@@ -48,24 +55,20 @@ class Searched:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Of the plans."""
+        """SHA-256 of each plan."""
         return tuple(plan.digest for plan in self.plans)
 
     def save(self, folder: Path) -> None:
         """Write ``search.json``."""
-        fields = {
-            "plans": [p.to_dict() for p in self.plans],
-            "shares": list(self.shares),
-            "about": self.about,
-        }
-        write_atomically(folder / _FILE, seal(fields))
+        plans = [plan.to_dict() for plan in self.plans]
+        write_atomically(folder / _FILE, seal({"plans": plans, "shares": self.shares, "about": self.about}))
 
     def check(self, structure: Structure, folder: Path) -> None:
         """Refuse plans of another model.
 
         Args:
             structure: of the model.
-            folder: they were read from.
+            folder: where the plans were read.
 
         Raises:
             CheckpointError: names the first unit that does not fit.
@@ -75,8 +78,7 @@ class Searched:
                 plan.check(structure)
         except UnsupportedError as error:
             raise CheckpointError(
-                f"{folder / _FILE} is the search of another model, or of another --ffn: {error}; run `hasten aptp "
-                f"search` again"
+                f"{folder / _FILE} is the search of another model, or of another --ffn: {error}; {_REMEDY}"
             ) from error
 
     @classmethod
@@ -84,13 +86,12 @@ class Searched:
         """Read ``search.json``.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: it does not exist, or is damaged.
         """
-        if not (folder / _FILE).exists():
+        file = folder / _FILE
+        if not file.exists():
             raise CheckpointError(f"no finished search in {folder}; run `hasten aptp search` first")
-        fields = read_fields(
-            folder / _FILE, _Fields, "the search", "run `hasten aptp search` again", sealed=True
-        )
+        fields = read_fields(file, _Fields, "the search", _REMEDY, sealed=True)
         return cls(tuple(plan.plan() for plan in fields.plans), fields.shares, fields.about)
 
 
@@ -109,12 +110,12 @@ class _Fields(BaseModel):
 
 
 class Searcher(nn.Module):
-    """Codes (K, D) of gate logits, and the predictor that says which prompt is for which code.
+    """Learns codes (K, D) of gate logits, and a predictor that assigns prompts to codes.
 
     Args:
         context: pipeline, data and costs.
         options: of the search.
-        start: logits (K, D).
+        start: initial logits (K, D).
     """
 
     hidden = 32
@@ -138,7 +139,13 @@ class Searcher(nn.Module):
     def loss(
         self, step: int, common: torch.Generator, own: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one step."""
+        """Loss of one step, (), and figures for the curve.
+
+        Args:
+            step: number of the step.
+            common: generator that all processes share.
+            own: generator of this process's data.
+        """
         options = self.options
         drop = 0.0 if options.preset == "paper" else 0.1
         noisy = self.context.noisy(self.context.data.batch(options.batch, own, drop), own)
@@ -149,11 +156,11 @@ class Searcher(nn.Module):
         return self._improved(step, noisy, teacher, common, own)
 
     def gates(self, step: int, common: torch.Generator) -> Tensor:
-        """Hard gates of every code (K, D); all processes draw the same noise."""
+        """Hard gates of every code (K, D). All processes draw the same noise."""
         uniform = torch.rand(self.codes.shape, generator=common).clamp(1e-6, 1 - 1e-6)
         progress = step / max(1, self.options.steps)
         temperature = 1.0 + (0.3 - 1.0) * progress
-        # The noise fades, so that what is trained last is what will be cut.
+        # The noise fades, so that training ends on the plans that will be cut.
         logistic = (uniform.log() - (-uniform).log1p()) * 0.5 * (1 - progress)
         return self._alive(hard_gates(self.codes, temperature, logistic))
 
@@ -176,17 +183,14 @@ class Searcher(nn.Module):
         alike = contrastive(noisy.embeddings, shares @ normalised_code(gates, self._module_widths()))
         truth = (student - noisy.truth).square().mean()
         loss = errors.mean() + 0.2 * truth + 2.0 * budget + 0.1 * assign + route + 0.05 * alike
-        figures = {
-            "error": float(errors.detach().mean()),
-            "budget": float(budget.detach()),
-            "assign": float(assign.detach()),
-        }
-        return loss, figures | {f"cost {i}": float(r) for i, r in enumerate(ratio.detach())}
+        figures = {"error": errors.mean(), "budget": budget, "assign": assign}
+        figures |= {f"cost {number}": share for number, share in enumerate(ratio)}
+        return loss, {name: float(value.detach()) for name, value in figures.items()}
 
     def _paper(
         self, step: int, noisy: Noisy, teacher: Tensor, common: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The published losses; gates still act at the consumer, or the width of resnets could not be learned."""
+        """The losses of the paper. Gates act where units are read: before a group norm they would have no effect."""
         logits = F.linear(self._standard(noisy.embeddings), self.predictor)
         uniform = torch.rand(self.codes.shape, generator=common).clamp(1e-6, 1 - 1e-6)
         soft = paper_gates(self.codes, uniform)
@@ -205,19 +209,15 @@ class Searcher(nn.Module):
         loss = truth + 0.2 * out + 2.0 * budget + 100.0 * alike
         if len(ratio) > 1:
             loss = loss - 0.1 * ratio.std() + 0.1 * (1 - ratio.max())
-        return loss, {
-            "error": float(out),
-            "budget": float(budget),
-            "alike": float(alike),
-            "cost": float(ratio.mean()),
-        }
+        figures = {"error": out, "budget": budget, "alike": alike, "cost": ratio.mean()}
+        return loss, {name: float(value.detach()) for name, value in figures.items()}
 
     def _student(self, noisy: Noisy, gates: Tensor) -> Tensor:
         with gated(self.context.denoiser, self.context.structure, *self.context.gates.split(gates)):
             return self.context.predict(self.context.denoiser, noisy)
 
     def _alive(self, gates: Tensor) -> Tensor:
-        """At least the best unit of every group stays on."""
+        """Gates with the best unit of every group open if all of the group are closed."""
         units, _ = self.context.gates.split(gates)
         add = []
         logits, _ = self.context.gates.split(self.codes.detach().expand(len(self.codes), -1))
@@ -242,25 +242,29 @@ class Searcher(nn.Module):
 def search(
     context: TrainingContext, options: SearchOptions, folder: Path, *, stop_after: int | None = None
 ) -> Searched | None:
-    """Search plans; goes on from where an interrupted search stopped.
+    """Search plans. An interrupted search is continued.
+
+    Args:
+        context: pipeline, data and costs.
+        options: of the search.
+        folder: for state, curve and result.
+        stop_after: stop after this step, as an interruption would.
 
     Returns:
-        The plans, or ``None`` if ``stop_after`` came first.
+        The plans, or ``None`` if the search was stopped before its end.
 
     Raises:
         ConfigError: no plan meets a budget.
     """
     scores = importance(context, options.importance_batches, options.batch, options.seed)
     value = (scores / context.gates.prices().clamp_min(1e-9)).clamp_min(1e-30).log()
-    started = _plans(
-        context, value.expand(len(options.budgets), -1), options
-    )  # refuses an impossible budget at once
+    # An impossible budget is refused here.
+    started = _plans(context, value.expand(len(options.budgets), -1), options)
     spread = ((value - value.mean()) / value.std().clamp_min(1e-9)).clamp(-2, 2)
     start = torch.stack([2 * context.gates.of(plan) - 1 + 0.3 * spread for plan in started])
     if options.preset == "paper":
-        start = torch.zeros_like(start).normal_(
-            0, 0.02, generator=torch.Generator().manual_seed(options.seed)
-        )
+        generator = torch.Generator().manual_seed(options.seed)
+        start = torch.zeros_like(start).normal_(0, 0.02, generator=generator)
     searcher = Searcher(context, options, start)
     parameters = {n: p for n, p in searcher.named_parameters() if p.requires_grad}
     identity = {"stage": "search", **asdict(options), "size": context.gates.size}
@@ -292,9 +296,12 @@ def _plans(context: TrainingContext, codes: Tensor, options: SearchOptions) -> t
 
 @torch.no_grad()
 def _better(
-    context: TrainingContext, found: Sequence[PruningPlan], started: Sequence[PruningPlan], options: SearchOptions
+    context: TrainingContext,
+    found: Sequence[PruningPlan],
+    started: Sequence[PruningPlan],
+    options: SearchOptions,
 ) -> tuple[PruningPlan, ...]:
-    """For each budget the plan that predicts like the base, found or started from: short searches may lose."""
+    """For each budget the better of the found and the initial plan: a short search may end worse than it began."""
     totals = torch.zeros(2, len(found))
     for number in range(_TRIALS):
         generator = torch.Generator().manual_seed(options.seed + 1_000_000 + number)

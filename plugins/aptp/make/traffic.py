@@ -1,4 +1,4 @@
-"""Which prompts go where: shares of the experts and mean cost by kind of prompt."""
+"""Traffic of the experts: their shares of the prompts, and mean cost, by kind of prompt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hasten.pipelines.mini.scenes import PLACES, is_scene_caption, parse_caption
 from hasten.plugins.aptp.bundle import Bundle
@@ -15,17 +15,20 @@ from hasten.plugins.aptp.encoder import make_encoder
 from hasten.plugins.aptp.router import BASE
 from hasten.plugins.aptp.routing import decide
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 __all__ = ["Traffic", "kind_of", "save_traffic", "traffic"]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Where the prompts of one kind go.
+    """Where the prompts of one kind are routed.
 
     Args:
-        kind: of prompt.
-        prompts: how many.
-        shares: of each expert (or route), the whole base last.
+        kind: of the prompts.
+        prompts: number of prompts.
+        shares: share of the prompts for each expert (or route), the base last; they sum to 1.
         macs_share: mean share of the base's multiply-accumulates.
     """
 
@@ -36,7 +39,7 @@ class Traffic:
 
 
 def kind_of(prompt: str) -> str:
-    """What a prompt asks for: objects of a scene caption, or the number of words of any other."""
+    """Kind of a prompt: the objects of a scene caption, or the number of words of any other prompt."""
     if is_scene_caption(prompt):
         scene = parse_caption(prompt)
         if len(scene.groups) > 1:
@@ -50,8 +53,8 @@ def kind_of(prompt: str) -> str:
     return "up to 8 words" if words <= 8 else "9 to 20 words" if words <= 20 else "more than 20 words"
 
 
-def traffic(pipe: Any, bundle: Bundle, prompts: Sequence[str]) -> list[Traffic]:
-    """Route prompts and count, kind by kind, cheapest kind first; the last row is all of them.
+def traffic(pipe: DiffusionPipeline, bundle: Bundle, prompts: Sequence[str]) -> list[Traffic]:
+    """Route prompts and count them by kind, cheapest kind first. The last row counts all of them.
 
     Raises:
         UnsupportedError: the pipeline lacks the router's text encoder.

@@ -1,4 +1,4 @@
-"""Trains the experts of finished plans: low-rank updates, or all of their weights, towards the base's predictions."""
+"""Distils the base into the experts of finished plans: low-rank updates, or all of their weights."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, Field, Json
 from torch import Tensor, nn
 
-from hasten.extend import CheckpointError, ConfigError
-from hasten.plugins.aptp.lora import DOWN, UP
+from hasten.extend import CheckpointError
+from hasten.plugins.aptp.lora import DOWN, UP, update_cut
+from hasten.plugins.aptp.make.context import Noisy, TrainingContext, features, relative_error
 from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.options import TunedWeights, TuneOptions
 from hasten.plugins.aptp.make.processes import rank
 from hasten.plugins.aptp.make.search import Searched
-from hasten.plugins.aptp.make.context import Noisy, TrainingContext, features, relative_error
 from hasten.plugins.aptp.plan import PruningPlan
-from hasten.plugins.aptp.surgery import channels, pruned
+from hasten.plugins.aptp.surgery import pruned
 from hasten.weights import check_fit, read_sealed_tensors, save_sealed_tensors
 
 __all__ = ["Tuned", "Tuner", "tune"]
@@ -30,7 +30,7 @@ _REMEDY = "run `hasten aptp tune` again"
 
 
 class Tuner:
-    """All experts in one loop, one after the other in turn, so that a stop leaves none behind.
+    """Trains all experts in one loop, in turns, so that an interruption leaves all equally trained.
 
     Args:
         context: pipeline, data and costs.
@@ -48,7 +48,7 @@ class Tuner:
         self._cuts = [_update_cuts(self.updates[0], context, plan) for plan in searched.plans]
 
     def update(self, number: int) -> Mapping[str, Tensor]:
-        """What is added to expert ``number``, differentiable in the trained tensors."""
+        """The update of expert ``number``, differentiable with respect to the trained tensors."""
         if self.options.weights != "shared":
             return self.updates[number]
         whole, result = self.updates[0], {}
@@ -61,10 +61,10 @@ class Tuner:
 
     @torch.no_grad()
     def load(self, tuned: Tuned) -> None:
-        """Take over trained tensors.
+        """Set the trained tensors.
 
         Raises:
-            CheckpointError: they are of other plans, or were trained in another way.
+            CheckpointError: they belong to other plans or another kind of training.
         """
         flat = {f"{i}.{name}": v for i, tensors in enumerate(tuned.tensors) for name, v in tensors.items()}
         given = {name: flat[name] for name in self.parameters if name in flat}
@@ -75,7 +75,7 @@ class Tuner:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by expert and name."""
+        """The trained tensors, by ``EXPERT.NAME``."""
         return {f"{i}.{name}": p for i, update in enumerate(self.updates) for name, p in update.items()}
 
     def loss(
@@ -84,7 +84,7 @@ class Tuner:
         common: torch.Generator,  # noqa: ARG002
         own: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Distillation of one expert on one batch, one caption in ten empty."""
+        """Distillation loss of one expert on one batch, (), and figures; one caption in ten is empty."""
         number = step % len(self.models)
         noisy = self.context.noisy(self.context.data.batch(self.options.batch, own, drop=0.1), own)
         base = self.context.denoiser
@@ -101,7 +101,7 @@ class Tuner:
         return loss, {"expert": float(number), "error": float(error.detach()), "truth": float(truth.detach())}
 
     def predict(self, number: int, noisy: Noisy) -> Tensor:
-        """Prediction of an expert with its update."""
+        """Prediction (B, C, h, w) of an expert with its update."""
         model = self.models[number]
         weights = applied(model, self.update(number))
 
@@ -113,13 +113,19 @@ class Tuner:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Trained tensors as a bundle stores them: of every expert, or of all of them at once if they are shared."""
+    """Trained tensors as a bundle stores them.
+
+    Args:
+        weights: how they were trained.
+        tensors: of each expert; one set for all if they are shared.
+        about: the options of the training.
+        plans: SHA-256 of the plans they belong to; empty in older files.
+    """
 
     weights: TunedWeights
     tensors: tuple[dict[str, Tensor], ...]
     about: dict[str, Any]
     plans: tuple[str, ...] = ()
-    """Digests of the plans they were trained for; empty in files that do not say."""
 
     def save(self, folder: Path) -> None:
         """Write ``experts.safetensors``."""
@@ -133,25 +139,25 @@ class Tuned:
         """Read ``experts.safetensors``.
 
         Args:
-            folder: where it lies.
-            searched: whose plans it has to be of.
+            folder: its folder.
+            searched: the plans it has to belong to; ``None`` skips the check.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or it is of other plans.
+            CheckpointError: it does not exist, is damaged, or belongs to other plans.
         """
-        if not (folder / _FILE).exists():
+        file = folder / _FILE
+        if not file.exists():
             raise CheckpointError(f"no finished experts in {folder}; run `hasten aptp tune` first")
-        file, remedy = folder / _FILE, _REMEDY
-        noted, flat = read_sealed_tensors(file, _Noted, remedy)
+        noted, flat = read_sealed_tensors(file, _Noted, _REMEDY)
         tensors: tuple[dict[str, Tensor], ...] = tuple({} for _ in range(noted.experts))
         for name, value in flat.items():
             number, _, inner = name.partition(".")
             if number not in map(str, range(noted.experts)):
-                raise CheckpointError(f"{file}: {name} is of none of {noted.experts} experts; {remedy}")
+                raise CheckpointError(f"{file}: {name} belongs to none of {noted.experts} experts; {_REMEDY}")
             tensors[int(number)][inner] = value
         if searched is not None and noted.plans and noted.plans != searched.digests:
             raise CheckpointError(
-                f"{file} was trained for plans that differ from those of the search; {remedy}"
+                f"{file} was trained for plans that differ from those of the search; {_REMEDY}"
             )
         return cls(noted.weights, tensors, noted.about, noted.plans)
 
@@ -164,12 +170,24 @@ class _Noted(BaseModel):
 
 
 def tune(
-    context: TrainingContext, searched: Searched, options: TuneOptions, folder: Path, *, stop_after: int | None = None
+    context: TrainingContext,
+    searched: Searched,
+    options: TuneOptions,
+    folder: Path,
+    *,
+    stop_after: int | None = None,
 ) -> Tuned | None:
-    """Train every expert; goes on from where an interrupted run stopped.
+    """Train every expert. An interrupted run is continued.
+
+    Args:
+        context: pipeline and data.
+        searched: plans of the experts.
+        options: of the training.
+        folder: for state, curve and result.
+        stop_after: stop after this step, as an interruption would.
 
     Returns:
-        The trained tensors, or ``None`` if ``stop_after`` came first.
+        The trained tensors, or ``None`` if the training was stopped before its end.
     """
     tuner = Tuner(context, searched, options)
     total = options.steps * len(searched.plans)
@@ -192,24 +210,20 @@ def tune(
 def _update_cuts(
     update: Mapping[str, Tensor], context: TrainingContext, plan: PruningPlan
 ) -> dict[str, list[tuple[int, Tensor]]]:
-    """What of an update of the base concerns a plan: name -> (dimension, channels that stay) of every cut."""
+    """For each tensor of the base's update that a plan keeps: (dimension, channels that stay) of every cut."""
     plan = plan.without_whole(context.structure)
-    touched = {(cut.module, cut.axis) for name in plan.kept for cut in context.structure.groups[name].cuts}
     dropped = tuple(f"{block}." for block in plan.dropped)
-    found: dict[str, list[tuple[int, Tensor]]] = {}
+    found = {}
     for name in update:
         module, _, kind = name.rpartition(".")
-        if name.startswith(dropped):
-            continue
-        axis = "in" if kind == DOWN else "out"
-        cut = (module, axis) in touched
-        index = [channels(context.structure, plan, context.denoiser, module, axis)] if cut else []
-        found[name] = [(1 if kind == DOWN else 0, kept) for kept in index]
+        if not name.startswith(dropped):
+            down = kind == DOWN
+            found[name] = update_cut(context.denoiser, context.structure, plan, module, down=down)
     return found
 
 
 def applied(model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of ``model`` with an update, differentiable in it."""
+    """Parameters of ``model`` with an update, differentiable with respect to the update."""
     known = dict(model.named_parameters())
     weights: dict[str, Tensor] = {}
     for name, value in update.items():
@@ -226,7 +240,7 @@ def applied(model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _low_rank(model: nn.Module, rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
-    """Updates of every linear and convolution that are worth it, and all biases and norms."""
+    """Low-rank updates of all layers in which they are smaller than the weight, and all biases and norms."""
     update = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith(("time_", "conv_in")):

@@ -14,8 +14,8 @@ def make_study(data: Path) -> Any:
     from hasten.extend import LatentSize
     from hasten.plugins.aptp.encoder import PipelineEncoder
     from hasten.plugins.aptp.make.conditioner import Conditioner
-    from hasten.plugins.aptp.make.data import prepare, scene_pictures
     from hasten.plugins.aptp.make.context import TrainingContext
+    from hasten.plugins.aptp.make.data import prepare, scene_pictures
     from hasten.plugins.aptp.manifest import GrainEntry
 
     pipe = __import__("subjects").tiny_unet()

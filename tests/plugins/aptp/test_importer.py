@@ -12,10 +12,10 @@ from hasten._adapters.units import Grain, PrunableUnits
 from hasten._errors import CheckpointError
 from hasten._target import Target
 from hasten.plugins.aptp.bundle import Bundle
-from hasten.plugins.aptp.published_router import CodeRouter, gate_vector
 from hasten.plugins.aptp.importer import import_checkpoints, read_router
 from hasten.plugins.aptp.math import depth_probabilities, open_probability, paper_gates
 from hasten.plugins.aptp.plan import PruningPlan
+from hasten.plugins.aptp.published_router import CodeRouter, gate_vector
 from hasten.plugins.aptp.surgery import pruned
 
 from .test_surgery import some

@@ -10,10 +10,10 @@ from hasten._adapters.units import Grain
 from hasten._errors import CheckpointError, ConfigError
 from hasten.plugins.aptp import latency_table
 from hasten.plugins.aptp.cost import CostModel
+from hasten.plugins.aptp.latency_table import LatencyTable, Row, _stopwatches, measure_table
 from hasten.plugins.aptp.make.gate_layout import GateLayout
 from hasten.plugins.aptp.plan import PruningPlan
 from hasten.plugins.aptp.surgery import pruned
-from hasten.plugins.aptp.latency_table import Row, LatencyTable, _stopwatches, measure_table
 
 from .conftest import make_subject
 from .test_surgery import some

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from hasten.extend import clone_tree
 from hasten.plugins.aptp.lora import merge_update, slice_lora
-from hasten.plugins.aptp.surgery import clone_tree, pruned
+from hasten.plugins.aptp.surgery import pruned
 
 from .test_surgery import some
 

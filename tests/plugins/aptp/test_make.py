@@ -14,14 +14,14 @@ from hasten.extend import LatentSize
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.encoder import PipelineEncoder
 from hasten.plugins.aptp.make.conditioner import Conditioner
+from hasten.plugins.aptp.make.context import TrainingContext, relative_error
 from hasten.plugins.aptp.make.data import captioned_pictures, prepare, scene_pictures
 from hasten.plugins.aptp.make.evaluate import configurations
-from hasten.plugins.aptp.make.options import ExportOptions, OneShotOptions, SearchOptions, TuneOptions
 from hasten.plugins.aptp.make.export import export
-from hasten.plugins.aptp.make.router_fit import fit_router
 from hasten.plugins.aptp.make.oneshot import collect, cut_once, repaired, scores_of
+from hasten.plugins.aptp.make.options import ExportOptions, OneShotOptions, SearchOptions, TuneOptions
+from hasten.plugins.aptp.make.router_fit import fit_router
 from hasten.plugins.aptp.make.search import Searched, search
-from hasten.plugins.aptp.make.context import TrainingContext, relative_error
 from hasten.plugins.aptp.make.tune import Tuned, Tuner, applied, tune
 from hasten.plugins.aptp.manifest import GrainEntry
 from hasten.plugins.aptp.surgery import pruned

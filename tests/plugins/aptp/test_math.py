@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hasten.plugins.aptp.published_router import gate_vector
 from hasten.plugins.aptp.math import (
     contrastive,
     depth_probabilities,
@@ -19,6 +18,7 @@ from hasten.plugins.aptp.math import (
     sinkhorn,
     unit_scores,
 )
+from hasten.plugins.aptp.published_router import gate_vector
 
 
 def noise(*shape, seed=0):

@@ -7,9 +7,10 @@ import torch
 
 from hasten._adapters.units import Grain
 from hasten._errors import UnsupportedError
-from hasten.plugins.aptp.gates import gated, masks
+from hasten.extend import clone_tree
+from hasten.plugins.aptp.gates import gated
 from hasten.plugins.aptp.plan import PruningPlan
-from hasten.plugins.aptp.surgery import clone_tree, nested_order, pruned, reordered, skeleton
+from hasten.plugins.aptp.surgery import nested_order, pruned, reordered, skeleton
 
 
 def some(structure, seed, *, one=False, drop=0.3):
@@ -22,6 +23,14 @@ def some(structure, seed, *, one=False, drop=0.3):
             kept[name] = tuple(sorted(rng.sample(range(group.units), number)))
     legal = [name for name, block in structure.blocks.items() if block.refusal is None]
     return PruningPlan(kept, frozenset(name for name in legal if rng.random() < drop))
+
+
+def masks(structure, plan):
+    """Gates of 0 and 1 for a plan, by group (units,) and by block ()."""
+    units = {name: torch.zeros(structure.groups[name].units) for name in plan.kept}
+    for name, kept in plan.kept.items():
+        units[name][list(kept)] = 1
+    return units, {name: torch.zeros(()) for name in plan.dropped}
 
 
 @pytest.mark.parametrize("case", ["random 1", "random 2", "one unit", "only blocks", "no block"])

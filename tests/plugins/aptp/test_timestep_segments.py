@@ -9,8 +9,8 @@ import hasten
 from hasten._errors import CheckpointError, ConflictError
 from hasten.plugins.aptp.bundle import Bundle
 from hasten.plugins.aptp.make.router_fit import segment_routes
-from hasten.plugins.aptp.timestep_segments import segment_of, segmented
 from hasten.plugins.aptp.surgery import pruned
+from hasten.plugins.aptp.timestep_segments import segment_of, segmented
 
 from .conftest import PROMPTS, make_subject, write_bundle
 from .test_routing import CALL, experts_of, seeds

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from hasten._errors import CheckpointError
 from hasten._records import seal
 from hasten._weights import read_sealed_tensors, save_sealed_tensors
+from hasten.plugins.aptp.latency_table import LatencyTable, Row
 from hasten.plugins.aptp.make.data import Prepared
 from hasten.plugins.aptp.make.loop import Loop
 from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.tune import Tuned
 from hasten.plugins.aptp.plan import PruningPlan
-from hasten.plugins.aptp.latency_table import Row, LatencyTable
 
 STRUCTURE = SimpleNamespace(groups={"a": SimpleNamespace(units=4)}, blocks={"b": None})
 PLAN, OTHER = PruningPlan({"a": (0, 1)}), PruningPlan({"a": (2, 3)})
@@ -44,7 +44,9 @@ STAGES = {
     "data.json": (prepare, Prepared.load, "hasten aptp prepare"),
     "data.safetensors": (prepare, Prepared.load, "hasten aptp prepare"),
     "latency.json": (
-        lambda folder: LatencyTable(STRUCTURE, 0.5, {"b": 0.1}, {"a": Row((1, 4), (0.1, 0.2))}, {}).save(folder),
+        lambda folder: LatencyTable(STRUCTURE, 0.5, {"b": 0.1}, {"a": Row((1, 4), (0.1, 0.2))}, {}).save(
+            folder
+        ),
         lambda folder: LatencyTable.load(folder, STRUCTURE),
         "hasten aptp measure",
     ),

@@ -18,10 +18,10 @@ from hasten._console import Console, Table
 from hasten._plugins import host
 from hasten.eval.statistics import Estimate
 from hasten.plugins.aptp.expert_times import Timed
+from hasten.plugins.aptp.latency_table import LatencyTable, Row
 from hasten.plugins.aptp.make.traffic import Traffic
 from hasten.plugins.aptp.manifest import Manifest
 from hasten.plugins.aptp.plugin import BUNDLES
-from hasten.plugins.aptp.latency_table import Row, LatencyTable
 from hasten.plugins.hack.bench import Measurement
 from hasten.plugins.hack.commands import _table as cache_table
 
