@@ -219,8 +219,7 @@ def save_bundle(
 
     folder.mkdir(parents=True, exist_ok=True)
     written = {ROUTER: {**router.tensors(), PROBE: probe_weights(base.parameters())}}
-    if shared is not None:
-        written[SHARED] = _half(shared)
+    written |= {} if shared is None else {SHARED: _half(shared)}
     for number, expert in enumerate(experts):
         place = folder / "experts" / str(number)
         place.mkdir(parents=True, exist_ok=True)
@@ -231,9 +230,8 @@ def save_bundle(
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
         (folder / name).chmod(0o644)
     names = [*written, *(_place(number, "plan.json") for number in range(len(experts)))]
-    complete = manifest.model_copy(
-        update={"files": {name: file_digest(folder / name) for name in sorted(names)}}
-    )
+    files = {name: file_digest(folder / name) for name in sorted(names)}
+    complete = manifest.model_copy(update={"files": files})
     complete.write(folder)
     return complete
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, Target
+from hasten.extend import CheckpointError, LatentSize, PrunableUnits, Structure, Target, UnitGroup
 from hasten.files import read_fields
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
 from hasten.plugins.aptp.cost import CostModel
@@ -68,8 +68,7 @@ def import_checkpoints(
     grain = GrainEntry(ffn_units=32, align=1)
     structure = units.structure(unet, grain.grain())
     experts = _experts(source, unet, structure)
-    plans = [expert.plan for expert in experts]
-    router = read_router(source, structure)
+    plans, router = [expert.plan for expert in experts], read_router(source, structure)
     if router.experts != len(plans):
         raise CheckpointError(
             f"{source}: the router has {router.experts} experts, but there are {len(plans)}"
@@ -126,26 +125,13 @@ def plan_from_shapes(
         CheckpointError: a tensor fits no plan.
     """
     dropped = {b for b in structure.blocks if not any(name.startswith(f"{b}.") for name in state)}
-    kept: dict[str, tuple[int, ...]] = {}
-    for name, group in structure.groups.items():
-        if any(group.owner == b or group.owner.startswith(f"{b}.") for b in dropped):
-            continue
-        cut = group.consumers[0]
-        weight = state.get(f"{cut.module}.weight")
-        if weight is None:
-            raise CheckpointError(
-                f"{place}: {cut.module}.weight is missing, although its block is not dropped"
-            )
-        columns = weight.shape[1] if weight.ndim > 1 else 0
-        number, rest = divmod(columns, cut.size)
-        if rest or not 0 < number <= group.units:
-            raise CheckpointError(
-                f"{place}: {cut.module} has {columns} inputs, not {cut.size} times 1 to {group.units}; the "
-                f"base is Stable Diffusion 2.1, for example {MIRROR}"
-            )
-        kept[name] = tuple(range(number))
-    plan = PruningPlan(kept, frozenset(dropped))
-    missing = [n for n in base if n not in state and not any(n.startswith(f"{b}.") for b in dropped)]
+    inside = tuple(f"{block}." for block in dropped)
+    kept = {
+        name: tuple(range(_kept(group, state, place)))
+        for name, group in structure.groups.items()
+        if not f"{group.owner}.".startswith(inside)
+    }
+    missing = [name for name in base if name not in state and not name.startswith(inside)]
     extra = [name for name in state if name not in base]
     if missing or extra:
         odd = (missing or extra)[0]
@@ -153,8 +139,25 @@ def plan_from_shapes(
             f"{place}: {len(missing)} tensors are missing and {len(extra)} are unknown, for example {odd}; the base is "
             f"Stable Diffusion 2.1, for example {MIRROR}"
         )
+    plan = PruningPlan(kept, frozenset(dropped))
     plan.check(structure)
     return plan.without_whole(structure)
+
+
+def _kept(group: UnitGroup, state: Mapping[str, Tensor], place: str) -> int:
+    """Number of units of a group that stay, by the shape of the layer that reads them."""
+    cut = group.consumers[0]
+    weight = state.get(f"{cut.module}.weight")
+    if weight is None:
+        raise CheckpointError(f"{place}: {cut.module}.weight is missing, although its block is not dropped")
+    columns = weight.shape[1] if weight.ndim > 1 else 0
+    number, rest = divmod(columns, cut.size)
+    if rest or not 0 < number <= group.units:
+        raise CheckpointError(
+            f"{place}: {cut.module} has {columns} inputs, not {cut.size} times 1 to {group.units}; the "
+            f"base is Stable Diffusion 2.1, for example {MIRROR}"
+        )
+    return number
 
 
 def read_router(source: Path, structure: Structure) -> CodeRouter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from hasten.commands import Config
 from hasten.extend import ConfigError, Target, UnsupportedError, call_size
 
 if TYPE_CHECKING:
-    from hasten.commands import Placement
+    from hasten.commands import Job, Placement
     from hasten.plugins.bottleneck.fit import FittedSpectrum
 
 __all__ = ["add_commands"]
@@ -24,61 +25,83 @@ _SCENES = (
     "a photograph of a mountain lake with pine trees",
     "a photograph of a kitchen table with fruit and bread",
 )
-"""What is generated with a model that has no captions of its own."""
+"""Prompts for a model without bundled captions."""
 
 
 def add_commands(app: Any) -> None:
     """Add ``spectrum`` to the command line ``app``."""
-    app.command("spectrum")(_spectrum)
+    app.command("spectrum")(options.with_option_groups(_spectrum))
 
 
-def _spectrum(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")],
-    images: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of photographs; about 100 are enough. (default: generates pictures)"),
-    ] = None,
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured, and where the result is written."""
+
     side: Annotated[
         int | None,
         typer.Option(min=64, help="Side of the images in pixels. (default: the native size of the model)"),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of images from the folder.")] = 100,
-    prompt: options.Prompt = None,
-    prompts: options.PromptsFile = None,
-    num_prompts: options.NumPrompts = None,
-    seed: options.Seed = None,
-    steps: options.Steps = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    ] = None
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of images from the folder.")] = 100
     out: Annotated[
         Path | None,
         typer.Option(
             help="Also write the spectrum to this file, for example hasten.json in the model's folder."
         ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """Pictures that are generated, without a folder."""
+
+    prompt: options.Prompt = None
+    prompts: options.PromptsFile = None
+    num_prompts: options.NumPrompts = None
+    seed: options.Seed = None
+    steps: options.Steps = None
+
+    def texts(self, model: str) -> tuple[str, ...]:
+        """The prompts of the command line; otherwise captions of a miniature, or everyday scenes."""
+        from hasten.commands import host
+
+        if self.prompt is None and self.prompts is None and model not in host().registry.models:
+            return _SCENES[: self.num_prompts or len(_SCENES)]
+        limit, seed = self.num_prompts, self.seed or 0
+        return options.choose_prompts(model, Config(), self.prompt, self.prompts, limit, seed)
+
+
+def _spectrum(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A local diffusers folder, a hub id, or a bundled miniature.")],
+    measured: _Measured,
+    generated: _Generated,
+    images: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of photographs; about 100 are enough. (default: generates pictures)"),
     ] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
 ) -> None:
     """Measure the power spectrum of a model's latents, which sets the low-resolution steps of `bottleneck`.
 
     Without IMAGES, a few pictures are generated and measured. The result is kept in the user's cache folder.
     """
-    from hasten.commands import hold_file
+    from hasten.commands import Job, hold_file
     from hasten.files import describe_unread, list_folder
 
-    if out is not None:
-        hold_file(context, out)
+    if measured.out is not None:
+        hold_file(context, measured.out)
     place = options.choose_place(None, device, dtype)
     if images is None:
-        given = {"num_inference_steps": steps, "height": side, "width": side}
-        made = _prompts(model, prompt, prompts, num_prompts, seed or 0)
-        pipe, fitted = _generated(
-            model, made, seed or 0, options.call_arguments(model, Config(), given), place
-        )
+        given = {"num_inference_steps": generated.steps, "height": measured.side, "width": measured.side}
+        call = options.call_arguments(model, Config(), given)
+        job = Job(generated.texts(model), generated.seed or 0, call)
+        pipe, fitted = _of_generated(model, job, place)
     else:
-        pipe, fitted = _photographed(model, images, side, limit, place)
+        pipe, fitted = _of_photographs(model, images, measured, place)
     content = fitted.to_dict()
-    if out is not None:
-        _merge(out, content)
+    if measured.out is not None:
+        _merge(measured.out, content)
     typer.echo(json.dumps(content, indent=2))
     if (kept := _keep(pipe, fitted)) is not None:
         typer.echo(f"kept for this autoencoder in {kept}", err=True)
@@ -87,37 +110,36 @@ def _spectrum(
         typer.echo(f"{images}: not read: {describe_unread(unread)}", err=True)
 
 
-def _photographed(
-    model: str, images: Path, side: int | None, limit: int, place: Placement
+def _of_photographs(
+    model: str, images: Path, measured: _Measured, place: Placement
 ) -> tuple[Any, FittedSpectrum]:
-    """The pipeline, only its autoencoder in place, and the spectrum of a folder of photographs.
+    """The pipeline, with only its autoencoder on the device, and the spectrum of a folder of photographs.
 
     Raises:
-        ConfigError: the folder is unusable, or the native size is not known and ``side`` is ``None``.
-        UnsupportedError: the model has no autoencoder, or one whose units are not known.
+        ConfigError: the folder cannot be used, or no side is given and the native size is unknown.
+        UnsupportedError: the model has no autoencoder, or the scale of its latents is unknown.
     """
     from hasten.commands import load
     from hasten.plugins.bottleneck.fit import fit_folder
 
     pipe = load(model)
     vae = _autoencoder(pipe, model).to(place.device, place.torch_dtype)
-    return pipe, fit_folder(vae, images, _native_side(pipe) if side is None else side, limit)
+    side = _native_side(pipe) if measured.side is None else measured.side
+    return pipe, fit_folder(vae, images, side, measured.limit)
 
 
-def _generated(
-    model: str, prompts: tuple[str, ...], seed: int, call: dict[str, Any], place: Placement
-) -> tuple[Any, FittedSpectrum]:
-    """The pipeline, and the spectrum of pictures that it makes for ``prompts``.
+def _of_generated(model: str, job: Job, place: Placement) -> tuple[Any, FittedSpectrum]:
+    """The pipeline, and the spectrum of pictures that it generates.
 
     Raises:
-        UnsupportedError: see :func:`_photographed`; or the pictures have no spectrum of natural ones.
+        UnsupportedError: see :func:`_of_photographs`; or the power of the pictures does not fall with frequency.
     """
-    from hasten.commands import Job, generate, load_quietly
+    from hasten.commands import generate, load_quietly
     from hasten.plugins.bottleneck.fit import fit_pictures
 
-    pipe = load_quietly(model, place, call)
+    pipe = load_quietly(model, place, job.call)
     vae = _autoencoder(pipe, model)
-    pictures = [frame for sample in generate(pipe, Job(prompts, seed, call)) for frame in sample.frames]
+    pictures = [frame for sample in generate(pipe, job) for frame in sample.frames]
     try:
         return pipe, fit_pictures(vae, pictures, min(pictures[0].size))
     except ValueError as error:
@@ -130,19 +152,8 @@ def _autoencoder(pipe: Any, model: str) -> Any:
     return pipe.vae
 
 
-def _prompts(
-    model: str, prompt: list[str] | None, file: Path | None, limit: int | None, seed: int
-) -> tuple[str, ...]:
-    """What to generate: as told, else a miniature's own captions, else everyday scenes."""
-    from hasten.commands import host
-
-    if prompt is None and file is None and model not in host().registry.models:
-        return _SCENES[: limit or len(_SCENES)]
-    return options.choose_prompts(model, Config(), prompt, file, limit, seed)
-
-
 def _keep(pipe: Any, fitted: FittedSpectrum) -> Path | None:
-    """Where the spectrum is kept for the pipeline's autoencoder."""
+    """Store the spectrum for the pipeline's autoencoder. Returns its file, ``None`` if it was not stored."""
     from hasten.plugins.bottleneck.learned import LearnedSpectrum, autoencoder_of, keep
 
     autoencoder = autoencoder_of(pipe)
@@ -160,7 +171,7 @@ def _native_side(pipe: Any) -> int:
 
 
 def _merge(path: Path, fitted: dict[str, Any]) -> None:
-    """Write into ``path``, keeping what else the file holds."""
+    """Write into ``path``, and keep the other contents of the file."""
     from hasten.files import read_json
 
     remedy = "remove it or choose another file"

@@ -82,7 +82,7 @@ class ContinuousConfig(TechniqueConfig):
 
     @property
     def scales(self) -> tuple[Scale, ...]:
-        """The low resolutions, as a tuple also where ``scale`` names one."""
+        """The low resolutions, smallest first, also if ``scale`` is a single one."""
         one = isinstance(self.scale, float) or isinstance(self.scale[0], int)
         return cast("tuple[Scale, ...]", (self.scale,) if one else self.scale)
 
@@ -204,7 +204,7 @@ class RestartConfig(TechniqueConfig):
 
 
 BottleneckConfig = ContinuousConfig | RestartConfig
-"""Options of the technique ``bottleneck``, which ``mode`` tells apart."""
+"""Options of the technique ``bottleneck``, selected by ``mode``."""
 
 _A_SCALE = "a share of both sides between 0 and 1, or [height, width] in pixels"
 

@@ -1,4 +1,4 @@
-"""``mode="continuous"``: the forwards of some noise levels run on a small latent, unseen by the pipeline."""
+"""``mode="continuous"``: forwards at some noise levels run on smaller latents; the pipeline does not notice."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["VirtualResolution"]
 
 
 class VirtualResolution:
-    """Denoiser handler that replaces a forward at a low level by one on a small latent.
+    """Denoiser handler that replaces forwards at some noise levels by forwards on smaller latents.
 
-    It decides by noise level alone, so guidance may call the denoiser any number of times per step, and it keeps no
-    state between forwards. The last step of a run is never low: what it leaves out, no later step puts in. Where the
-    spectrum of the latents is not known, the first run ends with measuring it.
+    The resolution depends on the noise level alone, so guidance may call the denoiser any number of times per step. No
+    state is kept between forwards. The last step always runs at full resolution, because no later step could add the
+    detail it leaves out. If the spectrum of the latents is unknown, it is measured at the end of the first run.
 
     Args:
-        name: the technique's name, for reports.
+        name: name of the technique, for reports.
         config: its options.
         target: the pipeline.
     """
@@ -40,7 +40,7 @@ class VirtualResolution:
         self._learner = _Learner.of(name, config, target)
 
     def __call__(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
-        """One forward, at the resolution of its noise level."""
+        """Run one forward, at the resolution of its noise level. Returns the denoiser's output at full size."""
         prediction = self._target.layout.prediction(call.run.pipe)
         low = self._resolutions_of(call.step.size).low_at(call.step.noise, prediction)
         if low is not None and not call.run.is_last_step:
@@ -50,7 +50,7 @@ class VirtualResolution:
         output = proceed(call)
         if self._learner is not None and call.run.is_last_step and self._learner.learn(call, output):
             self._learner = None
-            self._resolutions.clear()  # from the next call on
+            self._resolutions.clear()  # the next call uses what was measured
         return output
 
     def _low(
@@ -60,10 +60,10 @@ class VirtualResolution:
         low: tuple[int, int],
         prediction: Prediction,
     ) -> Any:
-        """A forward on latents of size ``low``."""
+        """A forward on latents of ``low`` (height, width), as the output of a full-size forward."""
         layout, pipe, level = self._target.layout, call.run.pipe, call.step.noise
         latent = layout.decode(pipe, call.kwargs)
-        # Everything between the pipeline's own tensors is at least single precision, and rounded once at the end.
+        # Intermediate tensors have at least single precision and are rounded once, at the end.
         x = latent.to(torch.promote_types(latent.dtype, torch.float32))
         y, low_level = low_state(x, level, low, path_of(prediction))
         low_call = call.replace_kwargs(layout.encode(pipe, call.kwargs, y, low_level))
@@ -79,14 +79,14 @@ class VirtualResolution:
 
 
 class _Learner:
-    """Measures the spectrum of the latents that a run ends with, and keeps it for the next ones."""
+    """Measures the spectrum of the final latents of a run, and stores it for later runs."""
 
     def __init__(self, name: str, target: Target, autoencoder: str) -> None:
         self._name, self._target, self._autoencoder = name, target, autoencoder
 
     @classmethod
     def of(cls, name: str, config: ContinuousConfig, target: Target) -> _Learner | None:
-        """A learner where the spectrum is needed and not known."""
+        """A learner if the spectrum is needed and unknown, else ``None``."""
         if config.low_until != "auto" or not config.learn_spectrum or may_differ():
             return None
         if spectrum_for(config, target.pipe)[1] is not None:
@@ -95,7 +95,7 @@ class _Learner:
         return None if autoencoder is None else cls(name, target, autoencoder)
 
     def learn(self, call: DenoiserCall, output: Any) -> bool:
-        """Measure the clean latents that the last step of a run estimates. Whether that was possible."""
+        """Measure the clean latents that the last forward estimates. Returns whether this succeeded."""
         layout, pipe = self._target.layout, call.run.pipe
         state = layout.decode(pipe, call.kwargs)
         sample = layout.decode_output(pipe, call.kwargs, call.sample(output))[:, : state.shape[1]]

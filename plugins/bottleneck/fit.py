@@ -1,4 +1,4 @@
-"""Measure the power spectrum of an autoencoder's latents on a folder of images."""
+"""Measures the power spectrum of an autoencoder's latents on images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ __all__ = ["FittedSpectrum", "encode", "fit_folder", "fit_pictures"]
 
 @dataclass(frozen=True)
 class FittedSpectrum:
-    """A spectrum with what it was measured on: how many images, their side in pixels, and the size of their latents."""
+    """A measured spectrum.
+
+    Args:
+        spectrum: the power law.
+        images: number of images it was measured on.
+        side: of the images, in pixels.
+        latents: height and width of their latents.
+    """
 
     spectrum: Spectrum
     images: int
@@ -30,7 +37,7 @@ class FittedSpectrum:
     latents: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in a model's ``hasten.json``."""
+        """The content of a model's ``hasten.json``."""
         law = {"A": self.spectrum.amplitude, "beta": self.spectrum.exponent}
         return {"spectrum": {**law, "images": self.images, "side": self.side}}
 
@@ -39,15 +46,15 @@ def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpe
     """Encode the images of a folder and fit a power law to their latents.
 
     Args:
-        vae: a diffusers autoencoder; on a GPU it is used there. It should compute in single precision.
-        folder: with image files of any still format that Pillow reads, searched recursively; links are followed.
-        side: pixels a side; images are cropped to their central square and shrunk to it. Use the size that the model
-            generates at: the power at a frequency in cycles per image grows with the number of pixels.
-        limit: at most so many images, in order of their names.
+        vae: a diffusers autoencoder, on any device. It should compute in float32.
+        folder: folder of still images that Pillow can read. Subfolders are searched and links are followed.
+        side: side in pixels. Images are cropped to their central square and shrunk to this side. Use the size that the
+            model generates: the power at a frequency in cycles per image grows with the number of pixels.
+        limit: largest number of images, which are taken in the order of their names.
 
     Raises:
-        ConfigError: the folder has no image of at least ``side`` pixels, or a file is no image.
-        UnsupportedError: how the autoencoder scales its latents is not known.
+        ConfigError: the folder has no image of at least ``side`` pixels, or a file is not an image.
+        UnsupportedError: the scale of the autoencoder's latents is unknown.
     """
     try:
         return fit_pictures(vae, _pictures(folder, side, limit), side)
@@ -63,12 +70,17 @@ def fit_folder(vae: Any, folder: Path, side: int, limit: int = 100) -> FittedSpe
 
 
 def fit_pictures(vae: Any, pictures: Iterable[Image.Image], side: int) -> FittedSpectrum:
-    """The same of pictures of at least ``side`` pixels a side.
+    """Encode pictures and fit a power law to their latents; see :func:`fit_folder`.
+
+    Args:
+        vae: a diffusers autoencoder.
+        pictures: with sides of at least ``side`` pixels.
+        side: side in pixels that they are cropped and shrunk to.
 
     Raises:
-        LookupError: there are none.
-        ValueError: their latents have no spectrum of natural pictures.
-        UnsupportedError: how the autoencoder scales its latents is not known.
+        LookupError: there are no pictures.
+        ValueError: the power of their latents does not fall with frequency, as it does for natural pictures.
+        UnsupportedError: the scale of the autoencoder's latents is unknown.
     """
     latents = [encode(vae, _square(picture, side)) for picture in pictures]
     if not latents:
@@ -110,10 +122,10 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
         pixels: (1, 3, H, W) in [-1, 1].
 
     Returns:
-        (1, C, h, w), single precision.
+        (1, C, h, w), float32.
 
     Raises:
-        UnsupportedError: how the autoencoder scales its latents is not known.
+        UnsupportedError: the scale of the autoencoder's latents is unknown.
     """
     weight = next(vae.parameters())
     video = any(isinstance(module, nn.Conv3d) for module in vae.modules())
@@ -126,7 +138,7 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def _scaled(vae: Any, latent: Tensor) -> Tensor:
-    """Raw latents in the denoiser's units, by the constants the autoencoder carries."""
+    """Raw latents in the denoiser's units, by the constants in the autoencoder's configuration."""
     config = vae.config
     mean, deviation = (_per_channel(vae, name, latent) for name in ("latents_mean", "latents_std"))
     scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0

@@ -1,4 +1,4 @@
-"""What a run will cost, before anything runs."""
+"""Predicts the resolution and the FLOPs of every step before a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ __all__ = ["call_findings", "forecast"]
 def forecast(
     config: BottleneckConfig, target: Target, arguments: Mapping[str, Any], before: Forecast
 ) -> Forecast | None:
-    """Size and FLOPs of every step of a call; ``None`` where its size or steps are not known ahead.
+    """Resolution and FLOPs of every step of a call.
+
+    Args:
+        config: the options.
+        target: the pipeline.
+        arguments: of the call, bound and with defaults.
+        before: forecast without this technique.
+
+    Returns:
+        The forecast, or ``None`` if the size or the steps of the call cannot be predicted.
 
     Raises:
-        ConfigError: the call's size is refused by the options.
+        ConfigError: the options do not allow a call of this size.
     """
     planned = planned_steps(target, arguments)
     if planned is None or len(planned[1]) != len(before.steps):
@@ -46,7 +55,7 @@ def _continuous_steps(
     cost: StepCost,
     before: Forecast,
 ) -> tuple[tuple[StepForecast, ...], dict[str, Any]]:
-    """The steps of a run in continuous mode, and what the plan says of its resolutions."""
+    """The steps of a run in continuous mode, and facts for the plan."""
     resolutions = resolve(config, target, size)
     full = cost.of(resolutions.full)
     steps = tuple(
@@ -66,10 +75,10 @@ def _continuous_steps(
 def call_findings(
     config: ContinuousConfig, target: Target, arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """What a call in continuous mode will run into: without a low step the technique does nothing.
+    """Findings about a call in continuous mode: a warning if no step would run at low resolution.
 
     Raises:
-        ConfigError: the call's size is refused by the options.
+        ConfigError: the options do not allow a call of this size.
     """
     planned = planned_steps(target, arguments)
     if planned is None:
@@ -90,7 +99,7 @@ def call_findings(
 def _sizes(
     resolutions: Resolutions, target: Target, levels: Sequence[NoiseLevel]
 ) -> list[tuple[int, int] | None]:
-    """Low size of every step, ``None`` for full resolution, as the last step always is."""
+    """Low size (height, width) of every step; ``None`` for full resolution, which the last step always has."""
     prediction = target.layout.prediction(target.pipe)
     return [
         None if level.time == levels[-1].time else resolutions.low_at(level, prediction) for level in levels

@@ -1,4 +1,4 @@
-"""Spectra measured on a user's own pictures, kept in the user's cache folder by fingerprint of the autoencoder."""
+"""Spectra measured on the user's pictures, stored in the user's cache folder by fingerprint of the autoencoder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["LearnedSpectrum", "autoencoder_of", "entry_of", "keep", "may_differ"
 _SCHEMA = 1
 _WHAT, _REMEDY = "the spectrum", "it is measured again"
 _PROBED = 4
-"""Parameters of an autoencoder that tell it from another one of the same configuration."""
+"""Number of parameters in the fingerprint, to tell autoencoders of the same configuration apart."""
 
 _log = logging.getLogger("hasten")
 _unwritten: dict[str, LearnedSpectrum] = {}
-"""What could not be written, for this process."""
+"""Spectra that could not be written; they last as long as this process."""
 
 
 class _Fields(BaseModel):
@@ -46,11 +46,11 @@ class _Fields(BaseModel):
 
 @dataclass(frozen=True)
 class LearnedSpectrum:
-    """What pictures of one size say of an autoencoder.
+    """A spectrum measured on pictures of one size.
 
     Args:
-        spectrum: at this size.
-        pictures: how many there were, each frame of a video counted.
+        spectrum: the power law at this size.
+        pictures: number of pictures; each frame of a video counts.
         size: height and width of their latents.
     """
 
@@ -59,7 +59,7 @@ class LearnedSpectrum:
     size: tuple[int, int]
 
     def at(self, size: tuple[int, int]) -> Spectrum:
-        """The spectrum of latents of another size: their power at a frequency grows with the number of pixels."""
+        """The spectrum at another latent size (height, width): power at a frequency grows with the number of pixels."""
         grown = size[0] * size[1] / (self.size[0] * self.size[1])
         return Spectrum(self.spectrum.amplitude * grown, self.spectrum.exponent)
 
@@ -68,14 +68,14 @@ def measure(latents: Tensor) -> LearnedSpectrum:
     """The spectrum of clean latents (B, C, [F,] H, W) in the denoiser's units.
 
     Raises:
-        ValueError: they are too small, constant, not finite, or have no falling power.
+        ValueError: they are too small, constant or not finite, or their power does not fall with frequency.
     """
     pictures = latents if latents.ndim == 4 else latents.transpose(1, 2).flatten(0, 1)
     return LearnedSpectrum(fit_spectrum(pictures), len(pictures), (latents.shape[-2], latents.shape[-1]))
 
 
 def may_differ() -> bool:
-    """Whether processes work side by side, which could find different entries and then run different sizes."""
+    """Whether there are several processes, which could read different entries and so use different sizes."""
     import torch.distributed as dist
 
     joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -83,7 +83,7 @@ def may_differ() -> bool:
 
 
 def autoencoder_of(pipe: Any) -> str | None:
-    """Fingerprint of a pipeline's autoencoder, ``None`` if it has none."""
+    """Fingerprint of a pipeline's autoencoder; ``None`` if the pipeline has none."""
     vae = getattr(pipe, "vae", None)
     if vae is None or not hasattr(vae, "parameters"):
         return None
@@ -93,13 +93,13 @@ def autoencoder_of(pipe: Any) -> str | None:
 
 
 def entry_of(autoencoder: str) -> Path | None:
-    """The file of an autoencoder's spectrum, whether or not it exists; ``None`` if the user wants nothing kept."""
+    """Path of the file of an autoencoder's spectrum; ``None`` if the user has switched the cache folder off."""
     folder = cache_folder()
     return None if folder is None else folder / "spectra" / f"{autoencoder}.json"
 
 
 def recall(autoencoder: str) -> LearnedSpectrum | None:
-    """The kept spectrum; ``None`` without one, also where the entry is damaged and will be made again."""
+    """The stored spectrum; ``None`` if there is none, or if its file is damaged (a warning is logged)."""
     path = entry_of(autoencoder)
     if path is None:
         return _unwritten.get(autoencoder)
@@ -115,8 +115,11 @@ def recall(autoencoder: str) -> LearnedSpectrum | None:
 
 
 def keep(autoencoder: str, learned: LearnedSpectrum) -> Path | None:
-    """Write an entry, whole or not at all. ``None`` where nothing is to be kept or the folder cannot be written: then
-    it lasts as long as this process.
+    """Store a spectrum, completely or not at all.
+
+    Returns:
+        Its file; ``None`` if the cache folder is switched off or cannot be written. Then the spectrum lasts as long as
+        this process.
     """
     path = entry_of(autoencoder)
     if path is None:

@@ -1,4 +1,4 @@
-"""Which resolution a noise level is computed at, resolved from the options for one latent size."""
+"""The resolution of every noise level, resolved from the options for one latent size."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 FALLBACK_MIN_PIXELS = 384 * 384
-"""Smallest low resolution where a pipeline does not say what size it was made for."""
+"""Smallest low resolution, in pixels, for a pipeline whose native size is unknown."""
 
 _log = logging.getLogger("hasten")
 
 
 @dataclass(frozen=True)
 class LowLevel:
-    """A low latent size (height, width) and the level down to which it may be used."""
+    """A low latent size (height, width), and the lowest flow time at which it may be used."""
 
     size: tuple[int, int]
     until: float
@@ -56,9 +56,9 @@ class Resolutions:
 
     Args:
         full: height and width of the solver's latents.
-        lows: low sizes, smallest first; the first one whose ``until`` lies below a level is used.
-        high_first: levels above stay at full resolution.
-        boundary: level at which a pipeline changes denoisers, ``None`` if nothing has to respect it.
+        lows: low sizes, smallest first. A level uses the first one whose ``until`` it does not fall below.
+        high_first: levels above this flow time stay at full resolution.
+        boundary: flow time at which the pipeline changes denoisers; ``None`` if it does not matter.
     """
 
     full: tuple[int, int]
@@ -67,7 +67,7 @@ class Resolutions:
     boundary: float | None = None
 
     def low_at(self, level: NoiseLevel, prediction: Prediction) -> tuple[int, int] | None:
-        """The low size that ``level`` is computed at, ``None`` for full resolution."""
+        """The low size (height, width) for ``level``; ``None`` for full resolution."""
         time = level.time
         if time > self.high_first or not runs_low(prediction, level):
             return None
@@ -78,10 +78,10 @@ class Resolutions:
 
 
 def resolve(config: ContinuousConfig, target: Target, size: LatentSize) -> Resolutions:
-    """The resolutions of a run whose latents have ``size``.
+    """The resolutions of a run with latents of ``size``.
 
     Raises:
-        ConfigError: a low size does not exist, is not smaller, or is below the minimum; the message says what to set.
+        ConfigError: a low size is not possible, is not smaller, or is below the minimum.
     """
     full = (size.height, size.width)
     sizes = [low_size(scale, target, size) for scale in config.scales]
@@ -103,12 +103,15 @@ def resolve(config: ContinuousConfig, target: Target, size: LatentSize) -> Resol
 def spectrum_for(
     config: ContinuousConfig, pipe: Any, size: tuple[int, int] | None = None
 ) -> tuple[Spectrum, str | None]:
-    """The spectrum that ``low_until="auto"`` uses, and where it comes from (``None``: the bound for unknown ones).
+    """The spectrum that ``low_until="auto"`` uses, and its source.
 
     Args:
         config: the options.
         pipe: the pipeline.
-        size: height and width of the latents; a measured spectrum is scaled to them.
+        size: height and width of the latents, to which a measured spectrum is scaled.
+
+    Returns:
+        The spectrum and a description of its source; the bound :data:`UNKNOWN` and ``None`` if it is unknown.
     """
     if config.spectrum is not None:
         return Spectrum(*config.spectrum), "the option spectrum"
@@ -131,7 +134,7 @@ def low_size(scale: Scale, target: Target, size: LatentSize) -> tuple[int, int]:
     """Latent height and width of a low resolution.
 
     Raises:
-        ConfigError: there is none at this scale.
+        ConfigError: no legal latent size has this scale.
     """
     layout, full = target.layout, (size.height, size.width)
     if isinstance(scale, tuple):
@@ -168,9 +171,9 @@ def _size_of_pixels(scale: tuple[int, int], target: Target, size: LatentSize) ->
 
 
 def minimum_pixels(config: BottleneckConfig, target: Target) -> int:
-    """Smallest low resolution in pixels: the option, else a quarter of the model's native area.
+    """Smallest low resolution in pixels (height x width): the option, or a quarter of the model's native area.
 
-    A native size whose half is no legal latent size counts with the nearest legal one.
+    If half of the native size is not a legal latent size, the nearest legal one counts.
     """
     if config.min_pixels is not None:
         return config.min_pixels
@@ -190,10 +193,10 @@ def minimum_pixels(config: BottleneckConfig, target: Target) -> int:
 def check_minimum(
     config: BottleneckConfig, target: Target, size: LatentSize, sizes: list[tuple[int, int]]
 ) -> None:
-    """Refuse low latent ``sizes`` of a run at ``size`` that are below the minimum.
+    """Refuse low latent ``sizes`` (height, width) of a run at ``size`` that are below the minimum.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: a size is below it.
     """
     minimum = minimum_pixels(config, target)
     for low in sizes:

@@ -1,12 +1,12 @@
-"""One denoiser forward at a virtual resolution, in the notation of the README.
+"""One denoiser forward at a lower resolution, in the notation of the README.
 
-A model of full-resolution latents is asked for its prediction at ``x = alpha x0 + sigma eps``. Instead it is run on
-the small state ``y' = c D x`` at the level of equal signal-to-noise ratio, its estimate of the clean picture is
-brought back, ``X0 = r D^T x0``, and the prediction is what the full model would have returned had that been its
-estimate. ``D`` is linear, so guidance and every linear solver act on the low band exactly as they would on the small
-grid; the band above sees an estimate of zero, and its noise is scaled down with the level.
+The pipeline asks for the model's prediction at ``x = alpha x0 + sigma eps``. The model runs on the small state
+``y = c D x`` instead, where ``D`` truncates the cosine transform, at the level with the same signal-to-noise ratio.
+Its estimate of the clean picture is enlarged to ``X0 = r D^T x0`` and converted to the prediction that corresponds to
+this estimate at ``x``. ``D`` is linear, so guidance and linear solvers act on the low frequencies exactly as on the
+small grid. Above them the estimate is zero, and the noise falls with the level.
 
-Tensors are (..., H, W). Nothing here rounds: callers pass single precision or better and cast last.
+Tensors are (..., H, W), float32 or float64; callers convert to other types.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["clean_estimate", "expand_prediction", "low_state", "path_of", "predi
 
 
 def path_of(prediction: Prediction) -> Path:
-    """Which levels a model with this prediction was trained on."""
+    """Noise path that a model with this prediction was trained on."""
     flow = prediction in (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY)
     return "flow" if flow else "vp"
 
 
 def runs_low(prediction: Prediction, level: NoiseLevel) -> bool:
-    """Whether the formulas are defined at ``level``: they divide by sigma, for noise prediction by alpha too."""
+    """Whether the formulas are defined at ``level``: they divide by sigma, and for noise prediction by alpha."""
     return level.sigma > 0.0 and (level.alpha > 0.0 or prediction is not Prediction.EPSILON)
 
 
@@ -44,7 +44,10 @@ def low_state(x: Tensor, level: NoiseLevel, low: tuple[int, int], path: Path) ->
         x: state (..., H, W) at ``level``.
         level: ``(alpha, sigma)`` with ``sigma > 0``.
         low: height and width of the small grid.
-        path: which levels the model knows; ``sigma' / alpha' = sigma / (alpha r)`` lies on it.
+        path: noise path of the model, on which the new level lies: ``sigma' / alpha' = sigma / (alpha r)``.
+
+    Returns:
+        The state (..., h, w), and its level.
     """
     r = amplitude_ratio((x.shape[-2], x.shape[-1]), low)
     low_level = shift_level(level, 1.0 / r, path)
@@ -53,7 +56,7 @@ def low_state(x: Tensor, level: NoiseLevel, low: tuple[int, int], path: Path) ->
 
 
 def clean_estimate(prediction: Prediction, x: Tensor, output: Tensor, level: NoiseLevel) -> Tensor:
-    """``x0`` from a model's ``output`` at the state ``x = alpha x0 + sigma eps``."""
+    """Estimate ``x0`` (..., H, W) from a model's ``output`` at the state ``x = alpha x0 + sigma eps``."""
     alpha, sigma = level.alpha, level.sigma
     match prediction:
         case Prediction.VELOCITY:
@@ -67,7 +70,7 @@ def clean_estimate(prediction: Prediction, x: Tensor, output: Tensor, level: Noi
 
 
 def prediction_at(prediction: Prediction, x: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:
-    """What a model with the estimate ``x0`` returns at the state ``x``; inverse of :func:`clean_estimate`."""
+    """Prediction that corresponds to the estimate ``x0`` at the state ``x``; inverse of :func:`clean_estimate`."""
     alpha, sigma = level.alpha, level.sigma
     match prediction:
         case Prediction.VELOCITY:
@@ -89,7 +92,7 @@ def expand_prediction(
     output: Tensor,
     taper: int = 0,
 ) -> Tensor:
-    """The full-size prediction that follows from a small forward.
+    """The full-size prediction that corresponds to a forward on the small state.
 
     Args:
         prediction: what the model predicts.
@@ -97,9 +100,8 @@ def expand_prediction(
         level: level of ``x``.
         y: small state (B, C, ..., h, w) that the model was run on.
         low_level: level of ``y``.
-        output: what the model returned for ``y``. Channels beyond those of ``y`` (a learned variance) are
-            enlarged as they are.
-        taper: coefficients per axis that fade out at the edge of the band.
+        output: of the model for ``y``. Channels beyond those of ``y`` (a learned variance) are only enlarged.
+        taper: number of cosine coefficients per axis that fade out at the edge of the band.
 
     Returns:
         (B, C or more, ..., H, W).

@@ -24,14 +24,14 @@ class Bottleneck(Technique[BottleneckConfig]):
     requires = (LatentLayout,)
 
     def claims(self, target: Target) -> Sequence[Claim]:  # noqa: ARG002
-        """The number of tokens changes during a run; restart mode visits its own noise levels, too."""
+        """The number of tokens changes during a run; restart mode also changes the noise levels."""
         shape = Claim("tokens.shape", Access.WRITES)
         if isinstance(self.config, ContinuousConfig):
             return (shape,)
         return (shape, Claim("steps.schedule", Access.WRITES))
 
     def check(self, target: Target) -> Iterable[Finding]:
-        """Refuse denoisers with a fixed size; say what is assumed where the latents' spectrum is unknown."""
+        """Refuse denoisers with a fixed size; warn if the spectrum of the latents is unknown."""
         reason = target.layout.refusal(target.pipe)
         if reason is not None:
             yield Finding("error", reason)
@@ -47,7 +47,7 @@ class Bottleneck(Technique[BottleneckConfig]):
             yield Finding("warning", "low_until is above high_first: no step will run at low resolution")
 
     def _unknown(self, target: Target) -> str:
-        """What a plan says where the spectrum is not known."""
+        """Warning for an unknown spectrum."""
         from hasten.plugins.bottleneck.learned import autoencoder_of, may_differ
 
         bound = (
@@ -63,7 +63,7 @@ class Bottleneck(Technique[BottleneckConfig]):
         return f"{bound}. Fit one with `hasten spectrum MODEL --out FILE`, or set low_until, for a larger speed-up"
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
-        """Say that no step will be low, or that restart mode has a picture to build on."""
+        """Warn if no step will run at low resolution; refuse input pictures in restart mode."""
         if isinstance(self.config, RestartConfig):
             from hasten.plugins.bottleneck.restart import call_refusal
 
@@ -74,7 +74,7 @@ class Bottleneck(Technique[BottleneckConfig]):
         return call_findings(self.config, target, arguments)
 
     def review(self, steps: Sequence[StepRecord]) -> Iterable[str]:
-        """Say that nothing was low, or that a run ended on a low forward."""
+        """Report that no forward, or the last one, ran at low resolution, and what was measured."""
         if isinstance(self.config, RestartConfig):
             return
         low = [step.facts.get(self.name, {}).get("phase") == "low" for step in steps]
@@ -95,7 +95,7 @@ class Bottleneck(Technique[BottleneckConfig]):
         return forecast(self.config, target, arguments, before)
 
     def attach(self, target: Target, seams: Seams) -> None:
-        """Put the mode's handlers on the seams."""
+        """Add the handlers of the mode to the seams."""
         if isinstance(self.config, ContinuousConfig):
             from hasten.plugins.bottleneck.continuous import VirtualResolution
 

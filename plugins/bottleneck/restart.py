@@ -1,7 +1,8 @@
-"""``mode="restart"``: the paper's stages, each a run of its own from re-introduced noise.
+"""``mode="restart"``: the stages of the paper, each of which starts from re-introduced noise.
 
-The pipeline's loop runs once, over a scheduler that is several (:mod:`hasten.plugins.bottleneck.staged`). Its latents
-really change shape between stages; what the pipeline computed for the full size is rewritten before each forward.
+The pipeline's loop runs once, over a scheduler that contains one scheduler for each stage
+(:mod:`hasten.plugins.bottleneck.staged`). The pipeline's latents change their shape between stages. Arguments that the
+pipeline computed for the full size are rewritten before each forward.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ _PICTURES = ("image", "images", "mask_image", "control_image", "video")
 
 
 def findings(config: RestartConfig, target: Target) -> Iterable[Finding]:
-    """What restart mode finds wrong, or worth saying, about a pipeline."""
+    """Errors, warnings and notes about restart mode on a pipeline."""
     yield from _loop_findings(target)
     yield from _stage_findings(config, target)
     yield Finding("note", "mode='restart' has its own step counts: num_inference_steps has no effect")
 
 
 def _loop_findings(target: Target) -> Iterator[Finding]:
-    """Why the pipeline's loop cannot be made of stages."""
+    """Reasons why the pipeline's loop cannot be divided into stages."""
     accepted = inspect.signature(type(target.pipe).__call__).parameters
     given = [
         name for name in _PICTURES if name in accepted and accepted[name].default is inspect.Parameter.empty
@@ -66,7 +67,7 @@ def _loop_findings(target: Target) -> Iterator[Finding]:
 
 
 def _stage_findings(config: RestartConfig, target: Target) -> Iterator[Finding]:
-    """What is wrong with the stages, on this pipeline's scheduler."""
+    """Errors and warnings about the stages, on this pipeline's scheduler."""
     if config.stages is None and config.preset is None and preset_for(target) is None:
         yield Finding(
             "error",
@@ -88,7 +89,7 @@ def _stage_findings(config: RestartConfig, target: Target) -> Iterator[Finding]:
 
 
 def call_refusal(target: Target, arguments: Mapping[str, Any]) -> str | None:
-    """Why a call with these arguments cannot be made of stages, or ``None``."""
+    """Reason why a call with these arguments cannot be divided into stages; ``None`` if it can."""
     given = [name for name in _PICTURES if arguments.get(name) is not None]
     if given:
         return _builds_on_a_picture(target, given)
@@ -105,7 +106,7 @@ def _builds_on_a_picture(target: Target, arguments: list[str]) -> str:
 
 
 def _condition_channels(target: Target) -> int:
-    """How many channels beside the noisy latents the denoiser is given."""
+    """Number of input channels of the denoiser besides the noisy latents."""
     config = getattr(next(iter(target.denoisers.values()), None), "config", {})
     inner, outer = config.get("in_channels"), config.get("out_channels")
     if (
@@ -116,7 +117,7 @@ def _condition_channels(target: Target) -> int:
 
 
 def planned_run(config: RestartConfig, target: Target, scheduler: Any, size: LatentSize) -> StageRun:
-    """The stages of a run whose latents have ``size``, each on a copy of ``scheduler``.
+    """The stages of a run with latents of ``size``, each with a copy of ``scheduler``.
 
     Raises:
         ConfigError: a stage is not possible.
@@ -125,10 +126,10 @@ def planned_run(config: RestartConfig, target: Target, scheduler: Any, size: Lat
 
 
 class Restart:
-    """The handlers of restart mode: one makes the scheduler of a run, one rewrites positions before each forward.
+    """Handlers of restart mode: one makes the scheduler of a run, one rewrites positions before each forward.
 
     Args:
-        name: the technique's name, for reports.
+        name: name of the technique, for reports.
         config: its options.
         target: the pipeline.
     """
@@ -139,7 +140,11 @@ class Restart:
         self._target = target
 
     def stage_scheduler(self, scheduler: Any, call: RunCall) -> Any:
-        """The scheduler of one run: the pipeline's own for a call without a step."""
+        """The scheduler of one run; the pipeline's scheduler for a call without steps.
+
+        Raises:
+            UnsupportedError: the call cannot be divided into stages.
+        """
         if nothing_to_run(self._target, call.arguments):
             return scheduler
         if reason := call_refusal(self._target, call.arguments):
@@ -150,7 +155,7 @@ class Restart:
         return staged_scheduler(scheduler, run)
 
     def rewrite_positions(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
-        """One forward, its position arguments those of the current stage's size."""
+        """Run one forward with position arguments for the size of the current stage."""
         run: StageRun = call.run.pipe.scheduler.stage_run
         transition = run.switch
         if not isinstance(transition, Transition):
@@ -163,7 +168,7 @@ class Restart:
 
 
 class Transition:
-    """What happens to the latents between two stages: resize, then mix with noise up to the next stage's level.
+    """Takes the latents from one stage to the next: resizes them, and adds noise up to the next stage's level.
 
     Args:
         config: the technique's options.
@@ -183,7 +188,7 @@ class Transition:
         self.full = (0, 0)
 
     def remember(self, call: DenoiserCall) -> None:
-        """Keep the arguments of the run's first forward, which is at full size: they tell how latents are packed."""
+        """Store the arguments of the first forward, which has full size: latents are packed and unpacked with them."""
         if self._template:
             return
         self._template = call.kwargs
@@ -192,14 +197,14 @@ class Transition:
         self.full = (size.height, size.width)
 
     def arguments_at(self, size: tuple[int, int], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """``kwargs``, which hold small latents and full-size positions, with everything at ``size``."""
+        """``kwargs``, which have small latents and full-size positions, with all arguments for ``size``."""
         latents = kwargs[self._argument]
         return {**self._encoded(size, kwargs), self._argument: latents}
 
     def _encoded(self, size: tuple[int, int], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """``kwargs`` for latents of ``size``; the latents in it are blank."""
+        """``kwargs`` for latents of ``size``, with zeros as latents."""
         layout, pipe = self._target.layout, self._target.pipe
-        # Packed latents can be read only where their positions fit, so full-size ones stand in for the small.
+        # Packed latents can be unpacked only with matching positions, so full-size ones replace the small ones.
         example = self._template[self._argument]
         batch = len(kwargs[self._argument])
         whole = {**kwargs, self._argument: example[:1].expand(batch, *example.shape[1:])}
@@ -209,13 +214,13 @@ class Transition:
         )
 
     def _frame(self, size: tuple[int, int]) -> Mapping[str, Any]:
-        """Arguments of any forward at ``size``, for packing and unpacking samples."""
+        """Arguments of a forward at ``size``, for packing and unpacking samples."""
         return self._template if size == self.full else self._encoded(size, self._template)
 
     def __call__(
         self, sample: Tensor, size: tuple[int, int], following: tuple[int, int], run: StageRun
     ) -> Tensor:
-        """The first sample of the stage that ``run`` has just entered."""
+        """The first sample of the stage that ``run`` has just entered, packed, with the dtype of ``sample``."""
         layout, pipe = self._target.layout, self._target.pipe
         if not self._template:
             raise HastenError("restart mode saw a scheduler step before any denoiser forward")
@@ -232,7 +237,7 @@ class Transition:
         return packed.to(sample.dtype)
 
     def _noise(self, like: Tensor) -> Tensor:
-        """White noise of the shape of ``like``: independent, or the shared full-size field truncated to its size."""
+        """White noise like ``like``: drawn for it, or one full-size field truncated to its size."""
         if self._config.noise == "fresh":
             return self._draw(like, tuple(like.shape[-2:]))
         if self._field is None:
@@ -248,7 +253,7 @@ class Transition:
 
 
 def _add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """``clean`` at the level of ``timestep``, in the scheduler's own convention."""
+    """``clean`` with noise up to the level of ``timestep``, in the convention of the scheduler."""
     timesteps = timestep.expand(len(clean))
     mixed: Tensor
     if hasattr(scheduler, "scale_noise"):
@@ -259,7 +264,7 @@ def _add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -
 
 
 def resize_clean(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Resize latents that carry no noise.
+    """Resize latents without noise.
 
     Args:
         x: (B, C, [F,] H, W), single precision or better.

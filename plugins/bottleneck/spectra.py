@@ -1,4 +1,4 @@
-"""Which power spectrum a pipeline's latents have, as far as that is known."""
+"""Known power spectra of the latents of pipelines."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SIDECAR = "hasten.json"
 """File beside a pipeline's ``model_index.json`` that may hold ``{"spectrum": {"A": ..., "beta": ...}}``."""
 
 UNKNOWN = Spectrum(1.0, 0.0)
-"""Upper bound for latents scaled to unit variance: power falls with frequency and averages 1, so the edge of the
-band is no stronger than white noise. A run that assumes it goes back to full resolution early."""
+"""Upper bound for latents of unit variance: their power falls with frequency and its mean is 1, so at the edge of the
+band it is at most that of white noise. With this bound a run returns to full resolution early."""
 
 _FLUX = Spectrum(203.615097, 1.915461)
 _WAN = Spectrum(219.484718, 2.422687)
@@ -44,14 +44,14 @@ class _Sidecar(BaseModel):
 
 @dataclass(frozen=True)
 class KnownSpectrum:
-    """A spectrum and where it comes from."""
+    """A spectrum and a description of its source."""
 
     spectrum: Spectrum
     source: str
 
 
 def known_spectrum(pipe: Any) -> KnownSpectrum | None:
-    """The spectrum of a pipeline's latents: its own file, else a published fit of its autoencoder, else ``None``.
+    """The spectrum of a pipeline's latents, from its ``hasten.json`` or a published fit; ``None`` if it is unknown.
 
     Raises:
         CheckpointError: the pipeline's ``hasten.json`` is damaged.
@@ -65,10 +65,10 @@ def known_spectrum(pipe: Any) -> KnownSpectrum | None:
 
 
 def read_sidecar(path: Path) -> Spectrum | None:
-    """The spectrum in a ``hasten.json``, ``None`` if the file has none.
+    """The spectrum in a ``hasten.json``; ``None`` if the file has none.
 
     Raises:
-        CheckpointError: it is no JSON object, or the spectrum is malformed.
+        CheckpointError: the file is not a JSON object, or the spectrum is malformed.
     """
     entry = read_fields(path, _Sidecar, "the spectrum", _REMEDY).spectrum
     return None if entry is None else Spectrum(entry.A, entry.beta)

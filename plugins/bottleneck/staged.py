@@ -1,8 +1,8 @@
-"""One scheduler made of several: a pipeline loops over it once, and every stage steps with a fresh solver.
+"""A scheduler that contains one scheduler for each stage: a pipeline loops over it once.
 
-The object is a copy of the pipeline's scheduler whose class is a generated subclass of the same name, because
-pipelines ask for ``isinstance`` and look at signatures. Stages are told apart by counting ``step`` calls: the noise
-level rises from one stage to the next, and values repeat.
+It is a copy of the pipeline's scheduler whose class is a generated subclass of the same name, because pipelines check
+classes and signatures. The current stage is found by counting calls of ``step``: noise levels rise between stages and
+occur more than once.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 __all__ = ["StageRun", "Switch", "staged_scheduler"]
 
 Switch = Callable[[Tensor, tuple[int, int], tuple[int, int], "StageRun"], Tensor]
-"""``(sample, size, next size, run) -> sample``: what happens between two stages."""
+"""``(sample, size, next size, run) -> sample``: takes a sample from one stage to the next."""
 
 
 class StageRun:
-    """Where a run is in its stages.
+    """The stages of a run, and its position in them.
 
     Args:
-        base: the pipeline's scheduler, left as it is.
+        base: the pipeline's scheduler; it is not changed.
         planned: the stages.
-        hand_over_estimate: stop a stage where the next one starts and switch with its estimate of the clean latents.
+        hand_over_estimate: end a stage at the start level of the next one, with its estimate of the clean latents.
     """
 
     switch: Switch | None = None
-    """Takes a stage's last sample to the first one of the next; needed to step, not to plan."""
+    """Makes the first sample of a stage from the last one of the stage before. Not needed for planning."""
 
     def __init__(
         self, base: Any, planned: Sequence[PlannedStage], *, hand_over_estimate: bool = False
@@ -52,7 +52,7 @@ class StageRun:
         self._hand_over_estimate = hand_over_estimate
         self.schedulers: list[Any] = []
         self.times: list[Tensor] = []
-        """Timesteps that run, per stage."""
+        """Timesteps of each stage."""
         self._sigmas: list[Tensor] = []
         self._first: list[int] = []
         self.stage = 0
@@ -69,7 +69,7 @@ class StageRun:
         return self.schedulers[self.stage]
 
     def prepare(self, device: Any, mu: float | None) -> None:
-        """Set every stage to its timesteps and go back to the first."""
+        """Set the timesteps of every stage and return to the first stage."""
         made = [stage_scheduler(self._base, planned, device, mu) for planned in self.planned]
         self.schedulers = [scheduler for scheduler, _ in made]
         self._first = [first for _, first in made]
@@ -83,14 +83,14 @@ class StageRun:
             self._cut_overlaps()
 
     def _cut_overlaps(self) -> None:
-        """Drop the steps of a stage whose result the next stage would drown in noise."""
+        """Drop the steps of a stage below the start level of the next one, which would add noise to them again."""
         for i in range(len(self.times) - 1):
             reached = self._sigmas[i][1:] <= self._sigmas[i + 1][0]
             kept = int(reached.int().argmax()) + 1 if bool(reached.any()) else len(self.times[i])
             self.times[i], self._sigmas[i] = self.times[i][:kept], self._sigmas[i][:kept]
 
     def levels(self, target: Target) -> list[list[NoiseLevel]]:
-        """Noise levels that run, per stage."""
+        """Noise levels of each stage."""
         return [
             levels_of(target, scheduler)[first : first + len(times)]
             for scheduler, first, times in zip(self.schedulers, self._first, self.times)
@@ -101,14 +101,14 @@ class StageRun:
         return torch.cat(self.times)
 
     def sigmas(self) -> Tensor:
-        """Their noise levels in the schedulers' own terms, with the final 0."""
+        """Sigmas of all stages as the schedulers define them, with a final 0."""
         last = self._sigmas[-1]
         return torch.cat([*self._sigmas, last.new_zeros(1)])
 
     def step(self, bound: inspect.BoundArguments) -> Any:
-        """One solver step of the current stage, and the switch after its last one."""
+        """Run one solver step of the current stage, and switch to the next stage after its last step."""
         if self.stage > 0 and self.position == 0:
-            # Samples of the stage before have another shape (CogVideoX's solver keeps them in the pipeline's loop).
+            # Samples of the last stage have another shape; the loop of CogVideoX keeps them for its solver.
             for name in ("old_pred_original_sample", "timestep_back"):
                 if name in bound.arguments:
                     bound.arguments[name] = None
@@ -131,7 +131,7 @@ class StageRun:
 
 
 def _flow_estimate(bound: inspect.BoundArguments, sigma: float) -> Any:
-    """``x0 = x - t v`` of the guided prediction, as ``step`` returns a sample."""
+    """``x0 = x - t v`` of the guided prediction, in the form that ``step`` returns."""
     sample, velocity = bound.arguments["sample"], bound.arguments["model_output"]
     estimate: Tensor = (sample.float() - sigma * velocity.float()).to(sample.dtype)
     return SchedulerOutput(prev_sample=estimate) if bound.arguments.get("return_dict", True) else (estimate,)
@@ -144,7 +144,7 @@ def _with_sample(result: Any, sample: Tensor) -> Any:
 
 
 def staged_scheduler(base: Any, run: StageRun) -> Any:
-    """A stand-in for ``base`` that steps through the stages of ``run``."""
+    """A copy of ``base`` that steps through the stages of ``run``."""
     staged = copy.deepcopy(base)
     stock: Any = type(base)
     staged.__class__ = _staged_class(stock)
@@ -154,7 +154,7 @@ def staged_scheduler(base: Any, run: StageRun) -> Any:
 
 @cache
 def _staged_class(base: Any) -> type:
-    """A subclass of ``base`` with its name and its signatures."""
+    """A subclass of ``base`` with the same name and signatures."""
 
     @functools.wraps(base.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -175,7 +175,7 @@ def _staged_class(base: Any) -> type:
         return run.step(inspect.signature(run.scheduler.step).bind(*args, **kwargs))
 
     def ignore(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Every stage keeps its own begin index and shift."""
+        """Ignored: every stage has its own begin index and shift."""
 
     def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scaled: Tensor = self.stage_run.scheduler.scale_model_input(sample, *args, **kwargs)

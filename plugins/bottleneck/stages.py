@@ -1,4 +1,4 @@
-"""The stages of ``mode="restart"``: the paper's tables, their sizes, and one scheduler for each."""
+"""The stages of ``mode="restart"``: the tables of the paper, latent sizes, and a scheduler for each stage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRESETS: dict[str, tuple[Stage, ...]] = {
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its latent size (height, width); ``ratio`` is the amplitude ratio to full resolution."""
+    """A stage with its latent size (height, width) and its amplitude ratio to full resolution."""
 
     size: tuple[int, int]
     ratio: float
@@ -45,14 +45,14 @@ class PlannedStage:
 
 
 def preset_for(target: Target) -> tuple[Stage, ...] | None:
-    """The paper's stages for the pipeline's model, ``None`` where it has none."""
+    """The stages of the paper for the pipeline's model; ``None`` if it has none."""
     # A model without guidance embedding, such as FLUX.1-schnell, runs too few steps to divide them into stages.
     config = getattr(next(iter(target.denoisers.values())), "config", {})
     return PRESETS.get(target.adapter.family) if config.get("guidance_embeds", False) else None
 
 
 def plan_stages(config: RestartConfig, target: Target, size: LatentSize) -> tuple[PlannedStage, ...]:
-    """The stages of a run whose latents have ``size``.
+    """The stages of a run with latents of ``size``.
 
     Raises:
         ConfigError: there are no stages for this model, or a stage's size is not possible.
@@ -81,19 +81,20 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def stage_scheduler(base: Any, planned: PlannedStage, device: Any, mu: float | None) -> tuple[Any, int]:
-    """A scheduler of its own for one stage, set to the stage's timesteps.
+    """A scheduler for one stage, with the stage's timesteps.
 
     Args:
-        base: the pipeline's scheduler, left as it is.
+        base: the pipeline's scheduler; it is not changed.
         planned: the stage.
-        device: where its timesteps live.
-        mu: the dynamic shift that the pipeline computed for full resolution, if it did.
+        device: device of the timesteps.
+        mu: dynamic shift that the pipeline computed for full resolution; ``None`` without one.
 
     Returns:
         The scheduler, and the index of its first timestep that runs.
 
     Raises:
-        ConfigError: the scheduler cannot be shifted as the stage asks.
+        ConfigError: the scheduler does not support the stage's shift.
+        UnsupportedError: the scheduler has no adjustable shift.
     """
     scheduler = copy.deepcopy(base)
     if is_flow(scheduler):
@@ -107,7 +108,7 @@ def stage_scheduler(base: Any, planned: PlannedStage, device: Any, mu: float | N
 
 
 def _set_flow_timesteps(scheduler: Any, planned: PlannedStage, device: Any, mu: float | None) -> None:
-    """The grid ``1 - j / N``, passed explicitly: the schedulers' own grids end above 0 and have a shift baked in."""
+    """Set the grid ``1 - j / N`` explicitly: default grids end above 0 and already include a shift."""
     steps = planned.stage.steps
     parameters = inspect.signature(scheduler.set_timesteps).parameters
     given: dict[str, Any] = {"device": device}
@@ -145,7 +146,7 @@ def _set_static_shift(scheduler: Any, planned: PlannedStage) -> None:
 
 
 def _set_diffusion_timesteps(scheduler: Any, planned: PlannedStage, device: Any) -> None:
-    """Without a shift the scheduler's own timesteps; a shift looks up those of ``shift`` times the noise ratio."""
+    """Set the default timesteps, or with a shift those whose noise ratio is ``shift`` times as large."""
     stage = planned.stage
     scheduler.set_timesteps(stage.steps, device=device)
     if stage.shift is None or stage.shift == 1.0:

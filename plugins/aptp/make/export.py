@@ -14,7 +14,7 @@ from torch import Tensor
 from hasten.plugins.aptp.bundle import Expert, expert_entries, save_bundle
 from hasten.plugins.aptp.make.context import TrainingContext
 from hasten.plugins.aptp.make.options import ExportOptions, TuneOptions
-from hasten.plugins.aptp.make.router_fit import error_table, fit_router, segment_routes
+from hasten.plugins.aptp.make.router_fit import Fitted, error_table, fit_router, segment_routes
 from hasten.plugins.aptp.make.search import Searched
 from hasten.plugins.aptp.make.tune import Tuned, Tuner
 from hasten.plugins.aptp.manifest import ExpertEntry, Manifest, RouteEntry
@@ -39,30 +39,23 @@ def export(
         context: pipeline and data.
         searched: plans of the experts.
         tuned: their weights.
-        options: how the router is fitted; fewer prompts are used if fewer were prepared.
+        options: of the router's fit.
         folder: where to write.
         about: facts for the manifest.
 
     Raises:
         ConfigError: the mean cost cannot be met.
-        CheckpointError: the weights are of other plans.
     """
     options = replace(options, prompts=min(options.prompts, len(context.data.latents)))
     tuner = Tuner(context, searched, TuneOptions(weights=tuned.weights, rank=tuned.about.get("rank", 4)))
     tuner.load(tuned)
     costs = torch.tensor(searched.shares)
     table = error_table(context, [partial(tuner.predict, i) for i in range(len(costs))], options)
-    single = [(number,) for number in range(len(costs))]
-    routes: list[Route] = segment_routes(table.mean(0), costs) if options.segments > 1 else [*single]
-    segments = range(options.segments)
-    errors = torch.stack([table[:, list(route), segments].mean(1) for route in routes], 1)
-    shares = torch.stack([costs[list(route)].mean() for route in routes])
-    mean = options.mean_cost if options.mean_cost is not None else float(costs.mean())
-    fitted = fit_router(context.data.embeddings[: options.prompts], errors, shares, mean, seed=options.seed)
+    fitted, routes = _fitted(context, table, costs, options)
     facts = {**about, "search": searched.about, "tune": tuned.about}
     facts["mean_share"] = round(fitted.mean_share, 4)
     facts["errors"] = [round(float(error), 6) for error in table.mean((0, 2))]
-    traffic = list(zip(routes, fitted.traffic))
+    traffic = [*zip(routes, fitted.traffic)]
     manifest = context.manifest(_entries(context, searched, tuned, traffic), facts)
     if options.segments > 1:
         bounds = context.conditioner.segment_bounds(options.segments)
@@ -72,6 +65,21 @@ def export(
     held = tuned.tensors if shared is None else (None,) * len(searched.plans)
     experts = tuple(Expert(plan, tensors) for plan, tensors in zip(searched.plans, held))
     return save_bundle(folder, manifest, fitted.router, experts, context.denoiser, shared)
+
+
+def _fitted(
+    context: TrainingContext, table: Tensor, costs: Tensor, options: ExportOptions
+) -> tuple[Fitted, list[Route]]:
+    """The router, and the routes that it chooses between."""
+    routes: list[Route] = [(number,) for number in range(len(costs))]
+    if options.segments > 1:
+        routes = segment_routes(table.mean(0), costs)
+    segments = range(options.segments)
+    errors = torch.stack([table[:, list(route), segments].mean(1) for route in routes], 1)
+    shares = torch.stack([costs[list(route)].mean() for route in routes])
+    mean = options.mean_cost if options.mean_cost is not None else float(costs.mean())
+    embeddings = context.data.embeddings[: options.prompts]
+    return fit_router(embeddings, errors, shares, mean, seed=options.seed), routes
 
 
 def _entries(

@@ -256,16 +256,8 @@ def search(
     Raises:
         ConfigError: no plan meets a budget.
     """
-    scores = importance(context, options.importance_batches, options.batch, options.seed)
-    value = (scores / context.gates.prices().clamp_min(1e-9)).clamp_min(1e-30).log()
-    # An impossible budget is refused here.
-    started = _plans(context, value.expand(len(options.budgets), -1), options)
-    spread = ((value - value.mean()) / value.std().clamp_min(1e-9)).clamp(-2, 2)
-    start = torch.stack([2 * context.gates.of(plan) - 1 + 0.3 * spread for plan in started])
-    if options.preset == "paper":
-        generator = torch.Generator().manual_seed(options.seed)
-        start = torch.zeros_like(start).normal_(0, 0.02, generator=generator)
-    searcher = Searcher(context, options, start)
+    started, logits = _started(context, options)
+    searcher = Searcher(context, options, logits)
     parameters = {n: p for n, p in searcher.named_parameters() if p.requires_grad}
     identity = {"stage": "search", **asdict(options), "size": context.gates.size}
     loop = Loop(
@@ -283,6 +275,20 @@ def search(
     if rank() == 0:
         result.save(folder)
     return result
+
+
+def _started(context: TrainingContext, options: SearchOptions) -> tuple[tuple[PruningPlan, ...], Tensor]:
+    """Plans by the importance of units, and the logits (K, size) that a search starts from."""
+    scores = importance(context, options.importance_batches, options.batch, options.seed)
+    value = (scores / context.gates.prices().clamp_min(1e-9)).clamp_min(1e-30).log()
+    # An impossible budget is refused here.
+    plans = _plans(context, value.expand(len(options.budgets), -1), options)
+    spread = ((value - value.mean()) / value.std().clamp_min(1e-9)).clamp(-2, 2)
+    logits = torch.stack([2 * context.gates.of(plan) - 1 + 0.3 * spread for plan in plans])
+    if options.preset == "paper":
+        generator = torch.Generator().manual_seed(options.seed)
+        logits = torch.zeros_like(logits).normal_(0, 0.02, generator=generator)
+    return plans, logits
 
 
 def _plans(context: TrainingContext, codes: Tensor, options: SearchOptions) -> tuple[PruningPlan, ...]:
