@@ -270,7 +270,8 @@ def _weight(tensors: Mapping[str, Tensor], layer: str, place: Path) -> Tensor:
         raise CheckpointError(f"{place}: {layer} has weights of shape {tuple(weight.shape)}; {REMEDY}")
     if len(parts) == 1:
         return weight
-    length, norm = parts[0], torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    length = parts[0]
+    norm: Tensor = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
     if length.shape != norm.shape or not bool((norm > 0).all()):
         raise CheckpointError(
             f"{place}: {layer} has lengths {tuple(length.shape)} for directions {tuple(weight.shape)}, or a direction "
