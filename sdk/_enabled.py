@@ -50,6 +50,11 @@ class Enabled:
         with self.culprit.during("claims"):
             return checked_claims(self._technique.claims(target), self.culprit)
 
+    def ranks_per_call(self, world: int) -> int:
+        """How many of ``world`` processes compute one call together."""
+        with self.culprit.during("ranks_per_call"):
+            return self._technique.ranks_per_call(world)
+
     def check(self, target: Target) -> tuple[Finding, ...]:
         """What it finds on the pipeline."""
         with self.culprit.during("check"):

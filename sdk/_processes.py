@@ -29,11 +29,13 @@ class Processes:
         rank: its number, from 0.
         world: how many there are.
         local_rank: its number on this machine.
+        together: how many neighbouring processes compute one call together (clips of a video).
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    together: int = 1
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Processes:
@@ -52,8 +54,13 @@ class Processes:
         return cls(rank, world, local)
 
     def owns(self, batch: int) -> bool:
-        """Whether this process makes batch number ``batch``."""
-        return batch % self.world == self.rank
+        """Whether this process makes batch number ``batch``, alone or with others."""
+        return batch % (self.world // self.together) == self.rank // self.together
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what it makes with the others."""
+        return self.rank % self.together == 0
 
     def device(self, chosen: str | None) -> str | None:
         """The torch device of this process: the user's choice, else one GPU for each process where there are GPUs."""

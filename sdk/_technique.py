@@ -119,6 +119,10 @@ class Technique(ABC, Generic[ConfigT]):
         """Check the pipeline without changing it. Findings of severity ``error`` refuse the technique."""
         return ()
 
+    def ranks_per_call(self, world: int) -> int:  # noqa: ARG002
+        """How many of ``world`` processes compute one call together; the others compute calls of their own."""
+        return 1
+
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:  # noqa: ARG002
         """Check one pipeline call with these bound arguments, after :meth:`check` has accepted the pipeline.
 

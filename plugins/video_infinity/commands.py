@@ -150,10 +150,17 @@ def _techniques(
     settings: Config, texts: Sequence[str], checkpoint: Path | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the other techniques by name, and those of this one."""
+    from hasten.extend import ConfigError
+
     listed = {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in settings.techniques}
     own = listed.pop("video_infinity")
     if checkpoint is not None:
         own["checkpoint"] = str(checkpoint)
+    if own.get("data_ranks", 1) > 1:
+        raise ConfigError(
+            f"data_ranks={own['data_ranks']} makes several videos at a time, and hasten video makes one: set it to 1, "
+            "or use hasten generate"
+        )
     if len(texts) > 1:
         own["prompts"] = list(texts)
         if not {"clips", "clip_frames"} & set(own):

@@ -106,8 +106,18 @@ class VideoInfinityConfig(TechniqueConfig):
             "clips; at most one per clip."
         ),
     )
+    data_ranks: Count = Field(
+        1,
+        description=(
+            "Number of groups of processes that make different videos at the same time. The mesh of processes is "
+            "`data_ranks` x `cfg_ranks` x `clip_ranks`."
+        ),
+    )
     cfg_ranks: Literal[1, 2] = Field(
         1, description="2 computes the two branches of guidance on two processes for the same clips."
+    )
+    clip_ranks: Count | None = Field(
+        None, description="Number of processes that share the clips; `null` is all that are started."
     )
     checkpoint: str | None = Field(None, description="Folder of checkpoints, for resuming.")
     checkpoint_every: Count = Field(5, description="Steps between two checkpoints.")
@@ -129,6 +139,11 @@ class VideoInfinityConfig(TechniqueConfig):
     def _consistent(self) -> Self:
         if self.clips is not None and self.clip_frames is not None:
             raise ValueError("clips and clip_frames exclude each other: remove one")
+        if self.data_ranks > 1 and self.checkpoint is not None:
+            raise ValueError(
+                f"checkpoint keeps the state of one video, and data_ranks={self.data_ranks} makes several at a time: "
+                "remove one"
+            )
         if self.mode == "full":
             self._refuse_scopes()
         self._refuse_chance()

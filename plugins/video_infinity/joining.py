@@ -1,13 +1,14 @@
-"""Joins and leaves the processes that ``torchrun`` has started."""
+"""Joins and leaves the processes that ``torchrun`` has started, in one mesh of data, guidance and clips."""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import math
 import os
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,23 @@ from hasten.plugins.video_infinity.process_mesh import ProcessMesh
 
 __all__ = ["expected", "join"]
 
+
+class _Shape(NamedTuple):
+    """The mesh of processes: videos at a time, branches of guidance, groups of clips."""
+
+    data: int
+    cfg: int
+    clips: int
+
+    @property
+    def together(self) -> int:
+        """Processes that make one video."""
+        return self.cfg * self.clips
+
+
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_joined: dict[int, ProcessMesh] = {}
-"""Layouts of the process group by ``cfg_ranks``."""
+_joined: dict[_Shape, ProcessMesh] = {}
+"""The grids that this process is in, by the shape of the mesh."""
 
 
 def join(config: VideoInfinityConfig, device: torch.device) -> ProcessMesh:
@@ -36,12 +51,13 @@ def join(config: VideoInfinityConfig, device: torch.device) -> ProcessMesh:
         ConfigError: the environment is incomplete or does not match the options.
         RankError: other processes cannot be reached.
     """
-    if config.cfg_ranks not in _joined:
-        processes = _join(config, device)
-        if processes.world == 1:
+    shape = _shape(config, _started()[0])
+    if shape not in _joined:
+        processes = _join(config, shape, device)
+        if not dist.is_initialized():
             return processes
-        _joined[config.cfg_ranks] = processes
-    return _joined[config.cfg_ranks]
+        _joined[shape] = processes
+    return _joined[shape]
 
 
 def expected(config: VideoInfinityConfig) -> ProcessMesh:
@@ -50,10 +66,20 @@ def expected(config: VideoInfinityConfig) -> ProcessMesh:
     Raises:
         ConfigError: the environment is incomplete or does not match the options.
     """
-    cfg_ranks, world, rank = config.cfg_ranks, 1, 0
+    world, rank = _started()
+    shape = _shape(config, world)
+    return ProcessMesh(rank % shape.together, shape.together, cfg_ranks=shape.cfg)
+
+
+def _started() -> tuple[int, int]:
+    """Number of processes, and the rank of this one.
+
+    Raises:
+        ConfigError: the environment is incomplete.
+    """
     if dist.is_initialized():
-        world, rank = dist.get_world_size(), dist.get_rank()
-    elif "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return dist.get_world_size(), dist.get_rank()
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         missing = [name for name in _NEEDED if name not in os.environ]
         if missing:
             raise ConfigError(
@@ -61,34 +87,65 @@ def expected(config: VideoInfinityConfig) -> ProcessMesh:
                 "script with torchrun"
             )
         launched = Processes.from_environment()
-        world, rank = launched.world, launched.rank
-    elif cfg_ranks > 1:
-        raise ConfigError(f"cfg_ranks={cfg_ranks} needs processes: start with torchrun --nproc-per-node 2")
-    if world % cfg_ranks:
-        raise ConfigError(f"cfg_ranks={cfg_ranks} does not divide {world} processes")
-    return ProcessMesh(rank, world, cfg_ranks=cfg_ranks)
+        return launched.world, launched.rank
+    return 1, 0
 
 
-def _join(config: VideoInfinityConfig, device: torch.device) -> ProcessMesh:
-    cfg_ranks = config.cfg_ranks
-    alone = expected(config).world == 1
+def _shape(config: VideoInfinityConfig, world: int) -> _Shape:
+    """The mesh of ``world`` processes.
+
+    Raises:
+        ConfigError: the options need another number of processes.
+    """
+    wanted = {
+        "data_ranks": config.data_ranks,
+        "cfg_ranks": config.cfg_ranks,
+        "clip_ranks": config.clip_ranks or 1,
+    }
+    least = math.prod(wanted.values())
+    fits = world == least if config.clip_ranks else world % least == 0
+    if fits:
+        return _Shape(config.data_ranks, config.cfg_ranks, world // (config.data_ranks * config.cfg_ranks))
+    names = " x ".join(f"{name}={count}" for name, count in wanted.items() if count > 1) or "clip_ranks=1"
+    start = f"start with torchrun --nproc-per-node {least}"
+    if world == 1:
+        raise ConfigError(f"{names} needs processes: {start}")
+    number = f"{least} processes" if config.clip_ranks else f"a multiple of {least} processes"
+    raise ConfigError(f"{names} needs {number}, and {world} were started: {start}")
+
+
+def _join(config: VideoInfinityConfig, shape: _Shape, device: torch.device) -> ProcessMesh:
     if not dist.is_initialized():
-        if alone:
+        if math.prod(shape) == 1:
             return ProcessMesh()
         _initialise(config, device)
     world, rank = dist.get_world_size(), dist.get_rank()
-    store = dist.distributed_c10d._get_default_store()
-    processes = ProcessMesh(rank, world, config.timeout_s, store, cfg_ranks, dist.group.WORLD)
-    if cfg_ranks > 1:
-        mesh = dist.init_device_mesh(
-            device.type, (cfg_ranks, world // cfg_ranks), mesh_dim_names=("cfg", "clip")
-        )
-        processes.clip_group, processes.cfg_group = mesh.get_group("clip"), mesh.get_group("cfg")
+    store: Any = dist.distributed_c10d._get_default_store()
+    group = clips = dist.group.WORLD
+    branches = None
+    if shape.together < world or shape.cfg > 1:
+        mesh = dist.init_device_mesh(device.type, tuple(shape), mesh_dim_names=("data", "guidance", "clips"))
+        clips, branches = mesh.get_group("clips"), mesh.get_group("guidance")
+        if shape.together < world:
+            group = mesh["guidance", "clips"]._flatten("together").get_group()
+            store = dist.PrefixStore(f"replica/{rank // shape.together}", store)
+    own = rank % shape.together
+    processes = ProcessMesh(
+        own,
+        shape.together,
+        config.timeout_s,
+        store,
+        shape.cfg,
+        group,
+        clips,
+        branches if shape.cfg > 1 else None,
+    )
     # NCCL creates its communicator in a collective of all ranks, not in point-to-point messages.
     processes.gather(None)
-    processes.heartbeat = next((other.heartbeat for other in _joined.values()), None)
+    same = (other.heartbeat for known, other in _joined.items() if known.together == shape.together)
+    processes.heartbeat = next(same, None)
     if processes.heartbeat is None:
-        processes.heartbeat = Heartbeat(store, rank, world)
+        processes.heartbeat = Heartbeat(store, own, shape.together)
         atexit.register(processes.heartbeat.stop)
     return processes
 
@@ -106,7 +163,7 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
         attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if kept else "0"
         store = dist.PrefixStore(f"hasten/{attempt}", store)
         # Models load at different speeds, and the time limit of the group is for messages.
-        layout = f"backend {backend} with cfg_ranks={config.cfg_ranks}"
+        layout = f"backend {backend} with {_told(config)}"
         store.set(f"here/{rank}", layout)
         names = [f"here/{other}" for other in range(world)]
         store.wait(names, patience)
@@ -127,6 +184,13 @@ def _initialise(config: VideoInfinityConfig, device: torch.device) -> None:
         raise _unreachable(backend, error) from error
     # Backend threads that outlive the interpreter would abort the process at exit.
     atexit.register(_leave)
+
+
+def _told(config: VideoInfinityConfig) -> str:
+    """The options that shape the mesh, those with defaults left out."""
+    shown = {"data_ranks": (config.data_ranks, 1), "clip_ranks": (config.clip_ranks, None)}
+    more = "".join(f", {name}={value}" for name, (value, usual) in shown.items() if value != usual)
+    return f"cfg_ranks={config.cfg_ranks}{more}"
 
 
 def _require_equal(layouts: list[str], store: dist.Store, rank: int) -> None:
@@ -157,7 +221,7 @@ def _unreachable(backend: str, error: BaseException) -> RankError:
 def _leave() -> None:
     """Leave the group; its threads end when nothing refers to it."""
     for processes in _joined.values():
-        processes.clip_group = processes.cfg_group = None
+        processes.group = processes.clip_group = processes.cfg_group = None
     _joined.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -89,21 +89,32 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
 
         mixing = target.capability(FrameMixing)
         try:
+            processes = expected(self.config)
             require_divisible(target, arguments)
             if call_size(target, arguments) is None:
                 return
             frames = video_frames(target, mixing, RunCall(target.pipe, target, arguments))
-            partitioned(self.config, target, frames, expected(self.config))
+            partitioned(self.config, target, frames, processes)
         except HastenError as error:
             yield Finding("error", f"this call will fail: {error}")
 
+    def ranks_per_call(self, world: int) -> int:
+        """All but those that make other videos at the same time."""
+        return max(1, world // self.config.data_ranks)
+
     def attach(self, target: Target, seams: Seams) -> None:
         """Register the handlers of layers and of the run."""
+        import torch
+
         from hasten.extend import submodule
         from hasten.plugins.video_infinity import layer_handlers as handlers
         from hasten.plugins.video_infinity.attention_handlers import attention_inside, attention_layer
+        from hasten.plugins.video_infinity.joining import join
         from hasten.plugins.video_infinity.run_handlers import RunHandlers
 
+        if self.config.data_ranks > 1:
+            # A group of processes without a video of its own must not keep the others waiting.
+            join(self.config, torch.device(target.device))
         run = RunHandlers(self.name, self.config, target)
         layers = _layers(target)
         makers: dict[LayerKind, Any] = {

@@ -23,13 +23,16 @@ ResultT = TypeVar("ResultT")
 
 @dataclass
 class ProcessMesh:
-    """Processes arranged in a grid of (guidance branches, groups of clips).
+    """Processes that make one video, arranged in a grid of (guidance branches, groups of clips).
+
+    With data parallelism, several such grids work next to each other and do not know of each other.
 
     Args:
-        rank: rank of this process, from 0.
-        world: number of processes.
+        rank: rank of this process in the grid, from 0.
+        world: number of processes in the grid.
         timeout: seconds after which a silent process counts as lost.
         store: key-value store that all processes share; ``None`` for a single process.
+        group: these processes; ``None`` for a single process.
         cfg_ranks: number of processes that compute the same clips, one for each branch of guidance.
         clip_group: the processes with the same branch.
         cfg_group: the processes with the same clips.
@@ -41,6 +44,7 @@ class ProcessMesh:
     timeout: float = 0.0
     store: dist.Store | None = None
     cfg_ranks: int = 1
+    group: dist.ProcessGroup | None = field(default=None, repr=False)
     clip_group: dist.ProcessGroup | None = field(default=None, repr=False)
     cfg_group: dist.ProcessGroup | None = field(default=None, repr=False)
     heartbeat: Heartbeat | None = field(default=None, repr=False)
@@ -78,7 +82,7 @@ class ProcessMesh:
             return [value]
         values: list[Any] = [None] * self.world
         with self.explained():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def all_or_none(self, attempt: Callable[[], ResultT], failure: type[HastenError]) -> ResultT:

@@ -17,6 +17,7 @@ from hasten._cli._outputs import hold_folder
 from hasten._cli._progress import showing_progress
 from hasten._config import Config
 from hasten._console import Console
+from hasten._enabled import Enabled
 from hasten._generation import Job, generate, prepare_folder
 from hasten._output import OutputFolder, missing_batches
 from hasten._processes import Processes, wait_for
@@ -123,6 +124,10 @@ def _run(
 ) -> dict[str, Any]:
     import hasten
 
+    if settings is not None:
+        enabled = (Enabled(technique.name, technique.options) for technique in settings.techniques)
+        ranks = (technique.ranks_per_call(processes.world) for technique in enabled)
+        processes = replace(processes, together=max(ranks, default=1))
     done = set(output.records())
     accelerated = nullcontext() if settings is None else hasten.accelerate(pipe, settings, **job.call)
     with accelerated as acceleration, showing_progress(quiet=quiet or processes.rank > 0) as tell:
@@ -131,7 +136,8 @@ def _run(
         for start, batch in missing_batches(job, done, processes):
             for sample in generate(pipe, batch):
                 if start + sample.index not in done:
-                    output.add(replace(sample, index=start + sample.index))
+                    if processes.leads:
+                        output.add(replace(sample, index=start + sample.index))
                     done.add(start + sample.index)
                     tell(name, len(done.intersection(own)), len(own))
         if acceleration is not None and acceleration.report().steps and processes.rank == 0:

@@ -53,6 +53,8 @@ def two() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     for family in ("wan", "text-to-video", "cogvideox-rope", "animatediff"):
         branches = case(family, 5, {"mode": "full", "cfg_ranks": 2}, call={"guidance_scale": 4.0})
         listed.append((f"branches {family}", branches, {**branches, "options": None}))
+    videos = case("wan", 7, {**SCOPE, "clips": 2, "data_ranks": 2})
+    listed.append(("a video each", videos, {**videos, "options": {**SCOPE, "clips": 2}}))
     words = {**SCOPE, "clips": 2, "prompts": ["day", "night"]}
     for family in ("wan", "animatediff"):
         told = case(family, 6, {**words, "cfg_ranks": 2}, call={"guidance_scale": 4.0, "prompt": "ignored"})
@@ -133,12 +135,18 @@ def inputs_of_norms() -> tuple[list[torch.Size], list[torch.Size]]:
     return seen[False], seen[True]
 
 
+OTHER = {rank: {"call": {"guidance_scale": 4.0 if rank < 2 else 6.0}} for rank in range(4)}
+"""Two videos at a time, each of two processes."""
+
+
 def test_four_processes_and_one(tmp_path: Path) -> None:
     cases = [
         case("wan", 9, {**SCOPE, "trained_frames": 4}),
         case("text-to-video", 9, {**SCOPE, "clips": 4}),
         case("text-to-video", 9, {"mode": "full", "clips": 5}),
         case("wan", 6, {**SCOPE, "cfg_ranks": 2}, call={"guidance_scale": 4.0}),
+        case("cogvideox-rope", 6, {**SCOPE, "data_ranks": 2}, each=OTHER),
+        case("wan", 6, {**SCOPE, "clips": 2, "data_ranks": 2, "cfg_ranks": 2}, each=OTHER),
     ]
     alone = [
         case("wan", 9, {**SCOPE, "trained_frames": 4}),
@@ -146,9 +154,19 @@ def test_four_processes_and_one(tmp_path: Path) -> None:
         case("text-to-video", 9, None),
         case("wan", 6, SCOPE, call={"guidance_scale": 4.0}),
     ]
+    videos = [
+        [case(family, 6, SCOPE, call={"guidance_scale": scale}) for scale in (4.0, 6.0)]
+        for family in ("cogvideox-rope", "wan")
+    ]
     ranks = run_cases(tmp_path, cases, 4)
     for index, one in enumerate(alone):
         expected = run(one)
         for rank in ranks:
             assert rank[index][2] is None, rank[index][2]
             assert deviation(rank[index][0], expected) < TOLERANCE
+    for index, pair in enumerate(videos, len(alone)):
+        made = [run(video) for video in pair]
+        assert deviation(made[0], made[1]) > 1e-3
+        for number, rank in enumerate(ranks):
+            assert rank[index][2] is None, rank[index][2]
+            assert deviation(rank[index][0], made[number // 2]) < TOLERANCE
