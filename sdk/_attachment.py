@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hasten._adapters.base import Guidance, LatentLayout, Moments
 from hasten._attention import AttentionSeam, refuse_compiled
 from hasten._clock import Clock, expected_batch
+from hasten._control import ControlSeam
 from hasten._culprit import Faults
 from hasten._denoiser import DenoiserSeam
 from hasten._errors import HastenError, UnsupportedError
@@ -218,6 +219,7 @@ class Attachment:
             if attention is not None:
                 stack.enter_context(attention.installed())
             forwards: dict[Any, Forward] = {module: seam.forward for module, seam in seams.items()}
+            forwards.update(_control_forwards(table, self.target, run))
             try:
                 with open_gates({**_module_handlers(table, self.target), **forwards}):
                     yield run
@@ -314,6 +316,15 @@ class Attachment:
 
 def _around(handler: Callable[..., Any], inner: Callable[[RunCall], Any]) -> Callable[[RunCall], Any]:
     return lambda call: handler(call, inner)
+
+
+def _control_forwards(table: SeamTable, target: Target, run: Run) -> dict[Any, Forward]:
+    """Handlers of the pipeline's control network, if there is one now."""
+    if not table.control.items or (found := target.control_network) is None:
+        return {}
+    network, module = found
+    layout: Any = target.layout
+    return {module: ControlSeam(network, module, run, layout, table.control.items).forward}
 
 
 def _module_handlers(table: SeamTable, target: Target) -> dict[Any, Forward]:

@@ -25,6 +25,7 @@ __all__ = [
     "planned_steps",
     "prompts_of",
     "text_tokens",
+    "third_branch",
 ]
 
 _CLIP_TEXT = 77
@@ -141,6 +142,16 @@ def _clip_tokens(pipe: Any) -> int:
     """Tokens that a CLIP tokenizer pads to."""
     most = getattr(getattr(pipe, "tokenizer", None), "model_max_length", _CLIP_TEXT)
     return int(getattr(pipe, "tokenizer_max_length", most if 0 < most < ENDLESS else _CLIP_TEXT))
+
+
+def third_branch(arguments: Mapping[str, Any]) -> str | None:
+    """What makes a call compute a branch beside the conditional and the unconditional one, ``None`` if nothing does."""
+    perturbed = arguments.get("pag_scale")
+    if isinstance(perturbed, (int, float)) and perturbed > 0:
+        return "perturbed-attention guidance (pag_scale)"
+    if isinstance(arguments.get("image_guidance_scale"), (int, float)):
+        return "guidance by the picture (image_guidance_scale)"
+    return None
 
 
 def branches(target: Target, arguments: Mapping[str, Any]) -> int:

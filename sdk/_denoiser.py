@@ -24,7 +24,7 @@ from hasten._run import Run
 if TYPE_CHECKING:
     from hasten._adapters.base import Moments
 
-__all__ = ["DenoiserCall", "DenoiserHandler", "DenoiserSeam"]
+__all__ = ["DenoiserCall", "DenoiserHandler", "DenoiserSeam", "parameter_names", "passed"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class DenoiserSeam:
                 f"inside of the handler"
             )
         self.computed += 1
-        args, kwargs = self._unbind(call)
+        args, kwargs = passed(self._parameters, call.kwargs, call.positional)
         same = call.kwargs is self._original
         row.resolution = self._size if same else _extent(self._layout.size(call.run.pipe, call.kwargs))
         with self._around(call) as computation:
@@ -189,15 +189,18 @@ class DenoiserSeam:
         self._trail.append((Computed(alone, computation.results if computation else ()), output))
         return output
 
-    def _unbind(self, call: DenoiserCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments as the pipeline passes them: a user's own forward hooks may look at positions."""
-        kwargs = dict(call.kwargs)
-        args = []
-        for name in self._parameters[: call.positional]:
-            if name not in kwargs:
-                break
-            args.append(kwargs.pop(name))
-        return tuple(args), kwargs
+
+def passed(
+    parameters: Sequence[str], bound: Mapping[str, Any], positional: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments as the pipeline passes them, ``positional`` of them by position: a user's hooks may look there."""
+    kwargs = dict(bound)
+    args = []
+    for name in parameters[:positional]:
+        if name not in kwargs:
+            break
+        args.append(kwargs.pop(name))
+    return tuple(args), kwargs
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:

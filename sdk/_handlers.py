@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hasten._attention import AttentionCall
+from hasten._control import ControlCall
 from hasten._culprit import Culprit, Faults, InRun
 from hasten._denoiser import DenoiserCall
 from hasten._run import RunCall
@@ -41,6 +42,7 @@ def guarded(table: SeamTable, culprits: Mapping[str, Culprit], faults: Faults) -
         "prompt": _prompt,
         "scheduler": _scheduler,
         "cache": _cache,
+        "control": _control,
         "denoiser": _denoiser,
         "modules": _module,
         "attention": _attention,
@@ -136,6 +138,17 @@ def _output_fault(call: DenoiserCall, output: Any, seen: _Seen) -> str | None:
     if not seen or type(output) in seen or as_asked:
         return None
     return f"the same kind of output as proceed(call), a {seen[-1].__name__}: change it with call.with_sample"
+
+
+def _control(handler: Any, culprit: Culprit) -> Any:
+    def fault(call: ControlCall, features: Any, seen: _Seen) -> str | None:  # noqa: ARG001
+        return (
+            None
+            if not seen or type(features) in seen
+            else f"what proceed(call) returns, a {seen[-1].__name__}"
+        )
+
+    return _around(culprit, _Seam(ControlCall, lambda _: "its control handler", fault), handler)
 
 
 def _attention(entry: AttentionEntry, culprit: Culprit) -> AttentionEntry:

@@ -11,8 +11,10 @@ from hasten._errors import HastenError, UnsupportedError
 from hasten._ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
+    from hasten._adapters.base import LatentSize
     from hasten._recorder import Recorder, Row
     from hasten._target import Target
+    from hasten.schedules.noise import NoiseLevel
 
 __all__ = ["Run", "RunCall"]
 
@@ -57,6 +59,8 @@ class Run:
         self._step: Step | None = None
         self._row: Row | None = None
         self._times: tuple[float, ...] | None = None
+        self.control_size: LatentSize | None = None
+        """Extent of the latents that the latest control features were computed from; ``None`` for the solver's."""
         recorder.begin_run()
 
     @property
@@ -76,10 +80,15 @@ class Run:
 
         With a second-order solver, the step has two forwards. ``False`` if the scheduler does not provide this.
         """
+        return self.is_last_level(self.step.noise)
+
+    def is_last_level(self, noise: NoiseLevel) -> bool:
+        """Whether ``noise`` is the level of the run's last step, see :attr:`is_last_step`."""
         if self._times is None:
             self._times = self._planned_times()
-        now = self.step.noise.time
-        return bool(self._times) and min(self._times, key=lambda time: abs(time - now)) == self._times[-1]
+        return (
+            bool(self._times) and min(self._times, key=lambda time: abs(time - noise.time)) == self._times[-1]
+        )
 
     def _planned_times(self) -> tuple[float, ...]:
         from hasten._timesteps import run_levels

@@ -11,6 +11,7 @@ from hasten._run import RunCall
 
 if TYPE_CHECKING:
     from hasten._attention import AttentionHandler
+    from hasten._control import ControlHandler
     from hasten._denoiser import DenoiserHandler
     from hasten._journal import OwnedJournal
     from hasten._target import Target
@@ -89,6 +90,7 @@ class SeamTable:
 
     order: tuple[str, ...]
     run: Chain[RunHandler] = field(init=False)
+    control: Chain[ControlHandler] = field(init=False)
     denoiser: Chain[DenoiserHandler] = field(init=False)
     attention: Chain[AttentionEntry] = field(init=False)
     modules: Chain[ModuleEntry] = field(init=False)
@@ -103,7 +105,7 @@ class SeamTable:
     @staticmethod
     def kinds() -> tuple[str, ...]:
         """Names of the seams, from the outside in."""
-        return ("run", "prompt", "scheduler", "cache", "denoiser", "modules", "attention")
+        return ("run", "prompt", "scheduler", "cache", "control", "denoiser", "modules", "attention")
 
     def remove(self, owner: str) -> None:
         """Remove everything that ``owner`` registered."""
@@ -167,6 +169,17 @@ class Seams:
         """
         _ = self._target.moments
         self._table.denoiser = self._table.denoiser.plus(self.owner, handler)
+
+    def control(self, handler: ControlHandler) -> None:
+        """Put ``handler(call, proceed) -> features`` around every forward of the pipeline's control network.
+
+        Raises:
+            UnsupportedError: the family has no control network that runs in every step.
+        """
+        from hasten._adapters.control import ControlNetwork
+
+        self._target.capability(ControlNetwork)
+        self._table.control = self._table.control.plus(self.owner, handler)
 
     def attention(
         self, handler: AttentionHandler, layers: Iterable[str] | None = None, *, divides: bool = False

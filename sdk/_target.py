@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hasten._adapters.base import Adapter, LatentLayout, Moments
+    from hasten._adapters.control import ControlNetwork
 
 __all__ = ["Target"]
 
@@ -54,6 +55,15 @@ class Target:
         """Attribute name to module, for the current denoisers of the pipeline (a compiled wrapper is not unwrapped)."""
         found = {name: getattr(self.pipe, name, None) for name in self.adapter.denoisers}
         return {name: module for name, module in found.items() if module is not None}
+
+    @property
+    def control_network(self) -> tuple[ControlNetwork, nn.Module] | None:
+        """How the family runs its control network and the network itself, ``None`` if the pipeline has none now."""
+        from hasten._adapters.control import ControlNetwork
+
+        network = self.adapter.capability(ControlNetwork)
+        module = None if network is None else getattr(self.pipe, network.module, None)
+        return None if network is None or module is None else (network, module)
 
     @property
     def device(self) -> str:

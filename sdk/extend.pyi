@@ -15,6 +15,7 @@ from hasten._adapters.conditions import (
     resize_features as resize_features,
     resize_mask as resize_mask,
 )
+from hasten._adapters.control import ControlNetwork as ControlNetwork
 from hasten._adapters.decoders import (
     CausalDecoder as CausalDecoder,
     ChunkedDecoder as ChunkedDecoder,
@@ -80,12 +81,14 @@ from hasten._attention import (
 )
 from hasten._claims import Access as Access, Claim as Claim
 from hasten._clock import expected_batch as expected_batch
+from hasten._control import ControlCall as ControlCall
 from hasten._cost import (
     StepCost as StepCost,
     branches as branches,
     call_size as call_size,
     plain_forecast as plain_forecast,
     planned_steps as planned_steps,
+    third_branch as third_branch,
 )
 from hasten._denoiser import (
     DenoiserCall as DenoiserCall,

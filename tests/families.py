@@ -57,7 +57,12 @@ def _tiny(module: str | type[nn.Module], **config: Any) -> Any:
     ignore part of its input.
     """
     kind = getattr(diffusers, module) if isinstance(module, str) else module
-    model = kind(**config).eval().requires_grad_(False)
+    return disturbed(kind(**config))
+
+
+def disturbed(model: Any) -> Any:
+    """``model`` in evaluation mode, its constant parameters no longer constant."""
+    model.eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    ControlNetwork,
     FrameAxis,
     FrameLayer,
     FrameMixing,
@@ -34,6 +35,12 @@ class AnimateDiffLayout(TextToVideoLayout):
     def resizing_refusal(self, pipe: Any) -> str | None:
         """Videos are stepped whole here, but the control network gets its pictures at one size."""
         return None if getattr(pipe, "controlnet", None) is None else "its control pictures have one size"
+
+
+class AnimateDiffControl(ControlNetwork):
+    """One picture for each frame, or for a few of them and a mask that tells which."""
+
+    masks = ("conditioning_mask",)
 
 
 class AnimateDiffFrames(FrameMixing):
@@ -121,7 +128,7 @@ ADAPTERS = (
             "AnimateDiffVideoToVideoControlNetPipeline",
         ),
         denoisers=("unet",),
-        capabilities=(AnimateDiffLayout(), UNetTokens(), PictureDecoder()),
+        capabilities=(AnimateDiffLayout(), AnimateDiffControl(), UNetTokens(), PictureDecoder()),
         missing={FrameMixing: _CONTROLLED},
     ),
     Adapter(

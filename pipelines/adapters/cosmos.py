@@ -10,6 +10,7 @@ from typing_extensions import override
 from hasten.extend import (
     Adapter,
     AttentionTokens,
+    ControlNetwork,
     FlowPath,
     Guidance,
     LatentSize,
@@ -81,6 +82,13 @@ class Cosmos1Layout(CosmosLayout):
         return super().encode_output(pipe, kwargs, -latent)
 
 
+class CosmosControl(ControlNetwork):
+    """The condition is the latents of another video."""
+
+    latents = "latents"
+    conditions = ("controls_latents",)
+
+
 _TOKENS = AttentionTokens(r"transformer_blocks\.\d+\.attn1")
 
 ADAPTERS = (
@@ -97,7 +105,7 @@ ADAPTERS = (
             "Cosmos2_5_PredictBasePipeline",
             "Cosmos2_5_TransferPipeline",
         ),
-        capabilities=(CosmosLayout(), _TOKENS),
+        capabilities=(CosmosLayout(), CosmosControl(), _TOKENS),
         models=("CosmosTransformer3DModel",),
         refused={
             "Cosmos3OmniPipeline": "its denoiser takes text, pictures and sound as one list of packed tokens"

@@ -13,6 +13,7 @@ from typing_extensions import override
 from hasten.extend import (
     Adapter,
     Channels,
+    ControlNetwork,
     FlowPath,
     Guidance,
     JointTokens,
@@ -163,6 +164,7 @@ ADAPTER = Adapter(
     ),
     capabilities=(
         FluxLayout(),
+        ControlNetwork(),
         FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before"),
         FluxUnits(),
     ),

@@ -11,6 +11,7 @@ from hasten.extend import (
     Adapter,
     AttentionTokens,
     BlockOutputs,
+    ControlNetwork,
     ImageLayout,
     LatentSize,
     Path,
@@ -66,6 +67,7 @@ ADAPTER = Adapter(
     models=("HunyuanDiT2DModel",),
     capabilities=(
         HunyuanDiTLayout(),
+        ControlNetwork(),
         AttentionTokens(r"blocks\.\d+\.attn1", warmup=0.2),
         BlockOutputs({"HunyuanDiTBlock": (0, None)}),
     ),

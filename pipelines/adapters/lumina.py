@@ -19,6 +19,7 @@ from hasten.pipelines.adapters.untried import RESIZING
 class LuminaLayout(ImageLayout):
     """Plain latents; rotary positions are rows of one large table. The output has a learned variance behind it."""
 
+    conditional_first = True
     resizing = RESIZING
 
     @override

@@ -20,6 +20,7 @@ from hasten.extend import (
     unknown_size,
 )
 from hasten.pipelines.adapters.flux import SEVERAL
+from hasten.pipelines.adapters.stable_diffusion_3 import LatentsControl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,14 +44,15 @@ class QwenImageLayout(PackedLayout):
     @override
     def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """From ``img_shapes``."""
-        _, rows, columns = kwargs["img_shapes"][0][0]
+        _, rows, columns = _shapes(kwargs["img_shapes"][0])[0]
         return rows, columns
 
     @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """``img_shapes`` with another first entry."""
         ours = (1, size.height // 2, size.width // 2)
-        return {"img_shapes": [[ours, *references] for _, *references in kwargs["img_shapes"]]}
+        told = kwargs["img_shapes"]
+        return {"img_shapes": [[ours, *shapes[1:]] if isinstance(shapes, list) else ours for shapes in told]}
 
     @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
@@ -65,6 +67,11 @@ class QwenImageLayout(PackedLayout):
         if "EditInpaint" in type(pipe).__name__:
             raise unknown_size(pipe)
         return super().call_size(pipe, arguments)
+
+
+def _shapes(of_one: Any) -> list[tuple[int, int, int]]:
+    """The shapes of one sample; the control pipelines name that of the latents alone, without a list around it."""
+    return of_one if isinstance(of_one, list) else [of_one]
 
 
 class QwenImageUnits(ScannedUnits):
@@ -109,6 +116,7 @@ ADAPTER = Adapter(
     models=("QwenImageTransformer2DModel",),
     capabilities=(
         QwenImageLayout(),
+        LatentsControl(),
         QwenImageTokens(r"transformer_blocks\.\d+\.attn", "before"),
         QwenImageUnits(),
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, BlockOutputs, FlowPath, ImageLayout, Path
+from hasten.extend import Adapter, AttentionTokens, BlockOutputs, ControlNetwork, FlowPath, ImageLayout, Path
 from hasten.pipelines.adapters.pixart import binned_pixels
 
 _TRIGONOMETRIC = "its few-step scheduler follows a trigonometric path, not rectified flow"
@@ -33,6 +33,15 @@ class SanaLayout(ImageLayout):
         return binned_pixels(pipe, height, width, _bins(pipe.transformer.config.sample_size))
 
 
+class SanaUnscaledLayout(SanaLayout):
+    """The timestep is told as the scheduler has it."""
+
+    @override
+    def path(self, pipe: Any) -> Path:
+        """Rectified flow, told ``1000 t``."""
+        return FlowPath()
+
+
 def _bins(sample_size: int) -> dict[str, list[float]] | None:
     from diffusers.pipelines.sana import pipeline_sana as sana
 
@@ -47,11 +56,21 @@ def _bins(sample_size: int) -> dict[str, list[float]] | None:
 
 LINEAR = "its self-attention is linear and computes no scores that could be left out"
 
-ADAPTER = Adapter(
-    family="sana",
-    pipelines=("SanaPipeline", "SanaControlNetPipeline", "SanaPAGPipeline"),
-    capabilities=(SanaLayout(), BlockOutputs({"SanaTransformerBlock": (0, None)})),
-    models=("SanaTransformer2DModel",),
-    missing={AttentionTokens: LINEAR},
-    refused={"SanaSprintPipeline": _TRIGONOMETRIC, "SanaSprintImg2ImgPipeline": _TRIGONOMETRIC},
+_OUTPUTS = BlockOutputs({"SanaTransformerBlock": (0, None)})
+
+ADAPTERS = (
+    Adapter(
+        family="sana",
+        pipelines=("SanaPipeline",),
+        capabilities=(SanaLayout(), _OUTPUTS),
+        models=("SanaTransformer2DModel",),
+        missing={AttentionTokens: LINEAR},
+        refused={"SanaSprintPipeline": _TRIGONOMETRIC, "SanaSprintImg2ImgPipeline": _TRIGONOMETRIC},
+    ),
+    Adapter(
+        family="sana-unscaled",
+        pipelines=("SanaControlNetPipeline", "SanaPAGPipeline"),
+        capabilities=(SanaUnscaledLayout(), ControlNetwork(), _OUTPUTS),
+        missing={AttentionTokens: LINEAR},
+    ),
 )

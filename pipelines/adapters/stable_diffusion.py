@@ -10,6 +10,7 @@ from typing_extensions import override
 from hasten.extend import (
     Adapter,
     Channels,
+    ControlNetwork,
     Guidance,
     ImageLayout,
     Path,
@@ -105,7 +106,7 @@ ADAPTERS = (
             "StableUnCLIPImg2ImgPipeline",
         ),
         denoisers=("unet",),
-        capabilities=(StableDiffusionLayout(), *UNET),
+        capabilities=(StableDiffusionLayout(), ControlNetwork(), *UNET),
         refused={
             "LEditsPPPipelineStableDiffusion": EDITS_BY_MAPS,
             "StableDiffusionLatentUpscalePipeline": "its U-Net works on pairs of pixels of a picture that is given "

@@ -15,6 +15,7 @@ from hasten.extend import (
     Adapter,
     AttentionTokens,
     Channels,
+    ControlNetwork,
     FlowPath,
     ImageLayout,
     JointTokens,
@@ -50,6 +51,16 @@ class StableDiffusion3Layout(ImageLayout):
         return LatentSize(side, side)
 
 
+class LatentsControl(ControlNetwork):
+    """The condition is a picture's latents, and for inpainting a mask behind them."""
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """Whatever follows the latents is a mask."""
+        latents: int = pipe.transformer.config.out_channels
+        return Channels(slice(0, 0), slice(latents, max(latents, count)))
+
+
 class StableDiffusion3Units(ScannedUnits):
     """Heads, feed-forward channels and blocks of ``SD3Transformer2DModel``."""
 
@@ -80,6 +91,7 @@ ADAPTERS = (
         ),
         capabilities=(
             StableDiffusion3Layout(),
+            LatentsControl(),
             JointTokens(r"transformer_blocks\.\d+\.attn", "after", alone=r"transformer_blocks\.\d+\.attn2"),
             StableDiffusion3Units(),
         ),

@@ -12,7 +12,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter
+from hasten.extend import Adapter, ControlNetwork
 from hasten.pipelines.adapters.stable_diffusion import EDITS_BY_MAPS, UNET, StableDiffusionLayout
 
 
@@ -50,6 +50,6 @@ ADAPTER = Adapter(
         "KolorsPAGPipeline",
     ),
     denoisers=("unet",),
-    capabilities=(StableDiffusionXLLayout(), *UNET),
+    capabilities=(StableDiffusionXLLayout(), ControlNetwork(), *UNET),
     refused={"LEditsPPPipelineStableDiffusionXL": EDITS_BY_MAPS},
 )

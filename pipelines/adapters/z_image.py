@@ -10,6 +10,8 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    Channels,
+    ControlNetwork,
     FlowPath,
     ImageLayout,
     JointTokens,
@@ -30,6 +32,7 @@ class ZImageLayout(ImageLayout):
     """
 
     latents = "x"
+    conditional_first = True
     even_sigmas = True
     timestep = "t"
 
@@ -82,13 +85,26 @@ class ZImageTokens(JointTokens):
 class ZImageControlledLayout(ZImageLayout):
     """With control features."""
 
-    fixed = "its control features lie along a token sequence padded for one size"
+    controls = ("controlnet_block_samples",)
+    rigid_controls = "its control features lie along a sequence of picture and text, padded for one size"
+
+
+class ZImageControl(ControlNetwork):
+    """The condition is a picture's latents, and for inpainting a mask and the latents of the masked picture."""
+
+    conditions = ("control_context",)
+
+    @override
+    def channels(self, pipe: Any, count: int) -> Channels:
+        """One mask behind the latents."""
+        latents: int = pipe.transformer.in_channels
+        return Channels(slice(0, 0), slice(latents, min(latents + 1, count)))
 
 
 CONTROLLED = Adapter(
     family="z-image-controlled",
     pipelines=("ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"),
-    capabilities=(ZImageControlledLayout(), ZImageTokens(r"layers\.\d+\.attention", "after")),
+    capabilities=(ZImageControlledLayout(), ZImageControl(), ZImageTokens(r"layers\.\d+\.attention", "after")),
 )
 ADAPTER = Adapter(
     family="z-image",

@@ -74,6 +74,13 @@ class ContinuousConfig(TechniqueConfig):
         0,
         description="Cosine coefficients per axis that fade out at the edge of the low band, against ringing.",
     )
+    control: Literal["low", "full"] = Field(
+        "low",
+        description=(
+            'Where a ControlNet runs in low-resolution steps: "low" runs it at the low resolution too, "full" at full '
+            "resolution and resizes its features."
+        ),
+    )
     respect_expert_boundary: bool = Field(
         True,
         description="For models with two denoisers: never run a denoiser below the lowest noise level of its training.",

@@ -14,7 +14,8 @@ from hasten.plugins.bottleneck.levels import Resolutions, resolve, spectrum_for
 from hasten.plugins.bottleneck.math import clean_estimate, expand_prediction, low_state, path_of
 
 if TYPE_CHECKING:
-    from hasten.extend import DenoiserCall, Prediction, Target
+    from hasten.extend import ControlCall, DenoiserCall, Run, Target
+    from hasten.schedules.noise import NoiseLevel
 
 __all__ = ["VirtualResolution"]
 
@@ -41,11 +42,10 @@ class VirtualResolution:
 
     def __call__(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any]) -> Any:
         """Run one forward, at the resolution of its noise level. Returns the denoiser's output at full size."""
-        prediction = self._target.layout.prediction(call.run.pipe)
-        low = self._resolutions_of(call.step.size).low_at(call.step.noise, prediction)
-        if low is not None and not call.run.is_last_step:
+        low = self._low_at(call.run, call.step.noise, call.step.size)
+        if low is not None:
             call.run.record(self._name, phase="low")
-            return self._low(call, proceed, low, prediction)
+            return self._low(call, proceed, low)
         call.run.record(self._name, phase="high")
         output = proceed(call)
         if self._learner is not None and call.run.is_last_step and self._learner.learn(call, output):
@@ -53,29 +53,63 @@ class VirtualResolution:
             self._resolutions.clear()  # the next call uses what was measured
         return output
 
-    def _low(
-        self,
-        call: DenoiserCall,
-        proceed: Callable[[DenoiserCall], Any],
-        low: tuple[int, int],
-        prediction: Prediction,
-    ) -> Any:
+    def control(self, call: ControlCall, proceed: Callable[[ControlCall], Any]) -> Any:
+        """One forward of the control network, at the resolution of the denoiser's that follows."""
+        low = self._low_at(call.run, call.noise, call.size)
+        if low is None:
+            return proceed(call)
+        layout, network, pipe = self._target.layout, call.network, call.run.pipe
+        x = _precise(network.decode(layout, pipe, call.kwargs))
+        y, low_level = low_state(x, call.noise, low, path_of(layout.prediction(pipe)))
+        encoded = network.encode(layout, pipe, call.kwargs, y, low_level)
+        return proceed(call.replace_kwargs({**encoded, **self._conditions(call, low)}))
+
+    def _conditions(self, call: ControlCall, low: tuple[int, int]) -> dict[str, Any]:
+        """The condition pictures at size ``low``, resized once in a run."""
+        given = [call.kwargs.get(name) for name in (*call.network.conditions, *call.network.masks)]
+        kept = call.run.state(self._name).setdefault("conditions", {})
+        if low not in kept or any(new is not old for new, old in zip(given, kept[low][0])):
+            layout, pipe = self._target.layout, call.run.pipe
+            kept[low] = given, call.network.resized_conditions(layout, pipe, call.kwargs, LatentSize(*low))
+        resized: dict[str, Any] = kept[low][1]
+        return resized
+
+    def _low_at(self, run: Run, noise: NoiseLevel, size: LatentSize) -> tuple[int, int] | None:
+        """The low size of a forward, ``None`` for full resolution."""
+        prediction = self._target.layout.prediction(run.pipe)
+        low = self._resolutions_of(size).low_at(noise, prediction)
+        return None if low is None or run.is_last_level(noise) else low
+
+    def _low(self, call: DenoiserCall, proceed: Callable[[DenoiserCall], Any], low: tuple[int, int]) -> Any:
         """A forward on latents of ``low`` (height, width), as the output of a full-size forward."""
         layout, pipe, level = self._target.layout, call.run.pipe, call.step.noise
-        latent = layout.decode(pipe, call.kwargs)
-        # Intermediate tensors have at least single precision and are rounded once, at the end.
-        x = latent.to(torch.promote_types(latent.dtype, torch.float32))
+        prediction = layout.prediction(pipe)
+        x = _precise(layout.decode(pipe, call.kwargs))
         y, low_level = low_state(x, level, low, path_of(prediction))
-        low_call = call.replace_kwargs(layout.encode(pipe, call.kwargs, y, low_level))
+        low_call = call.replace_kwargs(self._encoded(call, y, low_level))
         output = proceed(low_call)
         sample = layout.decode_output(pipe, low_call.kwargs, call.sample(output)).to(x.dtype)
         result = expand_prediction(prediction, x, level, y, low_level, sample, self._config.taper)
         return call.with_sample(output, layout.encode_output(pipe, call.kwargs, result))
 
+    def _encoded(self, call: DenoiserCall, y: torch.Tensor, level: NoiseLevel) -> dict[str, Any]:
+        """Arguments of a forward on ``y``; features of a control network that ran at this size stay."""
+        layout, pipe, fed = self._target.layout, call.run.pipe, call.run.control_size
+        if fed is None or (fed.height, fed.width) != tuple(y.shape[-2:]):
+            return layout.encode(pipe, call.kwargs, y, level)
+        kept = {name: call.kwargs[name] for name in layout.controls if name in call.kwargs}
+        call.run.record(self._name, control="low")
+        return {**layout.encode(pipe, {**call.kwargs, **dict.fromkeys(kept)}, y, level), **kept}
+
     def _resolutions_of(self, size: LatentSize) -> Resolutions:
         if size not in self._resolutions:
             self._resolutions[size] = resolve(self._config, self._target, size)
         return self._resolutions[size]
+
+
+def _precise(latent: torch.Tensor) -> torch.Tensor:
+    """``latent`` in at least single precision: intermediate tensors are rounded once, at the end."""
+    return latent.to(torch.promote_types(latent.dtype, torch.float32))
 
 
 class _Learner:

@@ -41,6 +41,9 @@ class Bottleneck(Technique[BottleneckConfig]):
 
             yield from findings(self.config, target)
             return
+        rigid = target.layout.rigid_controls
+        if rigid and self.config.control == "full" and target.control_network is not None:
+            yield Finding("error", f"control='full' does not work on {target.name}: {rigid}; use 'low'")
         if self.config.low_until == "auto" and spectrum_for(self.config, target.pipe)[1] is None:
             yield Finding("warning", self._unknown(target))
         if isinstance(self.config.low_until, float) and self.config.low_until > self.config.high_first:
@@ -99,7 +102,10 @@ class Bottleneck(Technique[BottleneckConfig]):
         if isinstance(self.config, ContinuousConfig):
             from hasten.plugins.bottleneck.continuous import VirtualResolution
 
-            seams.denoiser(VirtualResolution(self.name, self.config, target))
+            virtual = VirtualResolution(self.name, self.config, target)
+            seams.denoiser(virtual)
+            if self.config.control == "low" and target.control_network is not None:
+                seams.control(virtual.control)
         else:
             from hasten.plugins.bottleneck.restart import Restart
 

@@ -72,8 +72,10 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
 
     def check_call(self, target: Target, arguments: Mapping[str, object]) -> list[Finding]:
         """Say that the call has no guidance, or that its levels are all guided."""
-        from hasten.extend import branches, planned_steps
+        from hasten.extend import branches, planned_steps, third_branch
 
+        if third := third_branch(arguments):
+            return [Finding("error", _THIRD.format(third))]
         if branches(target, arguments) == 1:
             return [Finding("warning", "this call is without guidance, so there is no branch to skip")]
         planned = planned_steps(target, arguments)
@@ -117,8 +119,17 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         return output
 
     def _conditional_half(self, call: DenoiserCall, proceed: Proceed) -> object:
+        from hasten.extend import UnsupportedError, third_branch
+
+        if third := third_branch(call.run.arguments):
+            raise UnsupportedError(_THIRD.format(third))
+        layout = call.run.target.layout
         batch = len(next(iter(call.kwargs.values())))
-        halves = {name: _second_half(value, batch) for name, value in call.kwargs.items()}
+        half = slice(batch // 2) if layout.conditional_first else slice(batch // 2, None)
+        halves = {
+            name: _features(value, batch, half) if name in layout.controls else _rows(value, batch, half)
+            for name, value in call.kwargs.items()
+        }
         output = proceed(call.replace_kwargs(halves))
         call.run.record(self.name, skipped="uncond")
         sample = call.sample(output)
@@ -126,14 +137,24 @@ class GuidanceInterval(Technique[GuidanceIntervalConfig]):
         return call.with_sample(output, twice)
 
 
-def _second_half(value: Any, batch: int) -> Any:
-    """The conditional half of everything that has a batch dimension; diffusers puts the unconditional one first."""
+_THIRD = "{} computes a third branch in the same forward, and only one of two can be skipped"
+
+
+def _rows(value: Any, batch: int, half: slice) -> Any:
+    """Half of the rows of everything that has a batch dimension."""
     from torch import Tensor
 
     if isinstance(value, Mapping):
-        return {name: _second_half(item, batch) for name, item in value.items()}
+        return {name: _rows(item, batch, half) for name, item in value.items()}
     counted = isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
-    return value[batch // 2 :] if counted and len(value) == batch else value
+    return value[half] if counted and len(value) == batch else value
+
+
+def _features(value: Any, batch: int, half: slice) -> Any:
+    """Half of the rows of control features: tensors in lists, one for each layer, not for each sample."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_features(item, batch, half) for item in value)
+    return _rows(value, batch, half)
 
 
 @hookimpl

@@ -118,8 +118,14 @@ class LatentLayout(Moments):
 
     multiple: int = 2
     """Latent height and width must be multiples of this many latent pixels."""
+    conditional_first: bool = False
+    """Whether a forward over both branches of guidance has the conditional one first; most have it second."""
     even_sigmas: bool = False
     """Whether the pipeline's call gives its scheduler the sigmas ``1 - j / N``, instead of leaving them to it."""
+    controls: tuple[str, ...] = ()
+    """Names of the denoiser arguments with features of control networks, on the grid of the latents."""
+    rigid_controls: str | None = None
+    """Reason why these features cannot be brought to another grid, ``None`` if they can."""
     joins_text: bool = False
     """Whether the denoiser's text is CLIP's tokens, and after them those of another encoder."""
     without = "it does not denoise one latent step by step"

@@ -108,6 +108,8 @@ def resize_features(features: Any, before: LatentSize, after: LatentSize) -> Any
 
 def _resize_features(features: Tensor, before: LatentSize, after: LatentSize) -> Tensor:
     if features.ndim >= 4:
+        if features.shape[-2:] == (1, 1):  # averages over the picture
+            return features
         level = _level(before, (features.shape[-2], features.shape[-1]))
         if level is not None:
             return resize_clean(features, _halved(after, level))

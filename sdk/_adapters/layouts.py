@@ -35,8 +35,6 @@ class ImageLayout(LatentLayout):
     """Dimensions of a pipeline's unpacked ``latents`` argument; packed ones don't tell their extent."""
     resizing: ClassVar[str | None] = None
     """Why the pipeline's loop cannot go on with latents of another size between two steps, where that is so."""
-    controls: ClassVar[tuple[str, ...]] = ()
-    """Names of the denoiser arguments with features of a control network, on the grid of the latents."""
 
     @abstractmethod
     def path(self, pipe: Any) -> Path:

@@ -20,8 +20,8 @@ __all__ = ["app"]
 app = typer.Typer(help="Train, export and evaluate the bundled miniature models.", no_args_is_help=True)
 
 _RUNS = (
-    "autoencoder, text-image, judge, t2i-dit, t2i-dit-1024, t2i-dit-4096, t2i-unet, video-autoencoder, t2v-dit, "
-    "t2v-unet, var-tokenizer, var, infinity-tokenizer, infinity"
+    "autoencoder, text-image, judge, t2i-dit, t2i-dit-1024, t2i-dit-4096, t2i-unet, t2i-outlines, "
+    "video-autoencoder, t2v-dit, t2v-unet, var-tokenizer, var, infinity-tokenizer, infinity"
 )
 _EXPORTS = "t2i-dit, t2i-dit-4096, t2i-unet, t2v-dit, t2v-unet, var, infinity or scorers"
 

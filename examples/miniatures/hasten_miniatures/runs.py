@@ -22,6 +22,7 @@ __all__ = [
     "bundled_in",
     "load_autoencoder",
     "load_bundled",
+    "load_denoiser",
     "load_text_tower",
     "load_trained",
     "load_video_autoencoder",
@@ -55,6 +56,7 @@ RUNS: dict[str, Entry] = {
     "t2i-dit-4096": Entry(
         "t2i_dit_4096", ("autoencoder", "text-image", "t2i-dit-1024"), begins_with="t2i-dit-1024"
     ),
+    "t2i-outlines": Entry("t2i_outlines", ("autoencoder", "text-image", "t2i-dit-1024")),
     "video-autoencoder": Entry("video_autoencoder"),
     "t2v-dit": Entry("t2v_dit", ("video-autoencoder",)),
     "t2v-unet": Entry("t2v_unet", ("autoencoder", "text-image", "t2i-unet"), begins_with="t2i-unet"),
@@ -240,6 +242,17 @@ def load_video_autoencoder(root: Path) -> Any:
     model = load_trained("video-autoencoder", root, build_video_autoencoder())
     calibrate(model)
     return model
+
+
+def load_denoiser(root: Path) -> Any:
+    """The denoiser of ``mini/t2i-dit`` trained in ``root``, or else the bundled one."""
+    if not (root / "t2i-dit-1024").is_dir():
+        from diffusers import SD3Transformer2DModel
+
+        return load_bundled("t2i-dit-1024", SD3Transformer2DModel)
+    from hasten_miniatures.t2i_dit_1024 import build_transformer
+
+    return load_trained("t2i-dit-1024", root, build_transformer())
 
 
 def load_text_tower(root: Path) -> Any:

@@ -155,6 +155,8 @@ class TextToImage(Recipe):
     low_every = 8
     """In the rest, every so many steps is at the low one."""
     low_batch, full_batch = 64, 32
+    dropped = 0.1
+    """Share of the captions that become the empty one."""
     padded_from = 0.8
     """From this share of the run on, two steps in eight append the zero tokens of a default pipeline call."""
 
@@ -187,6 +189,11 @@ class TextToImage(Recipe):
         """``count`` times in (0, 1) before the shift, logit-normal as in Esser et al. (2024)."""
         return torch.sigmoid(torch.randn(count, generator=generator))
 
+    def shifted_times(self, count: int, pixels: int, generator: torch.Generator) -> Tensor:
+        """``count`` times in (0, 1) for pictures of ``pixels`` a side."""
+        time, shift = self.times(count, generator), shift_of(pixels)
+        return shift * time / (1 + (shift - 1) * time)
+
     def loss(
         self, model: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -198,9 +205,7 @@ class TextToImage(Recipe):
         tokens, pooled = self._without_some(tokens, pooled, generator)
         padded = 0 if low else self._padding(step, generator)
         tokens = torch.cat([tokens, tokens.new_zeros(count, padded, _JOINT)], 1)
-        time = self.times(count, generator)
-        shift = shift_of(pixels)
-        time = shift * time / (1 + (shift - 1) * time)
+        time = self.shifted_times(count, pixels, generator)
         noise = torch.randn(clean.shape, generator=generator)
         mixed = torch.lerp(clean, noise, time.view(-1, 1, 1, 1))
         device = next(model.parameters()).device
@@ -230,8 +235,8 @@ class TextToImage(Recipe):
     def _without_some(
         self, tokens: Tensor, pooled: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        # One caption in ten becomes the empty one: the unconditional branch of guidance.
-        dropped = torch.rand(len(tokens), generator=generator) < 0.1
+        # The empty caption is the unconditional branch of guidance.
+        dropped = torch.rand(len(tokens), generator=generator) < self.dropped
         tokens = torch.where(dropped.view(-1, 1, 1), self.empty[0].cpu(), tokens)
         pooled = torch.where(dropped.view(-1, 1), self.empty[1].cpu(), pooled)
         return torch.cat([tokens, tokens], -1), torch.cat([pooled, pooled], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from controls import controlled
 from families import FAMILIES, baseline, call_kwargs
 
 import hasten
@@ -24,6 +25,50 @@ def test_outside_the_interval_it_equals_guidance_of_one(family: str) -> None:
         } == {"uncond"}
     with hasten.accelerate(pipe, {"guidance_interval": {"stop": 0.0}}):
         assert torch.equal(baseline(pipe, family, **{name: 5.0}), guided)
+
+
+def test_the_conditional_half_may_be_the_first() -> None:
+    pipe = FAMILIES["z-image"]()
+    guided, plain = (baseline(pipe, "z-image", guidance_scale=scale) for scale in (5.0, 0.0))
+    assert not torch.allclose(guided, plain)
+    with hasten.accelerate(pipe, {"guidance_interval": {"start": 0.0, "stop": 0.0}}):
+        torch.testing.assert_close(baseline(pipe, "z-image", guidance_scale=5.0), plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionXLControlNetUnionPipeline",
+        "ZImageControlNetPipeline",
+    ],
+)
+def test_control_features_are_halved_by_rows(case: str) -> None:
+    pipe, given = controlled(case)
+    neutral = 0.0 if case.startswith("ZImage") else 1.0
+
+    def made(scale: float) -> torch.Tensor:
+        seeded = {**given, "generator": torch.Generator().manual_seed(0)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            latents: torch.Tensor = pipe(**{**seeded, "guidance_scale": scale, "return_dict": False})[0]
+        return latents
+
+    guided, plain = made(5.0), made(neutral)
+    with hasten.accelerate(pipe, {"guidance_interval": {"start": 0.0, "stop": 0.0}}):
+        torch.testing.assert_close(made(5.0), plain, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(guided, plain)
+
+
+def test_a_third_branch_is_refused_in_plan_and_call() -> None:
+    pipe, given = controlled("StableDiffusionControlNetPAGPipeline")
+    plan = hasten.plan(pipe, {"guidance_interval": {"stop": 0.9}}, **given)
+    assert [finding.severity for finding in plan.findings] == ["error"]
+    with (
+        hasten.accelerate(pipe, {"guidance_interval": {"stop": 0.9}}),
+        pytest.raises(hasten.UnsupportedError, match="computes a third branch"),
+    ):
+        pipe(**given)
 
 
 def test_a_distilled_model_is_refused() -> None:
