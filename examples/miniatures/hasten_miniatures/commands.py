@@ -23,7 +23,7 @@ _RUNS = (
     "autoencoder, text-image, judge, t2i-dit, t2i-dit-1024, t2i-dit-4096, t2i-unet, t2i-outlines, "
     "video-autoencoder, t2v-dit, t2v-unet, var-tokenizer, var, infinity-tokenizer, infinity"
 )
-_EXPORTS = "t2i-dit, t2i-dit-4096, t2i-unet, t2v-dit, t2v-unet, var, infinity or scorers"
+_EXPORTS = "t2i-dit, t2i-dit-4096, t2i-unet, t2v-dit, t2v-unet, var, infinity, t2i-outlines or scorers"
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds one run per model.")]
 

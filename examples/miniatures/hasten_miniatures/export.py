@@ -28,7 +28,7 @@ PRODUCTS = {
     "infinity": "infinity_product",
 }
 """Pipeline -> module of this package with its ``PRODUCT``."""
-EXPORTS = (*PRODUCTS, "scorers")
+EXPORTS = (*PRODUCTS, "scorers", "t2i-outlines")
 """What can be exported."""
 
 _SCORERS_TEXT = """
@@ -66,8 +66,8 @@ def export(
     """
     if name not in EXPORTS:
         raise ConfigError(f"{name!r} cannot be exported; there are {', '.join(EXPORTS)}")
-    if name == "scorers":
-        _export_scorers(root, folder)
+    if name not in PRODUCTS:
+        (_export_scorers if name == "scorers" else _export_outlines)(root, folder)
         return []
     made = product(name)
     _save(name, root, folder)
@@ -120,6 +120,16 @@ def _export_scorers(root: Path, folder: Path) -> None:
     export_judge(load_trained("judge", root, Judge()), folder / "judge")
     _name_tokenizers(folder / "clip")
     _write_readme(folder, root, "mini/scorers", _SCORERS_TEXT, ("text-image", "judge"), [])
+
+
+def _export_outlines(root: Path, folder: Path) -> None:
+    from hasten_miniatures.runs import load_denoiser
+    from hasten_miniatures.t2i_outlines import TEXT, build_controlnet
+
+    trained = load_trained("t2i-outlines", root, build_controlnet(load_denoiser(root)))
+    trained.half().save_pretrained(folder)
+    _forget_origins(folder)
+    _write_readme(folder, root, "mini/t2i-outlines", TEXT, ("t2i-outlines",), [])
 
 
 def figures_table(rows: Sequence[Row]) -> list[str]:

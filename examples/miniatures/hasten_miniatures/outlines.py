@@ -20,7 +20,7 @@ CONTRAST = 0.3
 
 
 def outlines(images: Tensor) -> Tensor:
-    """White lines of two pixels on black where the colour changes.
+    """White lines on black, one or two pixels wide, where the colour changes.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].

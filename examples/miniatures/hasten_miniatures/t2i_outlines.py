@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.pipelines.mini import load as load_miniature
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import parse_caption, sample_scene
+from hasten.weights import load_checked
 from hasten_miniatures.autoencoder import encode
 from hasten_miniatures.evaluate import generate
 from hasten_miniatures.grids import save_grid
@@ -21,14 +23,39 @@ from hasten_miniatures.outlines import agreement, outlines, to_tensor
 from hasten_miniatures.pools import stored_pool
 from hasten_miniatures.precision import mixed_precision
 from hasten_miniatures.schedule import Schedule
-from hasten_miniatures.t2i_dit import Embed, encode_text, shift_of
+from hasten_miniatures.t2i_dit import Embed, assemble, encode_text
 from hasten_miniatures.t2i_dit_1024 import CALL, TextToImage1024
 from hasten_miniatures.text import build_tokenizer
 
-__all__ = ["CALL", "LAYERS", "OutlinesControl", "build_controlnet", "controlled", "make_recipe"]
+__all__ = [
+    "CALL",
+    "LAYERS",
+    "TEXT",
+    "OutlinesControl",
+    "build_controlnet",
+    "controlled",
+    "load",
+    "make_recipe",
+]
 
 LAYERS = 2
 """Joint blocks of the ControlNet, begun as copies of the first ones of the denoiser."""
+WEIGHTS = Path(__file__).with_name("weights") / "t2i-outlines"
+TEXT = """
+A stock `SD3ControlNetModel` for `mini/t2i-dit`. The condition is the outlines of the scene, white on black, at the size
+of the picture: 128 or 256 px. It is not a pipeline of its own but a part for one:
+
+```python
+from hasten_miniatures.outlines import outlines
+from hasten_miniatures.t2i_outlines import CALL, load
+
+pipe = load()  # StableDiffusion3ControlNetPipeline
+prompt = "a large red star in the centre on a white background"
+image = pipe(prompt, control_image=outlines(picture), **CALL).images[0]
+```
+
+`picture` is (1, 3, 256, 256) in [-1, 1]. What it is for: `docs/benchmarks/bottleneck.md` in the repository.
+"""
 
 
 def build_controlnet(transformer: Any) -> Any:
@@ -154,7 +181,7 @@ class OutlinesControl(TextToImage1024):
         side = self.call["height"] // 2
         captions = prompts(8, 7)
         conditions = outlines(render_scenes([parse_caption(text) for text in captions], 7, 0, side))
-        pipe = controlled(self.vae, self.tower, self.transformer, model, side)
+        pipe = controlled(assemble(self.vae, self.tower, self.transformer, side), model)
         sized = {**self.call, "height": side, "width": side, "control_image": conditions}
         images = to_tensor(generate(pipe, captions, sized))
         save_grid(torch.cat([conditions, images]), folder / f"samples-{step:06d}.png", columns=8)
@@ -179,20 +206,26 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> OutlinesControl: 
     return OutlinesControl(vae, tower, denoiser, cache=root / OutlinesControl.name)
 
 
-def controlled(vae: Any, tower: Any, transformer: Any, controlnet: Any, side: int) -> Any:
-    """The stock StableDiffusion3ControlNetPipeline around the trained parts."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3ControlNetPipeline
+def controlled(pipe: Any, controlnet: Any) -> Any:
+    """The stock StableDiffusion3ControlNetPipeline around the parts of ``pipe``, a StableDiffusion3Pipeline."""
+    from diffusers import StableDiffusion3ControlNetPipeline
 
-    tokenizer = build_tokenizer()
-    return StableDiffusion3ControlNetPipeline(
-        transformer=transformer,
-        controlnet=controlnet,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift_of(side)),
-        vae=vae,
-        text_encoder=tower,
-        tokenizer=tokenizer,
-        text_encoder_2=tower,
-        tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+    return StableDiffusion3ControlNetPipeline(**pipe.components, controlnet=controlnet)
+
+
+def load() -> Any:
+    """``mini/t2i-dit`` with the shipped ControlNet: a stock StableDiffusion3ControlNetPipeline in single precision.
+
+    Its ``control_image`` is what :func:`hasten_miniatures.outlines.outlines` returns, at the size of the picture.
+
+    Raises:
+        CheckpointError: the weights are damaged or not installed.
+    """
+    from diffusers import SD3ControlNetModel
+
+    controlnet = load_checked(
+        lambda: SD3ControlNetModel.from_pretrained(WEIGHTS, local_files_only=True),
+        WEIGHTS,
+        "reinstall hasten-miniatures",
     )
+    return controlled(load_miniature("mini/t2i-dit"), controlnet.float().eval().requires_grad_(False))

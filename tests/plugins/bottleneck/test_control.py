@@ -204,3 +204,50 @@ def test_masks_of_a_condition_go_by_area() -> None:
     small = network.resized_conditions(target.layout, pipe, kwargs, size)["controlnet_cond"]  # type: ignore[arg-type]
     torch.testing.assert_close(small[:, :16], torch.full((1, 16, *LOW), 0.7))
     assert torch.equal(small[0, 16], (torch.arange(LOW[1]) < LOW[1] // 2).float().expand(LOW))
+
+
+@pytest.mark.parametrize("fault", ["raises", "returns"])
+def test_a_faulty_control_handler_is_named(fault: str) -> None:
+    from hasten._errors import PluginError
+
+    class Broken(hasten.Technique[hasten.TechniqueConfig]):
+        name = "broken"
+        summary = "for one test"
+        config_class = hasten.TechniqueConfig
+
+        def claims(self, target: Any) -> list[Any]:
+            return []
+
+        def attach(self, target: Any, seams: Any) -> None:
+            seams.control(self._control)
+
+        def _control(self, call: Any, proceed: Any) -> Any:
+            if fault == "raises":
+                raise ValueError("on purpose")
+            proceed(call)
+
+    from hasten._plugins import host
+
+    pipe, given = controlled("StableDiffusionControlNetPipeline, guess")
+    expected = call(pipe, given)
+    host().registry.techniques["broken"] = Broken  # type: ignore[index]
+    verb = "failed in" if fault == "raises" else "returned None from"
+    try:
+        with (
+            hasten.accelerate(pipe, ["broken"]),
+            pytest.raises(PluginError, match=f"{verb} its control handler"),
+        ):
+            call(pipe, given)
+    finally:
+        del host().registry.techniques["broken"]  # type: ignore[attr-defined]
+    assert torch.equal(call(pipe, given), expected)
+
+
+def test_a_family_without_control_networks_has_no_such_seam() -> None:
+    from families import FAMILIES
+
+    from hasten._target import Target
+    from hasten.extend import ControlNetwork
+
+    with pytest.raises(UnsupportedError, match="has no ControlNetwork"):
+        Target.of(FAMILIES["wan"]()).capability(ControlNetwork)
