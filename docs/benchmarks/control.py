@@ -48,8 +48,8 @@ def make(pipe: Any, captions: Sequence[str], conditions: Tensor, call: dict[str,
     return images
 
 
-def measure(count: int, steps: int) -> dict[str, Any]:
-    """Agreement with the condition and right attributes, picture by picture, for every way."""
+def measure(count: int, steps: int) -> None:
+    """Store agreement with the condition and right attributes, picture by picture, way after way."""
     pipe = load()
     pipe.set_progress_bar_config(disable=True)
     captions = prompts(count, SEED)
@@ -71,7 +71,8 @@ def measure(count: int, steps: int) -> dict[str, Any]:
             "asked": [int(asked) for asked in scores.asked],
             "low_steps": low,
         }
-    return {"prompts": count, "steps": steps, "side": side, "seed": SEED, "ways": found}
+        result = {"prompts": count, "steps": steps, "side": side, "seed": SEED, "ways": found}
+        FILE.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 def table(result: dict[str, Any]) -> str:
@@ -100,12 +101,12 @@ def _signed(estimate: Any) -> str:
 def main() -> None:
     """Measure, or with ``--table`` print the table of the stored figures."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--num-prompts", type=int, default=24)
-    options.add_argument("--steps", type=int, default=14)
+    options.add_argument("--num-prompts", type=int, default=16)
+    options.add_argument("--steps", type=int, default=8)
     options.add_argument("--table", action="store_true", help="print the stored figures")
     given = options.parse_args()
     if not given.table:
-        FILE.write_text(json.dumps(measure(given.num_prompts, given.steps), indent=1) + "\n", "utf-8")
+        measure(given.num_prompts, given.steps)
     sys.stdout.write(table(json.loads(FILE.read_text("utf-8"))) + "\n")
 
 

@@ -104,7 +104,11 @@ class ZImageControl(ControlNetwork):
 CONTROLLED = Adapter(
     family="z-image-controlled",
     pipelines=("ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"),
-    capabilities=(ZImageControlledLayout(), ZImageControl(), ZImageTokens(r"layers\.\d+\.attention", "after")),
+    capabilities=(
+        ZImageControlledLayout(),
+        ZImageControl(),
+        ZImageTokens(r"layers\.\d+\.attention", "after"),
+    ),
 )
 ADAPTER = Adapter(
     family="z-image",

@@ -57,9 +57,7 @@ def test_pictures_follow_the_outlines_with_bottleneck_too() -> None:
 
     def follows() -> float:
         torch.manual_seed(0)
-        images = pipe(
-            sample_scene(7, 1).caption(), generator=torch.Generator().manual_seed(0), **call
-        ).images
+        images = pipe(sample_scene(7, 1).caption(), generator=torch.Generator().manual_seed(0), **call).images
         return float(agreement(to_tensor(images), condition))
 
     assert follows() > 0.6
