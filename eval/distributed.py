@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,8 +14,6 @@ from torch import Tensor
 from hasten.commands import Processes
 from hasten.eval.functional.moments import Moments, merge_all
 from hasten.extend import ConfigError
-
-ValueT = TypeVar("ValueT")
 
 DTYPES = (torch.float32, torch.float64, torch.int64)
 """Of rows that travel between processes."""
@@ -36,16 +33,6 @@ def launched() -> Iterator[Processes]:
         yield processes
     finally:
         dist.destroy_process_group()
-
-
-def gather(value: ValueT) -> list[ValueT]:
-    """A small ``value`` of every process, in rank order, on every rank; every rank must call it."""
-    world = _world(None)
-    if world == 1:
-        return [value]
-    values: list[ValueT | None] = [None] * world
-    dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
 
 
 def shard(n: int, rank: int, world: int) -> range:

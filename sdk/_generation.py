@@ -35,6 +35,15 @@ class Job:
     call: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 1
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {
+            "prompts": list(self.prompts),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "call": dict(self.call),
+        }
+
 
 @dataclass(frozen=True)
 class Sample:

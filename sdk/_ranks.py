@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-__all__ = ["SINGLE", "Ranks"]
+__all__ = ["SINGLE", "Ranks", "gather"]
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,19 @@ class Ranks:
 
 SINGLE = Ranks()
 """One process that holds everything."""
+
+
+def gather(value: ValueT, group: dist.ProcessGroup | None = None) -> list[ValueT]:
+    """One small picklable value from every connected process, in order of ranks; every process has to call it.
+
+    Args:
+        value: of this process; where no processes are connected it is the only one.
+        group: the processes; ``None`` for all of them.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values = [value] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values

@@ -117,7 +117,7 @@ from hasten._models import (
 from hasten._module_state import ModuleState as ModuleState
 from hasten._module_tree import clone_tree as clone_tree
 from hasten._plan import Plan as Plan
-from hasten._ranks import Ranks as Ranks
+from hasten._ranks import Ranks as Ranks, gather as gather
 from hasten._recorder import Stopwatch as Stopwatch
 from hasten._report import Report as Report, StepRecord as StepRecord
 from hasten._run import Run as Run, RunCall as RunCall

@@ -112,14 +112,16 @@ def _command(
     model = common.choose_model(model, first)
     seed, place = common.choose_seed(first, seed), common.choose_place(first, device, dtype)
     texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
-    given = {
-        "num_inference_steps": steps,
-        "height": height,
-        "width": width,
-        "num_frames": frames,
-        "guidance_scale": guidance_scale,
-    }
-    job = Job(texts, seed, common.call_arguments(model, first, given), batch_size)
+    call = common.call_arguments(
+        model,
+        first,
+        steps=steps,
+        height=height,
+        width=width,
+        frames=frames,
+        guidance_scale=guidance_scale,
+    )
+    job = Job(texts, seed, call, batch_size)
     request = Request(model, job, configurations, dtype=place.dtype, solver=first.solver)
     real = _reference(reference, reference_count, workers, skip_bad)
     judged = [*configurations, *(name + AT_KNEE for name in configurations if knee is not False)]

@@ -74,7 +74,7 @@ def _command(
         preset = "balanced"
     settings = common.configuration(config, enable, sets, preset)
     seed, place = common.choose_seed(settings, seed), common.choose_place(settings, device, dtype)
-    call = common.call_arguments(_MODEL, settings, {"num_inference_steps": steps or settings.steps or _STEPS})
+    call = common.call_arguments(_MODEL, settings, steps=steps or settings.steps or _STEPS)
     job = Job(tuple(mini.prompts(num_prompts, seed=seed)), seed, call, batch_size)
     fewer = {} if fewer_steps is None else {"accelerated": fewer_steps}
     metrics = options.build_metrics(options.metric_names(_METRICS, ()), (), place.device)

@@ -87,14 +87,15 @@ def _command(
     own = not (prompt or prompts or settings.prompts)  # a miniature's data set has as many as one likes
     limit = num_prompts or settings.num_prompts or (_PROMPTS if own else None)
     texts = common.choose_prompts(model, settings, prompt, prompts, limit, seed)
-    given = {
-        "num_inference_steps": steps,
-        "height": height,
-        "width": width,
-        "num_frames": frames,
-        "guidance_scale": guidance_scale,
-    }
-    call = common.call_arguments(model, settings, given)
+    call = common.call_arguments(
+        model,
+        settings,
+        steps=steps,
+        height=height,
+        width=width,
+        frames=frames,
+        guidance_scale=guidance_scale,
+    )
     chosen = settings if settings.techniques or settings.preset else None
     request = Request(
         model, Job(texts, seed, call, batch_size), minutes, chosen, place.dtype, settings.solver

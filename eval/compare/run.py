@@ -111,10 +111,7 @@ class Request:
         return {
             "schema": 1,
             "model": self.model,
-            "prompts": list(self.job.prompts),
-            "seed": self.job.seed,
-            "batch_size": self.job.batch_size,
-            "call": dict(self.job.call),
+            **self.job.to_dict(),
             "candidates": {name: config.to_dict() for name, config in self.candidates.items()},
             "fewer_steps": dict(self.fewer_steps),
             "controls": list(self.controls),

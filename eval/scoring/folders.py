@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hasten.eval.distributed import gather, own_part, own_rank
+from hasten.eval.distributed import own_part, own_rank
 from hasten.eval.metric import Batch, Metric
 from hasten.eval.pictures.loading import Loaded, Reading, corresponding
 from hasten.eval.pictures.sources import ImageSource, check_paired
 from hasten.eval.scoring.kept import KeptFeatures, KeptScores, Rows, keep
 from hasten.eval.scoring.reference import Embedded, Reference, embed_references, few_samples
 from hasten.eval.statistics import Estimate, mean_estimate, ratio_of_sums
-from hasten.extend import ConfigError
+from hasten.extend import ConfigError, gather
 
 __all__ = ["FolderScores", "Pictures", "score_pictures"]
 

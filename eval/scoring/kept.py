@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hasten.eval.distributed import collect_rows, gather, gather_moments
+from hasten.eval.distributed import collect_rows, gather_moments
 from hasten.eval.functional.moments import Moments
 from hasten.eval.metric import Batch, Features, Metric, SampleMetric, SetMetric
 from hasten.eval.metrics.sets import Fid
-from hasten.extend import ConfigError
+from hasten.extend import ConfigError, gather
 
 __all__ = ["KeptFeatures", "KeptMoments", "KeptScores", "Rows", "keep", "keep_reference"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hasten.eval.distributed import gather, own_part
+from hasten.eval.distributed import own_part
 from hasten.eval.functional.moments import Moments
 from hasten.eval.metric import Batch, Features, Metric, SetMetric
 from hasten.eval.metrics.sets import Fid
@@ -16,7 +16,7 @@ from hasten.eval.pictures.loading import Loaded, Reading, corresponding
 from hasten.eval.pictures.sources import ImageSource, open_source
 from hasten.eval.scoring.kept import keep_reference
 from hasten.eval.scoring.moments_file import load_statistics
-from hasten.extend import ConfigError
+from hasten.extend import ConfigError, gather
 from hasten.files import describe_unread
 
 __all__ = ["Embedded", "Reference", "embed_references", "embed_source", "few_samples"]

@@ -75,10 +75,7 @@ class Request:
         return {
             "schema": 1,
             "model": self.model,
-            "prompts": list(self.job.prompts),
-            "seed": self.job.seed,
-            "batch_size": self.job.batch_size,
-            "call": dict(self.job.call),
+            **self.job.to_dict(),
             "chosen": None if self.chosen is None else self.chosen.to_dict()["techniques"],
             "dtype": self.dtype,
             "solver": self.solver,

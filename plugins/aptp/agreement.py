@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hasten.extend import HastenError
+from hasten.extend import HastenError, gather
 from hasten.plugins.aptp.router import Decision
 
 __all__ = ["agree"]
@@ -21,8 +21,7 @@ def agree(decisions: Sequence[Decision]) -> list[Decision]:
     own = list(decisions)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise HastenError("aptp.ranks='together' needs an initialised torch.distributed process group")
-    everyone: list[list[Decision]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(everyone, own)
+    everyone = gather(own)
     chosen = [[decision.expert for decision in theirs] for theirs in everyone]
     for rank, experts in enumerate(chosen):
         if experts != chosen[0]:

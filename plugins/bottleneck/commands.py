@@ -93,8 +93,8 @@ def _spectrum(
         hold_file(context, measured.out)
     place = options.choose_place(None, device, dtype)
     if images is None:
-        given = {"num_inference_steps": generated.steps, "height": measured.side, "width": measured.side}
-        call = options.call_arguments(model, Config(), given)
+        side = measured.side
+        call = options.call_arguments(model, Config(), steps=generated.steps, height=side, width=side)
         job = Job(generated.texts(model), generated.seed or 0, call)
         pipe, fitted = _of_generated(model, job, place)
     else:

@@ -88,14 +88,15 @@ def _video(
     seed, place = options.choose_seed(settings, seed), options.choose_place(settings, device, dtype)
     limit = None if prompt or settings.prompts else 1  # one of a miniature's own
     texts = options.choose_prompts(name, settings, prompt, None, limit, seed)
-    given = {
-        "num_inference_steps": steps,
-        "height": height,
-        "width": width,
-        "guidance_scale": guidance_scale,
-        "num_frames": frames,
-    }
-    call = options.call_arguments(name, settings, given)
+    call = options.call_arguments(
+        name,
+        settings,
+        steps=steps,
+        height=height,
+        width=width,
+        frames=frames,
+        guidance_scale=guidance_scale,
+    )
     techniques, own = _techniques(settings, texts, checkpoint)
     if own.get("checkpoint") is not None:
         hold_folder(context, own["checkpoint"], "--checkpoint")

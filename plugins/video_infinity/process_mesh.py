@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from hasten.commands import owned
-from hasten.extend import ConflictError, HastenError, RankError
+from hasten.extend import ConflictError, HastenError, RankError, gather
 from hasten.plugins.video_infinity.heartbeat import HEARTBEAT_TIMEOUT, Heartbeat
 from hasten.plugins.video_infinity.transport import Distributed, SingleProcess, Transport
 
@@ -80,10 +80,8 @@ class ProcessMesh:
         """
         if self.world == 1:
             return [value]
-        values: list[Any] = [None] * self.world
         with self.explained():
-            dist.all_gather_object(values, value, group=self.group)
-        return values
+            return gather(value, self.group)
 
     def all_or_none(self, attempt: Callable[[], ResultT], failure: type[HastenError]) -> ResultT:
         """The result of ``attempt`` on this process, if it succeeds on all processes.

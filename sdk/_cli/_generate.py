@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,14 +71,15 @@ def _command(
     seed, place = options.choose_seed(settings, seed), options.choose_place(settings, device, dtype)
     texts = options.choose_prompts(model, settings, prompt, prompts, num_prompts, seed)
     folder = hold_folder(context, out if out is not None else settings.out or "out")
-    given = {
-        "num_inference_steps": steps,
-        "height": height,
-        "width": width,
-        "num_frames": frames,
-        "guidance_scale": guidance_scale,
-    }
-    call = options.call_arguments(model, settings, given)
+    call = options.call_arguments(
+        model,
+        settings,
+        steps=steps,
+        height=height,
+        width=width,
+        frames=frames,
+        guidance_scale=guidance_scale,
+    )
     job = Job(texts, seed, call, batch_size)
     runs: dict[str, Config | None] = {"baseline": None} if baseline or not settings.techniques else {}
     if settings.techniques:
@@ -106,7 +107,7 @@ def _command(
 def _request(model: str, job: Job, dtype: str, solver: str | None, run: Config | None) -> dict[str, Any]:
     return {
         "model": model,
-        **asdict(job),
+        **job.to_dict(),
         "dtype": dtype,
         **({} if solver is None else {"solver": solver}),
         "techniques": None if run is None else run.to_dict()["techniques"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -221,27 +220,30 @@ def _configured_prompts(config: Config) -> tuple[str, ...]:
     return read_prompts(config.prompts)
 
 
-def call_arguments(model: str, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+def call_arguments(
+    model: str,
+    config: Config,
+    *,
+    steps: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    guidance_scale: float | None = None,
+) -> dict[str, Any]:
     """Arguments of the pipeline call: a miniature's recommended ones, then the file's, then the command line's.
 
     Raises:
         ConfigError: a number is not finite.
     """
-    layers: list[Mapping[str, Any]] = []
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+        raise ConfigError(f"--guidance-scale {guidance_scale} is not a finite number")
     known = host().registry.models.get(model)
-    if known is not None:
-        layers.append(known.call)
-    layers.append(
-        {
-            "num_inference_steps": config.steps,
-            "height": config.height,
-            "width": config.width,
-            "num_frames": config.frames,
-            "guidance_scale": config.guidance_scale,
-        }
-    )
-    layers.append(given)
-    scale = given.get("guidance_scale")
-    if scale is not None and not math.isfinite(scale):
-        raise ConfigError(f"--guidance-scale {scale} is not a finite number")
-    return {name: value for layer in layers for name, value in layer.items() if value is not None}
+    given = {
+        "num_inference_steps": steps or config.steps,
+        "height": height or config.height,
+        "width": width or config.width,
+        "num_frames": frames or config.frames,
+        "guidance_scale": config.guidance_scale if guidance_scale is None else guidance_scale,
+    }
+    own = {} if known is None else dict(known.call)
+    return own | {name: value for name, value in given.items() if value is not None}

@@ -55,8 +55,7 @@ def _command(
 
     settings = options.configuration(config, enable, sets, preset)
     model = options.choose_model(model, settings)
-    given = {"num_inference_steps": steps, "height": height, "width": width, "num_frames": frames}
-    call = options.call_arguments(model, settings, given)
+    call = options.call_arguments(model, settings, steps=steps, height=height, width=width, frames=frames)
     pipe = load_quietly(model, options.choose_place(settings, device, dtype), call, settings.solver)
     measured = _measure(pipe, settings, model, call) if warm_up else None
     plan = hasten.plan(pipe, settings, **call)

@@ -41,8 +41,7 @@ def _command(
 
     settings = options.configuration(config, None, None)
     model = options.choose_model(model, settings)
-    given = {"height": height, "width": width, "num_frames": frames}
-    call = options.call_arguments(model, settings, given)
+    call = options.call_arguments(model, settings, height=height, width=width, frames=frames)
     pipe = load_quietly(model, options.choose_place(settings, "cpu", None), call)
     found = hasten.presets(pipe, **call)
     if as_json:

@@ -66,7 +66,7 @@ def compare(model: str, folder: Path, options: CompareOptions, place: Placement,
     rows = traffic(common.load_quietly(model, place), bundle, routed)
     save_traffic(rows, out)
     texts = routed[: options.num_prompts]
-    job = Job(texts, options.seed, common.call_arguments(model, first, {}), options.batch_size)
+    job = Job(texts, options.seed, common.call_arguments(model, first), options.batch_size)
     metrics = build_metrics(default_metrics(texts), [], place.device)
     fewer = {} if options.fewer_steps is None else dict.fromkeys(candidates, options.fewer_steps)
     request = Request(model, job, candidates, fewer, dtype=place.dtype)

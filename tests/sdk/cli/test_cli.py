@@ -120,8 +120,8 @@ def test_a_call_is_as_the_file_says_unless_the_command_line_says_otherwise(
     option: str, argument: str, values: tuple[float, float]
 ) -> None:
     config = Config.of({"schema": 1, option: values[0]})
-    assert call_arguments("folder", config, {argument: None}) == {argument: values[0]}
-    assert call_arguments("folder", config, {argument: values[1]}) == {argument: values[1]}
+    assert call_arguments("folder", config, **{option: None}) == {argument: values[0]}
+    assert call_arguments("folder", config, **{option: values[1]}) == {argument: values[1]}
     assert Config.of(config.to_dict()) == config
 
 
