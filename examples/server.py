@@ -28,6 +28,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 
 import hasten
+from hasten.extend import Pipeline
 from hasten.pipelines.mini import recommended_call
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -66,7 +67,7 @@ class Studio:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         call: Mapping[str, Any],
         presets: Mapping[str, Mapping[str, Any]],
         workers: int,
@@ -102,7 +103,7 @@ class Studio:
         return file.getvalue()
 
     def _picture(self, view: Any, wish: Wish, gone: threading.Event) -> Any:
-        def stop(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+        def stop(pipe: Pipeline, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
             if gone.is_set():
                 raise HungUp
             return kwargs

@@ -47,7 +47,7 @@ class Spectrum:
 
     def power(self, frequency: float) -> float:
         """Variance of an orthonormal cosine coefficient at ``frequency`` (cycles per image, positive)."""
-        return self.amplitude * frequency**-self.exponent
+        return self.amplitude * float(frequency**-self.exponent)
 
 
 def radial_power(latents: Tensor) -> tuple[Tensor, Tensor]:

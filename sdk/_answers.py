@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from hasten._claims import Access, Claim
 from hasten._culprit import Culprit
@@ -19,7 +19,7 @@ _CLAIMS = "a list of hasten.Claim(slot, access), empty if no slot is used"
 _FORECAST = "a hasten.Forecast with a tuple of hasten.StepForecast, or None if there is no forecast"
 
 
-def checked_findings(answer: Any, culprit: Culprit, place: str) -> tuple[Finding, ...]:
+def checked_findings(answer: object, culprit: Culprit, place: str) -> tuple[Finding, ...]:
     """``answer`` as findings.
 
     Raises:
@@ -32,7 +32,7 @@ def checked_findings(answer: Any, culprit: Culprit, place: str) -> tuple[Finding
     return findings
 
 
-def checked_claims(answer: Any, culprit: Culprit) -> tuple[Claim, ...]:
+def checked_claims(answer: object, culprit: Culprit) -> tuple[Claim, ...]:
     """``answer`` as claims.
 
     Raises:
@@ -45,7 +45,7 @@ def checked_claims(answer: Any, culprit: Culprit) -> tuple[Claim, ...]:
     return claims
 
 
-def checked_notes(answer: Any, culprit: Culprit, place: str) -> tuple[str, ...]:
+def checked_notes(answer: object, culprit: Culprit, place: str) -> tuple[str, ...]:
     """``answer`` as sentences.
 
     Raises:
@@ -54,18 +54,18 @@ def checked_notes(answer: Any, culprit: Culprit, place: str) -> tuple[str, ...]:
     return _items(answer, str, culprit, place, _NOTES)
 
 
-def checked_forecast(answer: Any, culprit: Culprit) -> Forecast | None:
+def checked_forecast(answer: object, culprit: Culprit) -> Forecast | None:
     """``answer`` as a forecast.
 
     Raises:
         PluginError: it is something else.
     """
-    if answer is not None and not _is_forecast(answer):
-        raise culprit.returned(answer, "forecast", _FORECAST)
-    return answer
+    if answer is None or _is_forecast(answer):
+        return answer
+    raise culprit.returned(answer, "forecast", _FORECAST)
 
 
-def _items(answer: Any, kind: type[Any], culprit: Culprit, place: str, wanted: str) -> tuple[Any, ...]:
+def _items(answer: object, kind: type[Any], culprit: Culprit, place: str, wanted: str) -> tuple[Any, ...]:
     if isinstance(answer, (str, bytes, Mapping)) or not isinstance(answer, Iterable):
         raise culprit.returned(answer, place, wanted)
     items = tuple(answer)
@@ -86,7 +86,7 @@ def _claim_fault(claim: Claim) -> str | None:
     return "None or a frozenset of module names in 'modules'"
 
 
-def _is_forecast(answer: Any) -> bool:
+def _is_forecast(answer: object) -> TypeGuard[Forecast]:
     return (
         isinstance(answer, Forecast)
         and isinstance(answer.steps, tuple)

@@ -21,6 +21,7 @@ from hasten._handlers import guarded
 from hasten._journal import Journal
 from hasten._numerics import Watch
 from hasten._outside import outside
+from hasten._pipeline import Pipeline
 from hasten._plugins import host
 from hasten._recorder import Recorder, Row
 from hasten._report import Report, StepRecord
@@ -71,7 +72,7 @@ class Attachment:
         self._steps: tuple[StepForecast, ...] = ()
         """Those of the last call, as they were forecast."""
 
-    def call(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, pipe: Pipeline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``pipe(*args, **kwargs)``, accelerated.
 
         Raises:
@@ -128,7 +129,7 @@ class Attachment:
         latest = [plain, *found.values()]
         return () if None in latest else latest[-1].steps  # type: ignore[union-attr]
 
-    def attributes(self, pipe: Any) -> Mapping[str, Any]:
+    def attributes(self, pipe: Pipeline) -> Mapping[str, Any]:
         """The pipeline's attributes, without what a call in progress swapped."""
         before = self._before
         return vars(pipe) if before is None or pipe is not self.target.pipe else before

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import UnsupportedError
+from hasten._pipeline import Pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -156,13 +157,13 @@ def active_backend() -> Any:
     return _private(dispatch, "_AttentionBackendRegistry", "diffusers").get_active_backend()[0]
 
 
-def execution_device(pipe: Any) -> torch.device | None:
+def execution_device(pipe: Pipeline) -> torch.device | None:
     """diffusers: where a pipeline computes, also while its modules wait elsewhere; ``None`` of a foreign object."""
     device: torch.device | None = getattr(pipe, "_execution_device", None)
     return device
 
 
-def saved_in(pipe: Any) -> Path | None:
+def saved_in(pipe: Pipeline) -> Path | None:
     """diffusers: the folder (or the id on the hub, as a path) that a pipeline was loaded from, if any."""
     name = getattr(pipe, "config", {}).get("_name_or_path")
     return Path(str(name)) if name else None

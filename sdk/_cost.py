@@ -9,6 +9,7 @@ from hasten._adapters.base import Guidance, LatentLayout, LatentSize, ScaleSched
 from hasten._clock import expected_batch
 from hasten._errors import UnsupportedError
 from hasten._flops import Tokens, forward_flops
+from hasten._pipeline import Pipeline
 from hasten._technique import Forecast, StepForecast
 from hasten._timesteps import by_step, planned_levels
 from hasten.schedules.noise import NoiseLevel
@@ -138,7 +139,7 @@ def text_tokens(target: Target, arguments: Mapping[str, Any]) -> int:
     return int(longest or 0) + _clip_tokens(target.pipe) + further
 
 
-def _clip_tokens(pipe: Any) -> int:
+def _clip_tokens(pipe: Pipeline) -> int:
     """Tokens that a CLIP tokenizer pads to."""
     most = getattr(getattr(pipe, "tokenizer", None), "model_max_length", _CLIP_TEXT)
     return int(getattr(pipe, "tokenizer_max_length", most if 0 < most < ENDLESS else _CLIP_TEXT))

@@ -71,7 +71,8 @@ def _encoder_flops(encoder: Any, tokens: int) -> float:
     config = getattr(encoder.config, "text_config", encoder.config)
     layers: Any = getattr(config, "num_hidden_layers", None) or getattr(config, "num_layers", 0)
     width: Any = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
-    return 2.0 * weights * tokens + 4.0 * layers * width * tokens**2
+    mixing: float = 4.0 * layers * width * tokens**2
+    return 2.0 * weights * tokens + mixing
 
 
 def _prompt_length(target: Target, name: str, arguments: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hasten._compat import MODULE_HOOKS, MODULE_STORES
+from hasten._pipeline import Pipeline
 
 __all__ = ["Fingerprint", "fingerprint"]
 
@@ -37,7 +38,7 @@ class Fingerprint:
         return "\n".join(lines)
 
 
-def fingerprint(pipe: Any) -> Fingerprint:
+def fingerprint(pipe: Pipeline) -> Fingerprint:
     """Describe the classes, instance attributes, processors and hooks of a pipeline and of every module in it."""
     entries = dict(_instance("pipeline", pipe))
     for name, component in vars(pipe).items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten._errors import ConfigError, HastenError
+from hasten._pipeline import Pipeline
 from hasten._prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Sample:
     seconds: float
 
 
-def generate(pipe: Any, job: Job) -> Iterator[Sample]:
+def generate(pipe: Pipeline, job: Job) -> Iterator[Sample]:
     """Yield one sample per prompt, in order, as soon as its batch is done.
 
     Raises:
@@ -77,7 +78,7 @@ def generate(pipe: Any, job: Job) -> Iterator[Sample]:
             yield Sample(start + offset, prompt, job.seed + start + offset, frames, seconds)
 
 
-def _pictures(pipe: Any, output: Any) -> list[tuple[Image, ...]]:
+def _pictures(pipe: Pipeline, output: Any) -> list[tuple[Image, ...]]:
     images = getattr(output, "images", None)
     if images is not None:
         return [(image,) for image in images]

@@ -15,6 +15,7 @@ from hasten._attention import AttentionCall
 from hasten._control import ControlCall
 from hasten._culprit import Culprit, Faults, InRun
 from hasten._denoiser import DenoiserCall
+from hasten._pipeline import Scheduler
 from hasten._run import RunCall
 from hasten._seams import AttentionEntry, ModuleEntry, SeamTable
 
@@ -205,7 +206,7 @@ def _prompt(handler: Any, culprit: Culprit) -> Any:
 
 
 def _scheduler(factory: Any, culprit: Culprit) -> Any:
-    def make(scheduler: Any, call: RunCall) -> Any:
+    def make(scheduler: Scheduler, call: RunCall) -> Any:
         with culprit.during("its scheduler factory"):
             made = factory(scheduler, call)
         if not all(callable(getattr(made, name, None)) for name in ("set_timesteps", "step")):

@@ -86,12 +86,12 @@ class Guard:
         return call
 
     def _begin(
-        self, function: Callable[..., Any], args: Any, kwargs: Any
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Generator[None, Any, Any] | None:
         """Run a wrapper up to its ``yield``; ``None`` where it failed and the hook goes on without it."""
         try:
             with self.culprit.during(self.hook):
-                around = function(*args, **kwargs)
+                around: Generator[None, Any, Any] = function(*args, **kwargs)
                 if next(around, self) is self:
                     raise self.culprit.broke(
                         f"has a wrapper of {self.hook} that does not yield; it has to yield once"

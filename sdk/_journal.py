@@ -219,18 +219,22 @@ def _place(target: Any, name: str) -> _Place:
     return _Place(target, name, store, store.get(name, _ABSENT), tuple(store))
 
 
-def _store_for(place: _Place, value: Any) -> dict[str, Any]:
+def _store_for(place: _Place, value: object) -> dict[str, Any]:
     """Where ``value`` belongs: a module keeps parameters, buffers and children apart from plain attributes."""
+    own: dict[str, Any] = vars(place.target)
     if not isinstance(place.target, nn.Module):
-        return vars(place.target)
-    parameters, buffers, modules = (vars(place.target)[name] for name in MODULE_STORES)
+        return own
+    parameters: dict[str, Any]
+    buffers: dict[str, Any]
+    modules: dict[str, Any]
+    parameters, buffers, modules = (own[name] for name in MODULE_STORES)
     for cls, store in ((nn.Parameter, parameters), (nn.Module, modules)):
         if isinstance(value, cls):
             return store
     keeps = value is None or hasattr(value, "shape")
     if keeps and (place.store is parameters or place.store is buffers):
         return place.store
-    return vars(place.target)
+    return own
 
 
 def _write(place: _Place, value: Any) -> None:

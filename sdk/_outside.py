@@ -27,7 +27,9 @@ def _isolated(callback: Callable[..., Any]) -> Callable[..., Any]:
     if not hasattr(callback, "tensor_inputs"):
         return _closing(callback)
     cls = type(callback)  # pipelines ask for diffusers' own class of callbacks
-    twin: Any = object.__new__(type(cls.__name__, (cls,), {"__call__": _closing(cls.__call__)}))
+    twin: Callable[..., Any] = object.__new__(
+        type(cls.__name__, (cls,), {"__call__": _closing(cls.__call__)})
+    )
     twin.__dict__ = callback.__dict__  # what it notes is the user's to read
     return twin
 

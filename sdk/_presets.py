@@ -19,6 +19,7 @@ from hasten._cost import call_size
 from hasten._document import read_document
 from hasten._enabled import Enabled
 from hasten._errors import PluginError, UnsupportedError
+from hasten._pipeline import Pipeline
 from hasten._strict import StrictModel
 from hasten._technique import Finding
 
@@ -76,7 +77,7 @@ class Preset:
     left_out: Mapping[str, str]
 
 
-def presets(pipe: Any, **call: Any) -> tuple[Preset, ...]:
+def presets(pipe: Pipeline, **call: Any) -> tuple[Preset, ...]:
     """Every preset as it is for this pipeline, the most careful one first.
 
     Args:
@@ -114,7 +115,7 @@ def with_preset(
     return Config.model_validate({**fields, "techniques": merged}), tuple(notes)
 
 
-def settle(config: Config, pipe: Any, call: Mapping[str, Any]) -> Config:
+def settle(config: Config, pipe: Pipeline, call: Mapping[str, Any]) -> Config:
     """A configuration with its preset written out for calls of this pipeline with these arguments."""
     if config.preset is None:
         return config

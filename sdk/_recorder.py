@@ -48,7 +48,7 @@ class Stopwatch:
         if self._events is None:
             return self._seconds * 1e3
         self._events[1].synchronize()
-        return self._events[0].elapsed_time(self._events[1])
+        return float(self._events[0].elapsed_time(self._events[1]))
 
 
 @dataclass

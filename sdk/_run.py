@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten._clock import Clock, Step
 from hasten._errors import HastenError, UnsupportedError
+from hasten._pipeline import Pipeline
 from hasten._ranks import SINGLE, Ranks
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class RunCall:
         options: JSON values of the options of every attached technique, by name.
     """
 
-    pipe: Any
+    pipe: Pipeline
     target: Target
     arguments: Mapping[str, Any]
     ranks: Ranks = SINGLE

@@ -9,6 +9,7 @@ from typing import Any
 
 from hasten._adapters.base import LatentLayout, Prediction
 from hasten._errors import ConfigError, suggestion
+from hasten._pipeline import Pipeline
 from hasten._swap import swapped
 from hasten._target import Target
 
@@ -22,7 +23,7 @@ _NAMES = {
 _FLOW = (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY)
 
 
-def other_solvers(pipe: Any) -> dict[str, Any]:
+def other_solvers(pipe: Pipeline) -> dict[str, Any]:
     """Name -> scheduler that could take the place of the pipeline's own, which is not among them.
 
     Flow models: Euler and UniPC. Variance-preserving models: DPM-Solver++ and UniPC. None for pipelines without a
@@ -54,7 +55,7 @@ def other_solvers(pipe: Any) -> dict[str, Any]:
     return {name: scheduler for name, scheduler in made.items() if type(scheduler) is not own}
 
 
-def own_solver(pipe: Any) -> str:
+def own_solver(pipe: Pipeline) -> str:
     """Name of the pipeline's own solver, as :func:`other_solvers` has it for another pipeline."""
     kind = type(getattr(pipe, "scheduler", None)).__name__
     return _NAMES.get(kind, kind.removesuffix("Scheduler"))
@@ -67,7 +68,7 @@ def _made(kind: type[Any], config: Any, **given: Any) -> Any:
     return kind(**{**shared, **given})
 
 
-def use_solver(pipe: Any, solver: str) -> None:
+def use_solver(pipe: Pipeline, solver: str) -> None:
     """Give a pipeline another solver for good.
 
     Args:
@@ -89,7 +90,7 @@ def use_solver(pipe: Any, solver: str) -> None:
 
 
 @contextmanager
-def solving_with(pipe: Any, solver: str | None) -> Iterator[None]:
+def solving_with(pipe: Pipeline, solver: str | None) -> Iterator[None]:
     """The pipeline with another solver for the length of a ``with`` block; ``None`` is its own.
 
     Args:

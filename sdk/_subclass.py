@@ -59,7 +59,8 @@ def make_subclass(stock: type, acceleration: object, call: CallHandler, state: S
         _MARK: acceleration,
     }
     generated: Any = type(stock)(stock.__name__, (stock,), namespace)
-    return generated
+    made: type = generated
+    return made
 
 
 def accelerated_by(pipe: object) -> object | None:

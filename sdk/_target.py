@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hasten._compat import execution_device
 from hasten._errors import UnsupportedError
+from hasten._pipeline import Pipeline
 from hasten._plugins import host
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ CapabilityT = TypeVar("CapabilityT")
 class Target:
     """A pipeline and the adapter of its family. Reading its attributes never changes the pipeline."""
 
-    pipe: Any
+    pipe: Pipeline
     adapter: Adapter
     verified: bool = True
     """Whether the adapter lists the pipeline's class, not only the class of its denoiser."""
 
     @classmethod
-    def of(cls, pipe: Any, *, allow_unverified: bool = False) -> Target:
+    def of(cls, pipe: Pipeline, *, allow_unverified: bool = False) -> Target:
         """The target for ``pipe``.
 
         Args:

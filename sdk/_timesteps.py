@@ -15,6 +15,7 @@ import numpy as np
 
 from hasten._adapters.base import LatentSize
 from hasten._errors import UnsupportedError
+from hasten._pipeline import Scheduler
 from hasten._subclass import stock_class
 from hasten.schedules.noise import NoiseLevel
 
@@ -51,7 +52,7 @@ def planned_levels(target: Target, arguments: Mapping[str, Any], size: LatentSiz
     return run_levels(target, arguments, scheduler)
 
 
-def run_levels(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> list[NoiseLevel]:
+def run_levels(target: Target, arguments: Mapping[str, Any], scheduler: Scheduler) -> list[NoiseLevel]:
     """Level of every timestep that a call runs of those ``scheduler`` is set to.
 
     Raises:
@@ -111,7 +112,7 @@ def _set(target: Target, arguments: Mapping[str, Any], mu: float | None) -> Any:
     return scheduler
 
 
-def _given(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
+def _given(target: Target, arguments: Mapping[str, Any], scheduler: Scheduler) -> dict[str, Any]:
     """What the pipeline passes to ``set_timesteps``, its dynamic shift left out."""
     steps = arguments["num_inference_steps"]
     accepted = inspect.signature(scheduler.set_timesteps).parameters
@@ -138,7 +139,7 @@ def by_step(levels: Sequence[NoiseLevel]) -> list[tuple[NoiseLevel, int]]:
     return [(run[0], len(run)) for run in runs]
 
 
-def _window(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> slice:
+def _window(target: Target, arguments: Mapping[str, Any], scheduler: Scheduler) -> slice:
     """Which of the scheduler's timesteps a call runs: not all with ``strength``, ``denoising_start`` or ``_end``."""
     times = scheduler.timesteps
     first = _skipped(target, arguments, scheduler)
@@ -150,7 +151,7 @@ def _window(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> sli
     return slice(first, first + sum(float(time) >= cutoff for time in times[first:]))
 
 
-def _skipped(target: Target, arguments: Mapping[str, Any], scheduler: Any) -> int:
+def _skipped(target: Target, arguments: Mapping[str, Any], scheduler: Scheduler) -> int:
     """How many of the scheduler's timesteps an image-to-image call leaves out, by the pipeline's own method."""
     method = getattr(stock_class(target.pipe), "get_timesteps", None)
     if method is None:
@@ -178,7 +179,7 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, float) and 0.0 < value < 1.0
 
 
-def levels_of(target: Target, scheduler: Any) -> list[NoiseLevel]:
+def levels_of(target: Target, scheduler: Scheduler) -> list[NoiseLevel]:
     """Levels of the timesteps a scheduler is set to, as the run clock will tell them.
 
     Raises:

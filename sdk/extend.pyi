@@ -116,6 +116,7 @@ from hasten._models import (
 )
 from hasten._module_state import ModuleState as ModuleState
 from hasten._module_tree import clone_tree as clone_tree
+from hasten._pipeline import Pipeline as Pipeline, Scheduler as Scheduler
 from hasten._plan import Plan as Plan
 from hasten._ranks import Ranks as Ranks, gather as gather
 from hasten._recorder import Stopwatch as Stopwatch

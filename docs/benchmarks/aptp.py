@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hasten.extend import Pipeline
+
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "plugins" / "aptp" / "README.md"
 BUNDLE = README.parent / "bundles" / "t2i-unet"
@@ -97,7 +99,7 @@ def measured_kinds(prompts: int) -> dict[str, Any]:
     return {"prompts": prompts, "macs_shares": macs_shares(), "right": right}
 
 
-def _right(pipe: Any, captions: list[str]) -> dict[str, float]:
+def _right(pipe: Pipeline, captions: list[str]) -> dict[str, float]:
     import torch
 
     from hasten.pipelines import mini

@@ -21,6 +21,7 @@ import torch
 import hasten
 from hasten.commands import describe_machine
 from hasten.eval.efficiency.timing import interleave
+from hasten.extend import Pipeline
 
 LOW = {"spectrum": [0.2, 1.6], "min_pixels": 1}
 """Options of ``bottleneck``; the spectrum is a placeholder, since random weights have none."""
@@ -78,7 +79,7 @@ def make_pipe(tiny: bool, device: str, dtype: torch.dtype, layers: int | None) -
     return pipe
 
 
-def arguments(pipe: Any, side: int, steps: int, text: int) -> dict[str, Any]:
+def arguments(pipe: Pipeline, side: int, steps: int, text: int) -> dict[str, Any]:
     """Arguments of a call that encodes no text and decodes nothing."""
     config, dtype = pipe.transformer.config, pipe.transformer.dtype
     make = torch.Generator().manual_seed(0)
@@ -94,7 +95,7 @@ def arguments(pipe: Any, side: int, steps: int, text: int) -> dict[str, Any]:
     }
 
 
-def caller(pipe: Any, call: dict[str, Any], options: dict[str, Any] | None) -> Callable[[], Any]:
+def caller(pipe: Pipeline, call: dict[str, Any], options: dict[str, Any] | None) -> Callable[[], Any]:
     """A function that makes one picture."""
 
     def run() -> Any:
@@ -108,7 +109,7 @@ def caller(pipe: Any, call: dict[str, Any], options: dict[str, Any] | None) -> C
 
 
 def measured(
-    pipe: Any, call: dict[str, Any], variants: dict[str, dict[str, Any] | None], rounds: int, prefix: str
+    pipe: Pipeline, call: dict[str, Any], variants: dict[str, dict[str, Any] | None], rounds: int, prefix: str
 ) -> list[dict[str, Any]]:
     """Rows of the variants that run, compared with the first, and the errors of those that do not."""
     tasks, rows = {}, []

@@ -28,6 +28,7 @@ import torch
 import hasten
 from hasten.commands import describe_machine
 from hasten.eval.efficiency.timing import synchronize
+from hasten.extend import Pipeline
 from hasten.pipelines.infinity.bsq_model import BSQAutoencoder
 from hasten.pipelines.infinity.pipeline import InfinityPipeline
 from hasten.pipelines.var.cache import DenseKVCache
@@ -90,7 +91,7 @@ def make_pipe(name: str, layers: int | None, device: str, dtype: torch.dtype) ->
     return pipe
 
 
-def generate(pipe: Any, pictures: int) -> tuple[float, int]:
+def generate(pipe: Pipeline, pictures: int) -> tuple[float, int]:
     """Seconds of one batch, and the most bytes its cache held."""
     device = pipe.transformer.device
     call: dict[str, Any] = {"class_labels": list(range(pictures))}
@@ -116,7 +117,7 @@ def generate(pipe: Any, pictures: int) -> tuple[float, int]:
     return time.perf_counter() - began, held[0]
 
 
-def once(pipe: Any, ratio: float | None, pictures: int, calibration: str | None) -> dict[str, Any]:
+def once(pipe: Pipeline, ratio: float | None, pictures: int, calibration: str | None) -> dict[str, Any]:
     """One batch, exact or compressed."""
     device = pipe.transformer.device
     if device.type == "cuda":
@@ -137,7 +138,7 @@ def once(pipe: Any, ratio: float | None, pictures: int, calibration: str | None)
     return row
 
 
-def write_calibration(pipe: Any, name: str, layers: int, path: str) -> str:
+def write_calibration(pipe: Pipeline, name: str, layers: int, path: str) -> str:
     """A calibration file of ``pipe`` in which half of the heads are contextual."""
     from dataclasses import replace
 

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 import hasten
+from hasten.extend import Pipeline
 from hasten.plugins.video_infinity import run_handlers
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.cost import MeasuredRun, fit, predict
@@ -103,7 +104,7 @@ def arguments(kind: str, frames: int) -> dict[str, Any]:
     return {**call, "num_frames": frames, "height": 16, "width": 16}
 
 
-def timed(pipe: Any, call: dict[str, Any], options: dict[str, Any]) -> tuple[float, Any]:
+def timed(pipe: Pipeline, call: dict[str, Any], options: dict[str, Any]) -> tuple[float, Any]:
     """Seconds of one call, and its session."""
     with hasten.accelerate(pipe, {"video_infinity": options}), run_handlers.keep_local_latents() as sessions:
         began = time.perf_counter()
@@ -129,7 +130,7 @@ def measure(kind: str, everyone: ProcessMesh) -> dict[str, Any]:
     return summary(rows[1:])  # the first one warms up
 
 
-def repetition(pipe: Any, kind: str, everyone: ProcessMesh) -> dict[str, float]:
+def repetition(pipe: Pipeline, kind: str, everyone: ProcessMesh) -> dict[str, float]:
     """Seconds of every way of making the video, and what the divided one exchanged."""
     whole, half, alone = (
         arguments(kind, FRAMES[kind]),

@@ -27,6 +27,7 @@ from hasten.commands import (
 from hasten.eval.commands.sweep import perform_sweep
 from hasten.eval.compare.engine import BASELINE
 from hasten.eval.compare.wording import measured_text
+from hasten.extend import Pipeline
 
 if TYPE_CHECKING:
     from hasten.eval.compare.document import Evaluation
@@ -114,7 +115,7 @@ def _run(
         )
 
 
-def about_run(pipe: Any, processes: Processes) -> dict[str, Any]:
+def about_run(pipe: Pipeline, processes: Processes) -> dict[str, Any]:
     """Versions, machine, command and time, which are kept with what is measured."""
     from importlib.metadata import version
 

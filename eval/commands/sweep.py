@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.commands import Console, Processes, showing_progress
+from hasten.extend import Pipeline
 
 if TYPE_CHECKING:
     from hasten.eval.compare.document import Evaluation
@@ -16,7 +17,7 @@ __all__ = ["perform_sweep"]
 
 
 def perform_sweep(
-    pipe: Any,
+    pipe: Pipeline,
     store: RunStore,
     request: Request,
     evaluation: Evaluation,

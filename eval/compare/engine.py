@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hasten.commands import Job, Sample, generate
-from hasten.extend import Sameness
+from hasten.extend import Pipeline, Sameness
 
 if TYPE_CHECKING:
     from hasten import Acceleration
@@ -115,7 +115,7 @@ class Arm:
         return replace(job, call=call, seed=job.seed + self.seed_offset)
 
     @contextmanager
-    def attached(self, pipe: Any) -> Iterator[Acceleration | None]:
+    def attached(self, pipe: Pipeline) -> Iterator[Acceleration | None]:
         """The pipeline with this arm's solver and techniques for the length of a ``with`` block."""
         import hasten
         from hasten.commands import solving_with
@@ -175,7 +175,7 @@ def control_arms(
 
 
 def turns(
-    pipe: Any,
+    pipe: Pipeline,
     arms: Sequence[Arm],
     job: Job,
     wanted: Callable[[Arm, int], bool] | None = None,
@@ -195,7 +195,7 @@ def turns(
                 yield _turn(pipe, arm, batch, number, start)
 
 
-def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
+def _turn(pipe: Pipeline, arm: Arm, batch: Job, number: int, start: int) -> Turn:
     from hasten.eval.efficiency.timing import synchronize
 
     device = getattr(pipe, "device", None)
@@ -212,7 +212,7 @@ def _turn(pipe: Any, arm: Arm, batch: Job, number: int, start: int) -> Turn:
 
 
 def warm_up(
-    pipe: Any,
+    pipe: Pipeline,
     arms: Sequence[Arm],
     job: Job,
     rounds: int = ROUNDS,
@@ -252,7 +252,7 @@ def equal_time_steps(steps: int, pace: Timings, plain: str = BASELINE) -> dict[s
     }
 
 
-def profile(pipe: Any, arm: Arm, job: Job) -> dict[str, Any]:
+def profile(pipe: Pipeline, arm: Arm, job: Job) -> dict[str, Any]:
     """Peak memory and seconds per stage of the first batch, in a run of its own: looking slows it down."""
     from hasten.eval.efficiency import peak_memory, timed_stages
 
@@ -264,7 +264,7 @@ def profile(pipe: Any, arm: Arm, job: Job) -> dict[str, Any]:
     return {"memory": {**asdict(peak), "above_start": peak.above_start}, "stages": stages}
 
 
-def flops_of(pipe: Any, arm: Arm, job: Job) -> int:
+def flops_of(pipe: Pipeline, arm: Arm, job: Job) -> int:
     """Floating-point operations of the first prompt, or the mean over the list where they depend on the prompt."""
     from hasten.eval.efficiency import count_flops
 

@@ -20,7 +20,7 @@ from hasten.commands import Job, Processes, generate, other_solvers, wait_for
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.making import make_pictures, wait_for_pictures
 from hasten.eval.compare.store import RunStore
-from hasten.extend import HastenError
+from hasten.extend import HastenError, Pipeline
 from hasten.files import read_sealed, seal, write_atomically
 
 __all__ = ["Judge", "Knee", "Ladder", "Rung", "default_steps", "find_knee", "next_rung", "working_solvers"]
@@ -129,7 +129,7 @@ def next_rung(
 
 
 def find_knee(
-    pipe: Any,
+    pipe: Pipeline,
     job: Job,
     ladder: Ladder,
     request: Mapping[str, Any],
@@ -180,7 +180,7 @@ def find_knee(
 
 def _begin(
     store: RunStore,
-    pipe: Any,
+    pipe: Pipeline,
     job: Job,
     request: Mapping[str, Any],
     processes: Processes,
@@ -202,7 +202,7 @@ def _begin(
     return run["about"]["solvers"], run["about"]["notes"]
 
 
-def working_solvers(pipe: Any, job: Job) -> tuple[list[str | None], list[str]]:
+def working_solvers(pipe: Pipeline, job: Job) -> tuple[list[str | None], list[str]]:
     """Solvers with which the pipeline makes a picture, its own (``None``) first; a note on each other one."""
     solvers: list[str | None] = [None]
     notes = []

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from hasten.commands import Job, Processes, wait_for
 from hasten.eval.compare.engine import Arm, Turn, turns
 from hasten.eval.compare.store import Record, RunStore
+from hasten.extend import Pipeline
 
 __all__ = ["make_pictures", "wait_for_pictures"]
 
 
 def make_pictures(
-    pipe: Any,
+    pipe: Pipeline,
     store: RunStore,
     arms: Sequence[Arm],
     job: Job,

@@ -28,7 +28,7 @@ from hasten.eval.compare.engine import (
 from hasten.eval.compare.knee import Judge, Knee, Ladder, find_knee
 from hasten.eval.compare.making import make_pictures, wait_for_pictures
 from hasten.eval.compare.store import RunStore, slug
-from hasten.extend import ConfigError, HastenError, suggestion
+from hasten.extend import ConfigError, HastenError, Pipeline, suggestion
 
 __all__ = [
     "GENERATING",
@@ -138,7 +138,7 @@ def _check_ladder(ladder: Ladder, reference: int) -> None:
 
 
 def run_comparison(
-    pipe: Any,
+    pipe: Pipeline,
     request: Request,
     folder: Path,
     *,
@@ -188,7 +188,7 @@ def run_comparison(
 
 
 def _knee(
-    pipe: Any,
+    pipe: Pipeline,
     request: Request,
     folder: Path,
     judge: Judge | None,
@@ -207,7 +207,7 @@ def _knee(
 
 def _open(
     store: RunStore,
-    pipe: Any,
+    pipe: Pipeline,
     request: Request,
     knee: Knee | None,
     processes: Processes,
@@ -229,7 +229,7 @@ def _open(
 
 
 def _opening(
-    pipe: Any, request: Request, knee: Knee | None, about: Mapping[str, Any], progress: Progress
+    pipe: Pipeline, request: Request, knee: Knee | None, about: Mapping[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Content of ``run.json``: warms up, which decides the equal-time controls, and counts FLOPs."""
     at_knee, notes = _arms_at_knee(pipe, request, knee)
@@ -264,7 +264,7 @@ def _opening(
     }
 
 
-def _arms_at_knee(pipe: Any, request: Request, knee: Knee | None) -> tuple[list[Arm], list[str]]:
+def _arms_at_knee(pipe: Pipeline, request: Request, knee: Knee | None) -> tuple[list[Arm], list[str]]:
     """The knee, and every candidate from there; notes on those that can't run with its steps and solver."""
     if knee is None or not knee.below:
         return [], []
@@ -280,7 +280,7 @@ def _arms_at_knee(pipe: Any, request: Request, knee: Knee | None) -> tuple[list[
     return arms, notes
 
 
-def problem_of(pipe: Any, arm: Arm, job: Job) -> str:
+def problem_of(pipe: Pipeline, arm: Arm, job: Job) -> str:
     """Why an arm can't run; empty if it can."""
     import hasten
     from hasten.commands import solving_with
@@ -294,7 +294,7 @@ def problem_of(pipe: Any, arm: Arm, job: Job) -> str:
     return "; ".join(finding.message for finding in plan.findings if finding.severity == "error")
 
 
-def steps_are_free(pipe: Any) -> bool:
+def steps_are_free(pipe: Pipeline) -> bool:
     """Whether the number of steps can be chosen: a pipeline that generates scale by scale has one for each."""
     from hasten.extend import ScaleSchedule, Target
 

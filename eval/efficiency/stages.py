@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hasten.eval.efficiency.timing import StageClock, stage_clock
-from hasten.extend import swapped
+from hasten.extend import Pipeline, swapped
 
 __all__ = ["timed_stages"]
 
@@ -19,7 +19,7 @@ _STAGES = {"text_encoder": "text encoder", "transformer": "denoiser", "unet": "d
 
 
 @contextmanager
-def timed_stages(pipe: Any, device: torch.device | str | None = None) -> Iterator[StageClock]:
+def timed_stages(pipe: Pipeline, device: torch.device | str | None = None) -> Iterator[StageClock]:
     """Time the stages of the pipeline calls inside the ``with`` block.
 
     The device is synchronised at every boundary, which costs overlap: take totals from another run.

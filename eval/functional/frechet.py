@@ -54,6 +54,8 @@ def covariance_factor(moments: Moments) -> Tensor:
     factor = _cholesky(moments)
     if factor is not None:
         return factor
+    values: Tensor
+    vectors: Tensor
     values, vectors = torch.linalg.eigh(covariance)
     # n samples span n - 1 directions; beyond them, and below the rounding of the largest, there is only
     # noise.

@@ -180,7 +180,7 @@ def normalized(features: Tensor) -> Tensor:
         ConfigError: if a row is zero or not finite.
     """
     x = as_float64(check_features(features))
-    norm = x.norm(dim=1, keepdim=True)
+    norm: Tensor = x.norm(dim=1, keepdim=True)
     if bool((norm == 0).any()):
         raise ConfigError(f"embedding {int((norm == 0).flatten().nonzero()[0])} is zero and has no direction")
     return x / norm

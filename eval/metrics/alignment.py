@@ -138,7 +138,7 @@ class RetrievalScore(SampleMetric):
         super().__init__(**options)
         network_class, self._head, checkpoint = RETRIEVAL_METRICS[name]
         if isinstance(network, network_class):
-            self._network: Any = network
+            self._network: Blip2Network | BlipNetwork = network
         elif isinstance(network, Blip2Network | BlipNetwork):
             raise ConfigError(
                 f"{name} is computed by a {network_class.__name__}, not {type(network).__name__}"

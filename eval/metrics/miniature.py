@@ -89,7 +89,10 @@ def _load_clip(folder: Path) -> MiniatureClip:
         )
 
     def words() -> PreTrainedTokenizerFast:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        found: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True
+        )
+        return found
 
     model, tokenizer = load_checked(network, folder, remedy), load_checked(words, folder, remedy)
     return MiniatureClip(model.eval(), tokenizer, name="miniature contrastive model")

@@ -193,7 +193,8 @@ class Blip2Network(_Retrieval):
         """Matching logits of pairs, float32 ``[N, 2]``; the second is "match"."""
         with inference(self.model):
             output = self.model(**self._inputs(images, prompts), use_image_text_matching_head=True)
-        return output.logits_per_image.float().cpu().clone()
+        logits: Tensor = output.logits_per_image
+        return logits.float().cpu().clone()
 
 
 class BlipNetwork(_Retrieval):
@@ -249,5 +250,5 @@ class BlipNetwork(_Retrieval):
                 encoder_hidden_states=seen,
                 encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device),
             ).last_hidden_state
-            logits = self.model.itm_head(fused[:, 0])
+            logits: Tensor = self.model.itm_head(fused[:, 0])
         return logits.float().cpu().clone()

@@ -96,7 +96,8 @@ class Branches(nn.Module):
             x = F.max_pool2d(x, 3, stride=1, padding=1)
         else:
             x = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-        return self.get_submodule("branch_pool")(x)
+        pooled: Tensor = self.get_submodule("branch_pool")(x)
+        return pooled
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, inputs, H, W] -> [N, outputs, H', W']``."""
@@ -260,4 +261,5 @@ def _from_torch_fidelity() -> dict[str, Tensor]:
     if find_spec("torch_fidelity") is None:
         raise ConfigError("downloading the Inception weights needs the extra: pip install 'hasten[fid]'")
     extractor = import_module("torch_fidelity.feature_extractor_inceptionv3")
-    return extractor.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).state_dict()
+    network: torch.nn.Module = extractor.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    return network.state_dict()

@@ -9,7 +9,7 @@ from typing import Any
 from hasten.commands import Config, Job
 from hasten.eval.compare.engine import BASELINE, Arm
 from hasten.eval.compare.run import problem_of
-from hasten.extend import TechniqueConfig, dial_of, tunable_options
+from hasten.extend import Pipeline, TechniqueConfig, dial_of, tunable_options
 
 __all__ = ["VALUES", "Setting", "plain_settings", "technique_settings", "that_run"]
 
@@ -69,7 +69,7 @@ def technique_settings(arm: Arm) -> Iterator[Setting]:
         yield Setting(arm, f"{arm.name} ({arm.steps} steps)", "")
 
 
-def that_run(pipe: Any, settings: Sequence[Setting], job: Job) -> tuple[list[Setting], list[str]]:
+def that_run(pipe: Pipeline, settings: Sequence[Setting], job: Job) -> tuple[list[Setting], list[str]]:
     """The settings that the pipeline takes, and a note on each that it does not."""
     found, notes = [], []
     for setting in settings:

@@ -19,6 +19,7 @@ from hasten.eval.compare.run import arm_to_dict, arms_of_run, steps_are_free
 from hasten.eval.compare.store import RunStore
 from hasten.eval.sweep.arms import Setting, plain_settings, technique_settings, that_run
 from hasten.eval.sweep.points import Curve, Point, Quantity, sweep_fields
+from hasten.extend import Pipeline
 from hasten.files import write_atomically
 
 __all__ = ["SWEEPING", "Sweep", "judge_sweep", "run_sweep", "settings_of"]
@@ -50,7 +51,7 @@ class Sweep:
         return int(self.job.call["num_inference_steps"])
 
 
-def settings_of(pipe: Any, sweep: Sweep) -> tuple[list[Setting], list[str]]:
+def settings_of(pipe: Pipeline, sweep: Sweep) -> tuple[list[Setting], list[str]]:
     """The rows of a sweep, the baseline first, and notes on what could not be taken in."""
     own = own_solver(pipe)
     free = steps_are_free(pipe)
@@ -63,7 +64,7 @@ def settings_of(pipe: Any, sweep: Sweep) -> tuple[list[Setting], list[str]]:
 
 
 def run_sweep(
-    pipe: Any,
+    pipe: Pipeline,
     sweep: Sweep,
     folder: Path,
     *,

@@ -20,6 +20,7 @@ from hasten.eval.statistics import NO_DISCORDANT, Estimate, non_inferiority
 from hasten.eval.tune.budget import FINALISTS
 from hasten.eval.tune.search import Result
 from hasten.eval.tune.setting import Setting
+from hasten.extend import Pipeline
 
 __all__ = ["Finalist", "Standing", "confirm", "finalists_of", "joint_level", "standings", "timings_of"]
 
@@ -106,7 +107,7 @@ def joint_level(level: float, finalists: int) -> float:
 
 
 def confirm(
-    pipe: Any,
+    pipe: Pipeline,
     job: Job,
     finalists: Sequence[Finalist],
     folder: Path,

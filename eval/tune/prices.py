@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import hasten
 from hasten.commands import Job, solving_with
 from hasten.eval.tune.setting import Setting
-from hasten.extend import HastenError, Plan
+from hasten.extend import HastenError, Pipeline, Plan
 
 __all__ = ["Price", "price_of", "share_of_plan"]
 
@@ -21,7 +20,7 @@ class Price:
     share: float = 1.0
 
 
-def price_of(pipe: Any, setting: Setting, job: Job) -> Price:
+def price_of(pipe: Pipeline, setting: Setting, job: Job) -> Price:
     """Plan a setting without running it."""
     if setting.plain:
         return Price("")

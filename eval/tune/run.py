@@ -25,7 +25,7 @@ from hasten.eval.tune.pace import Pace, seconds_each, usual
 from hasten.eval.tune.search import Result, Search, open_study, results_of, skipped_of
 from hasten.eval.tune.setting import Setting
 from hasten.eval.tune.space import FEWEST, Space, space_of
-from hasten.extend import ConfigError
+from hasten.extend import ConfigError, Pipeline
 from hasten.files import read_sealed, seal, write_atomically
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Tuning:
         patience: seconds to wait for other processes.
     """
 
-    pipe: Any
+    pipe: Pipeline
     request: Request
     evaluation: Evaluation
     folder: Path

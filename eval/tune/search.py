@@ -18,7 +18,7 @@ from hasten.eval.tune.pace import Pace, seconds_each, usual
 from hasten.eval.tune.prices import Price, price_of
 from hasten.eval.tune.setting import Setting
 from hasten.eval.tune.space import Space
-from hasten.extend import ConfigError
+from hasten.extend import ConfigError, Pipeline
 
 if TYPE_CHECKING:
     import optuna
@@ -162,7 +162,7 @@ class Search:
         tick: called now and then.
     """
 
-    pipe: Any
+    pipe: Pipeline
     job: Job
     space: Space
     store: RunStore

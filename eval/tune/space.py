@@ -16,6 +16,7 @@ from hasten.extend import (
     Choices,
     ConflictError,
     HastenError,
+    Pipeline,
     TechniqueConfig,
     Tunable,
     UnsupportedError,
@@ -191,7 +192,7 @@ def _suggested(trial: Trial, name: str, tunable: Tunable) -> Any:
 
 
 def space_of(
-    pipe: Any,
+    pipe: Pipeline,
     job: Job,
     solvers: Sequence[str | None],
     chosen: Config | None,
@@ -238,7 +239,7 @@ def space_of(
     )
 
 
-def _refusal(pipe: Any, job: Job, techniques: Mapping[str, Mapping[str, Any]]) -> str:
+def _refusal(pipe: Pipeline, job: Job, techniques: Mapping[str, Mapping[str, Any]]) -> str:
     """Why these techniques can't be tried; empty if they can."""
     try:
         config = Config.of({"techniques": techniques})

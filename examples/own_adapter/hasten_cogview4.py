@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, Guidance, ImageLayout, JointTokens, LatentSize, hookimpl
+from hasten.extend import (
+    Adapter,
+    FlowPath,
+    Guidance,
+    ImageLayout,
+    JointTokens,
+    LatentSize,
+    Pipeline,
+    hookimpl,
+)
 
 
 class CogView4Layout(ImageLayout):
@@ -17,17 +25,17 @@ class CogView4Layout(ImageLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> FlowPath:
+    def path(self, pipe: Pipeline) -> FlowPath:
         # The timestep is 1000 times the flow time.
         return FlowPath(scale=1000.0)
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, object]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, object]) -> tuple[int, int]:
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Tensor], size: LatentSize) -> dict[str, Tensor]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Tensor], size: LatentSize) -> dict[str, Tensor]:
         given = kwargs["target_size"]
         return {"target_size": torch.tensor(self.pixels(pipe, size)).to(given).expand_as(given)}
 

@@ -45,8 +45,8 @@ class AllegroLayout(VideoLayout):
     @override
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """An even number has no frame counted apart."""
-        step = pipe.vae_scale_factor_temporal
-        frames = arguments.get("num_frames") or pipe.transformer.config.sample_frames * step
+        step: int = pipe.vae_scale_factor_temporal
+        frames: int = arguments.get("num_frames") or pipe.transformer.config.sample_frames * step
         return -(-frames // step) if frames % 2 == 0 else -(-(frames - 1) // step) + 1
 
 

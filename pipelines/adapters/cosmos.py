@@ -52,7 +52,7 @@ class CosmosLayout(VideoLayout):
     @override
     def clean_frames(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
         """What the mask selects."""
-        mask = kwargs.get("condition_mask")
+        mask: Tensor | None = kwargs.get("condition_mask")
         if mask is None or mask.shape[2] != self.size(pipe, kwargs).frames:
             return None
         return (mask[:, 0, :, 0, 0] > 0.5).expand(len(kwargs[self.latents]), -1)

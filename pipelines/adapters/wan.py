@@ -66,7 +66,7 @@ class WanLayout(VideoLayout):
         frames, step = arguments.get("num_frames"), pipe.vae_scale_factor_temporal
         if frames is None:
             return super().call_frames(pipe, arguments)
-        return (frames - 1) // step + 1 if frames % step == 1 else frames // step + 1
+        return int((frames - 1) // step + 1 if frames % step == 1 else frames // step + 1)
 
 
 class WanFrames(FrameMixing):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hasten.extend import ConfigError
+from hasten.extend import ConfigError, Pipeline
 
 __all__ = ["encode_prompts"]
 
 
 @torch.no_grad()
 def encode_prompts(
-    pipe: Any, prompt: str | Sequence[str], limit: int, what: str = "prompt"
+    pipe: Pipeline, prompt: str | Sequence[str], limit: int, what: str = "prompt"
 ) -> tuple[Tensor, Tensor]:
     """States (B, tokens, width) of ``pipe.text_encoder``, and a boolean mask (B, tokens), ``False`` for padding.
 

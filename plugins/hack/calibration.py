@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from hasten import weights
-from hasten.extend import CheckpointError
+from hasten.extend import CheckpointError, Pipeline
 from hasten.files import as_fields, read_json
 from hasten.pipelines.var.cache import DenseKVCache
 from hasten.plugins.hack.math import (
@@ -50,7 +50,7 @@ class _Fields(BaseModel):
     mass: tuple[tuple[tuple[_Row, ...], ...], ...]
 
 
-def fingerprint(pipe: Any) -> str:
+def fingerprint(pipe: Pipeline) -> str:
     """A digest of a pipeline's transformer: its configuration, dtype, and some of its weights."""
     model = pipe.transformer
     return weights.fingerprint(model.config, [model.blocks[i].attn.to_q.weight for i in (0, -1)])
@@ -74,7 +74,7 @@ class Artefact:
     statistics: HeadStatistics
     mass: Tensor
 
-    def check(self, pipe: Any, schedule: Schedule, source: str) -> None:
+    def check(self, pipe: Pipeline, schedule: Schedule, source: str) -> None:
         """Check that the artefact matches the pipeline and the schedule.
 
         Raises:
@@ -167,7 +167,7 @@ class CalibratingCache(DenseKVCache):
             self._statistics[layer] = HeadStatistics(*(values.cpu() for values in found))
         return super().attend(layer, scale, query, key, value)
 
-    def artefact(self, pipe: Any) -> Artefact:
+    def artefact(self, pipe: Pipeline) -> Artefact:
         """Statistics of the last generation."""
         layers, scales = len(self._statistics), len(self.schedule)
         heads = len(self._statistics[0].sigma)
@@ -202,7 +202,7 @@ def calibration_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def calibrate(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> Artefact:
+def calibrate(pipe: Pipeline, call: Mapping[str, Any], seed: int = 0) -> Artefact:
     """Record one generation of all prompts or labels of ``call``.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,7 +114,8 @@ class HeadAwarePlus(HeadAware):
             return F.max_pool1d(found, self.kernel, stride=1, padding=self.kernel // 2)
         table = self.prior[candidates.layer, list(group.heads), candidates.scale].to(candidates.keys.device)
         weights = table.expand(len(candidates.source), -1, -1).gather(2, candidates.source.long())
-        return weights * candidates.values.float().norm(dim=-1)
+        lengths: Tensor = candidates.values.float().norm(dim=-1)
+        return weights * lengths
 
     def choose(
         self,
@@ -211,7 +213,11 @@ def make_selector(config: HackConfig, plan: CachePlan) -> Selector | None:
     if config.policy == "hack_plus":
         assert plan.prior is not None
         return HeadAwarePlus(config, plan.prior)
-    simple = {"streaming": Streaming, "snapkv": SnapKV, "h2o": HeavyHitters}
+    simple: dict[str, Callable[[], Selector]] = {
+        "streaming": Streaming,
+        "snapkv": SnapKV,
+        "h2o": HeavyHitters,
+    }
     if config.policy in simple:
         return simple[config.policy]()
     return HeadAware(config) if config.policy == "hack" else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hasten import commands as options
+from hasten.extend import Pipeline
 
 if TYPE_CHECKING:
     from hasten.commands import Config
@@ -109,7 +110,7 @@ def _video(
 
 
 @contextmanager
-def _progress(pipe: Any, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+def _progress(pipe: Pipeline, *, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show progress on rank 0: one changing line in a terminal, a line every ten seconds in a log."""
     from hasten.commands import Console
 

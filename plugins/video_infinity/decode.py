@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.extend import FrameDecoder, RunCall
+from hasten.extend import FrameDecoder, Pipeline, RunCall
 from hasten.plugins.video_infinity.session import Session
 
 __all__ = ["as_pixels", "decode_whole", "unpacked"]
 
 
 def unpacked(
-    pipe: Any, session: Session, latents: Tensor, arguments: Mapping[str, Any], frames: int
+    pipe: Pipeline, session: Session, latents: Tensor, arguments: Mapping[str, Any], frames: int
 ) -> Tensor:
     """Latents in the layout of the pipeline as (B, C, F, H, W)."""
     decoder = session.target.capability(FrameDecoder)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.extend import ConfigError, FrameDecoder, Target
+from hasten.extend import ConfigError, FrameDecoder, Pipeline, Target
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import as_pixels, unpacked
 from hasten.plugins.video_infinity.joining import join
@@ -61,7 +61,7 @@ class LongVideo:
 
 
 def write_video(
-    pipe: Any,
+    pipe: Pipeline,
     path: str | Path,
     call: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
@@ -110,7 +110,7 @@ def write_video(
 
 
 def _denoise(
-    pipe: Any, path: Path, call: Mapping[str, Any], configured: Mapping[str, Any], lock: ExitStack
+    pipe: Pipeline, path: Path, call: Mapping[str, Any], configured: Mapping[str, Any], lock: ExitStack
 ) -> tuple[Session, Tensor]:
     """The run and the latents of this rank. The output is locked until ``lock`` is closed."""
     import hasten
@@ -130,7 +130,7 @@ def _denoise(
 class _Writer:
     """Decodes and encodes on one rank."""
 
-    pipe: Any
+    pipe: Pipeline
     session: Session
     path: Path
     encoding: Encoding

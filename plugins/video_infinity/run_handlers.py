@@ -19,9 +19,11 @@ from hasten.extend import (
     ConfigError,
     DenoiserCall,
     FrameMixing,
+    Pipeline,
     Ranks,
     Rotary,
     RunCall,
+    Scheduler,
     Target,
     UnsupportedError,
     nothing_to_run,
@@ -124,7 +126,7 @@ class RunHandlers:
             return result
         return self._whole(call, session, result, wanted)
 
-    def scheduler(self, scheduler: Any, call: RunCall) -> Any:  # noqa: ARG002
+    def scheduler(self, scheduler: Scheduler, call: RunCall) -> Any:  # noqa: ARG002
         """A scheduler that steps the frames of this rank, in a divided run."""
         session = current_session.get()
         return scheduler if session is None else divided_scheduler(scheduler, session)
@@ -317,7 +319,7 @@ def _require_prompts(config: VideoInfinityConfig, assignment: ClipAssignment) ->
 
 
 @contextmanager
-def _divided_noise(pipe: Any, session: Session) -> Iterator[None]:
+def _divided_noise(pipe: Pipeline, session: Session) -> Iterator[None]:
     """Let the pipeline draw latents for the whole video and continue with the part of this rank."""
     original = pipe.prepare_latents
     axis = session.mixing.latents

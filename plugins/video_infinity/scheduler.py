@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hasten.extend import Scheduler
 from hasten.plugins.video_infinity.checkpoint import ClipState, collect, rebuild
 from hasten.plugins.video_infinity.session import Session
 
@@ -23,7 +24,7 @@ __all__ = ["divided_scheduler", "scheduler_refusal"]
 _LATENTS = "latents"
 
 
-def scheduler_refusal(scheduler: Any) -> str | None:
+def scheduler_refusal(scheduler: Scheduler) -> str | None:
     """The reason why a scheduler cannot step parts of a sample, or ``None`` if it can."""
     name = type(scheduler).__name__
     if scheduler.config.get("thresholding", False):
@@ -35,7 +36,7 @@ def scheduler_refusal(scheduler: Any) -> str | None:
     return None
 
 
-def divided_scheduler(scheduler: Any, session: Session) -> Any:
+def divided_scheduler(scheduler: Scheduler, session: Session) -> Any:
     """A copy of ``scheduler`` for one run; its class is a subclass of the same name."""
     stock = type(scheduler)
     signature = inspect.signature(stock.step)
@@ -87,7 +88,7 @@ class _WholeNoise(TorchFunctionMode):
         return axis.take(func(tuple(whole), **kwargs), session.frames, session.held)
 
 
-def _save(scheduler: Any, session: Session, result: Any) -> None:
+def _save(scheduler: Scheduler, session: Session, result: Any) -> None:
     """Write the checkpoints of this rank's clips, if they are due after this step."""
     store = session.checkpoints
     due = session.done % session.config.checkpoint_every == 0 or session.done == session.steps
@@ -127,7 +128,7 @@ def _outputs(result: Any) -> dict[str, Tensor]:
 
 
 def _solver_state(
-    scheduler: Any, own: Callable[[Tensor], Tensor | None], kept: dict[str, Tensor]
+    scheduler: Scheduler, own: Callable[[Tensor], Tensor | None], kept: dict[str, Tensor]
 ) -> dict[str, Any]:
     """The state of a multistep solver between steps; its tensors go to ``kept``."""
     state = {}
@@ -141,7 +142,7 @@ def _solver_state(
     return state
 
 
-def _skip(scheduler: Any, session: Session, sample: Tensor, return_dict: bool) -> Any:
+def _skip(scheduler: Scheduler, session: Session, sample: Tensor, return_dict: bool) -> Any:
     """A step that a checkpoint replaces; the last one returns the stored state."""
     session.done += 1
     outputs = [sample, sample]
@@ -154,7 +155,7 @@ def _skip(scheduler: Any, session: Session, sample: Tensor, return_dict: bool) -
     return tuple(outputs)
 
 
-def _restore(scheduler: Any, session: Session, sample: Tensor) -> list[Tensor]:
+def _restore(scheduler: Scheduler, session: Session, sample: Tensor) -> list[Tensor]:
     saved, session.saved = session.saved, []
     lengths = [len(session.assignment.clips[clip]) for clip in session.assignment.here]
     parts: list[Mapping[str, Tensor]] = [one.tensors for one in saved]

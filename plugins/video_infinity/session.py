@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, PositiveInt
 
-from hasten.extend import ConfigError, FrameMixing, Prediction, RunCall, Target, UnsupportedError
+from hasten.extend import ConfigError, FrameMixing, Pipeline, Prediction, RunCall, Target, UnsupportedError
 from hasten.files import read_fields
 from hasten.plugins.video_infinity.checkpoint import Checkpoints, ClipState
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
@@ -171,7 +171,9 @@ class _TrainedFrames(BaseModel):
     trained_frames: PositiveInt | None = None
 
 
-def trained_frames(config: VideoInfinityConfig, mixing: FrameMixing, pipe: Any) -> tuple[int | None, bool]:
+def trained_frames(
+    config: VideoInfinityConfig, mixing: FrameMixing, pipe: Pipeline
+) -> tuple[int | None, bool]:
     """Number of frames the model was trained with, and whether it is known for this model and not only its family.
 
     Taken from the option, else from ``trained_frames`` in the ``hasten.json`` of the model, else from its family.

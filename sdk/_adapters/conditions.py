@@ -73,7 +73,8 @@ def resize_clean(content: Tensor, size: LatentSize) -> Tensor:
     shrink = size.height <= old[0] and size.width <= old[1]
     change = dct_truncate if shrink else dct_expand
     gain = ((size.height * size.width) / (old[0] * old[1])) ** 0.5
-    return (change(content.float(), size.height, size.width) * gain).to(content.dtype)
+    changed: Tensor = change(content.float(), size.height, size.width) * gain
+    return changed.to(content.dtype)
 
 
 def resize_mask(mask: Tensor, size: LatentSize) -> Tensor:

@@ -293,16 +293,18 @@ class PackedLayout(ImageLayout):
     def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Latent tokens as (B, C, H, W)."""
         rows, columns = self.grid(pipe, kwargs)
-        blocks = (
+        blocks: Tensor = (
             packed[:, : rows * columns].unflatten(1, (rows, columns)).unflatten(3, (-1, self.side, self.side))
         )
-        return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        latent: Tensor = blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return latent
 
     @override
     def arrange(self, latent: Tensor) -> Tensor:
         """(B, C, H, W) to (B, H / side * W / side, C * side * side)."""
         blocks = latent.unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))
-        return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
+        packed: Tensor = blocks.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
+        return packed
 
     @override
     def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:

@@ -262,7 +262,8 @@ class VariancePreservingPath(Path):
     @staticmethod
     def _angles(pipe: Any) -> npt.NDArray[np.float64]:
         kept = pipe.scheduler.alphas_cumprod.detach().cpu().double().numpy()
-        return np.arctan2(np.sqrt(1.0 - kept), np.sqrt(kept))
+        angles: npt.NDArray[np.float64] = np.arctan2(np.sqrt(1.0 - kept), np.sqrt(kept))
+        return angles
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from hasten._console import Console
 from hasten._enabled import Enabled
 from hasten._generation import Job, generate, prepare_folder
 from hasten._output import OutputFolder, missing_batches
+from hasten._pipeline import Pipeline
 from hasten._processes import Processes, wait_for
 
 __all__ = ["register"]
@@ -115,7 +116,7 @@ def _request(model: str, job: Job, dtype: str, solver: str | None, run: Config |
 
 
 def _run(
-    pipe: Any,
+    pipe: Pipeline,
     job: Job,
     settings: Config | None,
     output: OutputFolder,

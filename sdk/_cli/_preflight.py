@@ -18,6 +18,7 @@ from typing import Any
 from hasten._cli._mistakes import explain
 from hasten._errors import ConfigError, HastenError
 from hasten._load import pipeline_class
+from hasten._pipeline import Pipeline
 from hasten._plugins import host
 from hasten._target import Target
 
@@ -101,7 +102,7 @@ def _component(folder: Path, library: str | None, class_name: str | None) -> Any
         return cls.from_config(cls.load_config(folder))
 
 
-def _rehearse(pipe: Any, call: Mapping[str, Any]) -> None:
+def _rehearse(pipe: Pipeline, call: Mapping[str, Any]) -> None:
     """Call the pipeline up to where it has checked its arguments."""
 
     def check(own: Any, *args: Any, **kwargs: Any) -> None:
@@ -123,7 +124,7 @@ def _rehearse(pipe: Any, call: Mapping[str, Any]) -> None:
         return
 
 
-def _target(pipe: Any) -> Target | None:
+def _target(pipe: Pipeline) -> Target | None:
     try:
         return Target.of(pipe)
     except HastenError:

@@ -18,6 +18,7 @@ from hasten._options import options_of
 from hasten._target import Target
 from hasten._technique import Technique
 from hasten._tunable import tunable_options
+from hasten.extend import Pipeline
 from hasten.testing._pipelines import PipelineContract
 from hasten.testing._registered import known_technique
 
@@ -46,7 +47,7 @@ class TechniqueContract(PipelineContract):
         with known_technique(self.technique):
             yield
 
-    def accelerate(self, pipe: Any, options: Mapping[str, Any]) -> hasten.Acceleration:
+    def accelerate(self, pipe: Pipeline, options: Mapping[str, Any]) -> hasten.Acceleration:
         """Attach the technique alone."""
         return hasten.accelerate(pipe, {self.technique.name: dict(options)})
 
@@ -182,7 +183,7 @@ class _Interruption(Exception):
 
 
 @contextmanager
-def _failing(pipe: Any) -> Iterator[None]:
+def _failing(pipe: Pipeline) -> Iterator[None]:
     """The second forward of a denoiser raises."""
     count = 0
 
@@ -201,7 +202,7 @@ def _failing(pipe: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _assert_same_structure(pipe: Any, control: Any) -> None:
+def _assert_same_structure(pipe: Pipeline, control: Any) -> None:
     difference = fingerprint(control).diff(fingerprint(pipe))
     assert not difference, f"the pipeline was not restored:\n{difference}"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from hasten.extend import Pipeline
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.scenes import Split
 from hasten.pipelines.mini.scoring import AttributeScores
@@ -53,7 +54,7 @@ class Row:
 
 
 def generate(
-    pipe: Any,
+    pipe: Pipeline,
     captions: Sequence[str],
     call: Mapping[str, Any],
     *,
@@ -77,7 +78,7 @@ def generate(
 
 
 def evaluate(
-    pipe: Any,
+    pipe: Pipeline,
     call: Mapping[str, Any],
     scorers: Mapping[str, Scorer],
     count: int,

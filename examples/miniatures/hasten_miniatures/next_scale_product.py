@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hasten.extend import Pipeline
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.scenes import Split
 from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
@@ -20,7 +21,7 @@ __all__ = ["measure", "sample_sheet"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
-def sample_sheet(pipe: Any, call: Mapping[str, Any], path: Path, count: int = 32) -> dict[str, float]:
+def sample_sheet(pipe: Pipeline, call: Mapping[str, Any], path: Path, count: int = 32) -> dict[str, float]:
     """Write samples of both splits to one PNG; returns the share of attributes that the pixel parser finds."""
     figures, sheets = {}, []
     for split in SPLITS:
@@ -33,7 +34,7 @@ def sample_sheet(pipe: Any, call: Mapping[str, Any], path: Path, count: int = 32
 
 
 def measure(
-    pipe: Any,
+    pipe: Pipeline,
     call: Mapping[str, Any],
     count: int,
     seed: int,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten.extend import Scheduler
 from hasten_miniatures.references import References
 
 __all__ = ["Denoise", "on_policy_loss"]
@@ -29,7 +30,7 @@ _LEAST = 750
 def on_policy_loss(
     denoise: Denoise,
     references: References,
-    scheduler: Any,
+    scheduler: Scheduler,
     empty: Tensor,
     *,
     count: int,
@@ -68,7 +69,7 @@ def on_policy_loss(
     return torch.stack(losses).mean()
 
 
-def _solver(scheduler: Any, steps: int) -> Any:
+def _solver(scheduler: Scheduler, steps: int) -> Any:
     from diffusers import DDIMScheduler
 
     solver: Any = DDIMScheduler.from_config(scheduler.config)

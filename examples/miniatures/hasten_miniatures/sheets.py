@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from hasten.extend import Pipeline
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.scoring import PixelParser
 from hasten_miniatures.evaluate import generate
@@ -19,7 +20,7 @@ __all__ = ["sample_sheet"]
 
 
 def sample_sheet(
-    pipe: Any, call: Mapping[str, Any], path: Path, count: int = 8, sides: Sequence[int] | None = None
+    pipe: Pipeline, call: Mapping[str, Any], path: Path, count: int = 8, sides: Sequence[int] | None = None
 ) -> dict[str, float]:
     """Sample captions of both splits at the call's side and at half of it, or at ``sides``, into one PNG.
 

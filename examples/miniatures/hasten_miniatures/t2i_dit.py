@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.extend import Pipeline
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import Split, sample_scene
 from hasten_miniatures.autoencoder import encode, latent_spectrum
@@ -306,7 +307,7 @@ def settings(root: Path, side: int) -> dict[str, Any]:
 
 
 def measure_images(
-    pipe: Any,
+    pipe: Pipeline,
     call: Mapping[str, Any],
     prompts: int,
     seed: int,

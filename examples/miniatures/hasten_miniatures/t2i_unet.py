@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.extend import Pipeline
 from hasten.pipelines.mini.scenes import Split
 from hasten_miniatures.contrastive import WIDTH
 from hasten_miniatures.evaluate import Row
@@ -182,7 +183,7 @@ def _assemble_trained(root: Path) -> Any:
 
 
 def _measure(
-    pipe: Any, call: Mapping[str, Any], prompts: int, seed: int, progress: Callable[[int], None]
+    pipe: Pipeline, call: Mapping[str, Any], prompts: int, seed: int, progress: Callable[[int], None]
 ) -> list[Row]:
     from hasten.pipelines.mini.scoring import AttributeScorer, PixelParser
     from hasten_miniatures.evaluate import evaluate

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hasten.extend import Pipeline
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.scenes import Split
 from hasten.pipelines.mini.scoring import AttributeScores
@@ -25,7 +26,7 @@ _MODEL = "mini/t2v-dit"
 
 
 def generate_videos(
-    pipe: Any,
+    pipe: Pipeline,
     captions: Sequence[str],
     call: Mapping[str, Any],
     *,
@@ -38,7 +39,7 @@ def generate_videos(
 
 
 def evaluate_videos(
-    pipe: Any,
+    pipe: Pipeline,
     call: Mapping[str, Any],
     count: int,
     seed: int,
@@ -67,7 +68,7 @@ def evaluate_videos(
     return rows
 
 
-def video_sheet(pipe: Any, call: Mapping[str, Any], path: Path, count: int = 8) -> dict[str, float]:
+def video_sheet(pipe: Pipeline, call: Mapping[str, Any], path: Path, count: int = 8) -> dict[str, float]:
     """Write samples of both splits to one PNG, a video per row with every other frame.
 
     Returns:
