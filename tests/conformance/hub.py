@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,14 +12,22 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # read when the hub's package is imported; else each miss waits for retries
+)
+
 import diffusers.pipelines
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 __all__ = ["offline"]
 
 _WIDTH = 32
+_NARROW = {"LlamaForCausalLM": 16, "Qwen2VLForConditionalGeneration": 16}
+"""Widths of the hub's tiny models where the denoisers of the tests expect others."""
 _WORDS = {word: index for index, word in enumerate(("<pad>", "<s>", "</s>", "<unk>"))} | {
     f"w{index}": index for index in range(4, 99)
 }
@@ -58,11 +68,34 @@ _MODELS = (
 )
 
 
-def _tokenizer(*_: Any, **__: Any) -> Any:
+class _Processor(transformers.PreTrainedTokenizerFast):  # type: ignore[misc]
+    """A tokenizer that also stands in for processors, and for ChatGLM's own class: pictures are not looked at."""
+
+    image_token_id = 98
+
+    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        for unseen in ("images", "videos"):
+            kwargs.pop(unseen, None)
+        return super().__call__(text, *args, **kwargs)
+
+
+class _Positioned(_Processor):
+    """ChatGLM's tokenizer numbers the tokens."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().__call__(*args, **kwargs)
+        found["position_ids"] = torch.arange(found["input_ids"].shape[1]).expand_as(found["input_ids"])
+        return found
+
+
+def _tokenizer(*_: Any, kind: Any = _Processor, **__: Any) -> Any:
     """Words by white space; nearly all of them unknown."""
     words = Tokenizer(models.WordLevel(_WORDS, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return kind(
         tokenizer_object=words,
         pad_token="<pad>",
         bos_token="<s>",
@@ -91,12 +124,13 @@ def _model(kind: Any) -> Callable[..., Any]:
                 ).eval()
             if "T5" in kind.__name__ or "Auto" in kind.__name__:
                 return transformers.T5EncoderModel(_t5_config()).eval()
+            width = _NARROW.get(kind.__name__, _WIDTH)
             text = {
                 "vocab_size": 100,
-                "hidden_size": _WIDTH,
+                "hidden_size": width,
                 "intermediate_size": 37,
                 "num_hidden_layers": 2,
-                "num_attention_heads": 4,
+                "num_attention_heads": width // 8,
                 "num_key_value_heads": 2,
             }
             seen = {
@@ -113,6 +147,44 @@ def _model(kind: Any) -> Callable[..., Any]:
     return make
 
 
+def _chat_glm(*_: Any, **__: Any) -> Any:
+    """Kolors' text encoder, which is diffusers' own class."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = ChatGLMConfig(
+            num_layers=2,
+            padded_vocab_size=100,
+            hidden_size=8,
+            ffn_hidden_size=16,
+            kv_channels=4,
+            num_attention_heads=2,
+            add_qkv_bias=True,
+        )
+        return ChatGLMModel(config).eval()
+
+
+def _pipeline_modules() -> Iterator[Any]:
+    for found in pkgutil.walk_packages(diffusers.pipelines.__path__, "diffusers.pipelines."):
+        if ".deprecated" in found.name or "onnx" in found.name or "flax" in found.name:
+            continue
+        try:
+            yield importlib.import_module(found.name)
+        except Exception:  # a package of its own is missing; no test will need it
+            continue
+
+
+def _small_references(stack: ExitStack, module: Any) -> None:
+    """Editing pipelines bring what they are given to a megapixel, whatever the size of the call."""
+    measure = getattr(module, "calculate_dimensions", None)
+    if measure is not None:
+        small = functools.partial(_smaller, measure)
+        stack.enter_context(mock.patch.object(module, "calculate_dimensions", small))
+
+
+def _smaller(measure: Callable[..., Any], area: float, ratio: float) -> Any:
+    return measure(area / 256, ratio)
+
+
 def _absent_packages(stack: ExitStack) -> None:
     """Two optional packages of diffusers' pipelines, whose work does not matter here."""
     unchanged = SimpleNamespace(fix_text=lambda text: text)
@@ -124,13 +196,8 @@ def _absent_packages(stack: ExitStack) -> None:
         functional=SimpleNamespace(resize=resize, normalize=lambda picture, *_: picture),
         InterpolationMode=SimpleNamespace(NEAREST="nearest"),
     )
-    for found in pkgutil.walk_packages(diffusers.pipelines.__path__, "diffusers.pipelines."):
-        if ".deprecated" in found.name or "onnx" in found.name or "flax" in found.name:
-            continue
-        try:
-            module = importlib.import_module(found.name)
-        except Exception:  # a package of its own is missing; no test will need it
-            continue
+    for module in _pipeline_modules():
+        _small_references(stack, module)
         if not hasattr(module, "ftfy"):
             stack.enter_context(mock.patch.object(module, "ftfy", unchanged, create=True))
     for name in ("transformers.transformer_cosmos", "controlnets.controlnet_cosmos"):
@@ -148,6 +215,9 @@ def offline() -> Iterator[None]:
                 kind = getattr(transformers, name, None)
                 if kind is not None:
                     stack.enter_context(mock.patch.object(kind, "from_pretrained", make(kind)))
+        stack.enter_context(mock.patch.object(ChatGLMModel, "from_pretrained", _chat_glm))
+        numbered = functools.partial(_tokenizer, kind=_Positioned)
+        stack.enter_context(mock.patch.object(ChatGLMTokenizer, "from_pretrained", numbered))
         stack.enter_context(mock.patch.object(transformers.AutoConfig, "from_pretrained", _t5_config))
         _absent_packages(stack)
         yield

@@ -1,4 +1,4 @@
-"""Try every technique on every pipeline class that diffusers' own tests can build, and write down what happened.
+"""Try every technique on every supported pipeline class that a test can build, and write down what happened.
 
     python tests/conformance/sweep.py CHECKOUT RESULTS.json [--shard 0/4] [--only CLASS ...]
 
@@ -13,13 +13,33 @@ import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from hub import offline
-from stock import stock_pipelines
+from relatives import relatives, replaced
+from stock import Stock, stock_pipelines
 from trial import Trial, run
+
+from hasten.commands import host
+
+
+def supported(name: str) -> bool:
+    """Whether an adapter describes the class ``name`` and refuses it for no reason of its own."""
+    adapter = host().registry.adapters.get(name)
+    return adapter is not None and name not in (adapter.refused or {})
+
+
+def _pipelines(checkout: Path, folders: Collection[str]) -> Iterator[Stock]:
+    """Those of the checkout's tests, then their untested relatives."""
+    tested = {}
+    for stock in stock_pipelines(checkout, folders):
+        tested[stock.name] = stock
+        if stock.name not in replaced:
+            yield stock
+    yield from relatives(tested)
 
 
 def main() -> None:
@@ -38,9 +58,11 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_grad_enabled(False)
     with offline():
-        for number, stock in enumerate(stock_pipelines(given.checkout, given.folders)):
+        for number, stock in enumerate(_pipelines(given.checkout, given.folders)):
             known = json.loads(given.results.read_text("utf-8")) if given.results.exists() else {}
-            wanted = stock.name in given.only if given.only else stock.name not in known
+            wanted = (
+                stock.name in given.only if given.only else supported(stock.name) and stock.name not in known
+            )
             if number % count != index or not wanted:
                 continue
             try:
