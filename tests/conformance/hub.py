@@ -216,6 +216,10 @@ def offline() -> Iterator[None]:
                 if kind is not None:
                     stack.enter_context(mock.patch.object(kind, "from_pretrained", make(kind)))
         stack.enter_context(mock.patch.object(ChatGLMModel, "from_pretrained", _chat_glm))
+        depth = transformers.DPTImageProcessor(size={"height": 32, "width": 32})
+        stack.enter_context(
+            mock.patch.object(transformers.DPTImageProcessor, "from_pretrained", return_value=depth)
+        )
         numbered = functools.partial(_tokenizer, kind=_Positioned)
         stack.enter_context(mock.patch.object(ChatGLMTokenizer, "from_pretrained", numbered))
         stack.enter_context(mock.patch.object(transformers.AutoConfig, "from_pretrained", _t5_config))
