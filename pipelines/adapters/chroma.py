@@ -37,20 +37,6 @@ class ChromaTokens(FluxTokens):
 
     paired_mask = True
 
-    @override
-    def call_refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
-        """Numbers 0 and 1 hide no text token: they add a bias, which sparse kernels do not support."""
-        masks = [arguments.get(f"{side}prompt_attention_mask") for side in ("", "negative_")]
-        given = [mask for mask in masks if mask is not None]
-        boolean = type(pipe).__name__ == "ChromaPipeline" and all(mask.dtype == torch.bool for mask in given)
-        if given and (boolean or all(bool(mask.all()) for mask in given)):
-            return None
-        return (
-            f"{type(pipe).__name__} adds its text mask to the attention scores as numbers, a bias that sparse "
-            f"attention does not support; pass prompt_embeds (and negative_prompt_embeds) cut to the length of the "
-            f"text, with attention masks of ones"
-        )
-
 
 ADAPTER = Adapter(
     family="chroma",

@@ -12,6 +12,7 @@ from torch import Tensor
 from hasten.plugins.rettention.cache import Key, ResidualCache, Statistics, signature
 from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.kernels import Epilogue, SparseKernel
+from hasten.plugins.rettention.kernels.biased import attend_kept
 from hasten.plugins.rettention.kernels.fused import attend, recorded
 from hasten.plugins.rettention.math import denominator_ratio, ramped, rescaled, reshape, residual, whole_sum
 from hasten.plugins.rettention.operands import Operands
@@ -82,7 +83,7 @@ class CorrectedCall:
         with torch.no_grad():
             output, full = self._dense()
             kept = parts.empty_like_output(layout.queries.tokens)
-            lse = self.kernel.attend(parts, kept, need_lse=True)
+            lse = attend_kept(self.kernel, parts, kept, need_lse=True)
             share = denominator_ratio(_required(lse), full[:, :, layout.span])
             rho = share if self.config.correction == "full" else None
             if rho is not None:
@@ -110,8 +111,9 @@ class CorrectedCall:
             parts.query,
             parts.key,
             parts.scale,
-            parts.keep,
+            parts.row,
             self.call.backend is not None,
+            None if parts.mask is None else parts.mask.shift,
         )
         return output, full
 
@@ -150,7 +152,7 @@ class CorrectedCall:
         rho = None if entry.rho is None else ramped(entry.rho, ramp, uses, config.clamp_rho)
         late = measured or merged is not None
         epilogue = None if late or (rho is None and rest is None) else Epilogue(rho, rest)
-        lse = self.kernel.attend(self.parts, target, epilogue, need_lse=late)
+        lse = attend_kept(self.kernel, self.parts, target, epilogue, need_lse=late)
         if measured and sample is not None and rho is not None:
             rho = rescaled(rho, sample.rows(rho), sample.ratio(_required(lse)))
             self.tally.saw_rho(rho)
@@ -177,7 +179,7 @@ class _Sample:
         chosen = torch.randperm(grid.tokens, generator=generator)[: min(count, grid.tokens)]
         self._chosen = chosen.to(parts.query.device)
         queries = parts.query.index_select(2, self._chosen + grid.before)
-        self._exact, self._lse = attend(queries, parts.key, parts.value, parts.scale, parts.keep)
+        self._exact, self._lse = attend(queries, parts.key, parts.value, parts.scale, parts.row)
 
     def rows(self, x: Tensor) -> Tensor:
         """The sampled rows of (B, H, G, d)."""

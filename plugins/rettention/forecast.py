@@ -66,9 +66,6 @@ def call_findings(
     config: RettentionConfig, target: Target, names: Sequence[str], arguments: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """Problems of a call: an option that cannot work at its size, or no sparse attention."""
-    if refusal := target.capability(AttentionTokens).call_refusal(target.pipe, arguments):
-        yield Finding("error", f"this call will fail: {refusal}")
-        return
     plain = plain_forecast(target, arguments)
     outlook = plain and _Outlook.of(config, target, names, arguments, plain.steps)
     if not outlook:

@@ -25,7 +25,8 @@ from hasten.plugins.rettention.config import RettentionConfig
 from hasten.plugins.rettention.correction import CorrectedCall
 from hasten.plugins.rettention.kernels import SparseKernel, choose_kernel
 from hasten.plugins.rettention.layout import SparseLayout
-from hasten.plugins.rettention.operands import Operands, computed_type, key_padding, require_exact
+from hasten.plugins.rettention.masking import Masking, masking
+from hasten.plugins.rettention.operands import Operands, computed_type, require_exact
 from hasten.plugins.rettention.tally import Tally
 from hasten.schedules.sparse_steps import Phase, SparseSteps, warmup_steps
 
@@ -76,8 +77,8 @@ class _Forward:
     tally: Tally = field(default_factory=Tally)
     masked: dict[tuple[_Place, int], Masked | None] = field(default_factory=dict)
     """By place and channels per head; ``None`` where the mask would keep everything."""
-    padding: tuple[Tensor | None, Tensor | None] = (None, None)
-    """The last mask that was looked into, and what it hides."""
+    masking: tuple[Tensor | None, Masking | None] = (None, None)
+    """The last mask that was looked into, and what it means."""
 
 
 @dataclass
@@ -200,10 +201,10 @@ class SparseAttention:
     def _look_at_mask(self, forward: _Forward, call: AttentionCall, layout: SparseLayout) -> None:
         """Read the mask once for all layers that share it: that waits for the device."""
         paired = self._tokens.paired_mask and call.mask is not None
-        seen = forward.padding[0]
+        seen = forward.masking[0]
         if call.mask is seen or (paired and seen is not None and seen.shape == call.mask.shape):  # type: ignore[union-attr]
             return
-        forward.padding = (call.mask, key_padding(call, layout, paired=paired))
+        forward.masking = (call.mask, masking(call, layout, paired=paired))
 
     def _masked(self, forward: _Forward, call: AttentionCall, place: _Place) -> Masked | None:
         layout = self._layout(place, call.query.device)
@@ -260,7 +261,7 @@ class SparseAttention:
         layout, kernel = masked
         if state.cache is None:
             raise RuntimeError("a layer keeps statistics, but there is no cache")
-        parts = Operands.of(call, layout, forward.padding[1])
+        parts = Operands.of(call, layout, forward.masking[1])
         corrected = CorrectedCall(call, proceed, self.config, parts, kernel, state.cache, forward.tally)
         output, phase = corrected.compute(forward.phase)
         return output, phase, layout.density if phase is Phase.SPARSE else 1.0

@@ -74,10 +74,6 @@ class AttentionTokens:
         self._layers = re.compile(layers)
         self.warmup = warmup
 
-    def call_refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:  # noqa: ARG002
-        """Why the attention of one call cannot be computed sparsely, and the remedy; ``None`` if it can."""
-        return None
-
     def selects(self, name: str) -> bool:
         """Whether the attention layer ``name`` (within its denoiser) is one of them."""
         return self._layers.fullmatch(name) is not None

@@ -159,6 +159,7 @@ def _chat_glm(*_: Any, **__: Any) -> Any:
             kv_channels=4,
             num_attention_heads=2,
             add_qkv_bias=True,
+            original_rope=True,
         )
         return ChatGLMModel(config).eval()
 

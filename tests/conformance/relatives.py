@@ -235,7 +235,11 @@ _FLOW += (
 )
 _FLOW += ("WanVideoToVideoPipeline",)
 """Flow matching in the checkpoints; the tests' solvers are told of another prediction, or of no flow."""
-_BEGUN = ("StableDiffusionImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline")
+_BEGUN = (
+    "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionPAGInpaintPipeline",
+)
 """Tests with a solver that counts its steps (PNDM), which stock cannot begin in the middle of the schedule."""
 
 _RELATIVES = {

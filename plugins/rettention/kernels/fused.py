@@ -39,7 +39,7 @@ def attend(
         k: (B, H, S, d).
         v: (B, H, S, d).
         scale: factor of the scores.
-        keep: boolean, broadcast over (B, H, N, S): which pairs count.
+        keep: broadcast over (B, H, N, S): which pairs count (boolean), or what is added to their scores.
 
     Returns:
         Output (B, H, N, d) in the type of ``q``, log-sum-exp (B, H, N) in single precision or better.
@@ -69,7 +69,7 @@ def _bias(q: Tensor, k: Tensor, keep: Tensor) -> Tensor:
         shape = tuple(keep.shape)
     room = torch.zeros(*shape[:-1], length + -length % 16, dtype=q.dtype, device=q.device)
     bias = room[..., :length]
-    return bias.masked_fill_(~keep, -torch.inf)
+    return bias.masked_fill_(~keep, -torch.inf) if keep.dtype == torch.bool else bias.copy_(keep)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, keep: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, keep: Tensor | None) -
         scores = q[:, :, some].to(wide) @ k.to(wide).transpose(-1, -2) * scale
         if keep is not None:
             mask = keep[..., some, :] if keep.shape[-2] > 1 else keep
-            scores = scores.masked_fill(~mask, -torch.inf)
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         sums.append(scores.logsumexp(-1))
         outputs.append((torch.softmax(scores, -1) @ v.to(wide)).to(q.dtype))
     return torch.cat(outputs, 2), torch.cat(sums, 2)
@@ -136,16 +136,18 @@ def recorded(
     scale: float,
     keep: Tensor | None,
     foreign: bool = False,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, str]:
-    """The result of ``dense()`` exactly as it is, its log-sum-exp, and how that was found.
+    """The result of ``dense()`` exactly as it is, its log-sum-exp under ``keep``, and how that was found.
 
     Where a fused operator of torch computes the attention, its log-sum-exp is a by-product. Otherwise (a ``foreign``
-    backend, the plain kernel) the log-sum-exp costs a second pass over the scores.
+    backend, the plain kernel) the log-sum-exp costs a second pass over the scores. ``dense()`` adds ``shift`` to all of
+    them, ``keep`` does not.
     """
     ears = Recorded()
     with nullcontext() if foreign else ears:  # FlexAttention compiles itself, which no mode may look into
         output = dense()
     if ears.lse is not None and ears.lse.shape == q.shape[:3]:
-        return output, ears.lse, ears.name
+        return output, ears.lse if shift is None else ears.lse - shift, ears.name
     _, lse = _plain(q, k, k[..., :1], scale, keep)
     return output, lse, "second pass"

@@ -247,7 +247,8 @@ def test_grouped_queries_are_exact():
     [
         ({"causal": True}, "is causal"),
         ({"dropout": 0.1}, r"probability 0.1: set the model to evaluation mode"),
-        ({"mask": torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.bool)}, "one row per query"),
+        ({"mask": torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.bool).tril()}, "one row per query"),
+        ({"mask": torch.ones(2, 2, 1, TOKENS, dtype=torch.bool)}, "one row per query or head"),
         ({"mask": torch.rand(2, 1, 1, TOKENS)}, "adds a bias"),
         ({"mask": torch.arange(TOKENS).view(1, 1, 1, -1) > 3}, "hides tokens of the picture"),
     ],
