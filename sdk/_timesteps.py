@@ -102,8 +102,8 @@ def _asked(target: Target, arguments: Mapping[str, Any]) -> int:
 def _set(target: Target, arguments: Mapping[str, Any], mu: float | None) -> Any:
     """A copy of the pipeline's scheduler, set to the timesteps of a call."""
     scheduler = copy.deepcopy(target.pipe.scheduler)
-    given = _given(target, arguments, scheduler)
     try:
+        given = _given(target, arguments, scheduler)
         scheduler.set_timesteps(**given, **({} if mu is None else {"mu": mu}))
     except Exception as error:  # a scheduler's own words for what it does not do
         raise UnsupportedError(
@@ -117,9 +117,10 @@ def _given(target: Target, arguments: Mapping[str, Any], scheduler: Scheduler) -
     steps = arguments["num_inference_steps"]
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     given = _custom(arguments)
-    even = target.layout.even_sigmas and "sigmas" in accepted
-    if not given and even and not scheduler.config.get("use_flow_sigmas"):
-        return {"sigmas": 1.0 - np.arange(steps) / steps}
+    if not given and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas"):
+        sigmas = target.layout.sigmas(target.pipe, steps)
+        if sigmas is not None:
+            return {"sigmas": np.array(sigmas)}
     return given or {"num_inference_steps": steps}
 
 

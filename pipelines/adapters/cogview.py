@@ -56,6 +56,13 @@ class CogView4Layout(CogView3Layout):
         return FlowPath()
 
     @override
+    def sigmas(self, pipe: Any, steps: int) -> list[float]:
+        """Whole training timesteps, the last one 1."""
+        trained: int = pipe.scheduler.config.num_train_timesteps
+        falls = (trained - 1.0) / max(steps - 1, 1)
+        return [int(trained - falls * index) / trained for index in range(steps)]
+
+    @override
     def channels(self, pipe: Any, count: int) -> Channels:
         """As many clean ones behind the noisy ones."""
         return Channels.leading(pipe.transformer.config.out_channels)

@@ -44,6 +44,13 @@ class CosmosLayout(VideoLayout):
         return RatioFlowPath(scale=1.0) if sigmas is not None and sigmas > 1.0 else FlowPath(scale=1.0)
 
     @override
+    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:
+        """Predict 2 leaves the table to its scheduler's Karras rule, and gives it the two ends, cleanest first."""
+        if not isinstance(self.path(pipe), RatioFlowPath):
+            return None
+        return [index / max(steps - 1, 1) for index in range(steps)]
+
+    @override
     def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The mask of given frames."""
         mask = kwargs.get("condition_mask")

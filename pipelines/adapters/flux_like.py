@@ -27,6 +27,21 @@ class BriaLayout(FluxLayout):
         return FlowPath()
 
     @override
+    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:
+        """Without a dynamic shift, training timesteps; two solvers of diffusion keep their own."""
+        name = type(pipe.scheduler).__name__
+        if name == "FlowMatchEulerDiscreteScheduler" and pipe.scheduler.config.use_dynamic_shifting:
+            return super().sigmas(pipe, steps)
+        if name in ("DDIMScheduler", "EulerAncestralDiscreteScheduler"):
+            return None
+        from diffusers.pipelines.bria.pipeline_bria import get_original_sigmas
+
+        trained: list[float] = get_original_sigmas(
+            num_train_timesteps=pipe.scheduler.config.num_train_timesteps, num_inference_steps=steps
+        ).tolist()
+        return trained
+
+    @override
     def scale(self, pipe: Any) -> int:
         """The pipeline's factor counts packed tokens."""
         factor: int = pipe.vae_scale_factor // 2
@@ -44,6 +59,11 @@ class FiboLayout(BriaLayout):
 
     side = 1
     multiple = 1
+
+    @override
+    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:
+        """Even ones, whatever the scheduler."""
+        return FluxLayout.sigmas(self, pipe, steps)
 
     @override
     def scale(self, pipe: Any) -> int:

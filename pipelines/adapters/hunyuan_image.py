@@ -24,6 +24,7 @@ class HunyuanImageLayout(ImageLayout):
     """Plain latents; rotary positions follow the shape."""
 
     resizing = RESIZING
+    even_sigmas = True
 
     guidance = Guidance.SEQUENTIAL
 
@@ -44,6 +45,7 @@ class HunyuanImageRefinerLayout(VideoLayout):
     """(B, C, 1, H, W): the latents, then those of the picture to refine."""
 
     resizing = RESIZING
+    even_sigmas = True
 
     factor = "vae_scale_factor"
     guidance = Guidance.SEQUENTIAL

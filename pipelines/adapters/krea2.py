@@ -24,6 +24,7 @@ class Krea2Layout(PackedLayout):
     """2x2-packed tokens with ``position_ids`` (text + L, 3): 0, row, column."""
 
     resizing = RESIZING
+    even_sigmas = True
 
     guidance = Guidance.SEQUENTIAL
 

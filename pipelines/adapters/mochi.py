@@ -34,6 +34,14 @@ class MochiLayout(VideoLayout):
         return FlowPath()
 
     @override
+    def sigmas(self, pipe: Any, steps: int) -> list[float]:
+        """Half of the steps fall linearly to 0.975, the others quadratically; the pipeline's own function."""
+        from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+        schedule: list[float] = linear_quadratic_schedule(steps, 0.025)
+        return schedule
+
+    @override
     def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Set by the pipeline."""
         return pipe.default_height, pipe.default_width

@@ -22,6 +22,7 @@ class MotifVideoLayout(VideoLayout):
     """Latents, as many channels of a given picture, and a mask; rotary positions follow the shape."""
 
     resizing = RESIZING
+    even_sigmas = True
 
     guidance = Guidance.SEQUENTIAL
 

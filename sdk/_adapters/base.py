@@ -121,7 +121,7 @@ class LatentLayout(Moments):
     conditional_first: bool = False
     """Whether a forward over both branches of guidance has the conditional one first; most have it second."""
     even_sigmas: bool = False
-    """Whether the pipeline's call gives its scheduler the sigmas ``1 - j / N``, instead of leaving them to it."""
+    """Whether the pipeline's call gives its scheduler the sigmas ``1 - j / N``; see :meth:`sigmas` for others."""
     controls: tuple[str, ...] = ()
     """Names of the denoiser arguments with features of control networks, on the grid of the latents."""
     rigid_controls: str | None = None
@@ -225,6 +225,10 @@ class LatentLayout(Moments):
     def planned_levels(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:  # noqa: ARG002
         """Levels of the timesteps that ``scheduler`` is set to; ``None`` where its own tables tell them."""
         return None
+
+    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:  # noqa: ARG002
+        """Sigmas that a call of ``steps`` steps gives the scheduler, noise first; ``None`` if it leaves them to it."""
+        return [1.0 - index / steps for index in range(steps)] if self.even_sigmas else None
 
     def clock_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
         """Why the levels of this pipeline's scheduler do not fall from step to step, or ``None`` if they do."""

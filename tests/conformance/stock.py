@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-__all__ = ["Stock", "stock_pipelines"]
+__all__ = ["Stock", "absent_packages", "stock_pipelines"]
 
 _PACKAGE = "diffusers_checkout_tests"
 
@@ -137,7 +137,7 @@ def _disturb(module: torch.nn.Module) -> None:
             )
 
 
-def _absent_packages() -> None:
+def absent_packages() -> None:
     """Packages that test files import and that nothing here runs."""
     for name in ("parameterized", "requests_mock"):
         if importlib.util.find_spec(name) is None:
@@ -161,7 +161,7 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def stock_pipelines(checkout: Path, folders: Collection[str]) -> Iterator[Stock]:
     """One test class for each pipeline class that the checkout's tests build."""
     root = checkout / "tests"
-    _absent_packages()
+    absent_packages()
     package = importlib.util.spec_from_file_location(
         _PACKAGE, root / "__init__.py", submodule_search_locations=[str(root)]
     )
