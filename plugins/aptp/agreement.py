@@ -1,4 +1,4 @@
-"""Several processes on one call have to run the same expert: rank 0 decides, and the others notice if they differ."""
+"""Makes the processes that share a call use the same experts: those that rank 0 selects."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["agree"]
 
 
 def agree(decisions: Sequence[Decision]) -> list[Decision]:
-    """The decisions of rank 0, checked against those of every other rank.
+    """The decisions of rank 0, compared with those of all other ranks.
 
     Raises:
-        HastenError: there is no process group, or the ranks route differently; then it is raised on every rank.
+        HastenError: there is no process group, or the decisions differ; all ranks raise it.
     """
     own = list(decisions)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -1,4 +1,4 @@
-"""The base that experts are cut from: what it has to be, and how changes of it are detected."""
+"""The base that experts are cut from: its requirements, and how changes of it are detected."""
 
 from __future__ import annotations
 

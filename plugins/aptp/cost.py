@@ -181,7 +181,7 @@ class CostModel:
 
 
 def open_gate(name: str, blocks: Mapping[str, Number]) -> Number:
-    """Product of the gates of all blocks that a module is, or lies in; 1.0 outside of them."""
+    """Product of the gates of the blocks that contain a module, or are it; 1.0 if there are none."""
     result: Number = 1.0
     for block, gate in blocks.items():
         if f"{name}.".startswith(f"{block}."):

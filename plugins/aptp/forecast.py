@@ -30,7 +30,7 @@ def forecast(config: AptpConfig, manifest: Manifest, before: Forecast) -> Foreca
 
 
 def _routes(config: AptpConfig, manifest: Manifest) -> tuple[tuple[float, RouteEntry], ...]:
-    """What the router may choose, with how often it does."""
+    """The choices of the router, each with its share of the prompts."""
     if config.route == "static":
         return ((1.0, manifest.choices[config.expert or 0]),)
     total = sum(route.traffic for route in manifest.choices)

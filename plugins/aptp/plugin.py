@@ -24,6 +24,7 @@ from hasten.extend import (
 from hasten.plugins.aptp.config import AptpConfig
 
 if TYPE_CHECKING:
+    import typer
     from torch import nn
 
     from hasten.extend import Seams, Target
@@ -156,7 +157,7 @@ def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None])
 
 
 @hookimpl
-def hasten_register_commands(app: Any) -> None:
+def hasten_register_commands(app: typer.Typer) -> None:
     """Offer ``hasten aptp``."""
     from hasten.plugins.aptp.commands import app as commands
 

@@ -28,7 +28,7 @@ _SCENES = (
 """Prompts for a model without bundled captions."""
 
 
-def add_commands(app: Any) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add ``spectrum`` to the command line ``app``."""
     app.command("spectrum")(options.with_option_groups(_spectrum))
 

@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
@@ -17,6 +17,7 @@ from hasten.schedules.spectrum import Spectrum, fit_spectrum
 from hasten.weights import fingerprint
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 __all__ = ["LearnedSpectrum", "autoencoder_of", "entry_of", "keep", "may_differ", "measure", "recall"]
@@ -82,7 +83,7 @@ def may_differ() -> bool:
     return joined or Processes.from_environment().world > 1
 
 
-def autoencoder_of(pipe: Any) -> str | None:
+def autoencoder_of(pipe: DiffusionPipeline) -> str | None:
     """Fingerprint of a pipeline's autoencoder; ``None`` if the pipeline has none."""
     vae = getattr(pipe, "vae", None)
     if vae is None or not hasattr(vae, "parameters"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hasten.extend import ConfigError, LatentSize, Prediction, call_size
 from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig, Scale
@@ -23,6 +23,8 @@ from hasten.schedules.resolution import (
 from hasten.schedules.spectrum import Spectrum
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from hasten.extend import Target
 
 __all__ = [
@@ -101,7 +103,7 @@ def resolve(config: ContinuousConfig, target: Target, size: LatentSize) -> Resol
 
 
 def spectrum_for(
-    config: ContinuousConfig, pipe: Any, size: tuple[int, int] | None = None
+    config: ContinuousConfig, pipe: DiffusionPipeline, size: tuple[int, int] | None = None
 ) -> tuple[Spectrum, str | None]:
     """The spectrum that ``low_until="auto"`` uses, and its source.
 
@@ -123,7 +125,7 @@ def spectrum_for(
     return learned.at(size or learned.size), f"measured on {count} of an earlier call"
 
 
-def _learned(config: ContinuousConfig, pipe: Any) -> LearnedSpectrum | None:
+def _learned(config: ContinuousConfig, pipe: DiffusionPipeline) -> LearnedSpectrum | None:
     if not config.learn_spectrum or may_differ():
         return None
     autoencoder = autoencoder_of(pipe)

@@ -10,6 +10,8 @@ from hasten.plugins.bottleneck.config import BottleneckConfig, ContinuousConfig,
 from hasten.plugins.bottleneck.levels import spectrum_for
 
 if TYPE_CHECKING:
+    import typer
+
     from hasten.extend import Seams, StepRecord, Target
 
 __all__ = ["Bottleneck"]
@@ -121,7 +123,7 @@ def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None])
 
 
 @hookimpl
-def hasten_register_commands(app: Any) -> None:
+def hasten_register_commands(app: typer.Typer) -> None:
     """Offer ``hasten spectrum``."""
     from hasten.plugins.bottleneck.commands import add_commands
 

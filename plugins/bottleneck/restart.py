@@ -176,7 +176,12 @@ class Transition:
         generator: the pipeline call's generator, or list of generators.
     """
 
-    def __init__(self, config: RestartConfig, target: Target, generator: Any) -> None:
+    def __init__(
+        self,
+        config: RestartConfig,
+        target: Target,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> None:
         self._config = config
         self._target = target
         self._generator = generator

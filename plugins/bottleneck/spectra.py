@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hasten.extend import saved_in
 from hasten.files import read_fields
 from hasten.schedules.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 __all__ = ["SIDECAR", "UNKNOWN", "KnownSpectrum", "known_spectrum", "read_sidecar"]
 
@@ -50,7 +53,7 @@ class KnownSpectrum:
     source: str
 
 
-def known_spectrum(pipe: Any) -> KnownSpectrum | None:
+def known_spectrum(pipe: DiffusionPipeline) -> KnownSpectrum | None:
     """The spectrum of a pipeline's latents, from its ``hasten.json`` or a published fit; ``None`` if it is unknown.
 
     Raises:

@@ -68,7 +68,7 @@ class StageRun:
         """The current stage's scheduler."""
         return self.schedulers[self.stage]
 
-    def prepare(self, device: Any, mu: float | None) -> None:
+    def prepare(self, device: torch.device | str | None, mu: float | None) -> None:
         """Set the timesteps of every stage and return to the first stage."""
         made = [stage_scheduler(self._base, planned, device, mu) for planned in self.planned]
         self.schedulers = [scheduler for scheduler, _ in made]

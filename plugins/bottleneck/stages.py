@@ -16,6 +16,8 @@ from hasten.plugins.bottleneck.levels import check_minimum, low_size
 from hasten.schedules.resolution import amplitude_ratio
 
 if TYPE_CHECKING:
+    import torch
+
     from hasten.extend import Target
 
 __all__ = ["PRESETS", "PlannedStage", "is_flow", "plan_stages", "preset_for", "stage_scheduler"]
@@ -80,7 +82,9 @@ def is_flow(scheduler: Any) -> bool:
     )
 
 
-def stage_scheduler(base: Any, planned: PlannedStage, device: Any, mu: float | None) -> tuple[Any, int]:
+def stage_scheduler(
+    base: Any, planned: PlannedStage, device: torch.device | str | None, mu: float | None
+) -> tuple[Any, int]:
     """A scheduler for one stage, with the stage's timesteps.
 
     Args:
@@ -107,7 +111,9 @@ def stage_scheduler(base: Any, planned: PlannedStage, device: Any, mu: float | N
     return scheduler, first
 
 
-def _set_flow_timesteps(scheduler: Any, planned: PlannedStage, device: Any, mu: float | None) -> None:
+def _set_flow_timesteps(
+    scheduler: Any, planned: PlannedStage, device: torch.device | str | None, mu: float | None
+) -> None:
     """Set the grid ``1 - j / N`` explicitly: default grids end above 0 and already include a shift."""
     steps = planned.stage.steps
     parameters = inspect.signature(scheduler.set_timesteps).parameters
@@ -145,7 +151,9 @@ def _set_static_shift(scheduler: Any, planned: PlannedStage) -> None:
         raise UnsupportedError(f"{type(scheduler).__name__} has no adjustable shift; restart mode needs one")
 
 
-def _set_diffusion_timesteps(scheduler: Any, planned: PlannedStage, device: Any) -> None:
+def _set_diffusion_timesteps(
+    scheduler: Any, planned: PlannedStage, device: torch.device | str | None
+) -> None:
     """Set the default timesteps, or with a shift those whose noise ratio is ``shift`` times as large."""
     stage = planned.stage
     scheduler.set_timesteps(stage.steps, device=device)

@@ -82,9 +82,10 @@ def measure(
 def search(
     context: typer.Context,
     model: ModelName,
+    *,
+    budgets: Budgets = "0.42,0.55,0.7,0.88",
     options: SearchOptions,
     stage: Stage,
-    budgets: Budgets = "0.42,0.55,0.7,0.88",
 ) -> None:
     """Search the units that each expert keeps. Continues an interrupted search by default."""
     from hasten.plugins.aptp.make.search import search as run
@@ -132,9 +133,10 @@ def cut(
     context: typer.Context,
     model: ModelName,
     folder: BundleOut,
+    *,
+    budgets: Budgets = "0.8,0.9",
     options: OneShotOptions,
     stage: Stage,
-    budgets: Budgets = "0.8,0.9",
 ) -> None:
     """Make a bundle without training: one-shot pruning with least-squares repair, for clusters of prompts."""
     from hasten.plugins.aptp.commands.tables import show_bundle

@@ -85,7 +85,7 @@ def _fitted(
 def _entries(
     context: TrainingContext, searched: Searched, tuned: Tuned, traffic: Sequence[tuple[Route, Tensor]]
 ) -> tuple[ExpertEntry, ...]:
-    """What the manifest says of each expert; with segments, its traffic is the mean over them."""
+    """Manifest entries of the experts; with segments, their traffic is the mean over the segments."""
     used = torch.zeros(len(searched.plans))
     for route, share in traffic:
         used += share * torch.bincount(torch.tensor(route), minlength=len(used)) / len(route)

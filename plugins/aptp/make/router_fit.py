@@ -134,7 +134,7 @@ def _trained(embeddings: Tensor, prices: Tensor, steps: int, seed: int) -> Proto
         optimizer.step()
     unit = F.normalize(standard, dim=-1)
     centres, _ = k_means(unit, _CENTRES, generator, unit=True)
-    # A new caption of the same kind lies a little farther from the centres than those they were made from.
+    # New captions of the same kind are a little farther from the centres than the calibration prompts.
     familiar = (unit @ centres.T).amax(1).quantile(0.005) - 0.1
     return PrototypeRouter(
         mean,
