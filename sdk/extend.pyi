@@ -31,6 +31,7 @@ from hasten._adapters.frames import (
     Rotary as Rotary,
     attention_names as attention_names,
     frame_layers as frame_layers,
+    VideoTokens as VideoTokens,
     self_attentions as self_attentions,
     separable as separable,
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from typing_extensions import override
 
 from hasten.extend import (
@@ -12,16 +13,22 @@ from hasten.extend import (
     AttentionTokens,
     LatentSize,
     Path,
+    Rotary,
     VariancePreservingPath,
     VideoLayout,
+    VideoTokens,
 )
 from hasten.pipelines.adapters.untried import RESIZING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AllegroLayout(VideoLayout):
     """Plain latents; rotary positions are an argument."""
 
     resizing = RESIZING
+    frame_factor = ""  # its autoencoder makes four frames of every latent frame
 
     @override
     def path(self, pipe: Any) -> Path:
@@ -50,9 +57,47 @@ class AllegroLayout(VideoLayout):
         return -(-frames // step) if frames % 2 == 0 else -(-(frames - 1) // step) + 1
 
 
+class AllegroFrames(VideoTokens):
+    """Rotary embeddings come from the pipeline: a table and positions in it for each of three thirds of channels."""
+
+    scope = (6, 8)
+    text = ("encoder_hidden_states", "encoder_attention_mask")
+    rope = None
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """88 frames of video in the released model."""
+        return 22
+
+    @override
+    def patch(self, pipe: Any) -> int:
+        """``patch_size_t`` of the transformer."""
+        size: int = pipe.transformer.config.patch_size_t
+        return size
+
+    @override
+    def given_rotary(self, pipe: Any, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
+        """Made again for all frames."""
+        latents = kwargs[self.latents_argument(kwargs)]
+        height, width = (side * pipe.vae_scale_factor_spatial for side in latents.shape[3:])
+        made = pipe._prepare_rotary_positional_embeddings(len(latents), height, width, frames, latents.device)
+        thirds = [[table[at.flatten()] for table in tables] for tables, at in zip(*made, strict=True)]
+        cos, sin = (torch.cat(tables, 1) for tables in zip(*thirds, strict=True))
+        each, channels = len(cos) // frames, torch.arange(cos.shape[1], device=cos.device)
+        first = channels < cos.shape[1] // 3
+        return Rotary((cos[::each], sin[::each]), (cos[:each], sin[:each]), first, halves=3)
+
+    @override
+    def as_argument(self, table: tuple[Tensor, Tensor]) -> Any:
+        """Each token's own rows, in order."""
+        thirds = tuple(zip(*(t.chunk(3, 1) for t in table), strict=True))
+        order = torch.arange(len(table[0]), device=table[0].device)[None]
+        return thirds, (order, order, order)
+
+
 ADAPTER = Adapter(
     family="allegro",
     pipelines=("AllegroPipeline",),
-    capabilities=(AllegroLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1")),
+    capabilities=(AllegroLayout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1"), AllegroFrames()),
     models=("AllegroTransformer3DModel",),
 )

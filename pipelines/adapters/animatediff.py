@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -43,9 +43,16 @@ class AnimateDiffControl(ControlNetwork):
     masks = ("conditioning_mask",)
 
 
-class AnimateDiffFrames(FrameMixing):
-    """Temporal transformers with a table of sine positions, 32 entries long in the released motion modules."""
+_MERGED = FrameAxis(0, merged=True)
 
+
+class AnimateDiffFrames(FrameMixing):
+    """Temporal transformers with a table of sine positions, 32 entries long in the released motion modules.
+
+    Features of control networks have frames in the batch.
+    """
+
+    along: ClassVar = {"down_block_additional_residuals": _MERGED, "mid_block_additional_residual": _MERGED}
     global_share = 1.0
 
     @override
@@ -94,11 +101,15 @@ class AnimateDiffFrames(FrameMixing):
     def clip_arguments(
         self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
     ) -> dict[str, Any]:
-        """The pipeline repeats the text for every frame of the video."""
+        """The pipeline repeats the text for every frame of the video, or of the latents."""
         changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
         text = kwargs["encoder_hidden_states"]
-        if len(text) == len(kwargs[self.latents_argument(kwargs)]) * frames:
-            changed["encoder_hidden_states"] = FrameAxis(0, merged=True).take(text, frames, clip)
+        part = range(clip.start - held.start, clip.stop - held.start)
+        batch = len(kwargs[self.latents_argument(kwargs)])
+        for count, own in ((frames, clip), (len(held), part)):
+            if len(text) == batch * count:
+                changed["encoder_hidden_states"] = _MERGED.take(text, count, own)
+                break
         return changed
 
     @override
@@ -110,8 +121,17 @@ class AnimateDiffFrames(FrameMixing):
         return bound["x"] + table[:, clip.start : clip.stop]
 
 
-_CONTROLLED = "its control features belong to all frames of the video, which clips would have to share"
-_REDRAWS = "it begins in the middle of the schedule, from a given video, which was not tried in clips"
+class ControlledFrames(AnimateDiffFrames):
+    """The control network gets pictures and text of all frames, and latents of this process."""
+
+    beside: ClassVar = {"controlnet": {"controlnet_cond": _MERGED, "encoder_hidden_states": _MERGED}}
+
+
+class RedrawnFrames(AnimateDiffFrames):
+    """The text is repeated for the latents of this process, and only the pictures are those of all frames."""
+
+    beside: ClassVar = {"controlnet": {"controlnet_cond": _MERGED}}
+
 
 ADAPTERS = (
     Adapter(
@@ -122,20 +142,39 @@ ADAPTERS = (
     ),
     Adapter(
         family="animatediff-controlled",
-        pipelines=(
-            "AnimateDiffControlNetPipeline",
-            "AnimateDiffSparseControlNetPipeline",
-            "AnimateDiffVideoToVideoControlNetPipeline",
+        pipelines=("AnimateDiffControlNetPipeline",),
+        denoisers=("unet",),
+        capabilities=(
+            AnimateDiffLayout(),
+            AnimateDiffControl(),
+            UNetTokens(),
+            ControlledFrames(),
+            PictureDecoder(),
         ),
+    ),
+    Adapter(
+        family="animatediff-sparse",
+        pipelines=("AnimateDiffSparseControlNetPipeline",),
         denoisers=("unet",),
         capabilities=(AnimateDiffLayout(), AnimateDiffControl(), UNetTokens(), PictureDecoder()),
-        missing={FrameMixing: _CONTROLLED},
+        missing={FrameMixing: "its control network mixes frames, too, and is not one of the denoisers"},
     ),
     Adapter(
         family="animatediff-video",
         pipelines=("AnimateDiffVideoToVideoPipeline",),
         denoisers=("unet",),
-        capabilities=(AnimateDiffLayout(), UNetTokens(), PictureDecoder()),
-        missing={FrameMixing: _REDRAWS},
+        capabilities=(AnimateDiffLayout(), UNetTokens(), RedrawnFrames(), PictureDecoder()),
+    ),
+    Adapter(
+        family="animatediff-video-controlled",
+        pipelines=("AnimateDiffVideoToVideoControlNetPipeline",),
+        denoisers=("unet",),
+        capabilities=(
+            AnimateDiffLayout(),
+            AnimateDiffControl(),
+            UNetTokens(),
+            RedrawnFrames(),
+            PictureDecoder(),
+        ),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -82,7 +82,7 @@ class CogVideoXLayout(VideoLayout):
     def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
         """1.5 adds latent frames until its temporal patches are full."""
         config = pipe.transformer.config
-        given = arguments.get("num_frames")
+        given = arguments.get("num_frames") or _control_frames(arguments)
         if given is None and arguments.get("video") is None:
             given = config.sample_frames
         frames = super().call_frames(pipe, {**arguments, "num_frames": given}) or 1
@@ -95,6 +95,15 @@ class CogVideoXLayout(VideoLayout):
         if pipe.transformer.config.use_learned_positional_embeddings:
             return "its position embeddings are learned for one latent size"
         return super().refusal(pipe)
+
+
+def _control_frames(arguments: Mapping[str, Any]) -> int | None:
+    """Frames of a control video: a list, a list of lists, or (B, F, C, H, W), of pictures or already encoded."""
+    video = arguments.get("control_video")
+    if video is not None:
+        return len(video[0] if hasattr(video[0], "__len__") else video)
+    latents = arguments.get("control_video_latents")
+    return None if latents is None else int(latents.size(2))
 
 
 class CogVideoXFrames(FrameMixing):
@@ -111,7 +120,7 @@ class CogVideoXFrames(FrameMixing):
     def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
         """Joint attention, and the patch embedding where it adds positions."""
         embedding: Any = root.get_submodule("patch_embed")
-        if embedding.use_positional_embeddings:
+        if embedding.use_positional_embeddings or embedding.use_learned_positional_embeddings:
             yield FrameLayer("patch_embed", LayerKind.POSITIONS)
         yield from self_attentions(root, "transformer_blocks", "attn1")
 
@@ -149,15 +158,28 @@ class CogVideoXFrames(FrameMixing):
     def positions(self, module: nn.Module, bound: Mapping[str, Any], clip: range, frames: int) -> Any:
         """The embedding without positions, plus the rows of the clip."""
         embedding: Any = copy.copy(module)
-        embedding.use_positional_embeddings = False
+        embedding.use_positional_embeddings = embedding.use_learned_positional_embeddings = False
         tokens = embedding(bound["text_embeds"], bound["image_embeds"])
         *_, height, width = bound["image_embeds"].shape
         pixels = (frames * (embedding.patch_size_t or 1) - 1) * embedding.temporal_compression_ratio + 1
-        table = embedding._get_positional_embeddings(height, width, pixels, device=tokens.device)
+        if (height, width, pixels) == (
+            embedding.sample_height,
+            embedding.sample_width,
+            embedding.sample_frames,
+        ):
+            table = embedding.pos_embedding
+        else:
+            table = embedding._get_positional_embeddings(height, width, pixels, device=tokens.device)
         rows = table[:, embedding.max_text_seq_length :].unflatten(1, (frames, -1))[:, clip.start : clip.stop]
         text = bound["text_embeds"].shape[1]
         tokens[:, text:] += rows.flatten(1, 2).to(tokens.dtype)
         return tokens
+
+
+class CogVideoXControlFrames(CogVideoXFrames):
+    """Latents of control frames are channels before frames when the pipeline encodes them."""
+
+    prepared: ClassVar = {"prepare_latents": None, "prepare_control_latents": FrameAxis(2)}
 
 
 _TOKENS = JointTokens(r"transformer_blocks\.\d+\.attn1", "before", warmup=0.3)
@@ -165,16 +187,13 @@ _TOKENS = JointTokens(r"transformer_blocks\.\d+\.attn1", "before", warmup=0.3)
 ADAPTERS = (
     Adapter(
         family="cogvideox",
-        pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"),
+        pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline", "CogVideoXImageToVideoPipeline"),
         capabilities=(CogVideoXLayout(), _TOKENS, CogVideoXFrames(), ChunkedDecoder()),
         models=("CogVideoXTransformer3DModel",),
     ),
     Adapter(
-        family="cogvideox-conditioned",
-        pipelines=("CogVideoXImageToVideoPipeline", "CogVideoXFunControlPipeline"),
-        capabilities=(CogVideoXLayout(), _TOKENS, ChunkedDecoder()),
-        missing={
-            FrameMixing: "its loop appends latents of all frames of its conditions, which clips do not divide"
-        },
+        family="cogvideox-control",
+        pipelines=("CogVideoXFunControlPipeline",),
+        capabilities=(CogVideoXLayout(), _TOKENS, CogVideoXControlFrames(), ChunkedDecoder()),
     ),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from typing_extensions import override
 
 from hasten.extend import (
@@ -12,18 +13,24 @@ from hasten.extend import (
     AttentionTokens,
     ControlNetwork,
     FlowPath,
+    FrameAxis,
+    FrameLayer,
+    FrameMixing,
     Guidance,
     LatentSize,
+    LayerKind,
     LogSigmaPath,
     Path,
     RatioFlowPath,
+    Rotary,
     VideoLayout,
+    VideoTokens,
     resize_mask,
 )
 from hasten.pipelines.adapters.untried import RESIZING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class CosmosLayout(VideoLayout):
@@ -96,26 +103,113 @@ class CosmosControl(ControlNetwork):
     conditions = ("controls_latents",)
 
 
+class CosmosFrames(VideoTokens):
+    """Rotary tables, and learned positions beside them in some models; a mask and a time for every frame."""
+
+    text = ("encoder_hidden_states", "attention_mask")
+    scope = (6, 8)
+    along: ClassVar = {"timestep": FrameAxis(2), "condition_mask": FrameAxis(2)}
+
+    @override
+    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
+        """Learned positions, too."""
+        yield from super().layers(root)
+        if getattr(root, "learnable_pos_embed", None) is not None:
+            yield FrameLayer("learnable_pos_embed", LayerKind.POSITIONS)
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """93 frames of video in the released models."""
+        return 24
+
+    @override
+    def patch(self, pipe: Any) -> int:
+        """``patch_size`` of the transformer."""
+        size: int = pipe.transformer.config.patch_size[0]
+        return size
+
+    @override
+    def limit(self, pipe: Any) -> int | None:
+        """Learned positions, or rows of the rotary table."""
+        sizes = pipe.transformer.config.max_size
+        learned = pipe.transformer.config.extra_pos_embed_type is not None
+        return int(sizes[0] if learned else max(sizes)) // self.patch(pipe)
+
+    @override
+    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+        """Learned positions cannot be continued beyond their last."""
+        frames, limit = arguments.get("num_frames"), self.limit(pipe)
+        if (
+            frames is not None
+            and limit is not None
+            and pipe.transformer.config.extra_pos_embed_type is not None
+        ):
+            patches = ((frames - 1) // pipe.vae_scale_factor_temporal + 1) // self.patch(pipe)
+            if patches > limit:
+                return f"{patches} latent frames are more than its {limit} learned positions; ask for fewer frames"
+        return super().refusal(pipe, arguments)
+
+    @override
+    def positions(self, module: nn.Module, bound: Mapping[str, Any], clip: range, frames: int) -> Any:
+        """The clip's rows of the learned positions of the whole video."""
+        x, each = bound["hidden_states"], module.patch_size[0]  # type: ignore[index]
+        whole = type(module).forward(module, x[:, :, :1].expand(-1, -1, frames * each, -1, -1))
+        return whole.unflatten(1, (frames, -1))[:, clip.start : clip.stop].flatten(1, 2)
+
+    @override
+    def patch_sizes(self, module: Any) -> tuple[int, int, int]:
+        """``patch_size``."""
+        sizes: tuple[int, int, int] = module.patch_size
+        return sizes
+
+    @override
+    def joined(self, module: Any, temporal: tuple[Tensor, Tensor], spatial: tuple[Tensor, Tensor]) -> Rotary:
+        """Temporal channels come first in both halves."""
+        half = temporal[0].shape[1] // 2
+        channels = torch.arange(2 * half, device=temporal[0].device) % half < module.dim_t // 2
+        return Rotary(temporal, spatial, channels, halves=1)
+
+
+class Cosmos1Frames(CosmosFrames):
+    """The given frames get new noise in every step, and the solver is called for both branches and for the step."""
+
+    scope = (4, 6)
+    draws_in_loop = True
+    resumable = False
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """121 frames of video in the released models."""
+        return 16
+
+
 _TOKENS = AttentionTokens(r"transformer_blocks\.\d+\.attn1")
 
 ADAPTERS = (
     Adapter(
         family="cosmos-1",
         pipelines=("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline"),
-        capabilities=(Cosmos1Layout(), _TOKENS),
+        capabilities=(Cosmos1Layout(), _TOKENS, Cosmos1Frames()),
     ),
     Adapter(
         family="cosmos-2",
-        pipelines=(
-            "Cosmos2TextToImagePipeline",
-            "Cosmos2VideoToWorldPipeline",
-            "Cosmos2_5_PredictBasePipeline",
-            "Cosmos2_5_TransferPipeline",
-        ),
-        capabilities=(CosmosLayout(), CosmosControl(), _TOKENS),
+        pipelines=("Cosmos2VideoToWorldPipeline", "Cosmos2_5_PredictBasePipeline"),
+        capabilities=(CosmosLayout(), _TOKENS, CosmosFrames()),
         models=("CosmosTransformer3DModel",),
         refused={
             "Cosmos3OmniPipeline": "its denoiser takes text, pictures and sound as one list of packed tokens"
         },
+    ),
+    Adapter(
+        family="cosmos-2-image",
+        pipelines=("Cosmos2TextToImagePipeline",),
+        capabilities=(CosmosLayout(), _TOKENS),
+        missing={FrameMixing: "it makes pictures, not videos"},
+    ),
+    Adapter(
+        family="cosmos-transfer",
+        pipelines=("Cosmos2_5_TransferPipeline",),
+        capabilities=(CosmosLayout(), CosmosControl(), _TOKENS),
+        missing={FrameMixing: "it makes its video chunk after chunk, each from the end of the one before"},
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -11,13 +11,21 @@ from hasten.extend import (
     Adapter,
     Channels,
     FlowPath,
+    FrameAxis,
+    FrameMixing,
     JointTokens,
     LatentSize,
     Path,
+    Rotary,
     VideoLayout,
+    VideoTokens,
     resize_clean,
+    separable,
 )
 from hasten.pipelines.adapters.untried import RESIZING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EasyAnimateLayout(VideoLayout):
@@ -46,9 +54,66 @@ class EasyAnimateLayout(VideoLayout):
         return changed
 
 
-ADAPTER = Adapter(
-    family="easyanimate",
-    pipelines=("EasyAnimatePipeline", "EasyAnimateInpaintPipeline", "EasyAnimateControlPipeline"),
-    capabilities=(EasyAnimateLayout(), JointTokens(r"transformer_blocks\.\d+\.attn1", "before")),
-    models=("EasyAnimateTransformer3DModel",),
+class EasyAnimateFrames(VideoTokens):
+    """Joint attention, text first; a patch is one frame."""
+
+    text = ("encoder_hidden_states", "encoder_hidden_states_t5")
+    joint = "first"
+    scope = (4, 4)
+    rope = "rope_embedding"
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """49 frames of video in the released models."""
+        return 13
+
+    @override
+    def patch_sizes(self, module: Any) -> tuple[int, int, int]:
+        """Frames have no patches."""
+        return 1, module.patch_size, module.patch_size
+
+    @override
+    def joined(self, module: Any, temporal: tuple[Tensor, Tensor], spatial: tuple[Tensor, Tensor]) -> Rotary:
+        """A quarter of the channels is temporal."""
+        return separable(temporal, spatial, temporal[0].shape[1] // 4)
+
+
+class EasyAnimateControlFrames(EasyAnimateFrames):
+    """Latents of control frames are an argument."""
+
+    along: ClassVar = {"control_latents": FrameAxis(2)}
+    prepared: ClassVar = {"prepare_latents": None, "prepare_control_latents": None}
+
+    @override
+    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+        """Of the conditions, only control frames are divided."""
+        for name in ("ref_image", "control_camera_video"):
+            if arguments.get(name) is not None:
+                return f"{name} is fitted to the frames of one process only; leave it out"
+        return super().refusal(pipe, arguments)
+
+
+_TOKENS = JointTokens(r"transformer_blocks\.\d+\.attn1", "before")
+
+ADAPTERS = (
+    Adapter(
+        family="easyanimate",
+        pipelines=("EasyAnimatePipeline",),
+        capabilities=(EasyAnimateLayout(), _TOKENS, EasyAnimateFrames()),
+        models=("EasyAnimateTransformer3DModel",),
+    ),
+    Adapter(
+        family="easyanimate-control",
+        pipelines=("EasyAnimateControlPipeline",),
+        capabilities=(EasyAnimateLayout(), _TOKENS, EasyAnimateControlFrames()),
+    ),
+    Adapter(
+        family="easyanimate-inpaint",
+        pipelines=("EasyAnimateInpaintPipeline",),
+        capabilities=(EasyAnimateLayout(), _TOKENS),
+        missing={
+            FrameMixing: "its loop fits the mask of the whole video to the latents of one process, "
+            "and mixes given latents in after every step"
+        },
+    ),
 )

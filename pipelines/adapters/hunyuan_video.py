@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from typing_extensions import override
@@ -12,22 +12,16 @@ from hasten.extend import (
     Adapter,
     Channels,
     FlowPath,
-    FrameLayer,
-    FrameMixing,
     Guidance,
     JointTokens,
-    LayerKind,
     Path,
-    Rotary,
     TiledDecoder,
     VideoLayout,
-    attention_names,
-    self_attentions,
-    separable,
+    VideoTokens,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class HunyuanVideoLayout(VideoLayout):
@@ -60,25 +54,14 @@ class HunyuanVideoLayout(VideoLayout):
         return FlowPath()
 
 
-class HunyuanVideoFrames(FrameMixing):
+class HunyuanVideoFrames(VideoTokens):
     """Joint attention in both kinds of blocks, text last."""
 
     text = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections")
     joint = "last"
     scope = (10, 12)
-    rotary_argument = "image_rotary_emb"
-
-    @override
-    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
-        """Joint attention and the rotary module."""
-        yield FrameLayer("rope", LayerKind.ROTARY)
-        yield from self_attentions(root, "transformer_blocks", "attn")
-        yield from self_attentions(root, "single_transformer_blocks", "attn")
-
-    @override
-    def frame_free(self, root: nn.Module) -> frozenset[str]:
-        """The token refiner looks at text only."""
-        return frozenset(name for name in attention_names(root) if name.startswith("context_embedder."))
+    blocks: ClassVar = {"transformer_blocks": "attn", "single_transformer_blocks": "attn"}
+    elsewhere = r"^context_embedder\."
 
     @override
     def trained_frames(self, pipe: Any) -> int | None:
@@ -91,13 +74,28 @@ class HunyuanVideoFrames(FrameMixing):
         size: int = pipe.transformer.config.patch_size_t
         return size
 
+
+class HunyuanVideoImageFrames(HunyuanVideoFrames):
+    """The given picture is in the condition channels of the first frame."""
+
     @override
-    def rotary(self, module: Any, inner: Any, bound: Mapping[str, Any], frames: int) -> Rotary:
-        """One call with one spatial position, one with one frame."""
-        x = bound["hidden_states"]
-        side, each = module.patch_size, module.patch_size_t
-        temporal = inner(x.new_empty(1, 1, 1, 1, 1).expand(1, 1, frames * each, side, side))
-        return separable(temporal, inner(x[:1, :1, :each]), module.rope_dim[0])
+    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+        """Models that put the picture among the latents step it apart."""
+        if pipe.transformer.config.image_condition_type == "token_replace":
+            return "the tokens of its given picture are stepped apart from those of the other frames"
+        return super().refusal(pipe, arguments)
+
+    @override
+    def clip_arguments(
+        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
+    ) -> dict[str, Any]:
+        """The pipeline puts the picture in front of the frames of every process; only the first one keeps it."""
+        changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
+        if 0 < held.start == clip.start:
+            name = self.latents_argument(kwargs)
+            changed[name] = changed[name].clone()
+            changed[name][:, pipe.transformer.config.out_channels :, :1] = 0
+        return changed
 
 
 _TOKENS = JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after")
@@ -113,9 +111,14 @@ ADAPTERS = (
         },
     ),
     Adapter(
+        family="hunyuan-video-skyreels",
+        pipelines=("HunyuanSkyreelsImageToVideoPipeline",),
+        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoFrames(), TiledDecoder()),
+    ),
+    # Its pipeline drops the frames of the picture after the last step, so it decodes itself.
+    Adapter(
         family="hunyuan-video-image",
-        pipelines=("HunyuanVideoImageToVideoPipeline", "HunyuanSkyreelsImageToVideoPipeline"),
-        capabilities=(HunyuanVideoLayout(), _TOKENS, TiledDecoder()),
-        missing={FrameMixing: "its given picture belongs to the first clip alone"},
+        pipelines=("HunyuanVideoImageToVideoPipeline",),
+        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoImageFrames()),
     ),
 )

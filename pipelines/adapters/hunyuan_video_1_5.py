@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, BlockOutputs, Channels, FlowPath, Guidance, JointTokens, Path, VideoLayout
+from hasten.extend import (
+    Adapter,
+    BlockOutputs,
+    Channels,
+    FlowPath,
+    Guidance,
+    JointTokens,
+    Path,
+    VideoLayout,
+    VideoTokens,
+)
 
 
 class HunyuanVideo15Layout(VideoLayout):
@@ -57,12 +67,40 @@ class HunyuanVideo15Tokens(JointTokens):
     paired_mask = True
 
 
+class HunyuanVideo15Frames(VideoTokens):
+    """Joint attention; behind the video are tokens of a picture and of two texts."""
+
+    text = (
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "encoder_hidden_states_2",
+        "encoder_attention_mask_2",
+    )
+    joint = "last"
+    scope = (10, 12)
+    blocks: ClassVar = {"transformer_blocks": "attn"}
+    elsewhere = r"^context_embedder\."
+    prepared: ClassVar = {"prepare_latents": None, "prepare_cond_latents_and_mask": None}
+
+    @override
+    def trained_frames(self, pipe: Any) -> int | None:
+        """121 frames of video in the released models."""
+        return 31
+
+    @override
+    def patch(self, pipe: Any) -> int:
+        """``patch_size_t`` of the transformer."""
+        size: int = pipe.transformer.config.patch_size_t
+        return size
+
+
 ADAPTER = Adapter(
     family="hunyuan-video-1.5",
     pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
     capabilities=(
         HunyuanVideo15Layout(),
         HunyuanVideo15Tokens(r"transformer_blocks\.\d+\.attn", "after"),
+        HunyuanVideo15Frames(),
         BlockOutputs({"HunyuanVideo15TransformerBlock": (0, 1)}),
     ),
 )

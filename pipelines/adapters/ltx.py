@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,21 +13,17 @@ from hasten.extend import (
     AttentionTokens,
     FlowPath,
     FrameAxis,
-    FrameLayer,
-    FrameMixing,
-    LayerKind,
     Path,
     Rotary,
     TiledDecoder,
     TokenLayout,
     UnsupportedError,
-    attention_names,
-    self_attentions,
+    VideoTokens,
     stock_class,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class LTXLayout(TokenLayout):
@@ -41,25 +37,13 @@ class LTXLayout(TokenLayout):
         return FlowPath()
 
 
-class LTXFrames(FrameMixing):
+class LTXFrames(VideoTokens):
     """Full attention in ``transformer_blocks.*.attn1``; positions in seconds, rotary over all heads at once."""
 
     latents = FrameAxis(1)
     sample = FrameAxis(1)
     text = ("encoder_hidden_states", "encoder_attention_mask")
     scope = (6, 8)
-    rotary_argument = "image_rotary_emb"
-
-    @override
-    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
-        """Self-attention and the rotary module."""
-        yield FrameLayer("rope", LayerKind.ROTARY)
-        yield from self_attentions(root, "transformer_blocks", "attn1")
-
-    @override
-    def frame_free(self, root: nn.Module) -> frozenset[str]:
-        """Attention to text."""
-        return frozenset(name for name in attention_names(root) if name.endswith(".attn2"))
 
     @override
     def trained_frames(self, pipe: Any) -> int | None:
@@ -71,9 +55,7 @@ class LTXFrames(FrameMixing):
         """Rescaled guidance needs the whole sample, and a given picture is the tokens of the first frame."""
         if stock_class(pipe).__name__ == "LTXImageToVideoPipeline":
             return "the tokens of its given picture are stepped apart from those of the other frames"
-        if arguments.get("guidance_rescale"):
-            return "guidance_rescale needs statistics of the whole video; call with guidance_rescale=0"
-        return None
+        return super().refusal(pipe, arguments)
 
     @override
     def clip_arguments(

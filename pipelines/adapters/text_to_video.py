@@ -108,17 +108,8 @@ def temporal_transformer(name: str, module: nn.Module) -> Iterator[FrameLayer]:
 ADAPTERS = (
     Adapter(
         family="text-to-video",
-        pipelines=("TextToVideoSDPipeline",),
+        pipelines=("TextToVideoSDPipeline", "VideoToVideoSDPipeline"),
         denoisers=("unet",),
         capabilities=(TextToVideoLayout(), UNetTokens(), UNet3DFrames(), PictureDecoder()),
-    ),
-    Adapter(
-        family="video-to-video",
-        pipelines=("VideoToVideoSDPipeline",),
-        denoisers=("unet",),
-        capabilities=(TextToVideoLayout(), UNetTokens(), PictureDecoder()),
-        missing={
-            FrameMixing: "it begins in the middle of the schedule, from a given video, which was not tried in clips"
-        },
     ),
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -14,24 +14,22 @@ from hasten.extend import (
     CausalDecoder,
     Channels,
     FlowPath,
-    FrameLayer,
+    FrameAxis,
     FrameMixing,
     Guidance,
     LatentSize,
-    LayerKind,
     Path,
     Rotary,
     VideoLayout,
-    attention_names,
+    VideoTokens,
     resize_clean,
-    self_attentions,
     separable,
     unknown_size,
 )
 from hasten.pipelines.adapters.untried import RESIZING
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class WanLayout(VideoLayout):
@@ -69,23 +67,16 @@ class WanLayout(VideoLayout):
         return int((frames - 1) // step + 1 if frames % step == 1 else frames // step + 1)
 
 
-class WanFrames(FrameMixing):
-    """Full attention in ``blocks.*.attn1``; the rotary table is indexed by frame, 1,024 rows long."""
+class WanFrames(VideoTokens):
+    """Full attention in ``blocks.*.attn1``; the rotary table is indexed by frame, 1,024 rows long.
+
+    TI2V has a timestep per token.
+    """
 
     scope = (6, 8)
+    blocks: ClassVar = {"blocks": "attn1"}
     rotary_argument = "rotary_emb"
-    text = ("encoder_hidden_states",)
-
-    @override
-    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
-        """Self-attention and the rotary table."""
-        yield FrameLayer("rope", LayerKind.ROTARY)
-        yield from self_attentions(root, "blocks", "attn1")
-
-    @override
-    def frame_free(self, root: nn.Module) -> frozenset[str]:
-        """Attention to text and pictures."""
-        return frozenset(name for name in attention_names(root) if name.endswith(".attn2"))
+    along: ClassVar = {"timestep": FrameAxis(1)}
 
     @override
     def trained_frames(self, pipe: Any) -> int | None:
@@ -99,25 +90,15 @@ class WanFrames(FrameMixing):
         return rows
 
     @override
-    def clip_arguments(
-        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
-    ) -> dict[str, Any]:
-        """TI2V has a timestep per token, too."""
-        changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
-        timestep = kwargs["timestep"]
-        if timestep.ndim == 2:
-            each = timestep.shape[1] // len(held)
-            start = (clip.start - held.start) * each
-            changed["timestep"] = timestep[:, start : start + len(clip) * each]
-        return changed
+    def patch_sizes(self, module: Any) -> tuple[int, int, int]:
+        """``patch_size``."""
+        sizes: tuple[int, int, int] = module.patch_size
+        return sizes
 
     @override
-    def rotary(self, module: Any, inner: Any, bound: Mapping[str, Any], frames: int) -> Rotary:
-        """One call with one spatial position, one with one frame."""
-        x = bound["hidden_states"]
-        each, *sides = module.patch_size
-        temporal = inner(x.new_empty(1, 1, 1, 1, 1).expand(1, 1, frames * each, *sides))
-        return separable(_flat(temporal), _flat(inner(x[:1, :1, :each])), module.t_dim)
+    def joined(self, module: Any, temporal: tuple[Tensor, Tensor], spatial: tuple[Tensor, Tensor]) -> Rotary:
+        """Temporal channels come first."""
+        return separable(_flat(temporal), _flat(spatial), module.t_dim)
 
     @override
     def as_argument(self, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -132,6 +113,22 @@ def _expert(pipe: Any) -> Any:
 
 def _flat(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return table[0][0, :, 0], table[1][0, :, 0]
+
+
+class VACEFrames(WanFrames):
+    """Control frames have blocks of their own, which attend to the tokens of all frames, too."""
+
+    blocks: ClassVar = {"blocks": "attn1", "vace_blocks": "attn1"}
+    whole: ClassVar = {"control_hidden_states": FrameAxis(2)}
+
+    @override
+    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+        """Reference pictures are frames that the pipeline takes away before it decodes."""
+        if arguments.get("reference_images") is not None:
+            return (
+                "reference_images are frames in front of the video, which belong to no clip; leave them out"
+            )
+        return super().refusal(pipe, arguments)
 
 
 class VACELayout(WanLayout):
@@ -202,7 +199,6 @@ class ForcingLayout(WanLayout):
 
 
 _TOKENS = AttentionTokens(r"(vace_)?blocks\.\d+\.attn1")
-_WHOLE = "its conditions belong to all frames of the video, which clips would have to share"
 
 ADAPTERS = (
     Adapter(
@@ -220,23 +216,30 @@ ADAPTERS = (
     ),
     Adapter(
         family="wan-edit",
-        pipelines=("ChronoEditPipeline", "LucyEditPipeline"),
+        pipelines=("LucyEditPipeline",),
+        denoisers=("transformer", "transformer_2"),
+        capabilities=(WanLayout(), _TOKENS, WanFrames(), CausalDecoder()),
+    ),
+    Adapter(
+        family="chrono-edit",
+        pipelines=("ChronoEditPipeline",),
         denoisers=("transformer", "transformer_2"),
         capabilities=(WanLayout(), _TOKENS, CausalDecoder()),
-        missing={FrameMixing: _WHOLE},
+        missing={FrameMixing: "it drops all frames but the first and the last in the middle of its loop"},
     ),
     Adapter(
         family="wan-vace",
         pipelines=("WanVACEPipeline",),
         denoisers=("transformer", "transformer_2"),
-        capabilities=(VACELayout(), _TOKENS, CausalDecoder()),
-        missing={FrameMixing: _WHOLE},
+        capabilities=(VACELayout(), _TOKENS, VACEFrames(), CausalDecoder()),
     ),
     Adapter(
         family="wan-animate",
         pipelines=("WanAnimatePipeline",),
         capabilities=(AnimateLayout(), _TOKENS, CausalDecoder()),
-        missing={FrameMixing: _WHOLE},
+        missing={
+            FrameMixing: "it makes its video segment after segment, each from the end of the one before"
+        },
     ),
     Adapter(
         family="skyreels-forcing",

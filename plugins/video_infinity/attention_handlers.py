@@ -181,8 +181,9 @@ def _project(clip: ClipForward, layer: LayerCall, each: int) -> ContextKeys:
     halo, chosen = _wanted(clip)
     frames = (*clip.scope.left, *clip.scope.right, *chosen) if halo else chosen
     bound = {**layer.bound, "hidden_states": inputs.flatten(1, 2)}
-    if "attention_mask" in bound:
-        bound["attention_mask"] = None
+    mask, text = bound.get("attention_mask"), bound.get("encoder_hidden_states")
+    if mask is not None and (text is None or mask.shape[-1] != text.shape[1]):
+        bound["attention_mask"] = None  # it covers the video tokens of the clip, too
     name = clip.mixing.rotary_argument
     if name is not None and clip.rotary is not None:
         bound[name] = clip.mixing.as_argument(_rotary(clip, clip.rotary, frames))

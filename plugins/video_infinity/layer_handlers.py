@@ -97,6 +97,6 @@ def rotary(module: nn.Module) -> Handler:
         frames = clip.scope.frames if clip.limit is None else min(clip.scope.frames, clip.limit)
         bound = bound_arguments(module, args, kwargs)
         clip.rotary = clip.mixing.rotary(module, inner, bound, max(frames, 2))
-        return clip.mixing.as_argument(clip.rotary.at(clip.scope.clip))
+        return clip.mixing.as_output(clip.rotary.at(clip.scope.clip), bound)
 
     return handle

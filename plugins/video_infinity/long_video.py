@@ -18,10 +18,11 @@ from torch import Tensor
 from hasten.extend import ConfigError, FrameDecoder, Pipeline, Target
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import as_pixels, unpacked
+from hasten.plugins.video_infinity.division import gather_latents
 from hasten.plugins.video_infinity.joining import join
 from hasten.plugins.video_infinity.process_mesh import ProcessMesh
 from hasten.plugins.video_infinity.progress import Progress
-from hasten.plugins.video_infinity.run_handlers import gather_latents, keep_local_latents
+from hasten.plugins.video_infinity.run_handlers import keep_local_latents
 from hasten.plugins.video_infinity.session import Session
 from hasten.plugins.video_infinity.video_file import (
     Encoding,

@@ -144,15 +144,20 @@ def entropy_scale(scope: Scope, trained: int) -> Tensor:
     return torch.tensor([math.log(max(scope.seen(frame), 2)) / math.log(trained) for frame in scope.clip])
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs of neighbouring channels of ``x`` by angles given as cosine and sine.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, halves: int = 0) -> Tensor:
+    """Rotate the pairs of channels of ``x`` by angles given as cosine and sine.
 
     Args:
         x: (..., D) with even D.
         cos: broadcast over ``x``, each value twice.
         sin: likewise.
+        halves: 0 to pair neighbouring channels, else the number of equal groups of channels whose first half is paired
+            with the second.
     """
     wide = x.float()
+    if halves:
+        first, second = wide.unflatten(-1, (halves, 2, -1)).unbind(-2)
+        return (wide * cos + torch.stack([-second, first], dim=-2).flatten(-3) * sin).to(x.dtype)
     even, odd = wide[..., 0::2], wide[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return (wide * cos + turned * sin).to(x.dtype)

@@ -65,6 +65,12 @@ class VideoInfinity(Technique[VideoInfinityConfig]):
         mixing = target.capability(FrameMixing)
         if reason := scheduler_refusal(target.pipe.scheduler) or mixing.refusal(target.pipe, {}):
             yield Finding("error", reason)
+        if self.config.checkpoint is not None and not mixing.resumable:
+            yield Finding(
+                "error",
+                f"{target.name} calls its scheduler several times a step, which resuming cannot tell apart; remove "
+                "checkpoint",
+            )
         for name in unknown_modules(target):
             yield Finding(
                 "error",

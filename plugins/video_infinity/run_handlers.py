@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hasten.commands import prepare_folder
 from hasten.extend import (
     ConfigError,
     DenoiserCall,
+    FrameDecoder,
     FrameMixing,
-    Pipeline,
     Ranks,
     Rotary,
     RunCall,
@@ -27,13 +25,13 @@ from hasten.extend import (
     Target,
     UnsupportedError,
     nothing_to_run,
-    swapped,
 )
 from hasten.plugins.video_infinity.agreement import agree, begin_checkpoints, resume, run_facts
 from hasten.plugins.video_infinity.branches import GuidanceBranches, own_branch
 from hasten.plugins.video_infinity.clip import ClipForward, current_clip
 from hasten.plugins.video_infinity.config import VideoInfinityConfig
 from hasten.plugins.video_infinity.decode import decode_whole
+from hasten.plugins.video_infinity.division import divided, gather_latents
 from hasten.plugins.video_infinity.exchange import ClipAssignment
 from hasten.plugins.video_infinity.joining import join
 from hasten.plugins.video_infinity.process_mesh import ProcessMesh
@@ -110,19 +108,22 @@ class RunHandlers:
             session.held,
             tuple(assignment.clips[clip] for clip in assignment.here),
         )
-        wanted = call.arguments.get("output_type")
-        call = call.on_ranks(ranks).replace_arguments({"output_type": "latent"})
+        wanted, sessions = call.arguments.get("output_type"), _local.get()
+        call = call.on_ranks(ranks)
+        session.whole_at_end = sessions is None and self._target.adapter.capability(FrameDecoder) is None
+        if not session.whole_at_end:
+            call = call.replace_arguments({"output_type": "latent"})
         token = current_session.set(session)
         try:
-            with _divided_noise(call.pipe, session):
+            with divided(call.pipe, session):
                 if self._config.prompts is not None:
                     session.texts = encode_prompts(call, self._config.prompts, proceed)
                 result = proceed(call)
         finally:
             current_session.reset(token)
-        sessions = _local.get()
         if sessions is not None:
             sessions.append(session)
+        if sessions is not None or session.whole_at_end:
             return result
         return self._whole(call, session, result, wanted)
 
@@ -283,17 +284,6 @@ def partitioned(
     return assignment, scopes
 
 
-def gather_latents(session: Session, local: Tensor) -> Tensor:
-    """Latents of all ranks, on every rank."""
-    if session.processes.clip_ranks == 1:
-        return local
-    parts = session.processes.gather((session.assignment.rank, local.cpu()))
-    by_rank = dict(parts)
-    tensors = [by_rank[rank] for rank in sorted(by_rank)]
-    lengths = [len(session.assignment.frames_of(rank)) for rank in sorted(by_rank)]
-    return session.mixing.latents.join(tensors, lengths).to(local.device)
-
-
 def _with_generator(call: RunCall, processes: ProcessMesh, seed: int | None) -> tuple[RunCall, int | None]:
     """The call with a generator in the same state on all ranks, and the seed if one was drawn for it.
 
@@ -316,23 +306,3 @@ def _require_prompts(config: VideoInfinityConfig, assignment: ClipAssignment) ->
             f"{len(config.prompts)} prompts share {len(assignment.clips)} clips, so that some would not be seen; set "
             f"clips={len(config.prompts)} or more"
         )
-
-
-@contextmanager
-def _divided_noise(pipe: Pipeline, session: Session) -> Iterator[None]:
-    """Let the pipeline draw latents for the whole video and continue with the part of this rank."""
-    original = pipe.prepare_latents
-    axis = session.mixing.latents
-
-    def part(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim > 2 and axis.holds(value, session.frames):
-            return axis.take(value, session.frames, session.held).contiguous()
-        return value
-
-    def prepare(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        return tuple(map(part, result)) if isinstance(result, tuple) else part(result)
-
-    prepare.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    with swapped(pipe, "prepare_latents", prepare):
-        yield

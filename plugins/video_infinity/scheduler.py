@@ -11,13 +11,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from hasten.extend import Scheduler
 from hasten.plugins.video_infinity.checkpoint import ClipState, collect, rebuild
+from hasten.plugins.video_infinity.division import gather_latents
 from hasten.plugins.video_infinity.session import Session
+from hasten.plugins.video_infinity.whole_noise import WholeNoise
 
 __all__ = ["divided_scheduler", "scheduler_refusal"]
 
@@ -44,12 +44,13 @@ def divided_scheduler(scheduler: Scheduler, session: Session) -> Any:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
         if session.skipping:
-            return _skip(self, session, given["sample"], given.get("return_dict", True))
-        with _WholeNoise(session, given["sample"].shape):
+            skipped = _skip(self, session, given["sample"], given.get("return_dict", True))
+            return _joined(self, session, skipped, given["timestep"])
+        with WholeNoise(session, session.mixing.sample, given["sample"].shape):
             result = stock.step(self, *args, **kwargs)
         session.done += 1
         _save(self, session, result)
-        return result
+        return _joined(self, session, result, given["timestep"])
 
     step.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look at its parameters
     make: Any = type(stock)
@@ -58,34 +59,16 @@ def divided_scheduler(scheduler: Scheduler, session: Session) -> Any:
     return copied
 
 
-class _WholeNoise(TorchFunctionMode):
-    """Draws the noise of the whole video where the solver asks for noise, and returns the part of this rank."""
-
-    def __init__(self, session: Session, shape: torch.Size) -> None:
-        super().__init__()
-        self._session = session
-        self._shape = tuple(shape)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is not torch.randn:
-            return func(*args, **kwargs)
-        shape = tuple(args[0]) if len(args) == 1 and not isinstance(args[0], int) else tuple(args)
-        axis, session = self._session.mixing.sample, self._session
-        if shape not in (
-            self._shape,
-            (1, *self._shape[1:]),
-        ):  # one sample at a time with a list of generators
-            return func(*args, **kwargs)
-        if kwargs.get("generator") is None:
-            # The pipeline did not pass its generator; the global one differs between ranks.
-            kwargs["generator"] = session.generator
-            kwargs["device"] = session.generator.device
-        whole = list(shape)
-        whole[axis.dim] = shape[axis.dim] // len(session.held) * session.frames
-        return axis.take(func(tuple(whole), **kwargs), session.frames, session.held)
+def _joined(scheduler: Any, session: Session, result: Any, timestep: Any) -> Any:
+    """What a step returned, with the sample of the whole video after the last step of a pipeline that decodes it."""
+    if not session.whole_at_end or float(timestep) != float(scheduler.timesteps[-1]):
+        return result
+    values = result if isinstance(result, tuple) else (result.prev_sample,)
+    whole = gather_latents(session, values[0], session.mixing.sample)
+    if isinstance(result, tuple):
+        return (whole, *result[1:])
+    result.prev_sample = whole
+    return result
 
 
 def _save(scheduler: Scheduler, session: Session, result: Any) -> None:

@@ -73,6 +73,8 @@ class Session:
     """Number of steps done, including those that a checkpoint replaces."""
     texts: list[Mapping[str, Any]] = field(default_factory=list)
     """Prompt arguments of the denoiser, for each prompt of the time line."""
+    whole_at_end: bool = False
+    """Whether the pipeline decodes: after the last step it gets the latents of the whole video."""
     pending_branch: torch.Tensor | None = None
     """The output of the first guidance branch; filled in later on ranks that do not compute it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-__all__ = ["FrameAxis", "FrameLayer", "FrameMixing", "LayerKind", "Rotary", "frame_layers"]
+__all__ = [
+    "FrameAxis",
+    "FrameLayer",
+    "FrameMixing",
+    "LayerKind",
+    "Rotary",
+    "VideoTokens",
+    "frame_layers",
+]
 
 
 class LayerKind(Enum):
@@ -65,6 +74,14 @@ class FrameAxis:
         taken = tensor.narrow(dim, part.start * each, len(part) * each)
         return taken.flatten(self.dim, self.dim + 1) if self.merged else taken
 
+    def take_all(self, value: Any, frames: int, part: range) -> Any:
+        """:meth:`take` for a tensor, or for every tensor of a list or tuple. Values without this axis stay."""
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.take_all(one, frames, part) for one in value)
+        if isinstance(value, torch.Tensor) and self.holds(value, frames):
+            return self.take(value, frames, part)
+        return value
+
     def join(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
         """Inverse of :meth:`take`: one tensor from parts of ``lengths`` frames."""
         if not self.merged:
@@ -88,14 +105,21 @@ class Rotary:
         temporal: cosine and sine at frame positions 0, 1, ..., each (positions, D); only temporal channels count.
         spatial: cosine and sine of the tokens of one frame, each (P, D).
         channels: which of the D channels are temporal, boolean (D,).
+        halves: how channels are paired: 0 for neighbours, else the number of equal groups in which a channel of the
+            first half is rotated with one of the second.
     """
 
     def __init__(
-        self, temporal: tuple[Tensor, Tensor], spatial: tuple[Tensor, Tensor], channels: Tensor
+        self,
+        temporal: tuple[Tensor, Tensor],
+        spatial: tuple[Tensor, Tensor],
+        channels: Tensor,
+        halves: int = 0,
     ) -> None:
         self._temporal = temporal
         self._spatial = spatial
         self._channels = channels
+        self.halves = halves
 
     def at(self, positions: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Cosine and sine of all tokens of frames at ``positions``, (len(positions) * P, D) each."""
@@ -140,6 +164,20 @@ class FrameMixing(ABC):
     """Global frames as a share of the trained length, where that is known of the very model."""
     rotary_argument: ClassVar[str | None] = None
     """Argument of an attention module with the rotary embeddings."""
+    prepared: ClassVar[Mapping[str, FrameAxis | None]] = {"prepare_latents": None}
+    """Methods of the pipeline that make latents or conditions of the whole video, and where frames are in their
+    tensors; ``None`` is the place in the latents. A process gets its own frames of them."""
+    along: ClassVar[Mapping[str, FrameAxis]] = {}
+    """Other arguments of the denoiser with frames, made by the pipeline from the latents of this process."""
+    whole: ClassVar[Mapping[str, FrameAxis]] = {}
+    """Other arguments of the denoiser with all frames of the video."""
+    beside: ClassVar[Mapping[str, Mapping[str, FrameAxis]]] = {}
+    """Networks of the pipeline that compute every frame alone, such as control networks, and those of their arguments
+    that have all frames of the video, by name."""
+    draws_in_loop: ClassVar[bool] = False
+    """Whether the pipeline draws noise in its loop, beside the scheduler."""
+    resumable: ClassVar[bool] = True
+    """Whether the pipeline calls its scheduler once a step, as resuming from a checkpoint needs."""
 
     @abstractmethod
     def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
@@ -163,6 +201,8 @@ class FrameMixing(ABC):
 
     def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:  # noqa: ARG002
         """Why a call with these arguments cannot be divided by frames, or ``None``."""
+        if arguments.get("guidance_rescale"):
+            return "guidance_rescale needs statistics of the whole video; call with guidance_rescale=0"
         return None
 
     def clip_arguments(
@@ -171,7 +211,7 @@ class FrameMixing(ABC):
         kwargs: Mapping[str, Any],
         clip: range,
         held: range,
-        frames: int,  # noqa: ARG002
+        frames: int,
     ) -> dict[str, Any]:
         """Arguments of the denoiser for one clip.
 
@@ -184,7 +224,14 @@ class FrameMixing(ABC):
         """
         name = self.latents_argument(kwargs)
         part = range(clip.start - held.start, clip.stop - held.start)
-        return {**kwargs, name: self.latents.take(kwargs[name], len(held), part)}
+        changed = {**kwargs, name: self.latents.take(kwargs[name], len(held), part)}
+        for other, axis in self.along.items():
+            if other in kwargs:
+                changed[other] = axis.take_all(kwargs[other], len(held), part)
+        for other, axis in self.whole.items():
+            if other in kwargs:
+                changed[other] = axis.take_all(kwargs[other], frames, clip)
+        return changed
 
     def latents_argument(self, kwargs: Mapping[str, Any]) -> str:
         """Name of the argument with the latents: the denoiser's first."""
@@ -222,9 +269,18 @@ class FrameMixing(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no module that adds positions")
 
-    def as_argument(self, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def as_argument(self, table: tuple[Tensor, Tensor]) -> Any:
         """Rotary embeddings (T, D) in the shape that attention modules of the family take."""
         return table
+
+    def as_output(self, table: tuple[Tensor, Tensor], bound: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """Rotary embeddings (T, D) as the module of kind ``ROTARY`` returns them.
+
+        Args:
+            table: cosine and sine of the tokens of a clip.
+            bound: arguments of the module, by name.
+        """
+        return self.as_argument(table)
 
 
 def frame_layers(mixing: FrameMixing, denoiser: str, root: nn.Module) -> dict[str, FrameLayer]:
@@ -250,6 +306,48 @@ def attention_names(root: nn.Module) -> frozenset[str]:
         for name, module in root.named_modules()
         if hasattr(module, "set_processor") and getattr(module, "processor", None) is not None
     )
+
+
+class VideoTokens(FrameMixing):
+    """Transformers whose self-attention sees the tokens of all frames, frame after frame.
+
+    Rotary embeddings come from a module ``rope`` that looks at the shape of the latents.
+    """
+
+    blocks: ClassVar[Mapping[str, str]] = {"transformer_blocks": "attn1"}
+    """Lists of blocks, and the name of self-attention in their blocks."""
+    rope: ClassVar[str | None] = "rope"
+    """Name of the module that makes rotary embeddings, if there is one."""
+    elsewhere: ClassVar[str] = r"\.attn2$"
+    """Pattern of the names of attention layers that look at something else, such as text."""
+    rotary_argument = "image_rotary_emb"
+
+    def layers(self, root: nn.Module) -> Iterator[FrameLayer]:
+        """Self-attention and the rotary module."""
+        if self.rope is not None:
+            yield FrameLayer(self.rope, LayerKind.ROTARY)
+        for blocks, name in self.blocks.items():
+            if getattr(root, blocks, None) is not None:
+                yield from self_attentions(root, blocks, name)
+
+    def frame_free(self, root: nn.Module) -> frozenset[str]:
+        """Attention to text and pictures."""
+        return frozenset(name for name in attention_names(root) if re.search(self.elsewhere, name))
+
+    def rotary(self, module: Any, inner: Any, bound: Mapping[str, Any], frames: int) -> Rotary:
+        """One call with one spatial position, one with one frame."""
+        x, rest = bound["hidden_states"], {k: v for k, v in bound.items() if k != "hidden_states"}
+        each, *sides = self.patch_sizes(module)
+        point = x.new_empty(1, 1, 1, 1, 1).expand(1, 1, frames * each, *sides)
+        return self.joined(module, inner(point, **rest), inner(x[:1, :1, :each], **rest))
+
+    def patch_sizes(self, module: Any) -> tuple[int, int, int]:
+        """Patch of the denoiser in frames, rows and columns, from the rotary module."""
+        return module.patch_size_t, module.patch_size, module.patch_size
+
+    def joined(self, module: Any, temporal: tuple[Tensor, Tensor], spatial: tuple[Tensor, Tensor]) -> Rotary:
+        """The two tables as one."""
+        return separable(temporal, spatial, module.rope_dim[0])
 
 
 def separable(temporal: tuple[Tensor, Tensor], spatial: tuple[Tensor, Tensor], first: int) -> Rotary:

@@ -45,10 +45,14 @@ def test_variant(kind: str) -> None:
 
 UNTRIED = {
     "animatediff-video",
+    "animatediff-sparse",
+    "animatediff-video-controlled",
     "bria-fibo",
     "cogview4-control",
     "deepfloyd-if",
     "easyanimate",
+    "easyanimate-control",
+    "easyanimate-inpaint",
     "hidream",
     "hunyuan-image-refiner",
     "kandinsky",
@@ -61,7 +65,6 @@ UNTRIED = {
     "skyreels-forcing",
     "stable-diffusion-3-pag",
     "stable-video-diffusion",
-    "video-to-video",
     "wan-animate",
     "wan-vace",
 }

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from clip_pipelines import PIPELINES, pixels
 from clip_reference import pixel_frames
 from families import FAMILIES, baseline
 
@@ -16,7 +17,7 @@ def build(family: str, scheduler: str | None = None) -> Any:
     """A tiny pipeline, optionally with another scheduler."""
     import diffusers
 
-    pipe = FAMILIES[family]()
+    pipe = PIPELINES[family]() if family in PIPELINES else FAMILIES[family]()
     if scheduler is not None:
         options = {"algorithm_type": "sde-dpmsolver++"} if scheduler.startswith("DPMSolver") else {}
         pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **options)
@@ -25,7 +26,8 @@ def build(family: str, scheduler: str | None = None) -> Any:
 
 def call(family: str, frames: int, **more: Any) -> dict[str, Any]:
     """Arguments of a cheap call that makes ``frames`` temporal patches, nearly always latent frames."""
-    return {"num_frames": pixel_frames(family, frames), "num_inference_steps": 2, **more}
+    length = pixels(family, frames) if family in PIPELINES else {"num_frames": pixel_frames(family, frames)}
+    return {**length, "num_inference_steps": 2, **more}
 
 
 def spoken(pipe: Any, prompt: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,6 +29,14 @@ JOINT = {
     "cogvideox-rope": "first",
     "cogvideox-1.5": "first",
     "hunyuan-video": "last",
+    "hunyuan-video-1.5": "last",
+    "hunyuan-video-1.5-i2v": "last",
+    "hunyuan-i2v": "last",
+    "skyreels-i2v": "last",
+    "cogvideox-i2v": "first",
+    "cogvideox-control": "first",
+    "easyanimate": "first",
+    "easyanimate-control": "first",
 }
 
 
@@ -65,9 +73,9 @@ def token_mask(mask: torch.Tensor, tokens: int, text: int, place: str | None, bi
 
 
 class _Masked(TorchFunctionMode):
-    def __init__(self, inside: list[str], family: str, mask: torch.Tensor, bias: float, text: int) -> None:
+    def __init__(self, inside: list[int], family: str, mask: torch.Tensor, bias: float) -> None:
         super().__init__()
-        self.inside, self.family, self.mask, self.bias, self.text = inside, family, mask, bias, text
+        self.inside, self.family, self.mask, self.bias = inside, family, mask, bias
         self.calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,28 +85,31 @@ class _Masked(TorchFunctionMode):
         self.calls += 1
         query = args[0] if args else kwargs["query"]
         place = JOINT.get(self.family)
-        text = self.text if place else 0
+        text = query.shape[2] - self.inside[-1] if place else 0
         bias = token_mask(self.mask, query.shape[2] - text, text, place, self.bias)
         given = kwargs.get("attn_mask")
         if given is not None:
             bias = bias + torch.where(given, 0.0, -math.inf) if given.dtype == torch.bool else bias + given
         scale = kwargs.get("scale") or query.shape[-1] ** -0.5
         key, value = args[1:3] if len(args) > 2 else (kwargs["key"], kwargs["value"])
-        return (query @ key.transpose(-1, -2) * scale + bias).softmax(-1) @ value
+        return (query @ key.transpose(-1, -2) * scale + bias).softmax(-1).nan_to_num() @ value
 
 
 @contextmanager
-def masked(
-    pipe: Any, family: str, layers: list[str], mask: torch.Tensor, bias: float, text: int
-) -> Iterator[_Masked]:
+def masked(pipe: Any, family: str, layers: list[str], mask: torch.Tensor, bias: float) -> Iterator[_Masked]:
     """The stock pipeline, its layers ``layers`` limited by ``mask``."""
-    inside: list[str] = []
-    mode = _Masked(inside, family, mask, bias, text)
+    inside: list[int] = []
+    """Video tokens of the layer in progress."""
+    mode = _Masked(inside, family, mask, bias)
+
+    def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inside.append((args[0] if args else kwargs["hidden_states"]).shape[1])
+
     with ExitStack() as stack:
         for name in layers:
             denoiser, _, path = name.partition(".")
             module = getattr(pipe, denoiser).get_submodule(path)
-            stack.callback(module.register_forward_pre_hook(lambda *_, n=name: inside.append(n)).remove)
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(lambda *_: inside.pop() and None).remove)
         stack.enter_context(mode)
         yield mode

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from clip_cases import build, call, run
-from clip_reference import FAMILIES, JOINT, TEMPORAL, frame_mask, masked
-from families import TEXT, baseline
+from clip_reference import FAMILIES, TEMPORAL, frame_mask, masked
+from families import baseline
 
 import hasten
 from hasten._adapters.frames import FrameMixing, LayerKind
@@ -81,8 +81,7 @@ def test_dual_is_the_masked_pipeline(
     if switch == 1.0 and not steps_favour_local:
         switch = 0.0
     mask = frame_mask(FRAMES, halo, list(global_frames(FRAMES, count)), local, far)
-    text = TEXT if family in JOINT else 0
-    with masked(pipe, family, attention_names(pipe), mask, max(local, far), text) as mode:
+    with masked(pipe, family, attention_names(pipe), mask, max(local, far)) as mode:
         expected = baseline(pipe, family, **call(family, FRAMES))
     assert mode.calls >= 2 * len(attention_names(pipe))
     options = {"halo": halo, "global_frames": count, "bias": bias, "switch": switch, "rope": "absolute"}
@@ -111,8 +110,7 @@ def test_block_mode_sees_the_whole_clip(family: str) -> None:
         clip = next(c for c in clips if a in c)
         for b in range(max(0, clip.start - 2), min(FRAMES, clip.stop + 2)):
             mask[a, b] = 0.0
-    text = TEXT if family in JOINT else 0
-    with masked(pipe, family, attention_names(pipe), mask, 2.0, text):
+    with masked(pipe, family, attention_names(pipe), mask, 2.0):
         expected = baseline(pipe, family, **call(family, FRAMES))
     options = {"mode": "dual_block", "clips": 2, "halo": 2, "global_frames": 2, "bias": 2.0, "switch": 0.0}
     latents = run({"family": family, "frames": FRAMES, "options": {**options, "rope": "absolute"}})

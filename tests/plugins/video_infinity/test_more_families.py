@@ -1,0 +1,62 @@
+"""Families beyond those of ``test_exactness``: mode ``full`` is the stock pipeline, mode ``dual`` it under a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from clip_cases import build, call, run
+from clip_launch import run_cases
+from clip_pipelines import PIPELINES
+from clip_reference import frame_mask, masked
+from families import baseline
+from test_exactness import attention_names
+
+from hasten.schedules.clips import global_frames
+
+FRAMES = 4
+TOLERANCE = 2e-5
+
+
+def deviation(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_full_is_stock_and_dual_is_the_masked_pipeline(family: str) -> None:
+    case = {"family": family, "frames": FRAMES}
+    stock = run(case)
+    assert torch.equal(run({**case, "options": {"mode": "full", "clips": 1}}), stock)
+    for exchange in ("kv", "input"):
+        divided = run({**case, "options": {"mode": "full", "clips": 3, "exchange": exchange}})
+        assert deviation(divided, stock) < TOLERANCE
+    pipe = build(family)
+    names = attention_names(pipe)
+    with masked(
+        pipe, family, names, frame_mask(FRAMES, 1, list(global_frames(FRAMES, 2)), 0.0, 2.0), 2.0
+    ) as mode:
+        expected = baseline(pipe, family, **call(family, FRAMES))
+    assert mode.calls >= len(names)
+    options = {"halo": 1, "global_frames": 2, "bias": 2.0, "switch": 0.0, "rope": "absolute"}
+    for more in ({"clips": 1}, {"clips": 3, "exchange": "input"}):
+        latents = run({**case, "options": {**options, **more}})
+        assert deviation(latents, expected) < TOLERANCE, more
+    assert deviation(expected, stock) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[Any, Any, Any]]]:
+    """What two processes make of every family, each with clips of its own."""
+    cases = [{"family": name, "frames": 5, "options": {"mode": "full"}} for name in PIPELINES]
+    return run_cases(tmp_path_factory.mktemp("two"), cases, 2)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_two_processes_equal_one(family: str, two: list[list[tuple[Any, Any, Any]]]) -> None:
+    expected = run({"family": family, "frames": 5})
+    for rank in two:
+        latents, _, error = rank[list(PIPELINES).index(family)]
+        assert error is None
+        assert latents.shape == expected.shape
+        assert deviation(latents, expected) < TOLERANCE
