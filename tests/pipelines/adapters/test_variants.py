@@ -66,6 +66,7 @@ UNTRIED = {
     "stable-diffusion-3-pag",
     "stable-video-diffusion",
     "wan-animate",
+    "wan-edit",
     "wan-vace",
 }
 """Families of which no tiny pipeline was run. ``docs/compatibility.md`` calls their pipelines accepted, not running."""
