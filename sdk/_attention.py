@@ -379,7 +379,11 @@ class _Mode(TorchFunctionMode):
         self._computation = computation
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             return self._computation.seam.intercept(self._computation, func, args, kwargs or {})

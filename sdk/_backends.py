@@ -23,7 +23,7 @@ _TORCH = ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NAT
 class _Override:
     """A processor on the native backend. ``users`` counts the runs in progress that need it."""
 
-    def __init__(self, processor: Any, attribute: str, native: Any) -> None:
+    def __init__(self, processor: object, attribute: str, native: object) -> None:
         self.processor = processor  # keeps its id from being used again
         self.chosen = getattr(processor, attribute)
         self.swap = Swap(processor, attribute, native)
@@ -35,7 +35,7 @@ _overrides: dict[int, _Override] = {}
 
 
 @contextmanager
-def native_backend(processor: Any) -> Iterator[Any]:
+def native_backend(processor: object) -> Iterator[Any]:
     """The processor on the native backend, for the length of a ``with`` block.
 
     Yields:

@@ -97,7 +97,7 @@ class Clock:
 
 def _switches(arguments: Mapping[str, Any]) -> _Switches:
     """Arguments that choose how a denoiser computes: truth values, words, and lists of layers."""
-    found = set()
+    found: set[tuple[str, Any]] = set()
     for name, value in arguments.items():
         if isinstance(value, (bool, str)):
             found.add((name, value))

@@ -128,7 +128,7 @@ def hooks_on(module: nn.Module) -> Mapping[str, Any]:
     return {} if registry is None else dict(registry.hooks)
 
 
-def keeps_state(hook: Any) -> bool:
+def keeps_state(hook: object) -> bool:
     """diffusers: whether a hook keeps something from one forward to the next, as caches do.
 
     Raises:
@@ -142,7 +142,7 @@ def cache_config(module: nn.Module) -> Any:
     return getattr(module, "_cache_config", None)
 
 
-def processor_backend(processor: Any) -> tuple[str, Any] | None:
+def processor_backend(processor: object) -> tuple[str, Any] | None:
     """diffusers: attribute and value of the attention backend of a processor; ``None`` where it never asks for one."""
     return (_BACKEND, getattr(processor, _BACKEND)) if hasattr(processor, _BACKEND) else None
 
@@ -174,7 +174,7 @@ def offload_hook(module: nn.Module) -> Any:
     return getattr(module, "_hf_hook", None)
 
 
-def _private(owner: Any, name: str, package: str) -> Any:
+def _private(owner: object, name: str, package: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError as error:

@@ -158,7 +158,7 @@ class Config(StrictModel):
 
     @field_validator("techniques", mode="before")
     @classmethod
-    def _parse_techniques(cls, value: Any, info: ValidationInfo) -> tuple[TechniqueEntry, ...]:
+    def _parse_techniques(cls, value: object, info: ValidationInfo) -> tuple[TechniqueEntry, ...]:
         document = info.context if isinstance(info.context, Document) else Document(value)
         entries = tuple(_entry(*item, document) for item in _items(value, document))
         names = [entry.name for entry in entries]
@@ -236,7 +236,7 @@ def _assignment(text: str) -> tuple[list[str], Any]:
         raise ConfigError(f"--set {text}: {right!r} is not a YAML value: {error}") from error
 
 
-def _items(value: Any, document: Document) -> list[tuple[Any, Any, tuple[Any, ...]]]:
+def _items(value: object, document: Document) -> list[tuple[Any, Any, tuple[Any, ...]]]:
     """(name, options, path) of every technique, from any of the accepted spellings."""
     here = ("techniques",)
     if value is None:
@@ -263,7 +263,7 @@ def _items(value: Any, document: Document) -> list[tuple[Any, Any, tuple[Any, ..
     return items
 
 
-def _entry(name: Any, options: Any, path: tuple[Any, ...], document: Document) -> TechniqueEntry:
+def _entry(name: object, options: object, path: tuple[Any, ...], document: Document) -> TechniqueEntry:
     if not isinstance(name, str):
         raise document.error(f"a technique's name is a string, not {name!r}", path)
     try:
@@ -292,7 +292,7 @@ def _translate(
     models: Sequence[type[BaseModel]],
     path: tuple[Any, ...],
     document: Document,
-    given: Any,
+    given: object,
     owner: str = "a configuration",
 ) -> ConfigError:
     """The first problem that pydantic found in ``given``, in our words."""
@@ -318,7 +318,7 @@ def _wish(problem: ErrorDetails) -> str:
     return f"{message[:1].lower()}{message[1:]}"
 
 
-def _place(location: tuple[int | str, ...], given: Any) -> tuple[int | str, ...]:
+def _place(location: tuple[int | str, ...], given: object) -> tuple[int | str, ...]:
     """``location`` without the names of a union's branches, which are no part of what was given."""
     place: list[int | str] = []
     for part in location:
@@ -342,7 +342,7 @@ def _option_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

@@ -53,7 +53,7 @@ class Culprit:
         """The error for what the code called in ``place`` raised."""
         return PluginError(f"{self.title} failed in {place}: {explain(error)}{_origin(error.__traceback__)}")
 
-    def returned(self, value: Any, place: str, wanted: str) -> PluginError:
+    def returned(self, value: object, place: str, wanted: str) -> PluginError:
         """The error for a wrong result: ``wanted`` says what to return instead."""
         return PluginError(f"{self.title} returned {_describe(value)} from {place}; return {wanted}")
 

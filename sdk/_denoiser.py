@@ -67,7 +67,7 @@ class DenoiserCall:
         return output[0] if isinstance(output, tuple) else output.sample
 
     @staticmethod
-    def with_sample(output: Any, sample: Any) -> Any:
+    def with_sample(output: Any, sample: object) -> Any:
         """An output of the same kind with the prediction replaced."""
         if isinstance(output, torch.Tensor):
             return sample

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ def fingerprint(pipe: Pipeline) -> Fingerprint:
     return Fingerprint(entries)
 
 
-def _instance(place: str, thing: Any) -> Iterator[tuple[str, str]]:
+def _instance(place: str, thing: object) -> Iterator[tuple[str, str]]:
     lineage = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(thing).__mro__)
     yield place, " < ".join(lineage)
     for name, value in getattr(thing, "__dict__", {}).items():
@@ -71,7 +70,7 @@ def _module(place: str, module: nn.Module) -> Iterator[tuple[str, str]]:
         yield from _instance(f"{place}.processor", processor)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """Type, plus what tells one value of it from another without depending on addresses."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, Tensor):

@@ -81,7 +81,7 @@ def _around(culprit: Culprit, seam: _Seam, handler: Callable[..., Any]) -> Calla
         passed: list[BaseException] = []
         seen: _Seen = []
 
-        def proceed(changed: Any) -> Any:
+        def proceed(changed: object) -> Any:
             if not isinstance(changed, seam.kind):
                 wanted = f"proceed(call), with the {seam.kind.__name__} it was given or a changed one"
                 raise culprit.broke(f"called proceed({type(changed).__name__}) in {place}; call {wanted}")
@@ -105,7 +105,7 @@ def _around(culprit: Culprit, seam: _Seam, handler: Callable[..., Any]) -> Calla
 # --- run: the pipeline's result
 
 
-def _result_fault(call: RunCall, answer: Any, seen: _Seen) -> str | None:
+def _result_fault(call: RunCall, answer: object, seen: _Seen) -> str | None:
     wanted = "the result of proceed(call), or one of the same type"
     if type(answer) in seen:
         return None
@@ -120,21 +120,21 @@ def _result_fault(call: RunCall, answer: Any, seen: _Seen) -> str | None:
     return None if isinstance(answer, BaseOutput) else f"{wanted}: a {seen[-1].__name__}"
 
 
-def _run(handler: Any, culprit: Culprit) -> Any:
+def _run(handler: Callable[..., Any], culprit: Culprit) -> Any:
     return _around(culprit, _Seam(RunCall, lambda _: "its run handler", _result_fault), handler)
 
 
 # --- denoiser and attention: their seams look at shapes and types of tensors
 
 
-def _denoiser(handler: Any, culprit: Culprit) -> Any:
+def _denoiser(handler: Callable[..., Any], culprit: Culprit) -> Any:
     def name(call: DenoiserCall) -> str:
         return f"its denoiser handler at step {call.step.index} of {call.denoiser}"
 
     return _around(culprit, _Seam(DenoiserCall, name, _output_fault), handler)
 
 
-def _output_fault(call: DenoiserCall, output: Any, seen: _Seen) -> str | None:
+def _output_fault(call: DenoiserCall, output: object, seen: _Seen) -> str | None:
     as_asked = isinstance(output, tuple) is (call.kwargs.get("return_dict") is False)
     if not seen or type(output) in seen or as_asked:
         return None
@@ -192,7 +192,7 @@ def _module(entry: ModuleEntry, culprit: Culprit) -> ModuleEntry:
 # --- what is handed to the pipeline before it runs
 
 
-def _prompt(handler: Any, culprit: Culprit) -> Any:
+def _prompt(handler: Callable[..., object], culprit: Culprit) -> Any:
     def handle(texts: tuple[str, ...], call: RunCall) -> Sequence[str] | None:
         with culprit.during("its prompt handler"):
             answer = handler(texts, call)
@@ -205,7 +205,7 @@ def _prompt(handler: Any, culprit: Culprit) -> Any:
     return handle
 
 
-def _scheduler(factory: Any, culprit: Culprit) -> Any:
+def _scheduler(factory: Callable[..., object], culprit: Culprit) -> Any:
     def make(scheduler: Scheduler, call: RunCall) -> Any:
         with culprit.during("its scheduler factory"):
             made = factory(scheduler, call)
@@ -217,8 +217,8 @@ def _scheduler(factory: Any, culprit: Culprit) -> Any:
     return make
 
 
-def _cache(factory: Any, culprit: Culprit) -> Any:
-    def make(cache: Any, call: RunCall) -> Any:
+def _cache(factory: Callable[..., object], culprit: Culprit) -> Any:
+    def make(cache: object, call: RunCall) -> Any:
         from hasten._adapters.kv_cache import KVCache
 
         with culprit.during("its cache factory"):

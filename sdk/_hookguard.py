@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
@@ -161,7 +161,7 @@ def guarded_plugin(
     return StandIn(module, tuple(implements))
 
 
-def _guarded(function: Callable[..., Any], guard: Guard, options: Any) -> Callable[..., Any]:
+def _guarded(function: Callable[..., Any], guard: Guard, options: Mapping[str, Any]) -> Callable[..., Any]:
     if not (options.get("wrapper") or options.get("hookwrapper")):
         return guard.plain(function)
     if not inspect.isgeneratorfunction(function):

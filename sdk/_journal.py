@@ -69,7 +69,7 @@ class Journal:
             for place in self._places.values()
         )
 
-    def edit(self, owner: str, target: Any, name: str, make: Callable[[Any], Any]) -> None:
+    def edit(self, owner: str, target: object, name: str, make: Callable[[Any], Any]) -> None:
         """Set ``target.name`` to ``make(current value)``, and record the edit.
 
         Raises:
@@ -143,7 +143,7 @@ class OwnedJournal:
     owner: str
     culprit: Culprit
 
-    def set_attribute(self, target: Any, name: str, value: Any) -> None:
+    def set_attribute(self, target: object, name: str, value: object) -> None:
         """Set ``target.name = value`` on the instance (parameters, buffers and plain attributes alike).
 
         Raises:
@@ -151,7 +151,7 @@ class OwnedJournal:
         """
         self.journal.edit(self.owner, target, name, lambda _: value)
 
-    def set_processor(self, module: nn.Module, processor: Any) -> None:
+    def set_processor(self, module: nn.Module, processor: object) -> None:
         """Give an attention module another processor.
 
         Raises:
@@ -161,7 +161,7 @@ class OwnedJournal:
             raise PluginError(f"{self.owner}: {type(module).__name__} has no attention processor to replace")
         self.journal.edit(self.owner, module, "processor", lambda _: processor)
 
-    def wrap_callable(self, target: Any, name: str, wrapper: Callable[[Callable[..., Any]], Any]) -> None:
+    def wrap_callable(self, target: object, name: str, wrapper: Callable[[Callable[..., Any]], Any]) -> None:
         """Set ``target.name = wrapper(target.name)``. ``wrapper`` is called again when an edit below is removed.
 
         Raises:
@@ -173,7 +173,7 @@ class OwnedJournal:
             )
         place = f"its wrapper of {type(target).__name__}.{name}"
 
-        def wrapped(below: Any) -> Any:
+        def wrapped(below: Callable[..., Any]) -> Any:
             with self.culprit.during(place):
                 made = wrapper(below)
             if not callable(made):
@@ -197,7 +197,7 @@ class OwnedJournal:
         self.journal.edit(self.owner, parent, name, lambda _: module)
 
 
-def _check_instance(target: Any, name: str) -> None:
+def _check_instance(target: object, name: str) -> None:
     if isinstance(target, (type, ModuleType)):
         raise PluginError(f"cannot edit {target!r}: only instances are edited, never a class or a module")
     if not hasattr(target, "__dict__"):
@@ -211,7 +211,7 @@ def _check_instance(target: Any, name: str) -> None:
             return
 
 
-def _place(target: Any, name: str) -> _Place:
+def _place(target: object, name: str) -> _Place:
     store = vars(target)
     if isinstance(target, nn.Module):
         inner = (vars(target).get(kind) or {} for kind in MODULE_STORES)
@@ -237,7 +237,7 @@ def _store_for(place: _Place, value: object) -> dict[str, Any]:
     return own
 
 
-def _write(place: _Place, value: Any) -> None:
+def _write(place: _Place, value: object) -> None:
     store = _store_for(place, value)
     for other in _stores(place):
         if other is not store:

@@ -208,7 +208,7 @@ def _required(kind: Any) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
-def _absent_components(kind: Any, index: Mapping[str, Any]) -> dict[str, Any]:
+def _absent_components(kind: type, index: Mapping[str, Any]) -> dict[str, Any]:
     """Components that were ``None`` when the pipeline was saved.
 
     diffusers leaves them out of the index and later refuses to load without them (StableDiffusion3Pipeline without
@@ -217,7 +217,7 @@ def _absent_components(kind: Any, index: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None for name in _required(kind) if index.get(name) in (None, [None, None])}
 
 
-def _check_components(folder: Path, kind: Any, index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check_components(folder: Path, kind: type, index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     listed = [name for name, value in index.items() if _is_component(value) and name not in given]
     odd = [name for name in _required(kind) if name not in given and name not in listed]
     if odd:
@@ -234,5 +234,5 @@ def _check_components(folder: Path, kind: Any, index: Mapping[str, Any], given: 
         )
 
 
-def _is_component(value: Any) -> bool:
+def _is_component(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)

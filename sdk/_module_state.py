@@ -101,7 +101,7 @@ def _stride(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride()) if tensor.layout is torch.strided else ()
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     if one is other:
         return True
     if isinstance(one, tuple) and isinstance(other, tuple):

@@ -117,7 +117,7 @@ def _values(kind: type[TechniqueConfig], name: str | None) -> tuple[Any, ...]:
     return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
-def _invalid(error: PydanticCustomError, name: str, value: Any) -> ValidationError:
+def _invalid(error: PydanticCustomError, name: str, value: object) -> ValidationError:
     return ValidationError.from_exception_data(
         "options", [InitErrorDetails(type=error, loc=(name,), input=value)]
     )

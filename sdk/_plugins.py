@@ -329,12 +329,12 @@ class _Answers:
     hook: str
     plugin: str
 
-    def nothing(self, answer: Any) -> None:
+    def nothing(self, answer: object) -> None:
         """Nobody reads the answer."""
         if answer is not None:
             raise self.culprit.returned(answer, self.hook, "nothing")
 
-    def findings(self, answer: Any) -> list[Finding] | None:
+    def findings(self, answer: object) -> list[Finding] | None:
         """A list of findings, each marked with the plugin's name."""
         if answer is None:
             return None
@@ -358,7 +358,7 @@ def _warn(error: HastenError) -> None:
     warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
-def _unchanged(before: Any, after: Any) -> Any:  # noqa: ARG001
+def _unchanged(before: object, after: object) -> Any:  # noqa: ARG001
     """Nobody reads the answers of most hooks: what a wrapper makes of them is dropped."""
     return before
 

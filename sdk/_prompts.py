@@ -49,7 +49,7 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
     return prompts
 
 
-def _check(value: Any, path: Path, line: int | None) -> str:
+def _check(value: object, path: Path, line: int | None) -> str:
     if not isinstance(value, str):
         raise _refusal(f"a prompt is text, not {json.dumps(value)[:60]}", path, line)
     if not value.strip():

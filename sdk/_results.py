@@ -28,7 +28,7 @@ class Predictions:
         self._axes: tuple[tuple[int, int], ...] = ()
         self._like: Tensor | None = None
 
-    def learn(self, call: DenoiserCall, output: Any) -> None:
+    def learn(self, call: DenoiserCall, output: object) -> None:
         """Note a forward of the denoiser itself."""
         latents, predicted = _tensors(_latents(call)), _tensors(_sample(call, output))
         if latents and predicted and latents[0].ndim == predicted[0].ndim:
@@ -37,7 +37,7 @@ class Predictions:
             self._axes = ()
         self._like = predicted[0] if predicted else None
 
-    def check(self, owner: str, call: DenoiserCall, output: Any) -> None:
+    def check(self, owner: str, call: DenoiserCall, output: object) -> None:
         """Look at what a handler returned for ``call``.
 
         Raises:
@@ -73,7 +73,7 @@ class Predictions:
         ]
 
 
-def check_attention(owner: str, call: AttentionCall, output: Any) -> None:
+def check_attention(owner: str, call: AttentionCall, output: object) -> None:
     """Look at what an attention handler returned for ``call``.
 
     Raises:
@@ -97,7 +97,7 @@ def _latents(call: DenoiserCall) -> Any:
     return next(iter(call.kwargs.values()), None)  # the first parameter of every denoiser
 
 
-def _sample(call: DenoiserCall, output: Any) -> Any:
+def _sample(call: DenoiserCall, output: object) -> Any:
     try:
         return call.sample(output)
     except (AttributeError, IndexError):
@@ -111,7 +111,7 @@ def _tensors(sample: Any) -> list[Tensor]:
     return list(items) if good else []
 
 
-def _named(output: Any) -> str:
+def _named(output: object) -> str:
     if isinstance(output, Tensor):
         return f"a tensor of {tuple(output.shape)}, {output.dtype}, on {output.device}"
     return f"{type(output).__name__!r}"

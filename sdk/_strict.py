@@ -36,7 +36,7 @@ def _only_same_type(expected: list[Any]) -> Callable[[Any], Any]:
     types = {type(value) for value in expected}
     names = " or ".join(filter(None, (", ".join(map(repr, expected[:-1])), repr(expected[-1]))))
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> Any:
         if isinstance(value, (bool, float)) and type(value) not in types:
             raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": names})
         return value

@@ -176,7 +176,7 @@ def _skipped(target: Target, arguments: Mapping[str, Any], scheduler: Scheduler)
     return len(times) - len(kept)
 
 
-def _is_share(value: Any) -> bool:
+def _is_share(value: object) -> bool:
     return isinstance(value, float) and 0.0 < value < 1.0
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import hasten
 from hasten.eval.statistics import paired_difference, paired_ratio_difference
+from hasten.extend import Pipeline
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.render import render_scenes
 from hasten.pipelines.mini.scenes import parse_caption
@@ -36,7 +37,7 @@ WAYS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 """Way -> techniques, and changes of the call."""
 
 
-def make(pipe: Any, captions: Sequence[str], conditions: Tensor, call: dict[str, Any]) -> list[Any]:
+def make(pipe: Pipeline, captions: Sequence[str], conditions: Tensor, call: dict[str, Any]) -> list[Any]:
     """One picture for each caption; the pipeline draws from the global generator when it encodes the condition."""
     images = []
     for index, caption in enumerate(captions):

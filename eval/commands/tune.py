@@ -19,6 +19,7 @@ from hasten.eval.commands import options
 
 if TYPE_CHECKING:
     from hasten.eval.compare.document import Evaluation
+    from hasten.eval.scoring.reference import Reference
     from hasten.eval.tune.run import Request, Tuned, Tuning
 
 __all__ = ["register"]
@@ -112,7 +113,7 @@ def _evaluation(
     prompts: Sequence[str],
     metrics: str | None,
     metric_options: Sequence[str],
-    reference: Any,
+    reference: Reference | None,
     margins: Sequence[str],
     level: float,
     seed: int,

@@ -92,7 +92,7 @@ _FORMULAS: dict[Any, Formula] = {
 }
 
 
-def register_formula(operator: Any, formula: Formula) -> None:
+def register_formula(operator: Callable[..., Any], formula: Formula) -> None:
     """Tell the counter what a custom operator costs. Registering again replaces.
 
     Args:
@@ -129,7 +129,13 @@ class _Watcher(TorchDispatchMode):
         self._known = known
         self.uncounted: dict[str, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         packet = getattr(func, "_overloadpacket", func)
         name = str(packet)
         heavy = name in _OPAQUE or name.split(".")[0] not in _CHEAP_NAMESPACES

@@ -92,7 +92,7 @@ def _positions(options: TechniqueConfig, option: str) -> tuple[Any, ...]:
     return tuple(sorted((*values, configured), reverse=values[0] > values[-1]))
 
 
-def _with_option(config: Config, technique: str, option: str, value: Any) -> Config:
+def _with_option(config: Config, technique: str, option: str, value: object) -> Config:
     fields = config.to_dict()
     entries = [
         {**entry, option: value} if entry["name"] == technique else entry for entry in fields["techniques"]
@@ -100,5 +100,5 @@ def _with_option(config: Config, technique: str, option: str, value: Any) -> Con
     return Config.of({**fields, "techniques": entries})
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

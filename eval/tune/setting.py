@@ -74,5 +74,5 @@ class Setting:
         return cls(fields["steps"], fields["solver"], techniques)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

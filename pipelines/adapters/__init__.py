@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 from hasten.commands import host
-from hasten.extend import Adapter, hookimpl
+from hasten.extend import Adapter, Pipeline, hookimpl
 
 __all__ = ["families", "find", "hasten_register_adapters"]
 
@@ -79,7 +78,7 @@ def hasten_register_adapters(register: Callable[[Adapter], None]) -> None:
         register(adapter)
 
 
-def find(pipe: Any) -> Adapter:
+def find(pipe: Pipeline) -> Adapter:
     """The adapter of the most specific class of ``pipe`` that is known.
 
     Raises:

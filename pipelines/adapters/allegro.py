@@ -13,6 +13,7 @@ from hasten.extend import (
     AttentionTokens,
     LatentSize,
     Path,
+    Pipeline,
     Rotary,
     VariancePreservingPath,
     VideoLayout,
@@ -31,12 +32,12 @@ class AllegroLayout(VideoLayout):
     frame_factor = ""  # its autoencoder makes four frames of every latent frame
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The pipeline's own maker."""
         height, width = self.pixels(pipe, size)
         device = kwargs[self.latents].device
@@ -44,13 +45,13 @@ class AllegroLayout(VideoLayout):
         return {"image_rotary_emb": maker(len(kwargs[self.latents]), height, width, size.frames, device)}
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_height`` and ``sample_width`` of the transformer."""
         config, factor = pipe.transformer.config, pipe.vae_scale_factor_spatial
         return config.sample_height * factor, config.sample_width * factor
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """An even number has no frame counted apart."""
         step: int = pipe.vae_scale_factor_temporal
         frames: int = arguments.get("num_frames") or pipe.transformer.config.sample_frames * step
@@ -65,18 +66,18 @@ class AllegroFrames(VideoTokens):
     rope = None
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """88 frames of video in the released model."""
         return 22
 
     @override
-    def patch(self, pipe: Any) -> int:
+    def patch(self, pipe: Pipeline) -> int:
         """``patch_size_t`` of the transformer."""
         size: int = pipe.transformer.config.patch_size_t
         return size
 
     @override
-    def given_rotary(self, pipe: Any, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
+    def given_rotary(self, pipe: Pipeline, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
         """Made again for all frames."""
         latents = kwargs[self.latents_argument(kwargs)]
         height, width = (side * pipe.vae_scale_factor_spatial for side in latents.shape[3:])

@@ -16,6 +16,7 @@ from hasten.extend import (
     FrameMixing,
     LayerKind,
     PictureDecoder,
+    Pipeline,
     UNetTokens,
     attention_names,
 )
@@ -32,7 +33,7 @@ class AnimateDiffLayout(TextToVideoLayout):
     controls = CONTROLS
 
     @override
-    def resizing_refusal(self, pipe: Any) -> str | None:
+    def resizing_refusal(self, pipe: Pipeline) -> str | None:
         """Videos are stepped whole here, but the control network gets its pictures at one size."""
         return None if getattr(pipe, "controlnet", None) is None else "its control pictures have one size"
 
@@ -74,18 +75,18 @@ class AnimateDiffFrames(FrameMixing):
         }
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """The released motion modules were trained on 16 frames."""
         return 16
 
     @override
-    def limit(self, pipe: Any) -> int | None:
+    def limit(self, pipe: Pipeline) -> int | None:
         """Entries of the table."""
         length: int = pipe.unet.config.motion_max_seq_length
         return length
 
     @override
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Both need the whole video at once."""
         for name in ("free_init", "free_noise"):
             if getattr(pipe, f"{name}_enabled", False):
@@ -99,7 +100,7 @@ class AnimateDiffFrames(FrameMixing):
 
     @override
     def clip_arguments(
-        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
     ) -> dict[str, Any]:
         """The pipeline repeats the text for every frame of the video, or of the latents."""
         changed = super().clip_arguments(pipe, kwargs, clip, held, frames)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from hasten.extend import Adapter, Guidance, LatentSize
+from hasten.extend import Adapter, Guidance, LatentSize, Pipeline
 from hasten.pipelines.adapters.flux import FluxLayout, FluxTokens
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class ChromaLayout(FluxLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Ids, and a mask of the new length."""
         changed = super().positions(pipe, kwargs, size)
         mask: Tensor | None = kwargs.get("attention_mask")

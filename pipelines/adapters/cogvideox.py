@@ -19,6 +19,7 @@ from hasten.extend import (
     LatentSize,
     LayerKind,
     Path,
+    Pipeline,
     Rotary,
     VariancePreservingPath,
     VideoLayout,
@@ -37,17 +38,17 @@ class CogVideoXLayout(VideoLayout):
     """
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Latents, then as many of a given picture or of control frames."""
         return Channels.leading(pipe.transformer.config.out_channels)
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``, which ends at zero signal."""
         return VariancePreservingPath()
 
     @override
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Channels before frames."""
         result: Tensor = packed.transpose(1, 2)
         return result
@@ -58,7 +59,7 @@ class CogVideoXLayout(VideoLayout):
         return latent.transpose(1, 2)
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The pipeline's own maker of rotary embeddings: 1.0 and 1.5 differ."""
         if kwargs.get("image_rotary_emb") is None:
             return {}
@@ -73,13 +74,13 @@ class CogVideoXLayout(VideoLayout):
         return LatentSize(latents.shape[3], latents.shape[4], latents.shape[1])
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_height`` and ``sample_width`` of the transformer."""
         config, factor = pipe.transformer.config, pipe.vae_scale_factor_spatial
         return config.sample_height * factor, config.sample_width * factor
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """1.5 adds latent frames until its temporal patches are full."""
         config = pipe.transformer.config
         given = arguments.get("num_frames") or _control_frames(arguments)
@@ -90,7 +91,7 @@ class CogVideoXLayout(VideoLayout):
         return -(-frames // patch) * patch
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """The transformer raises for another extent if its positions were learned."""
         if pipe.transformer.config.use_learned_positional_embeddings:
             return "its position embeddings are learned for one latent size"
@@ -130,20 +131,20 @@ class CogVideoXFrames(FrameMixing):
         return frozenset()
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """``sample_frames`` of the transformer."""
         config = pipe.transformer.config
         latent: int = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
         return latent // (config.patch_size_t or 1)
 
     @override
-    def patch(self, pipe: Any) -> int:
+    def patch(self, pipe: Pipeline) -> int:
         """``patch_size_t`` of 1.5."""
         size: int = pipe.transformer.config.patch_size_t or 1
         return size
 
     @override
-    def given_rotary(self, pipe: Any, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
+    def given_rotary(self, pipe: Pipeline, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
         """The pipeline made them for this rank's frames; made again for all, as a temporal and a spatial table."""
         if kwargs.get("image_rotary_emb") is None:
             return None

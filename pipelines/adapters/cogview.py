@@ -17,6 +17,7 @@ from hasten.extend import (
     JointTokens,
     LatentSize,
     Path,
+    Pipeline,
     VariancePreservingPath,
 )
 from hasten.pipelines.adapters.untried import RESIZING
@@ -28,18 +29,18 @@ class CogView3Layout(ImageLayout):
     resizing = RESIZING
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the transformer."""
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """``target_size`` in pixels."""
         told = kwargs["target_size"]
         return {"target_size": torch.tensor(self.pixels(pipe, size)).to(told).expand_as(told)}
@@ -51,19 +52,19 @@ class CogView4Layout(CogView3Layout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def sigmas(self, pipe: Any, steps: int) -> list[float]:
+    def sigmas(self, pipe: Pipeline, steps: int) -> list[float]:
         """Whole training timesteps, the last one 1."""
         trained: int = pipe.scheduler.config.num_train_timesteps
         falls = (trained - 1.0) / max(steps - 1, 1)
         return [int(trained - falls * index) / trained for index in range(steps)]
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """As many clean ones behind the noisy ones."""
         return Channels.leading(pipe.transformer.config.out_channels)
 

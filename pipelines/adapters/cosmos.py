@@ -21,6 +21,7 @@ from hasten.extend import (
     LayerKind,
     LogSigmaPath,
     Path,
+    Pipeline,
     RatioFlowPath,
     Rotary,
     VideoLayout,
@@ -45,26 +46,26 @@ class CosmosLayout(VideoLayout):
     controls = ("block_controlnet_hidden_states",)
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow told ``t``; the solver of Predict 2 keeps the ratio of noise to signal."""
         sigmas = pipe.scheduler.config.get("sigma_max")
         return RatioFlowPath(scale=1.0) if sigmas is not None and sigmas > 1.0 else FlowPath(scale=1.0)
 
     @override
-    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:
+    def sigmas(self, pipe: Pipeline, steps: int) -> list[float] | None:
         """Predict 2 leaves the table to its scheduler's Karras rule, and gives it the two ends, cleanest first."""
         if not isinstance(self.path(pipe), RatioFlowPath):
             return None
         return [index / max(steps - 1, 1) for index in range(steps)]
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The mask of given frames."""
         mask = kwargs.get("condition_mask")
         return {} if mask is None else {"condition_mask": resize_mask(mask, size)}
 
     @override
-    def clean_frames(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    def clean_frames(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> Tensor | None:
         """What the mask selects."""
         mask: Tensor | None = kwargs.get("condition_mask")
         if mask is None or mask.shape[2] != self.size(pipe, kwargs).frames:
@@ -72,7 +73,7 @@ class CosmosLayout(VideoLayout):
         return (mask[:, 0, :, 0, 0] > 0.5).expand(len(kwargs[self.latents]), -1)
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """Pictures have one."""
         return super().call_frames(pipe, {**arguments, "num_frames": arguments.get("num_frames") or 1})
 
@@ -81,17 +82,17 @@ class Cosmos1Layout(CosmosLayout):
     """The denoiser predicts the negative of the velocity of its variance-preserving input."""
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """EDM."""
         return LogSigmaPath(data=pipe.scheduler.config.sigma_data)
 
     @override
-    def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
+    def decode_output(self, pipe: Pipeline, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
         """Negated."""
         return -super().decode_output(pipe, kwargs, sample)
 
     @override
-    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
+    def encode_output(self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """Negated."""
         return super().encode_output(pipe, kwargs, -latent)
 
@@ -118,25 +119,25 @@ class CosmosFrames(VideoTokens):
             yield FrameLayer("learnable_pos_embed", LayerKind.POSITIONS)
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """93 frames of video in the released models."""
         return 24
 
     @override
-    def patch(self, pipe: Any) -> int:
+    def patch(self, pipe: Pipeline) -> int:
         """``patch_size`` of the transformer."""
         size: int = pipe.transformer.config.patch_size[0]
         return size
 
     @override
-    def limit(self, pipe: Any) -> int | None:
+    def limit(self, pipe: Pipeline) -> int | None:
         """Learned positions, or rows of the rotary table."""
         sizes = pipe.transformer.config.max_size
         learned = pipe.transformer.config.extra_pos_embed_type is not None
         return int(sizes[0] if learned else max(sizes)) // self.patch(pipe)
 
     @override
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Learned positions cannot be continued beyond their last."""
         frames, limit = arguments.get("num_frames"), self.limit(pipe)
         if (
@@ -178,7 +179,7 @@ class Cosmos1Frames(CosmosFrames):
     resumable = False
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """121 frames of video in the released models."""
         return 16
 

@@ -13,6 +13,7 @@ from hasten.extend import (
     ImageLayout,
     LatentSize,
     Path,
+    Pipeline,
     VariancePreservingPath,
 )
 from hasten.pipelines.adapters.untried import RESIZING
@@ -24,18 +25,18 @@ class DiTLayout(ImageLayout):
     resizing = RESIZING
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def scale(self, pipe: Any) -> int:
+    def scale(self, pipe: Pipeline) -> int:
         """The pipeline does not tell its autoencoder's factor."""
         factor: int = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         return factor
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """Always ``sample_size``."""
         side: int = pipe.transformer.config.sample_size
         return LatentSize(side, side)
@@ -50,17 +51,17 @@ class PixelLayout(ImageLayout):
     multiple = 4
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def scale(self, pipe: Any) -> int:
+    def scale(self, pipe: Pipeline) -> int:
         """No autoencoder."""
         return 1
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """``sample_size`` of the U-Net, which may be a pair, unless told."""
         side = pipe.unet.config.sample_size
         height, width = side if isinstance(side, (list, tuple)) else (side, side)

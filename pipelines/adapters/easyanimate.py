@@ -16,6 +16,7 @@ from hasten.extend import (
     JointTokens,
     LatentSize,
     Path,
+    Pipeline,
     Rotary,
     VideoLayout,
     VideoTokens,
@@ -37,12 +38,12 @@ class EasyAnimateLayout(VideoLayout):
     frame_factor = "vae_temporal_compression_ratio"
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """A mask and the masked video; latents of control frames."""
         changed: dict[str, Any] = {}
         inpaint, control = kwargs.get("inpaint_latents"), kwargs.get("control_latents")
@@ -63,7 +64,7 @@ class EasyAnimateFrames(VideoTokens):
     rope = "rope_embedding"
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """49 frames of video in the released models."""
         return 13
 
@@ -85,7 +86,7 @@ class EasyAnimateControlFrames(EasyAnimateFrames):
     prepared: ClassVar = {"prepare_latents": None, "prepare_control_latents": None}
 
     @override
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Of the conditions, only control frames are divided."""
         for name in ("ref_image", "control_camera_video"):
             if arguments.get(name) is not None:

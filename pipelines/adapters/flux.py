@@ -20,6 +20,7 @@ from hasten.extend import (
     LatentSize,
     PackedLayout,
     Path,
+    Pipeline,
     ScannedUnits,
     image_pixels,
     stock_class,
@@ -46,7 +47,7 @@ class FluxLayout(PackedLayout):
     """Picture number of the latents."""
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Latents; a control picture, or a masked picture and a mask for each pixel of a latent pixel."""
         config = pipe.transformer.config
         noisy = (config.get("out_channels") or config.in_channels) // self.side**2
@@ -56,12 +57,12 @@ class FluxLayout(PackedLayout):
         )
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told ``t``."""
         return FlowPath(scale=1.0)
 
     @override
-    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def grid(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """Counted in the ids; their largest would do, but half precision merges rows beyond 256."""
         ids = _of_one(kwargs["img_ids"])
         ours = ids[:, 0] == self.number
@@ -69,7 +70,7 @@ class FluxLayout(PackedLayout):
         return count // columns, columns
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Rows and columns in unit steps from those of the first token, as in a small picture; reference ids stay."""
         old: Tensor = kwargs["img_ids"]
         rows, columns = size.height // self.side, size.width // self.side
@@ -81,7 +82,7 @@ class FluxLayout(PackedLayout):
         return {"img_ids": torch.cat([ids, old[..., before_rows * before_columns :, :]], dim=-2)}
 
     @override
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Kontext keeps only the aspect ratio of ``height`` and ``width``, and fills ``max_area``.
 
         Where it inpaints, the picture decides.
@@ -96,7 +97,7 @@ class FluxLayout(PackedLayout):
         return round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
 
 
-def _kontext_pixels(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+def _kontext_pixels(pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
     """Size of the picture, or unless told not to, the one that Kontext was trained on with the nearest aspect ratio."""
     height, width = image_pixels(pipe, arguments["image"])
     if not arguments.get("_auto_resize", True):

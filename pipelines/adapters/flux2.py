@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, LatentSize, unknown_size
+from hasten.extend import Adapter, LatentSize, Pipeline, unknown_size
 from hasten.pipelines.adapters.flux import FluxLayout, FluxTokens
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ class Flux2Layout(FluxLayout):
         return LatentSize(2 * latents.shape[-2], 2 * latents.shape[-1])
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """A given image decides, after a resize that depends on its area."""
         if arguments.get("image") is not None:
             raise unknown_size(pipe)
         return super().default_pixels(pipe, arguments)
 
     @override
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Where Klein inpaints, the picture decides, whatever ``height`` and ``width`` say."""
         image = arguments.get("image")
         if image is None or arguments.get("mask_image") is None:

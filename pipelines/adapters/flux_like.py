@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, FlowPath, Guidance, LatentSize, Path, unknown_size
+from hasten.extend import Adapter, FlowPath, Guidance, LatentSize, Path, Pipeline, unknown_size
 from hasten.pipelines.adapters.flux import FluxLayout, FluxTokens
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -22,12 +22,12 @@ class BriaLayout(FluxLayout):
     guidance = Guidance.BATCHED
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:
+    def sigmas(self, pipe: Pipeline, steps: int) -> list[float] | None:
         """Without a dynamic shift, training timesteps; two solvers of diffusion keep their own."""
         name = type(pipe.scheduler).__name__
         if name == "FlowMatchEulerDiscreteScheduler" and pipe.scheduler.config.use_dynamic_shifting:
@@ -42,13 +42,13 @@ class BriaLayout(FluxLayout):
         return trained
 
     @override
-    def scale(self, pipe: Any) -> int:
+    def scale(self, pipe: Pipeline) -> int:
         """The pipeline's factor counts packed tokens."""
         factor: int = pipe.vae_scale_factor // 2
         return factor
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """In tokens, too."""
         side: int = pipe.default_sample_size * pipe.vae_scale_factor
         return side, side
@@ -61,18 +61,18 @@ class FiboLayout(BriaLayout):
     multiple = 1
 
     @override
-    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:
+    def sigmas(self, pipe: Pipeline, steps: int) -> list[float] | None:
         """Even ones, whatever the scheduler."""
         return FluxLayout.sigmas(self, pipe, steps)
 
     @override
-    def scale(self, pipe: Any) -> int:
+    def scale(self, pipe: Pipeline) -> int:
         """As it is."""
         factor: int = pipe.vae_scale_factor
         return factor
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """A picture to edit decides."""
         if arguments.get("image") is not None:
             raise unknown_size(pipe)
@@ -102,7 +102,7 @@ class LongCatLayout(OvisLayout):
     number = 1
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """A picture to edit decides."""
         if arguments.get("image") is not None:
             raise unknown_size(pipe)

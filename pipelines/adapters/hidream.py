@@ -7,14 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import (
-    Adapter,
-    AttentionTokens,
-    FlowPath,
-    ImageLayout,
-    LatentSize,
-    Path,
-)
+from hasten.extend import Adapter, AttentionTokens, FlowPath, ImageLayout, LatentSize, Path, Pipeline
 from hasten.pipelines.adapters.untried import RESIZING
 
 
@@ -26,12 +19,12 @@ class HiDreamLayout(ImageLayout):
     timestep = "timesteps"
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow; the pipeline negates the output."""
         return FlowPath(negated=True)
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """Scaled to the default area, in whole tokens."""
         height, width = self.call_pixels(pipe, arguments)
         side = pipe.default_sample_size * pipe.vae_scale_factor

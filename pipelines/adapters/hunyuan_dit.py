@@ -15,6 +15,7 @@ from hasten.extend import (
     ImageLayout,
     LatentSize,
     Path,
+    Pipeline,
     VariancePreservingPath,
 )
 
@@ -28,12 +29,12 @@ class HunyuanDiTLayout(ImageLayout):
     controls = ("controlnet_block_samples",)
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Rotary embeddings of the grid stretched over that of 512 pixels, as ``__call__`` makes them."""
         from diffusers.models.embeddings import get_2d_rotary_pos_embed
         from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
@@ -51,7 +52,7 @@ class HunyuanDiTLayout(ImageLayout):
         return {"image_rotary_emb": rotary}
 
     @override
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Multiples of 16; ``use_resolution_binning`` picks the nearest of the supported shapes."""
         from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import SUPPORTED_SHAPE, map_to_standard_shapes
 

@@ -15,6 +15,7 @@ from hasten.extend import (
     ImageLayout,
     JointTokens,
     Path,
+    Pipeline,
     VideoLayout,
 )
 from hasten.pipelines.adapters.untried import RESIZING
@@ -29,12 +30,12 @@ class HunyuanImageLayout(ImageLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow; distilled models are told the next time, too, which :meth:`refusal` looks at."""
         return FlowPath()
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """Mean-flow models are told two times; the second has no counterpart at another resolution."""
         if pipe.transformer.config.use_meanflow:
             return "its mean-flow denoiser is told the next timestep too"
@@ -51,23 +52,23 @@ class HunyuanImageRefinerLayout(VideoLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Half and half."""
         return Channels.leading(pipe.transformer.config.out_channels)
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``default_sample_size``."""
         side: int = pipe.default_sample_size * pipe.vae_scale_factor
         return side, side
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """A picture."""
         return 1
 

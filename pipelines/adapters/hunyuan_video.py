@@ -15,6 +15,7 @@ from hasten.extend import (
     Guidance,
     JointTokens,
     Path,
+    Pipeline,
     TiledDecoder,
     VideoLayout,
     VideoTokens,
@@ -34,13 +35,13 @@ class HunyuanVideoLayout(VideoLayout):
     even_sigmas = True
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Latents, the picture's, mask."""
         noisy: int = pipe.transformer.config.out_channels
         return Channels.leading(noisy, slice(2 * noisy, max(2 * noisy, count)))
 
     @override
-    def clean_frames(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    def clean_frames(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> Tensor | None:
         """The first one, for models that replace its tokens."""
         latents: Tensor = kwargs[self.latents]
         if pipe.transformer.config.image_condition_type != "token_replace":
@@ -49,7 +50,7 @@ class HunyuanVideoLayout(VideoLayout):
         return first.expand(len(latents), -1)
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
@@ -64,12 +65,12 @@ class HunyuanVideoFrames(VideoTokens):
     elsewhere = r"^context_embedder\."
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """129 frames of video in the released model."""
         return 33
 
     @override
-    def patch(self, pipe: Any) -> int:
+    def patch(self, pipe: Pipeline) -> int:
         """``patch_size_t`` of the transformer."""
         size: int = pipe.transformer.config.patch_size_t
         return size
@@ -79,7 +80,7 @@ class HunyuanVideoImageFrames(HunyuanVideoFrames):
     """The given picture is in the condition channels of the first frame."""
 
     @override
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Models that put the picture among the latents step it apart."""
         if pipe.transformer.config.image_condition_type == "token_replace":
             return "the tokens of its given picture are stepped apart from those of the other frames"
@@ -87,7 +88,7 @@ class HunyuanVideoImageFrames(HunyuanVideoFrames):
 
     @override
     def clip_arguments(
-        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
     ) -> dict[str, Any]:
         """The pipeline puts the picture in front of the frames of every process; only the first one keeps it."""
         changed = super().clip_arguments(pipe, kwargs, clip, held, frames)

@@ -15,6 +15,7 @@ from hasten.extend import (
     Guidance,
     JointTokens,
     Path,
+    Pipeline,
     VideoLayout,
     VideoTokens,
 )
@@ -28,18 +29,18 @@ class HunyuanVideo15Layout(VideoLayout):
     multiple = 1
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Latents, as many of a picture, masks."""
         noisy: int = pipe.transformer.config.out_channels
         return Channels.leading(noisy, slice(2 * noisy, count))
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``target_size`` of the transformer in the given image's aspect ratio, or in 16:9."""
         image = arguments.get("image")
         columns, rows = pipe.default_aspect_ratio if image is None else image.size
@@ -47,14 +48,14 @@ class HunyuanVideo15Layout(VideoLayout):
         return height, width
 
     @override
-    def further_text(self, pipe: Any, arguments: Mapping[str, Any]) -> int:
+    def further_text(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int:
         """Those of the second encoder, and of the picture's, which are there without a picture as well."""
         embeds = arguments.get("prompt_embeds_2")
         second = pipe.tokenizer_2_max_length if embeds is None else len(embeds[0])
         return int(second + pipe.vision_num_semantic_tokens)
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """Mean-flow models are told two times; the second has no counterpart at another resolution."""
         if pipe.transformer.config.use_meanflow:
             return "its mean-flow denoiser is told the next timestep too"
@@ -83,12 +84,12 @@ class HunyuanVideo15Frames(VideoTokens):
     prepared: ClassVar = {"prepare_latents": None, "prepare_cond_latents_and_mask": None}
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """121 frames of video in the released models."""
         return 31
 
     @override
-    def patch(self, pipe: Any) -> int:
+    def patch(self, pipe: Pipeline) -> int:
         """``patch_size_t`` of the transformer."""
         size: int = pipe.transformer.config.patch_size_t
         return size

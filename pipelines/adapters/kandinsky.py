@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, Channels, LatentSize, resize_clean
+from hasten.extend import Adapter, AttentionTokens, Channels, LatentSize, Pipeline, resize_clean
 from hasten.pipelines.adapters.stable_diffusion import StableDiffusionLayout
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -23,13 +23,13 @@ class KandinskyLayout(StableDiffusionLayout):
     resizing = RESIZING
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Latents, masked picture, mask."""
         noisy: int = pipe.movq.config.latent_channels
         return Channels.leading(noisy, slice(2 * noisy, count))
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The hint shows the picture, so it shrinks with it."""
         given = kwargs.get("added_cond_kwargs") or {}
         if given.get("hint") is None:
@@ -40,13 +40,13 @@ class KandinskyLayout(StableDiffusionLayout):
         }
 
     @override
-    def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
+    def pixels(self, pipe: Pipeline, size: LatentSize) -> tuple[int, int]:
         """The factor of the autoencoder; combined pipelines have it in no attribute."""
         factor = _factor(pipe)
         return size.height * factor, size.width * factor
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """Rounded up to whole multiples of the factor's square."""
         given = arguments.get("latents")
         if given is not None:
@@ -56,7 +56,7 @@ class KandinskyLayout(StableDiffusionLayout):
         return LatentSize(height, width)
 
 
-def _factor(pipe: Any) -> int:
+def _factor(pipe: Pipeline) -> int:
     factor: int = 2 ** (len(pipe.movq.config.block_out_channels) - 1)
     return factor
 

@@ -18,6 +18,7 @@ from hasten.extend import (
     Guidance,
     LatentSize,
     Path,
+    Pipeline,
     Rotary,
     TiledDecoder,
     VideoLayout,
@@ -38,18 +39,18 @@ class Kandinsky5Layout(VideoLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """The mask comes last."""
         noisy: int = pipe.transformer.config.out_visual_dim
         return Channels.leading(noisy, slice(2 * noisy, max(2 * noisy, count)))
 
     @override
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Channels before frames."""
         result: Tensor = packed.movedim(-1, 1)
         return result
@@ -60,13 +61,13 @@ class Kandinsky5Layout(VideoLayout):
         return latent.movedim(1, -1)
 
     @override
-    def clean_frames(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    def clean_frames(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> Tensor | None:
         """Where the mask is set."""
         whole, noisy = kwargs[self.latents], pipe.transformer.config.out_visual_dim
         return (whole[:, :, 0, 0, -1] > 0.5) if whole.shape[-1] == 2 * noisy + 1 else None
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Rows and columns; the scale of positions is that of a small call."""
         frames, *_ = kwargs["visual_rope_pos"]
         patch = pipe.transformer.config.patch_size
@@ -78,14 +79,14 @@ class Kandinsky5Layout(VideoLayout):
         return changed
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """Block-sparse models have masks for one size."""
         if pipe.transformer.config.attention_type != "regular":
             return "its sparse attention has masks for one size"
         return super().refusal(pipe)
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """Pictures have one."""
         frames = arguments.get("num_frames")
         return 1 if frames is None else super().call_frames(pipe, arguments)
@@ -104,24 +105,24 @@ class Kandinsky5Frames(VideoTokens):
     rotary_argument = "rotary_emb"
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """121 frames of video in the released models."""
         return 31
 
     @override
-    def patch(self, pipe: Any) -> int:
+    def patch(self, pipe: Pipeline) -> int:
         """``patch_size`` of the transformer."""
         size: int = pipe.transformer.config.patch_size[0]
         return size
 
     @override
-    def limit(self, pipe: Any) -> int | None:
+    def limit(self, pipe: Pipeline) -> int | None:
         """Rows of the temporal table."""
         rows: int = pipe.transformer.visual_rope_embeddings.max_pos[0]
         return rows
 
     @override
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Block-sparse models have masks over all frames."""
         if pipe.transformer.config.attention_type != "regular":
             return "its sparse attention has masks over the tokens of all frames"
@@ -129,7 +130,7 @@ class Kandinsky5Frames(VideoTokens):
 
     @override
     def clip_arguments(
-        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
     ) -> dict[str, Any]:
         """Positions are an argument; the rotary module gets the right ones later."""
         changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
@@ -170,7 +171,7 @@ class Kandinsky5Decoder(TiledDecoder):
     """HunyuanVideo's autoencoder."""
 
     @override
-    def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:
+    def unpack(self, pipe: Pipeline, latents: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Channels before frames."""
         return latents.movedim(-1, 1)
 

@@ -15,6 +15,7 @@ from hasten.extend import (
     LatentSize,
     PackedLayout,
     Path,
+    Pipeline,
     unknown_size,
 )
 from hasten.pipelines.adapters.untried import RESIZING
@@ -29,26 +30,26 @@ class Krea2Layout(PackedLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told ``t``."""
         return FlowPath(scale=1.0)
 
     @override
-    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def grid(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """Counted in the positions."""
         ours = kwargs["position_ids"][kwargs["encoder_hidden_states"].shape[1] :]
         columns = int((ours[:, 1] == 0).sum())
         return len(ours) // columns, columns
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The pipeline's own maker."""
         device, text = kwargs["position_ids"].device, kwargs["encoder_hidden_states"].shape[1]
         ids = pipe.prepare_position_ids(text, size.height // self.side, size.width // self.side, device)
         return {"position_ids": ids}
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """The pipeline has its default in the signature."""
         raise unknown_size(pipe)
 

@@ -12,6 +12,7 @@ from hasten.extend import (
     AttentionTokens,
     LatentSize,
     Path,
+    Pipeline,
     TokenGrid,
     VariancePreservingPath,
     VideoLayout,
@@ -27,18 +28,18 @@ class LatteLayout(VideoLayout):
     factor = "vae_scale_factor"
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the transformer."""
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """The autoencoder works picture by picture."""
         frames: int = arguments["video_length"]
         return frames

@@ -14,6 +14,7 @@ from hasten.extend import (
     FlowPath,
     FrameAxis,
     Path,
+    Pipeline,
     Rotary,
     TiledDecoder,
     TokenLayout,
@@ -32,7 +33,7 @@ class LTXLayout(TokenLayout):
     even_sigmas = True
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
@@ -46,12 +47,12 @@ class LTXFrames(VideoTokens):
     scope = (6, 8)
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """161 frames of video in the released models."""
         return 21
 
     @override
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Rescaled guidance needs the whole sample, and a given picture is the tokens of the first frame."""
         if stock_class(pipe).__name__ == "LTXImageToVideoPipeline":
             return "the tokens of its given picture are stepped apart from those of the other frames"
@@ -59,7 +60,7 @@ class LTXFrames(VideoTokens):
 
     @override
     def clip_arguments(
-        self, pipe: Any, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], clip: range, held: range, frames: int
     ) -> dict[str, Any]:
         """The number of frames is an argument."""
         changed = super().clip_arguments(pipe, kwargs, clip, held, frames)
@@ -122,14 +123,14 @@ class LTXDecoder(TiledDecoder):
     superfluous = slice(None, -1)
 
     @override
-    def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:
+    def unpack(self, pipe: Pipeline, latents: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Tokens to (B, C, F, H, W)."""
         patches = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
         unpacked: Tensor = pipe._unpack_latents(latents, *size, *patches)
         return unpacked
 
     @override
-    def scaled(self, pipe: Any, latents: Tensor) -> Tensor:
+    def scaled(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         """The autoencoder's own statistics."""
         vae = pipe.vae
         if vae.config.timestep_conditioning:

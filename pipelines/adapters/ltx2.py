@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, FlowPath, LatentSize, Path, TokenLayout
+from hasten.extend import Adapter, AttentionTokens, FlowPath, LatentSize, Path, Pipeline, TokenLayout
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ class LTX2Layout(TokenLayout):
     even_sigmas = True
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def resizing_refusal(self, pipe: Any) -> str | None:
+    def resizing_refusal(self, pipe: Pipeline) -> str | None:
         """Sound and picture have to stay in step."""
         return "it steps the sound with a copy of the same scheduler"
 
     @override
     def encode(
-        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
         """Where the audio would take over the video's timestep and sigma, it is told the old ones."""
         changed = super().encode(pipe, kwargs, latent, level)
@@ -46,7 +46,7 @@ class LTX2Layout(TokenLayout):
         return changed
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Extent, and coordinates where they are given."""
         changed = super().positions(pipe, kwargs, size)
         old: Tensor | None = kwargs.get("video_coords")
@@ -57,7 +57,7 @@ class LTX2Layout(TokenLayout):
         return changed
 
     @override
-    def further_forwards(self, pipe: Any, arguments: Mapping[str, Any]) -> int:
+    def further_forwards(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int:
         """One with blocks left out and one with sound and picture apart, where their guidance is on."""
         skipping, apart = (
             max(arguments.get(name) or 0.0, arguments.get(f"audio_{name}") or 0.0)
@@ -66,7 +66,7 @@ class LTX2Layout(TokenLayout):
         return (skipping > 0) + (apart > 1)
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """Without ``num_frames`` the pipeline makes 121 frames."""
         return super().call_frames(pipe, {**arguments, "num_frames": arguments.get("num_frames") or 121})
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import override
 
-from hasten.extend import (
-    Adapter,
-    AttentionTokens,
-    FlowPath,
-    ImageLayout,
-    Path,
-)
+from hasten.extend import Adapter, AttentionTokens, FlowPath, ImageLayout, Path, Pipeline
 from hasten.pipelines.adapters.untried import RESIZING
 
 
@@ -23,7 +15,7 @@ class LuminaLayout(ImageLayout):
     resizing = RESIZING
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told the data fraction ``1 - t``; the pipeline negates the output."""
         return FlowPath(scale=1.0, data_fraction=True)
 

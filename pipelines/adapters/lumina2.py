@@ -16,6 +16,7 @@ from hasten.extend import (
     JointTokens,
     LatentSize,
     Path,
+    Pipeline,
     UnsupportedError,
 )
 
@@ -27,12 +28,12 @@ class Lumina2Layout(ImageLayout):
     even_sigmas = True
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told the data fraction ``1 - t``; the pipeline negates the output."""
         return FlowPath(scale=1.0, data_fraction=True)
 
     @override
-    def shift_tokens(self, pipe: Any, size: LatentSize) -> int:
+    def shift_tokens(self, pipe: Pipeline, size: LatentSize) -> int:
         """The pipeline takes the second axis of its unpacked latents, their channels, for the number of tokens."""
         return int(pipe.transformer.config.in_channels)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, Channels, Guidance, LatentSize, unknown_size
+from hasten.extend import Adapter, Channels, Guidance, LatentSize, Pipeline, unknown_size
 from hasten.pipelines.adapters.stable_diffusion import UNET, StableDiffusionLayout
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -20,12 +20,12 @@ class MarigoldLayout(StableDiffusionLayout):
     guidance = Guidance.EMBEDDED
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """The last ones are noisy."""
         return Channels(slice(count - pipe.unet.config.out_channels, count))
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """The picture is fitted into ``processing_resolution`` during the call."""
         raise unknown_size(pipe)
 

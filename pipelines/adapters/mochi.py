@@ -7,14 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import (
-    Adapter,
-    AttentionTokens,
-    FlowPath,
-    InvertedFlowPath,
-    Path,
-    VideoLayout,
-)
+from hasten.extend import Adapter, AttentionTokens, FlowPath, InvertedFlowPath, Path, Pipeline, VideoLayout
 from hasten.pipelines.adapters.untried import RESIZING
 
 
@@ -27,14 +20,14 @@ class MochiLayout(VideoLayout):
     frame_factor = "vae_temporal_scale_factor"
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The released scheduler counts from noise at 0 to data at 1000, and the model learned that direction."""
         if pipe.scheduler.config.get("invert_sigmas", False):
             return InvertedFlowPath(data_fraction=True)
         return FlowPath()
 
     @override
-    def sigmas(self, pipe: Any, steps: int) -> list[float]:
+    def sigmas(self, pipe: Pipeline, steps: int) -> list[float]:
         """Half of the steps fall linearly to 0.975, the others quadratically; the pipeline's own function."""
         from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
@@ -42,7 +35,7 @@ class MochiLayout(VideoLayout):
         return schedule
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Set by the pipeline."""
         return pipe.default_height, pipe.default_width
 

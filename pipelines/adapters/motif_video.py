@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import override
 
-from hasten.extend import (
-    Adapter,
-    Channels,
-    FlowPath,
-    Guidance,
-    JointTokens,
-    Path,
-    VideoLayout,
-)
+from hasten.extend import Adapter, Channels, FlowPath, Guidance, JointTokens, Path, Pipeline, VideoLayout
 from hasten.pipelines.adapters.untried import RESIZING
 
 
@@ -27,12 +17,12 @@ class MotifVideoLayout(VideoLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """The mask comes last."""
         noisy: int = pipe.transformer.config.out_channels
         return Channels.leading(noisy, slice(2 * noisy, count))

@@ -14,6 +14,7 @@ from hasten.extend import (
     ImageLayout,
     LatentSize,
     Path,
+    Pipeline,
     ScannedUnits,
     VariancePreservingPath,
 )
@@ -27,12 +28,12 @@ class PixArtLayout(ImageLayout):
     """
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """``added_cond_kwargs`` of the small picture, where the model takes them."""
         old = kwargs.get("added_cond_kwargs") or {}
         if old.get("resolution") is None:
@@ -43,13 +44,13 @@ class PixArtLayout(ImageLayout):
         return {"added_cond_kwargs": {**old, "resolution": resolution, "aspect_ratio": ratio}}
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the transformer."""
         side: int = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         return side, side
 
     @override
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``use_resolution_binning`` picks the nearest aspect ratio of the training set."""
         height, width = super().call_pixels(pipe, arguments)
         if not arguments.get("use_resolution_binning", True):
@@ -57,7 +58,9 @@ class PixArtLayout(ImageLayout):
         return binned_pixels(pipe, height, width, _bins(pipe.transformer.config.sample_size))
 
 
-def binned_pixels(pipe: Any, height: int, width: int, bins: dict[str, list[float]] | None) -> tuple[int, int]:
+def binned_pixels(
+    pipe: Pipeline, height: int, width: int, bins: dict[str, list[float]] | None
+) -> tuple[int, int]:
     """The training resolution nearest in aspect ratio, as the pipeline's image processor picks it."""
     if bins is None:  # the pipeline raises; let it
         return height, width

@@ -7,13 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import (
-    Adapter,
-    AttentionTokens,
-    FlowPath,
-    ImageLayout,
-    Path,
-)
+from hasten.extend import Adapter, AttentionTokens, FlowPath, ImageLayout, Path, Pipeline
 from hasten.pipelines.adapters.pixart import binned_pixels
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -24,18 +18,18 @@ class PRXLayout(ImageLayout):
     resizing = RESIZING
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told ``t``."""
         return FlowPath(scale=1.0)
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``default_sample_size`` in pixels."""
         side: int = pipe.default_sample_size
         return side, side
 
     @override
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``use_resolution_binning`` picks the nearest aspect ratio of the training set."""
         height, width = super().call_pixels(pipe, arguments)
         if not arguments.get("use_resolution_binning", True):

@@ -16,6 +16,7 @@ from hasten.extend import (
     LatentSize,
     PackedLayout,
     Path,
+    Pipeline,
     ScannedUnits,
     unknown_size,
 )
@@ -37,32 +38,32 @@ class QwenImageLayout(PackedLayout):
     controls = ("controlnet_block_samples",)
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told ``t``."""
         return FlowPath(scale=1.0)
 
     @override
-    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def grid(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """From ``img_shapes``."""
         _, rows, columns = _shapes(kwargs["img_shapes"][0])[0]
         return rows, columns
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """``img_shapes`` with another first entry."""
         ours = (1, size.height // 2, size.width // 2)
         told = kwargs["img_shapes"]
         return {"img_shapes": [[ours, *shapes[1:]] if isinstance(shapes, list) else ours for shapes in told]}
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Edit pipelines keep the image's aspect ratio."""
         if "Edit" in type(pipe).__name__:
             raise unknown_size(pipe)
         return super().default_pixels(pipe, arguments)
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """Edits of a masked picture have its size, whatever the call says."""
         if "EditInpaint" in type(pipe).__name__:
             raise unknown_size(pipe)

@@ -7,7 +7,16 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, BlockOutputs, ControlNetwork, FlowPath, ImageLayout, Path
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    BlockOutputs,
+    ControlNetwork,
+    FlowPath,
+    ImageLayout,
+    Path,
+    Pipeline,
+)
 from hasten.pipelines.adapters.pixart import binned_pixels
 
 _TRIGONOMETRIC = "its few-step scheduler follows a trigonometric path, not rectified flow"
@@ -20,12 +29,12 @@ class SanaLayout(ImageLayout):
     controls = ("controlnet_block_samples",)
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow; the pipeline multiplies the timestep by the transformer's ``timestep_scale``."""
         return FlowPath(scale=1000.0 * pipe.transformer.config.timestep_scale)
 
     @override
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``use_resolution_binning`` picks the nearest aspect ratio of the training set."""
         height, width = super().call_pixels(pipe, arguments)
         if not arguments.get("use_resolution_binning", True):
@@ -37,7 +46,7 @@ class SanaUnscaledLayout(SanaLayout):
     """The timestep is told as the scheduler has it."""
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told ``1000 t``."""
         return FlowPath()
 

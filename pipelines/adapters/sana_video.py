@@ -7,13 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import (
-    Adapter,
-    AttentionTokens,
-    FlowPath,
-    Path,
-    VideoLayout,
-)
+from hasten.extend import Adapter, AttentionTokens, FlowPath, Path, Pipeline, VideoLayout
 from hasten.pipelines.adapters.sana import LINEAR
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -24,12 +18,12 @@ class SanaVideoLayout(VideoLayout):
     resizing = RESIZING
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """Called ``frames`` here."""
         return super().call_frames(pipe, {**arguments, "num_frames": arguments["frames"]})
 

@@ -14,6 +14,7 @@ from hasten.extend import (
     Guidance,
     ImageLayout,
     Path,
+    Pipeline,
     UNetTokens,
     UNetUnits,
     VariancePreservingPath,
@@ -46,25 +47,25 @@ class StableDiffusionLayout(ImageLayout):
     controls = CONTROLS
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Inpainting puts one mask behind the latents; all other conditions are clean latents or pictures."""
         noisy: int = pipe.unet.config.out_channels
         return Channels.leading(noisy, slice(noisy, noisy + (count == 2 * noisy + 1)))
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the UNet, which may be a pair."""
         side = pipe.unet.config.sample_size
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
         return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
     @override
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Image-to-image calls have no ``height``: the image decides."""
         if "height" not in arguments:
             return image_pixels(pipe, arguments["image"])

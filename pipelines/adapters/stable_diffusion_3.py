@@ -21,6 +21,7 @@ from hasten.extend import (
     JointTokens,
     LatentSize,
     Path,
+    Pipeline,
     ScannedUnits,
 )
 
@@ -31,7 +32,7 @@ class StableDiffusion3Layout(ImageLayout):
     controls = ("block_controlnet_hidden_states",)
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Latents, masked picture, mask."""
         noisy: int = pipe.transformer.config.out_channels
         return Channels.leading(noisy, slice(2 * noisy, max(2 * noisy, count)))
@@ -39,12 +40,12 @@ class StableDiffusion3Layout(ImageLayout):
     joins_text = True
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def largest(self, pipe: Any) -> LatentSize | None:
+    def largest(self, pipe: Pipeline) -> LatentSize | None:
         """The grid that positions are cropped from."""
         config = pipe.transformer.config
         side = config.pos_embed_max_size * config.patch_size
@@ -55,7 +56,7 @@ class LatentsControl(ControlNetwork):
     """The condition is a picture's latents, and for inpainting a mask behind them."""
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Whatever follows the latents is a mask."""
         latents: int = pipe.transformer.config.out_channels
         return Channels(slice(0, 0), slice(latents, max(latents, count)))

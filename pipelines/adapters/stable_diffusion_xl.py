@@ -12,7 +12,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, ControlNetwork
+from hasten.extend import Adapter, ControlNetwork, Pipeline
 from hasten.pipelines.adapters.stable_diffusion import EDITS_BY_MAPS, UNET, StableDiffusionLayout
 
 
@@ -20,7 +20,7 @@ class StableDiffusionXLLayout(StableDiffusionLayout):
     """As Stable Diffusion; the pipeline keeps its default size itself."""
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``default_sample_size`` of the pipeline."""
         side: int = pipe.default_sample_size * pipe.vae_scale_factor
         return side, side

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, Channels, LatentSize, LogSigmaPath, Path, UNetTokens
+from hasten.extend import Adapter, Channels, LatentSize, LogSigmaPath, Path, Pipeline, UNetTokens
 from hasten.pipelines.adapters.text_to_video import TextToVideoLayout
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -21,17 +21,17 @@ class StableVideoDiffusionLayout(TextToVideoLayout):
     resizing = RESIZING
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler keeps sigmas from 0.002 to 700 and scales the model's input."""
         return LogSigmaPath()
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Half and half."""
         return Channels.leading(pipe.unet.config.out_channels)
 
     @override
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Channels before frames."""
         result: Tensor = packed.transpose(1, 2)
         return result
@@ -47,7 +47,7 @@ class StableVideoDiffusionLayout(TextToVideoLayout):
         return LatentSize(latents.shape[3], latents.shape[4], latents.shape[1])
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """As many as the U-Net was trained on, unless told."""
         frames: int = arguments.get("num_frames") or pipe.unet.config.num_frames
         return frames

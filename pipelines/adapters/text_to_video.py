@@ -16,6 +16,7 @@ from hasten.extend import (
     LayerKind,
     Path,
     PictureDecoder,
+    Pipeline,
     UNetTokens,
     VariancePreservingPath,
     VideoLayout,
@@ -34,24 +35,24 @@ class TextToVideoLayout(VideoLayout):
     multiple = 1
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """The scheduler's ``alphas_cumprod``."""
         return VariancePreservingPath()
 
     @override
-    def resizing_refusal(self, pipe: Any) -> str | None:
+    def resizing_refusal(self, pipe: Pipeline) -> str | None:
         """The scheduler sees pictures, not videos."""
         return "it folds frames into the batch before it steps"
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """``sample_size`` of the UNet, which may be a pair."""
         side = pipe.unet.config.sample_size
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
         return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """The autoencoder works picture by picture."""
         frames: int = arguments.get("num_frames") or len(arguments["video"])
         return frames
@@ -93,7 +94,7 @@ class UNet3DFrames(FrameMixing):
         }
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """ModelScope and VideoCrafter2 were trained on 16 frames, ZeroScope on 24."""
         return 16
 

@@ -16,6 +16,7 @@ from hasten.extend import (
     Cut,
     Grain,
     LatentSize,
+    Pipeline,
     ScaleCost,
     ScaleSchedule,
     ScannedUnits,
@@ -33,7 +34,7 @@ class NextScaleSchedule(ScaleSchedule):
     """One forward of the transformer per scale; the level is the share of the scales that are still to come."""
 
     @override
-    def scales(self, pipe: Any, arguments: Mapping[str, Any]) -> Schedule:
+    def scales(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> Schedule:
         """The grids that the pipeline's own method chooses for a call."""
         schedule: Schedule = pipe.call_schedule(arguments.get("height"), arguments.get("width"))
         return schedule
@@ -44,17 +45,17 @@ class NextScaleSchedule(ScaleSchedule):
         return int(kwargs["scale"])
 
     @override
-    def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+    def level(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> NoiseLevel:
         """From 1 at the first scale down to one scale's share at the last."""
         return NoiseLevel.flow(1.0 - kwargs["scale"] / len(kwargs["conditioning"].schedule))
 
     @override
-    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+    def size(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> LatentSize:
         """The grid of the scale."""
         return LatentSize(*kwargs["conditioning"].schedule[kwargs["scale"]])
 
     @override
-    def costs(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[ScaleCost, ...]:
+    def costs(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[ScaleCost, ...]:
         """Counted from the shapes of the layers; the text is as long as the prompts, or as the model takes."""
         schedule, config = self.scales(pipe, arguments), pipe.transformer.config
         rows, text = _rows(pipe, arguments, len(schedule)), _text_tokens(pipe, arguments)
@@ -70,12 +71,12 @@ class NextScaleSchedule(ScaleSchedule):
         return tuple(found)
 
     @override
-    def decoder_input(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    def decoder_input(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, ...]:
         """The latent that all scales add up to."""
         return tuple(pipe.vae.empty_latent(1, self.scales(pipe, arguments)).shape)
 
 
-def _rows(pipe: Any, arguments: Mapping[str, Any], scales: int) -> list[int]:
+def _rows(pipe: Pipeline, arguments: Mapping[str, Any], scales: int) -> list[int]:
     """Rows of the batch at every scale: twice as many while guidance, at this scale or a later one, needs them."""
     given = arguments.get("guidance_scale")
     scale = pipe.scheduler.config["guidance_scale"] if given is None else given
@@ -85,7 +86,7 @@ def _rows(pipe: Any, arguments: Mapping[str, Any], scales: int) -> list[int]:
     return [pictures * (2 if any(weights[k:]) else 1) for k in range(scales)]
 
 
-def _text_tokens(pipe: Any, arguments: Mapping[str, Any]) -> int:
+def _text_tokens(pipe: Pipeline, arguments: Mapping[str, Any]) -> int:
     if pipe.transformer.config["condition"] != "text":
         return 0
     embeds, prompt = arguments.get("prompt_embeds"), arguments.get("prompt")

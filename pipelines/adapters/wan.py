@@ -19,6 +19,7 @@ from hasten.extend import (
     Guidance,
     LatentSize,
     Path,
+    Pipeline,
     Rotary,
     VideoLayout,
     VideoTokens,
@@ -42,24 +43,24 @@ class WanLayout(VideoLayout):
     guidance = Guidance.SEQUENTIAL
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow."""
         return FlowPath()
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """Latents, one mask channel for each frame of a latent frame, the picture."""
         noisy: int = _expert(pipe).config.out_channels
         return Channels.leading(noisy, slice(noisy, max(noisy, count - noisy)))
 
     @override
-    def expert_boundary(self, pipe: Any) -> float | None:
+    def expert_boundary(self, pipe: Pipeline) -> float | None:
         """``boundary_ratio`` of the pipeline's configuration."""
         boundary: float | None = pipe.config.get("boundary_ratio")
         return boundary
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """Frame numbers that don't fit are rounded to the next multiple plus one."""
         frames, step = arguments.get("num_frames"), pipe.vae_scale_factor_temporal
         if frames is None:
@@ -79,12 +80,12 @@ class WanFrames(VideoTokens):
     along: ClassVar = {"timestep": FrameAxis(1)}
 
     @override
-    def trained_frames(self, pipe: Any) -> int | None:
+    def trained_frames(self, pipe: Pipeline) -> int | None:
         """81 frames of video in the released models."""
         return 21
 
     @override
-    def limit(self, pipe: Any) -> int | None:
+    def limit(self, pipe: Pipeline) -> int | None:
         """Rows of the rotary table."""
         rows: int = _expert(pipe).config.rope_max_seq_len
         return rows
@@ -106,7 +107,7 @@ class WanFrames(VideoTokens):
         return table[0][None, :, None], table[1][None, :, None]
 
 
-def _expert(pipe: Any) -> Any:
+def _expert(pipe: Pipeline) -> Any:
     """Either expert; one may be absent, and video-to-video pipelines never have the second."""
     return pipe.transformer_2 if pipe.transformer is None else pipe.transformer
 
@@ -122,7 +123,7 @@ class VACEFrames(WanFrames):
     whole: ClassVar = {"control_hidden_states": FrameAxis(2)}
 
     @override
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Reference pictures are frames that the pipeline takes away before it decodes."""
         if arguments.get("reference_images") is not None:
             return (
@@ -137,7 +138,7 @@ class VACELayout(WanLayout):
     resizing = RESIZING
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The mask's channels come last."""
         control = kwargs["control_hidden_states"]
         clean = 2 * _expert(pipe).config.out_channels
@@ -145,7 +146,7 @@ class VACELayout(WanLayout):
         return {"control_hidden_states": channels.fitted(control, size)}
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """Reference pictures are frames in front of the video."""
         frames = super().call_frames(pipe, arguments)
         given = arguments.get("reference_images")
@@ -161,12 +162,12 @@ class AnimateLayout(WanLayout):
     resizing = RESIZING
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """The pose shrinks with the picture."""
         return {"pose_hidden_states": resize_clean(kwargs["pose_hidden_states"], size)}
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """The number of frames is that of a segment, with the picture in front."""
         raise unknown_size(pipe)
 
@@ -179,7 +180,7 @@ class AnyFlowLayout(WanLayout):
     fixed = "its denoiser is told the next timestep too, which has no counterpart at another resolution"
 
     @override
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Channels before frames."""
         result: Tensor = packed.transpose(1, 2)
         return result

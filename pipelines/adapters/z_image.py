@@ -17,6 +17,7 @@ from hasten.extend import (
     JointTokens,
     LatentSize,
     Path,
+    Pipeline,
     TokenGrid,
     image_pixels,
 )
@@ -37,17 +38,17 @@ class ZImageLayout(ImageLayout):
     timestep = "t"
 
     @override
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Rectified flow, told the data fraction ``1 - t``; the pipeline negates the output."""
         return FlowPath(scale=1.0, data_fraction=True)
 
     @override
-    def resizing_refusal(self, pipe: Any) -> str | None:
+    def resizing_refusal(self, pipe: Pipeline) -> str | None:
         """Samples are stepped one by one."""
         return "it passes the denoiser a list of latents"
 
     @override
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Stacked, without the frame axis."""
         return torch.stack(list(packed)).squeeze(2)
 
@@ -57,7 +58,7 @@ class ZImageLayout(ImageLayout):
         return list(latent.unsqueeze(2).unbind(0))
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """1024, or the given image's."""
         image = arguments.get("image")
         return (1024, 1024) if image is None else image_pixels(pipe, image)
@@ -95,7 +96,7 @@ class ZImageControl(ControlNetwork):
     conditions = ("control_context",)
 
     @override
-    def channels(self, pipe: Any, count: int) -> Channels:
+    def channels(self, pipe: Pipeline, count: int) -> Channels:
         """One mask behind the latents."""
         latents: int = pipe.transformer.in_channels
         return Channels(slice(0, 0), slice(latents, min(latents + 1, count)))

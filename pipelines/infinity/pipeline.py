@@ -179,7 +179,9 @@ class InfinityPipeline(NextScalePipeline):
             )
         return embeds.to(self._execution_device), mask.to(self._execution_device)
 
-    def _add_unconditional(self, known: Conditioning, negative: Any, copies: int) -> None:
+    def _add_unconditional(
+        self, known: Conditioning, negative: str | Sequence[str] | None, copies: int
+    ) -> None:
         """Append the unconditional rows: null text as long as each prompt, or the negative prompt."""
         assert known.text is not None
         assert known.text_mask is not None

@@ -9,7 +9,7 @@ from hasten.commands import find_model, host, load_saved, model_folder
 from hasten.extend import Captions, Split, read_settings
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = [
     "captions",
@@ -40,7 +40,7 @@ def path(name: str) -> Path:
     return model_folder(_full(name))
 
 
-def load(name: str, **options: Any) -> DiffusionPipeline:
+def load(name: str, **options: Any) -> Pipeline:
     """Load a miniature from its installed folder, without the network.
 
     Args:
@@ -54,13 +54,13 @@ def load(name: str, **options: Any) -> DiffusionPipeline:
     return load_folder(path(name), **options)
 
 
-def load_folder(folder: Path, **options: Any) -> DiffusionPipeline:
+def load_folder(folder: Path, **options: Any) -> Pipeline:
     """Load an exported miniature, without the components that its ``hasten.json`` lists as absent.
 
     Raises:
         CheckpointError: a file is damaged, or the weights do not match the model.
     """
-    pipe: DiffusionPipeline = load_saved(folder, **options)
+    pipe: Pipeline = load_saved(folder, **options)
     return pipe
 
 

@@ -119,7 +119,7 @@ class VARPipeline(NextScalePipeline):
                 f"this model makes pictures of {rows}x{columns} pixels only, not {height or rows}x{width or columns}"
             )
 
-    def _labels(self, labels: Any, copies: int, guided: bool) -> Conditioning:
+    def _labels(self, labels: object, copies: int, guided: bool) -> Conditioning:
         rows = torch.as_tensor(labels).flatten()
         classes = self.transformer.config["num_classes"]
         if rows.is_floating_point() or rows.dtype == torch.bool:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from hasten.extend import UnsupportedError
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = ["Encoder", "PipelineEncoder", "SentenceEncoder", "make_encoder"]
 
@@ -50,7 +50,7 @@ class PipelineEncoder(Encoder):
         UnsupportedError: the pipeline has no such encoder or tokenizer.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, component: str) -> None:
+    def __init__(self, pipe: Pipeline, component: str) -> None:
         self._pipe, self._component = pipe, component
         self._tokenizer_name = component.replace("text_encoder", "tokenizer")
         for name in (component, self._tokenizer_name):
@@ -115,7 +115,7 @@ class SentenceEncoder(Encoder):
         return self._loaded_tokenizer
 
 
-def make_encoder(kind: str, model: str, pipe: DiffusionPipeline) -> Encoder:
+def make_encoder(kind: str, model: str, pipe: Pipeline) -> Encoder:
     """The encoder a bundle asks for.
 
     Args:

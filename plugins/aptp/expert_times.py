@@ -21,7 +21,7 @@ from hasten.plugins.aptp.make.gate_layout import GateLayout
 from hasten.plugins.aptp.surgery import pruned
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = ["SHAPES", "Timed", "even_plan_time", "measure", "untrained_unet"]
 
@@ -67,7 +67,7 @@ class Timed:
 
 
 def measure(
-    pipe: DiffusionPipeline, folder: Path, *, batch: int = 1, rounds: int = 9, compiled: bool = False
+    pipe: Pipeline, folder: Path, *, batch: int = 1, rounds: int = 9, compiled: bool = False
 ) -> list[Timed]:
     """Time the base and every expert of a bundle at the bundle's size.
 

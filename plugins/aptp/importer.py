@@ -28,7 +28,7 @@ from hasten.plugins.aptp.surgery import skeleton
 from hasten.weights import check_fit, read_tensors, require
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = ["MIRROR", "import_checkpoints", "plan_from_shapes", "read_router"]
 
@@ -47,9 +47,7 @@ _PAIRS = (
 """Length and direction of a weight-normalised layer, in torch's older and newer names."""
 
 
-def import_checkpoints(
-    source: Path, pipe: DiffusionPipeline, base: str, folder: Path, encoder: str
-) -> Manifest:
+def import_checkpoints(source: Path, pipe: Pipeline, base: str, folder: Path, encoder: str) -> Manifest:
     """Write the bundle of a published folder with ``arch0``, ``arch1``, ..., ``hypernet`` and ``quantizer``.
 
     Args:

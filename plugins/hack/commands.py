@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 
-def add_commands(app: Any) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add ``calibrate`` and ``kv`` to the command line ``app``."""
     app.command("calibrate")(_calibrate)
     app.command("kv")(_kv)

@@ -9,6 +9,8 @@ from hasten.extend import Access, Claim, Finding, Forecast, ScaleSchedule, Techn
 from hasten.plugins.hack.config import HackConfig
 
 if TYPE_CHECKING:
+    import typer
+
     from hasten.extend import DenoiserCall, RunCall, Seams, Target
     from hasten.plugins.hack.calibration import Artefact
     from hasten.plugins.hack.plan import CachePlan
@@ -144,7 +146,7 @@ def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None])
 
 
 @hookimpl
-def hasten_register_commands(app: Any) -> None:
+def hasten_register_commands(app: typer.Typer) -> None:
     """Add ``hasten calibrate`` and ``hasten kv``."""
     from hasten.plugins.hack.commands import add_commands
 

@@ -22,6 +22,8 @@ from hasten.plugins.rettention.config import RettentionConfig
 from hasten.schedules.sparse_steps import Phase
 
 if TYPE_CHECKING:
+    import typer
+
     from hasten.extend import Seams, StepRecord, Target
 
 __all__ = ["Rettention"]
@@ -131,7 +133,7 @@ def hasten_register_techniques(register: Callable[[type[Technique[Any]]], None])
 
 
 @hookimpl
-def hasten_register_benchmarks(group: Any) -> None:
+def hasten_register_benchmarks(group: typer.Typer) -> None:
     """Offer ``hasten bench attention``."""
     from hasten.plugins.rettention import bench
 

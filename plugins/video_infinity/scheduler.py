@@ -59,7 +59,7 @@ def divided_scheduler(scheduler: Scheduler, session: Session) -> Any:
     return copied
 
 
-def _joined(scheduler: Any, session: Session, result: Any, timestep: Any) -> Any:
+def _joined(scheduler: Scheduler, session: Session, result: Any, timestep: Any) -> Any:
     """What a step returned, with the sample of the whole video after the last step of a pipeline that decodes it."""
     if not session.whole_at_end or float(timestep) != float(scheduler.timesteps[-1]):
         return result

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def check_output(path: Path, codec: str) -> None:
     _try_codec(av, path, codec)
 
 
-def _try_codec(av: Any, path: Path, codec: str) -> None:
+def _try_codec(av: ModuleType, path: Path, codec: str) -> None:
     """Encode one grey frame in memory.
 
     Raises:
@@ -177,7 +177,7 @@ class VideoFile:
         except BaseException as error:
             self._failure = error
 
-    def _encode_all(self, av: Any) -> None:
+    def _encode_all(self, av: ModuleType) -> None:
         frame = self._frames.get()
         if frame is None:
             raise HastenError(f"{self.path} has no frames")
@@ -258,7 +258,7 @@ def join_segments(segments: Sequence[Path], path: Path, frames: int) -> None:
     os.replace(partial, path)
 
 
-def _copy(av: Any, segments: Iterable[Path], container: Any) -> int:
+def _copy(av: ModuleType, segments: Iterable[Path], container: Any) -> int:
     stream, count = None, 0
     start = Fraction(0)
     for segment in segments:

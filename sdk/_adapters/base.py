@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hasten._pipeline import Pipeline, Scheduler
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -54,14 +55,14 @@ class Moments(ABC):
     """Explanation for messages if a pipeline lacks this capability."""
 
     @abstractmethod
-    def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+    def level(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> NoiseLevel:
         """Progress of the run, falling from forward to forward."""
 
     @abstractmethod
-    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+    def size(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> LatentSize:
         """Latent extent of this forward."""
 
-    def decoder_input(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, ...] | None:  # noqa: ARG002
+    def decoder_input(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, ...] | None:  # noqa: ARG002
         """Shape of the latents of one sample that a call with these arguments decodes, ``None`` if not known."""
         return None
 
@@ -97,14 +98,14 @@ class ScaleSchedule(Moments):
     without = "it does not generate scale by scale with a cache of keys and values"
 
     @abstractmethod
-    def scales(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    def scales(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
         """Token grids (rows, columns) of a pipeline call with these arguments, coarse to fine."""
 
     @abstractmethod
     def scale(self, kwargs: Mapping[str, Any]) -> int:
         """Index of the scale of this forward."""
 
-    def costs(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[ScaleCost, ...] | None:  # noqa: ARG002
+    def costs(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[ScaleCost, ...] | None:  # noqa: ARG002
         """Cost of each scale of a call with these arguments, ``None`` if unknown."""
         return None
 
@@ -132,33 +133,33 @@ class LatentLayout(Moments):
     fixed: str | None = None
     """Reason why no forward of the family can run at another size, ``None`` if it can."""
 
-    def further_text(self, pipe: Any, arguments: Mapping[str, Any]) -> int:  # noqa: ARG002
+    def further_text(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int:  # noqa: ARG002
         """Tokens of one sample that join those of the text: registers, other encoders of the same call."""
         return 0
 
-    def further_forwards(self, pipe: Any, arguments: Mapping[str, Any]) -> int:  # noqa: ARG002
+    def further_forwards(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int:  # noqa: ARG002
         """Forwards at every level, without those of classifier-free guidance (layers skipped, modalities apart)."""
         return 0
 
     @abstractmethod
-    def prediction(self, pipe: Any) -> Prediction:
+    def prediction(self, pipe: Pipeline) -> Prediction:
         """Prediction type of the denoiser (VP families read the scheduler's ``prediction_type``)."""
 
     @abstractmethod
-    def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+    def level(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> NoiseLevel:
         """Noise level of this forward, from its timestep argument."""
 
     @abstractmethod
-    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+    def size(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> LatentSize:
         """Latent extent of this forward."""
 
     @abstractmethod
-    def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    def decode(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> Tensor:
         """The noisy latents that the solver steps, (B, C, H, W) or (B, C, F, H, W), unpacked."""
 
     @abstractmethod
     def encode(
-        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
         """Arguments of a forward on ``latent``, of any legal size, at ``level``.
 
@@ -166,25 +167,25 @@ class LatentLayout(Moments):
         """
 
     @abstractmethod
-    def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
+    def decode_output(self, pipe: Pipeline, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
         """The denoiser's sample for the forward described by ``kwargs``, unpacked like :meth:`decode`.
 
         May have more channels than the latents (learned variance): the prediction comes first.
         """
 
     @abstractmethod
-    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
+    def encode_output(self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """Inverse of :meth:`decode_output`: the denoiser's output for ``kwargs``."""
 
     @abstractmethod
-    def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
+    def pixels(self, pipe: Pipeline, size: LatentSize) -> tuple[int, int]:
         """Height and width in image pixels of a latent size."""
 
     @abstractmethod
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """Latent extent that a pipeline call with these (bound, defaulted) arguments will use."""
 
-    def expert_boundary(self, pipe: Any) -> float | None:  # noqa: ARG002
+    def expert_boundary(self, pipe: Pipeline) -> float | None:  # noqa: ARG002
         """Flow time from which on (upwards) the first denoiser is used and below which the second one is.
 
         ``None`` for a family with one denoiser. The pipeline chooses by *its* timestep, so a technique that
@@ -192,11 +193,11 @@ class LatentLayout(Moments):
         """
         return None
 
-    def largest(self, pipe: Any) -> LatentSize | None:  # noqa: ARG002
+    def largest(self, pipe: Pipeline) -> LatentSize | None:  # noqa: ARG002
         """Largest latent size with positions in the model; ``None`` if there is no limit."""
         return None
 
-    def oversize(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:
+    def oversize(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:
         """Why the model has too few positions for a call with these arguments, ``None`` if it has enough."""
         largest = self.largest(pipe)
         if largest is None:
@@ -210,31 +211,31 @@ class LatentLayout(Moments):
             f"for {height}x{width}: choose a smaller height or width"
         )
 
-    def refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
+    def refusal(self, pipe: Pipeline) -> str | None:  # noqa: ARG002
         """Why this pipeline's denoiser cannot run at another latent size, or ``None`` if it can."""
         return self.fixed
 
-    def resizing_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
+    def resizing_refusal(self, pipe: Pipeline) -> str | None:  # noqa: ARG002
         """Why the loop cannot continue with latents of another size between two steps, or ``None`` if it can."""
         return None
 
-    def shift_tokens(self, pipe: Any, size: LatentSize) -> int:  # noqa: ARG002
+    def shift_tokens(self, pipe: Pipeline, size: LatentSize) -> int:  # noqa: ARG002
         """Number of tokens that the pipeline computes a resolution-dependent shift of its scheduler from."""
         return (size.frames or 1) * size.height * size.width // self.multiple**2
 
-    def planned_levels(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:  # noqa: ARG002
+    def planned_levels(self, pipe: Pipeline, scheduler: Scheduler) -> list[NoiseLevel] | None:  # noqa: ARG002
         """Levels of the timesteps that ``scheduler`` is set to; ``None`` where its own tables tell them."""
         return None
 
-    def sigmas(self, pipe: Any, steps: int) -> list[float] | None:  # noqa: ARG002
+    def sigmas(self, pipe: Pipeline, steps: int) -> list[float] | None:  # noqa: ARG002
         """Sigmas that a call of ``steps`` steps gives the scheduler, noise first; ``None`` if it leaves them to it."""
         return [1.0 - index / steps for index in range(steps)] if self.even_sigmas else None
 
-    def clock_refusal(self, pipe: Any) -> str | None:  # noqa: ARG002
+    def clock_refusal(self, pipe: Pipeline) -> str | None:  # noqa: ARG002
         """Why the levels of this pipeline's scheduler do not fall from step to step, or ``None`` if they do."""
         return None
 
-    def flows(self, pipe: Any) -> bool:
+    def flows(self, pipe: Pipeline) -> bool:
         """Whether levels are flow times (``alpha + sigma = 1``), and not those of a variance-preserving table."""
         return self.prediction(pipe) in (Prediction.VELOCITY, Prediction.NEGATIVE_VELOCITY)
 

@@ -9,6 +9,7 @@ import torch
 
 from hasten._adapters.base import LatentSize
 from hasten._adapters.conditions import Channels, resize_mask
+from hasten._pipeline import Pipeline
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -36,24 +37,29 @@ class ControlNetwork:
     masks: ClassVar[tuple[str, ...]] = ()
     """Names of the arguments with masks."""
 
-    def channels(self, pipe: Any, count: int) -> Channels:  # noqa: ARG002
+    def channels(self, pipe: Pipeline, count: int) -> Channels:  # noqa: ARG002
         """Which of the ``count`` channels of an unpacked condition are masks; none is noisy."""
         return Channels(slice(0, 0))
 
-    def decode(self, layout: ImageLayout, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    def decode(self, layout: ImageLayout, pipe: Pipeline, kwargs: Mapping[str, Any]) -> Tensor:
         """The noisy latents (B, C, [F,] H, W)."""
         return layout.decode(pipe, self._as_denoiser(layout, kwargs))
 
-    def size(self, layout: ImageLayout, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+    def size(self, layout: ImageLayout, pipe: Pipeline, kwargs: Mapping[str, Any]) -> LatentSize:
         """Extent of the latents."""
         return layout.size(pipe, self._as_denoiser(layout, kwargs))
 
-    def level(self, layout: ImageLayout, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+    def level(self, layout: ImageLayout, pipe: Pipeline, kwargs: Mapping[str, Any]) -> NoiseLevel:
         """Noise level of the forward."""
         return layout.level(pipe, self._as_denoiser(layout, kwargs))
 
     def encode(
-        self, layout: ImageLayout, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+        self,
+        layout: ImageLayout,
+        pipe: Pipeline,
+        kwargs: Mapping[str, Any],
+        latent: Tensor,
+        level: NoiseLevel,
     ) -> dict[str, Any]:
         """Arguments of a forward on ``latent`` at ``level``; conditions stay, see :meth:`resized_conditions`."""
         encoded = layout.encode(pipe, self._as_denoiser(layout, kwargs), latent, level)
@@ -61,7 +67,7 @@ class ControlNetwork:
         return {key: encoded[layout.latents if key == name else key] for key in kwargs}
 
     def resized_conditions(
-        self, layout: ImageLayout, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize
+        self, layout: ImageLayout, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize
     ) -> dict[str, Any]:
         """The conditions and masks of ``kwargs`` for latents of ``size``."""
         before = self.size(layout, pipe, kwargs)

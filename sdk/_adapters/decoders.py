@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from hasten._pipeline import Pipeline
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,12 +23,12 @@ class FrameDecoder(ABC):
     independent: ClassVar[bool] = False
     """Whether every latent frame can be decoded alone, so that processes can share the work."""
 
-    def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
+    def unpack(self, pipe: Pipeline, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
         """The latents a pipeline returns as (B, C, F, H, W). ``size`` is their (frames, height, width)."""
         return latents
 
     @abstractmethod
-    def frames(self, pipe: Any, latents: Tensor) -> Iterator[Tensor]:
+    def frames(self, pipe: Pipeline, latents: Tensor) -> Iterator[Tensor]:
         """Pieces of the video, (B, 3, f, H, W) in [-1, 1] or slightly beyond, in order.
 
         Args:
@@ -41,7 +43,7 @@ class PictureDecoder(FrameDecoder):
     independent = True
     chunk: ClassVar[int] = 4
 
-    def frames(self, pipe: Any, latents: Tensor) -> Iterator[Tensor]:
+    def frames(self, pipe: Pipeline, latents: Tensor) -> Iterator[Tensor]:
         """``chunk`` frames each."""
         latents = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
         for part in latents.split(self.chunk, 2):
@@ -60,7 +62,7 @@ class TiledDecoder(FrameDecoder):
     superfluous: ClassVar[slice] = slice(1, None)
     """Frames kept of all tiles but the first: which of its ends is the additional one."""
 
-    def frames(self, pipe: Any, latents: Tensor) -> Iterator[Tensor]:
+    def frames(self, pipe: Pipeline, latents: Tensor) -> Iterator[Tensor]:
         """One tile each, or everything."""
         vae = pipe.vae
         latents = self.scaled(pipe, latents).to(vae.dtype)
@@ -80,7 +82,7 @@ class TiledDecoder(FrameDecoder):
             if shown.shape[2]:
                 yield shown
 
-    def scaled(self, pipe: Any, latents: Tensor) -> Tensor:
+    def scaled(self, pipe: Pipeline, latents: Tensor) -> Tensor:
         """Latents as the autoencoder knows them."""
         scaled: Tensor = latents / pipe.vae.config.scaling_factor
         return scaled
@@ -101,7 +103,7 @@ class TiledDecoder(FrameDecoder):
 class CausalDecoder(FrameDecoder):
     """Wan's autoencoder: one latent frame at a time, every convolution remembering two frames."""
 
-    def frames(self, pipe: Any, latents: Tensor) -> Iterator[Tensor]:
+    def frames(self, pipe: Pipeline, latents: Tensor) -> Iterator[Tensor]:
         """One latent frame each: 1 frame, then 4 at a time."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
@@ -125,11 +127,11 @@ class CausalDecoder(FrameDecoder):
 class ChunkedDecoder(FrameDecoder):
     """CogVideoX's autoencoder: two latent frames at a time, an odd one with the first, caches between chunks."""
 
-    def unpack(self, pipe: Any, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
+    def unpack(self, pipe: Pipeline, latents: Tensor, size: tuple[int, int, int]) -> Tensor:  # noqa: ARG002
         """Channels before frames."""
         return latents.transpose(1, 2)
 
-    def frames(self, pipe: Any, latents: Tensor) -> Iterator[Tensor]:
+    def frames(self, pipe: Pipeline, latents: Tensor) -> Iterator[Tensor]:
         """One chunk each."""
         vae = pipe.vae
         latents = latents.to(vae.dtype) / pipe.vae_scaling_factor_image

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from hasten._pipeline import Pipeline
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -187,19 +189,19 @@ class FrameMixing(ABC):
     def frame_free(self, root: nn.Module) -> frozenset[str]:
         """Attention layers known to stay inside a frame or to look at text only."""
 
-    def trained_frames(self, pipe: Any) -> int | None:  # noqa: ARG002
+    def trained_frames(self, pipe: Pipeline) -> int | None:  # noqa: ARG002
         """How many frames the released models were trained with; ``None`` where that is not known."""
         return None
 
-    def patch(self, pipe: Any) -> int:  # noqa: ARG002
+    def patch(self, pipe: Pipeline) -> int:  # noqa: ARG002
         """Latent frames per temporal patch."""
         return 1
 
-    def limit(self, pipe: Any) -> int | None:  # noqa: ARG002
+    def limit(self, pipe: Pipeline) -> int | None:  # noqa: ARG002
         """Frames beyond which the stock denoiser raises, for want of position embeddings."""
         return None
 
-    def refusal(self, pipe: Any, arguments: Mapping[str, Any]) -> str | None:  # noqa: ARG002
+    def refusal(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> str | None:  # noqa: ARG002
         """Why a call with these arguments cannot be divided by frames, or ``None``."""
         if arguments.get("guidance_rescale"):
             return "guidance_rescale needs statistics of the whole video; call with guidance_rescale=0"
@@ -207,7 +209,7 @@ class FrameMixing(ABC):
 
     def clip_arguments(
         self,
-        pipe: Any,  # noqa: ARG002
+        pipe: Pipeline,  # noqa: ARG002
         kwargs: Mapping[str, Any],
         clip: range,
         held: range,
@@ -248,7 +250,7 @@ class FrameMixing(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no rotary module")
 
-    def given_rotary(self, pipe: Any, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:  # noqa: ARG002
+    def given_rotary(self, pipe: Pipeline, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:  # noqa: ARG002
         """Rotary embeddings of the whole video, where the pipeline makes them and not the denoiser.
 
         Args:

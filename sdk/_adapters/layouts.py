@@ -16,6 +16,7 @@ from hasten._adapters.base import LatentLayout, LatentSize, Prediction
 from hasten._adapters.conditions import Channels, resize_clean, resize_features
 from hasten._adapters.paths import FlowPath, Path
 from hasten._errors import UnsupportedError
+from hasten._pipeline import Pipeline, Scheduler
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -37,23 +38,23 @@ class ImageLayout(LatentLayout):
     """Why the pipeline's loop cannot go on with latents of another size between two steps, where that is so."""
 
     @abstractmethod
-    def path(self, pipe: Any) -> Path:
+    def path(self, pipe: Pipeline) -> Path:
         """Noise path of the family."""
 
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:  # noqa: ARG002
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:  # noqa: ARG002
         """Arguments that depend on the latent extent, for ``size``."""
         return {}
 
-    def channels(self, pipe: Any, count: int) -> Channels:  # noqa: ARG002
+    def channels(self, pipe: Pipeline, count: int) -> Channels:  # noqa: ARG002
         """Which of the ``count`` channels of the unpacked latents argument are noisy, masks, clean latents."""
         return Channels()
 
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:  # noqa: ARG002
         """Image height and width of a call that names none."""
         side: int = pipe.default_sample_size * self.scale(pipe)
         return side, side
 
-    def scale(self, pipe: Any) -> int:
+    def scale(self, pipe: Pipeline) -> int:
         """Image pixels per latent pixel."""
         scale: int = getattr(pipe, self.factor)
         return scale
@@ -61,56 +62,56 @@ class ImageLayout(LatentLayout):
     # --- noise
 
     @override
-    def prediction(self, pipe: Any) -> Prediction:
+    def prediction(self, pipe: Pipeline) -> Prediction:
         """What the path says."""
         return self.path(pipe).prediction(pipe)
 
     @override
-    def level(self, pipe: Any, kwargs: Mapping[str, Any]) -> NoiseLevel:
+    def level(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> NoiseLevel:
         """What the path says of the timestep argument."""
         return self.path(pipe).level(pipe, kwargs[self.timestep])
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """A scheduler of another path is refused."""
         return self.fixed or self.clock_refusal(pipe) or self.path(pipe).refusal(pipe)
 
     @override
-    def resizing_refusal(self, pipe: Any) -> str | None:
+    def resizing_refusal(self, pipe: Pipeline) -> str | None:
         """As the class says."""
         return self.resizing
 
     @override
-    def planned_levels(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+    def planned_levels(self, pipe: Pipeline, scheduler: Scheduler) -> list[NoiseLevel] | None:
         """What the path says."""
         return self.path(pipe).planned(pipe, scheduler)
 
     @override
-    def clock_refusal(self, pipe: Any) -> str | None:
+    def clock_refusal(self, pipe: Pipeline) -> str | None:
         """What the path says."""
         return self.path(pipe).clock_refusal(pipe)
 
     @override
-    def flows(self, pipe: Any) -> bool:
+    def flows(self, pipe: Pipeline) -> bool:
         """Whatever the scheduler's ``prediction_type``."""
         return isinstance(self.path(pipe), FlowPath)
 
     # --- forward
 
     @override
-    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+    def size(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> LatentSize:
         """Extent of the unpacked latents."""
         return _extent(self.decode(pipe, kwargs))
 
     @override
-    def decode(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    def decode(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> Tensor:
         """The noisy channels of the argument."""
         whole = self.unpack(pipe, kwargs, kwargs[self.latents])
         return whole[:, self.channels(pipe, whole.shape[1]).noisy]
 
     @override
     def encode(
-        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
         """Swap latents and timestep, and whatever depends on the extent, where they change."""
         size = _extent(latent)
@@ -137,16 +138,16 @@ class ImageLayout(LatentLayout):
         return torch.full_like(like, value, dtype=dtype)
 
     @override
-    def decode_output(self, pipe: Any, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
+    def decode_output(self, pipe: Pipeline, kwargs: Mapping[str, Any], sample: Any) -> Tensor:
         """Unpacked like the latents."""
         return self.unpack(pipe, kwargs, sample)
 
     @override
-    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
+    def encode_output(self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """Arranged like the latents."""
         return self.arrange(latent.to(_dtype(kwargs[self.latents])))
 
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:  # noqa: ARG002
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:  # noqa: ARG002
         """Latents or outputs in the order (B, C, [F,] H, W)."""
         result: Tensor = packed
         return result
@@ -155,11 +156,11 @@ class ImageLayout(LatentLayout):
         """Inverse of :meth:`unpack`."""
         return latent
 
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
+    def pack(self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor) -> Any:
         """The latents argument for ``latent``, conditions that came with it included."""
         return self.arrange(self.conditioned(pipe, kwargs, latent.to(_dtype(kwargs[self.latents]))))
 
-    def conditioned(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+    def conditioned(self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """``latent`` with the channels around it, which are resized to its extent."""
         whole = self.unpack(pipe, kwargs, kwargs[self.latents])
         return (
@@ -171,12 +172,12 @@ class ImageLayout(LatentLayout):
     # --- pipeline call
 
     @override
-    def pixels(self, pipe: Any, size: LatentSize) -> tuple[int, int]:
+    def pixels(self, pipe: Pipeline, size: LatentSize) -> tuple[int, int]:
         """Latent extent times the autoencoder's factor."""
         return size.height * self.scale(pipe), size.width * self.scale(pipe)
 
     @override
-    def call_size(self, pipe: Any, arguments: Mapping[str, Any]) -> LatentSize:
+    def call_size(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> LatentSize:
         """From given latents, else ``height`` and ``width``, rounded down as the pipelines do."""
         given = arguments.get("latents")
         if isinstance(given, torch.Tensor) and given.ndim == self.ndim:
@@ -191,7 +192,7 @@ class ImageLayout(LatentLayout):
         """Extent of the pipeline's ``latents`` argument."""
         return _extent(latents)
 
-    def call_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def call_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Image height and width of a call."""
         height, width = arguments.get("height"), arguments.get("width")
         if height and width:
@@ -199,7 +200,7 @@ class ImageLayout(LatentLayout):
         default = self.default_pixels(pipe, arguments)
         return int(height or default[0]), int(width or default[1])
 
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:  # noqa: ARG002
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:  # noqa: ARG002
         """Latent frames of a call; none for images."""
         return None
 
@@ -217,19 +218,19 @@ class VideoLayout(ImageLayout):
     ndim = 5
 
     @override
-    def default_pixels(self, pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
         """Video pipelines have their default in the signature, so that it is among the arguments."""
         raise unknown_size(pipe)
 
     @override
-    def call_frames(self, pipe: Any, arguments: Mapping[str, Any]) -> int | None:
+    def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """``num_frames``, or as many as the given video has; rounded down to whole latent frames."""
         frames = arguments.get("num_frames") or len(arguments["video"])
         return (frames - 1) // int(getattr(pipe, self.frame_factor)) + 1
 
     @override
     def encode(
-        self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
+        self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor, level: NoiseLevel
     ) -> dict[str, Any]:
         """Like images, with clean frames and one timestep per frame or token taken care of."""
         clean = self.clean_frames(pipe, kwargs)
@@ -244,7 +245,7 @@ class VideoLayout(ImageLayout):
             )
         return changed
 
-    def clean_frames(self, pipe: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    def clean_frames(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> Tensor | None:
         """Which frames are given and carry no noise, boolean (B, F): those told time 0. ``None`` where none can be."""
         told = kwargs[self.timestep]
         if not isinstance(told, torch.Tensor) or told.ndim < 2:
@@ -280,17 +281,17 @@ class PackedLayout(ImageLayout):
     """Latent pixels per side of a token."""
 
     @abstractmethod
-    def grid(self, pipe: Any, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def grid(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> tuple[int, int]:
         """Rows and columns of latent tokens."""
 
     @override
-    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+    def size(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> LatentSize:
         """The token grid in latent pixels."""
         rows, columns = self.grid(pipe, kwargs)
         return LatentSize(self.side * rows, self.side * columns)
 
     @override
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Latent tokens as (B, C, H, W)."""
         rows, columns = self.grid(pipe, kwargs)
         blocks: Tensor = (
@@ -307,14 +308,14 @@ class PackedLayout(ImageLayout):
         return packed
 
     @override
-    def pack(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+    def pack(self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``, then the reference tokens."""
         whole: Tensor = kwargs[self.latents]
         rows, columns = self.grid(pipe, kwargs)
         return torch.cat([super().pack(pipe, kwargs, latent), whole[:, rows * columns :]], dim=1)
 
     @override
-    def encode_output(self, pipe: Any, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
+    def encode_output(self, pipe: Pipeline, kwargs: Mapping[str, Any], latent: Tensor) -> Tensor:
         """Tokens of ``latent``, then zeros for the reference tokens, whose outputs the pipelines drop."""
         tokens = super().encode_output(pipe, kwargs, latent)
         references = kwargs[self.latents].shape[1] - tokens.shape[1]
@@ -329,12 +330,12 @@ class TokenLayout(VideoLayout):
     multiple = 1
 
     @override
-    def size(self, pipe: Any, kwargs: Mapping[str, Any]) -> LatentSize:
+    def size(self, pipe: Pipeline, kwargs: Mapping[str, Any]) -> LatentSize:
         """From the arguments."""
         return LatentSize(kwargs["height"], kwargs["width"], kwargs["num_frames"])
 
     @override
-    def unpack(self, pipe: Any, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
+    def unpack(self, pipe: Pipeline, kwargs: Mapping[str, Any], packed: Any) -> Tensor:
         """Tokens as (B, C, F, H, W)."""
         size = self.size(pipe, kwargs)
         result: Tensor = packed.transpose(1, 2).unflatten(2, (size.frames or 1, size.height, size.width))
@@ -346,12 +347,12 @@ class TokenLayout(VideoLayout):
         return latent.flatten(2).transpose(1, 2)
 
     @override
-    def positions(self, pipe: Any, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
+    def positions(self, pipe: Pipeline, kwargs: Mapping[str, Any], size: LatentSize) -> dict[str, Any]:
         """Height and width; the rotary scale is physical and stays."""
         return {"height": size.height, "width": size.width}
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """Larger patches exist in the configuration, but no released model has them."""
         config = pipe.transformer.config
         if (config.patch_size, config.patch_size_t) != (1, 1):
@@ -359,14 +360,14 @@ class TokenLayout(VideoLayout):
         return super().refusal(pipe)
 
 
-def unknown_size(pipe: Any) -> UnsupportedError:
+def unknown_size(pipe: Pipeline) -> UnsupportedError:
     """The error for a call whose size only the call itself will find out."""
     return UnsupportedError(
         f"{type(pipe).__name__} determines its size during the call; pass height and width to fix it in advance"
     )
 
 
-def image_pixels(pipe: Any, image: Any) -> tuple[int, int]:
+def image_pixels(pipe: Pipeline, image: Any) -> tuple[int, int]:
     """Height and width that an image-to-image pipeline gives to ``image``, or to the first of several."""
     first = image[0] if isinstance(image, (list, tuple)) else image
     height, width = pipe.image_processor.get_default_height_width(first)

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from hasten._adapters.base import Prediction
 from hasten._errors import UnsupportedError
+from hasten._pipeline import Pipeline, Scheduler
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -29,30 +30,30 @@ class Path(ABC):
     """The noise path of a family."""
 
     @abstractmethod
-    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+    def level(self, pipe: Pipeline, timestep: Tensor) -> NoiseLevel:
         """Level of a timestep argument; the noisiest entry counts, because cleaner ones are conditions."""
 
     @abstractmethod
-    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
+    def timestep(self, pipe: Pipeline, level: NoiseLevel) -> float:
         """Timestep argument for ``level``."""
 
     @abstractmethod
-    def prediction(self, pipe: Any) -> Prediction:
+    def prediction(self, pipe: Pipeline) -> Prediction:
         """What the denoiser predicts."""
 
     @abstractmethod
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """Why the pipeline's scheduler does not follow this path, or ``None`` if it does."""
 
     @abstractmethod
-    def untold(self, scheduler: Any) -> str | None:
+    def untold(self, scheduler: Scheduler) -> str | None:
         """Why :meth:`level` finds no level for a timestep of this scheduler, or ``None`` if it does."""
 
-    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:  # noqa: ARG002
+    def planned(self, pipe: Pipeline, scheduler: Scheduler) -> list[NoiseLevel] | None:  # noqa: ARG002
         """Levels of the timesteps ``scheduler`` is set to; ``None`` where its own tables tell them."""
         return None
 
-    def clock_refusal(self, pipe: Any) -> str | None:
+    def clock_refusal(self, pipe: Pipeline) -> str | None:
         """Why the steps of the pipeline's scheduler are not told by levels that fall, or ``None`` if they are."""
         scheduler = getattr(pipe, "scheduler", None)
         if scheduler is None:
@@ -83,26 +84,26 @@ class FlowPath(Path):
     """Whether the model returns ``x0 - noise`` although it is told the time."""
 
     @override
-    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+    def level(self, pipe: Pipeline, timestep: Tensor) -> NoiseLevel:
         """Level of the solver's state; see :func:`_solver_time` for why it is not just the timestep."""
         told = torch.as_tensor(timestep).float() / self.scale
         time = 1.0 - told.min() if self.data_fraction else told.max()
         return NoiseLevel.flow(_solver_time(pipe.scheduler, time, torch.as_tensor(timestep).dtype))
 
     @override
-    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
+    def timestep(self, pipe: Pipeline, level: NoiseLevel) -> float:
         """``scale * t``, or ``scale * (1 - t)``. Flow models take fractional timesteps."""
         time = level.time
         return self.scale * (1.0 - time if self.data_fraction else time)
 
     @override
-    def prediction(self, pipe: Any) -> Prediction:
+    def prediction(self, pipe: Pipeline) -> Prediction:
         """Velocity, negated for models that are told the data fraction."""
         negative = self.data_fraction or self.negated
         return Prediction.NEGATIVE_VELOCITY if negative else Prediction.VELOCITY
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """Refuse diffusion schedulers that were not switched to flow (``use_flow_sigmas``)."""
         scheduler = pipe.scheduler
         if hasattr(scheduler, "alphas_cumprod") and not scheduler.config.get("use_flow_sigmas", False):
@@ -119,7 +120,7 @@ class FlowPath(Path):
         return None
 
     @override
-    def untold(self, scheduler: Any) -> str | None:
+    def untold(self, scheduler: Scheduler) -> str | None:
         """Timesteps have to lie between 0 and the number of training timesteps."""
         trained: Any = scheduler.config.get("num_train_timesteps")
         times: Any = getattr(_probed(scheduler), "timesteps", ())
@@ -132,22 +133,22 @@ class RatioFlowPath(FlowPath):
     """Rectified flow told ``t``, from a solver that keeps ``x0 + s * noise`` with ``s = t / (1 - t)``."""
 
     @override
-    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+    def level(self, pipe: Pipeline, timestep: Tensor) -> NoiseLevel:
         """What is told; the solver's sigmas are on another axis."""
         return NoiseLevel.flow(float(torch.as_tensor(timestep).float().max()) / self.scale)
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """The pipeline sets the sigmas itself."""
         return None
 
     @override
-    def untold(self, scheduler: Any) -> str | None:
+    def untold(self, scheduler: Scheduler) -> str | None:
         """The pipeline tells the time, whatever the scheduler's timesteps are."""
         return None
 
     @override
-    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+    def planned(self, pipe: Pipeline, scheduler: Scheduler) -> list[NoiseLevel] | None:
         """From the sigmas."""
         sigmas = scheduler.sigmas[: len(scheduler.timesteps)]
         return [NoiseLevel.flow(float(sigma) / (1.0 + float(sigma))) for sigma in sigmas]
@@ -157,17 +158,17 @@ class InvertedFlowPath(FlowPath):
     """Rectified flow whose scheduler counts upwards, from pure noise at 0 to data at 1."""
 
     @override
-    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+    def level(self, pipe: Pipeline, timestep: Tensor) -> NoiseLevel:
         """One minus what is told."""
         return NoiseLevel.flow(1.0 - float(torch.as_tensor(timestep).float().min()) / self.scale)
 
     @override
-    def clock_refusal(self, pipe: Any) -> str | None:
+    def clock_refusal(self, pipe: Pipeline) -> str | None:
         """Its times rise while the noise falls."""
         return self.untold(pipe.scheduler)
 
     @override
-    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+    def planned(self, pipe: Pipeline, scheduler: Scheduler) -> list[NoiseLevel] | None:
         """One minus the sigmas."""
         return [NoiseLevel.flow(1.0 - float(sigma)) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
 
@@ -177,7 +178,7 @@ _BEYOND = 1e-3
 _PROBE_STEPS = 4
 
 
-def _probed(scheduler: Any) -> Any:
+def _probed(scheduler: Scheduler) -> Any:
     """A copy set to a few steps; one that refuses these is left as it was made."""
     probe = copy.deepcopy(scheduler)
     shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting", False) else {}
@@ -188,7 +189,7 @@ def _probed(scheduler: Any) -> Any:
     return probe
 
 
-def _solver_time(scheduler: Any, told: Tensor, dtype: torch.dtype) -> float:
+def _solver_time(scheduler: Scheduler, told: Tensor, dtype: torch.dtype) -> float:
     """Flow time of the solver's state, for the time a model is ``told`` in precision ``dtype``.
 
     The model often gets a rounded number (UniPC and DPM-Solver++ cast timesteps to integers, FLUX casts them
@@ -214,20 +215,20 @@ class VariancePreservingPath(Path):
     """
 
     @override
-    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+    def level(self, pipe: Pipeline, timestep: Tensor) -> NoiseLevel:
         """Level of table entry ``timestep``."""
         angles = self._angles(pipe)
         angle = float(np.interp(float(torch.as_tensor(timestep).max()), np.arange(len(angles)), angles))
         return NoiseLevel(math.cos(angle), math.sin(angle))
 
     @override
-    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
+    def timestep(self, pipe: Pipeline, level: NoiseLevel) -> float:
         """Fractional table index, clamped to the table's ends."""
         angles = self._angles(pipe)
         return float(np.interp(math.atan2(level.sigma, level.alpha), angles, np.arange(len(angles))))
 
     @override
-    def prediction(self, pipe: Any) -> Prediction:
+    def prediction(self, pipe: Pipeline) -> Prediction:
         """From the scheduler's ``prediction_type``.
 
         Raises:
@@ -238,7 +239,7 @@ class VariancePreservingPath(Path):
         return _PREDICTIONS[pipe.scheduler.config.prediction_type]
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """Refuse schedulers of another path and other predictions."""
         scheduler = pipe.scheduler
         name = type(scheduler).__name__
@@ -250,7 +251,7 @@ class VariancePreservingPath(Path):
         return None
 
     @override
-    def untold(self, scheduler: Any) -> str | None:
+    def untold(self, scheduler: Scheduler) -> str | None:
         """Levels are looked up in ``alphas_cumprod``."""
         if hasattr(scheduler, "alphas_cumprod"):
             return None
@@ -260,7 +261,7 @@ class VariancePreservingPath(Path):
         )
 
     @staticmethod
-    def _angles(pipe: Any) -> npt.NDArray[np.float64]:
+    def _angles(pipe: Pipeline) -> npt.NDArray[np.float64]:
         kept = pipe.scheduler.alphas_cumprod.detach().cpu().double().numpy()
         angles: npt.NDArray[np.float64] = np.arctan2(np.sqrt(1.0 - kept), np.sqrt(kept))
         return angles
@@ -279,27 +280,27 @@ class LogSigmaPath(Path):
     kind: Prediction = Prediction.VP_VELOCITY
 
     @override
-    def level(self, pipe: Any, timestep: Tensor) -> NoiseLevel:
+    def level(self, pipe: Pipeline, timestep: Tensor) -> NoiseLevel:
         """``s / data`` is the ratio of noise to signal."""
         return self._of(float(torch.as_tensor(timestep).float().max()))
 
     @override
-    def timestep(self, pipe: Any, level: NoiseLevel) -> float:
+    def timestep(self, pipe: Pipeline, level: NoiseLevel) -> float:
         """A quarter of the logarithm."""
         return 0.25 * math.log(self.data * level.sigma / max(level.alpha, _SMALLEST))
 
     @override
-    def prediction(self, pipe: Any) -> Prediction:
+    def prediction(self, pipe: Pipeline) -> Prediction:
         """As given."""
         return self.kind
 
     @override
-    def refusal(self, pipe: Any) -> str | None:
+    def refusal(self, pipe: Pipeline) -> str | None:
         """What it is told decides, and that is looked at by :meth:`untold`."""
         return None
 
     @override
-    def untold(self, scheduler: Any) -> str | None:
+    def untold(self, scheduler: Scheduler) -> str | None:
         """Timesteps have to be a quarter of the logarithm of the sigmas."""
         probe = _probed(scheduler)
         times, sigmas = getattr(probe, "timesteps", None), getattr(probe, "sigmas", None)
@@ -313,7 +314,7 @@ class LogSigmaPath(Path):
         )
 
     @override
-    def planned(self, pipe: Any, scheduler: Any) -> list[NoiseLevel] | None:
+    def planned(self, pipe: Pipeline, scheduler: Scheduler) -> list[NoiseLevel] | None:
         """From the timesteps themselves."""
         return [self._of(float(time)) for time in scheduler.timesteps]
 

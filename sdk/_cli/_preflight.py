@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ def _component(folder: Path, library: str | None, class_name: str | None) -> Any
 def _rehearse(pipe: Pipeline, call: Mapping[str, Any]) -> None:
     """Call the pipeline up to where it has checked its arguments."""
 
-    def check(own: Any, *args: Any, **kwargs: Any) -> None:
+    def check(own: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         own(*args, **kwargs)
         raise _Passed
 

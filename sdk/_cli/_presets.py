@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
@@ -11,6 +11,10 @@ from rich.table import Table
 
 from hasten._cli import _options as options
 from hasten._console import Console
+
+if TYPE_CHECKING:
+    from hasten._presets import Preset
+
 
 __all__ = ["register"]
 
@@ -58,7 +62,7 @@ def _command(
     Console().print(table)
 
 
-def _techniques(preset: Any) -> dict[str, dict[str, Any]]:
+def _techniques(preset: Preset) -> dict[str, dict[str, Any]]:
     return {e.name: e.options.model_dump(mode="json", exclude_unset=True) for e in preset.config.techniques}
 
 
@@ -66,7 +70,7 @@ def _options(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "defaults"
 
 
-def _plain(preset: Any) -> dict[str, Any]:
+def _plain(preset: Preset) -> dict[str, Any]:
     return {
         "name": preset.name,
         "summary": preset.summary,

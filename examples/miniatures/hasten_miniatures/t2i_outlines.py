@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.extend import Pipeline
 from hasten.pipelines.mini import load as load_miniature
 from hasten.pipelines.mini import prompts
 from hasten.pipelines.mini.render import render_scenes
@@ -206,7 +207,7 @@ def make_recipe(root: Path, *, device: str, compiled: bool) -> OutlinesControl: 
     return OutlinesControl(vae, tower, denoiser, cache=root / OutlinesControl.name)
 
 
-def controlled(pipe: Any, controlnet: Any) -> Any:
+def controlled(pipe: Pipeline, controlnet: Any) -> Any:
     """The stock StableDiffusion3ControlNetPipeline around the parts of ``pipe``, a StableDiffusion3Pipeline."""
     from diffusers import StableDiffusion3ControlNetPipeline
 

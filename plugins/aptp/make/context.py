@@ -28,7 +28,7 @@ from hasten.plugins.aptp.manifest import (
 )
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = ["Noisy", "TrainingContext", "features", "relative_error"]
 
@@ -66,7 +66,7 @@ class TrainingContext:
 
     @classmethod
     def of(
-        cls, pipe: DiffusionPipeline, data: Prepared, grain: GrainEntry, table: Path | None = None
+        cls, pipe: Pipeline, data: Prepared, grain: GrainEntry, table: Path | None = None
     ) -> TrainingContext:
         """The context of a pipeline. Its denoiser is frozen and set to evaluation mode.
 

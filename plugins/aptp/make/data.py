@@ -32,7 +32,7 @@ from hasten.plugins.aptp.make.options import PrepareOptions
 from hasten.weights import check_fit, read_sealed_tensors, require, save_sealed_tensors
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = ["Batch", "Prepared", "captioned_pictures", "prepare", "prepare_pipeline", "scene_pictures"]
 
@@ -138,7 +138,7 @@ def _like(rows: Tensor, count: int) -> Tensor:
 
 
 def prepare_pipeline(
-    pipe: DiffusionPipeline, name: str, options: PrepareOptions, folder: Path
+    pipe: Pipeline, name: str, options: PrepareOptions, folder: Path
 ) -> tuple[Prepared, tuple[int, int]]:
     """Encode captioned pictures, or scenes of the miniatures' data set, for a pipeline.
 

@@ -16,7 +16,7 @@ from hasten.plugins.aptp.router import BASE
 from hasten.plugins.aptp.routing import decide
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = ["Traffic", "kind_of", "save_traffic", "traffic"]
 
@@ -53,7 +53,7 @@ def kind_of(prompt: str) -> str:
     return "up to 8 words" if words <= 8 else "9 to 20 words" if words <= 20 else "more than 20 words"
 
 
-def traffic(pipe: DiffusionPipeline, bundle: Bundle, prompts: Sequence[str]) -> list[Traffic]:
+def traffic(pipe: Pipeline, bundle: Bundle, prompts: Sequence[str]) -> list[Traffic]:
     """Route prompts and count them by kind, cheapest kind first. The last row counts all of them.
 
     Raises:
