@@ -152,13 +152,15 @@ class Kandinsky5Frames(VideoTokens):
     def as_argument(self, table: tuple[Tensor, Tensor]) -> Tensor:
         """(1, T, 1, D/2, 2, 2)."""
         cos, sin = (t[:, ::2] for t in table)
-        return torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))[None, :, None]
+        turns: Tensor = torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))[None, :, None]
+        return turns
 
     @override
     def as_output(self, table: tuple[Tensor, Tensor], bound: Mapping[str, Any]) -> Tensor:
         """(B, F, H, W, 1, D/2, 2, 2)."""
         batch, *grid = bound["shape"]
-        return self.as_argument(table).unflatten(1, grid).expand(batch, *(-1,) * 7)
+        turns: Tensor = self.as_argument(table).unflatten(1, grid)
+        return turns.expand(batch, *(-1,) * 7)
 
 
 def _rows(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,9 @@ from hasten.schedules.spectrum import Spectrum, fit_spectrum
 from hasten.weights import fingerprint
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
     from torch import Tensor
+
+    from hasten.extend import Pipeline
 
 __all__ = ["LearnedSpectrum", "autoencoder_of", "entry_of", "keep", "may_differ", "measure", "recall"]
 
@@ -83,7 +84,7 @@ def may_differ() -> bool:
     return joined or Processes.from_environment().world > 1
 
 
-def autoencoder_of(pipe: DiffusionPipeline) -> str | None:
+def autoencoder_of(pipe: Pipeline) -> str | None:
     """Fingerprint of a pipeline's autoencoder; ``None`` if the pipeline has none."""
     vae = getattr(pipe, "vae", None)
     if vae is None or not hasattr(vae, "parameters"):

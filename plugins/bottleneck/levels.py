@@ -23,9 +23,7 @@ from hasten.schedules.resolution import (
 from hasten.schedules.spectrum import Spectrum
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from hasten.extend import Target
+    from hasten.extend import Pipeline, Target
 
 __all__ = [
     "FALLBACK_MIN_PIXELS",
@@ -103,7 +101,7 @@ def resolve(config: ContinuousConfig, target: Target, size: LatentSize) -> Resol
 
 
 def spectrum_for(
-    config: ContinuousConfig, pipe: DiffusionPipeline, size: tuple[int, int] | None = None
+    config: ContinuousConfig, pipe: Pipeline, size: tuple[int, int] | None = None
 ) -> tuple[Spectrum, str | None]:
     """The spectrum that ``low_until="auto"`` uses, and its source.
 
@@ -125,7 +123,7 @@ def spectrum_for(
     return learned.at(size or learned.size), f"measured on {count} of an earlier call"
 
 
-def _learned(config: ContinuousConfig, pipe: DiffusionPipeline) -> LearnedSpectrum | None:
+def _learned(config: ContinuousConfig, pipe: Pipeline) -> LearnedSpectrum | None:
     if not config.learn_spectrum or may_differ():
         return None
     autoencoder = autoencoder_of(pipe)

@@ -14,7 +14,7 @@ from hasten.files import read_fields
 from hasten.schedules.spectrum import Spectrum
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from hasten.extend import Pipeline
 
 __all__ = ["SIDECAR", "UNKNOWN", "KnownSpectrum", "known_spectrum", "read_sidecar"]
 
@@ -53,7 +53,7 @@ class KnownSpectrum:
     source: str
 
 
-def known_spectrum(pipe: DiffusionPipeline) -> KnownSpectrum | None:
+def known_spectrum(pipe: Pipeline) -> KnownSpectrum | None:
     """The spectrum of a pipeline's latents, from its ``hasten.json`` or a published fit; ``None`` if it is unknown.
 
     Raises:

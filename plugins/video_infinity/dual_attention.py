@@ -198,7 +198,8 @@ class DualAttention:
         tables = [t.unflatten(1, (-1, dim)).transpose(0, 1) for t in turn]  # (1 or heads, T, D)
         if tables[0].shape[0] not in (1, heads):
             raise RuntimeError("rotary tables fit neither one head nor all")
-        return rotate(x, *tables, halves=self.clip.rotary.halves if self.clip.rotary is not None else 0)
+        cos, sin = tables
+        return rotate(x, cos, sin, halves=self.clip.rotary.halves if self.clip.rotary is not None else 0)
 
     # --- text among the video tokens
 
