@@ -8,7 +8,7 @@ from hasten._adapters.base import (
     ScaleCost as ScaleCost,
     ScaleSchedule as ScaleSchedule,
 )
-from hasten._adapters.blocks import BlockOutputs as BlockOutputs
+from hasten._adapters.blocks import BlockOutputs as BlockOutputs, CacheDefaults as CacheDefaults
 from hasten._adapters.conditions import (
     Channels as Channels,
     resize_clean as resize_clean,

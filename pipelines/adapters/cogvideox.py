@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    CacheDefaults,
     Channels,
     ChunkedDecoder,
     FrameAxis,
@@ -184,17 +185,18 @@ class CogVideoXControlFrames(CogVideoXFrames):
 
 
 _TOKENS = JointTokens(r"transformer_blocks\.\d+\.attn1", "before", warmup=0.3)
+_CACHE = CacheDefaults(0.025, "default of ParaAttention")
 
 ADAPTERS = (
     Adapter(
         family="cogvideox",
         pipelines=("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline", "CogVideoXImageToVideoPipeline"),
-        capabilities=(CogVideoXLayout(), _TOKENS, CogVideoXFrames(), ChunkedDecoder()),
+        capabilities=(CogVideoXLayout(), _TOKENS, CogVideoXFrames(), ChunkedDecoder(), _CACHE),
         models=("CogVideoXTransformer3DModel",),
     ),
     Adapter(
         family="cogvideox-control",
         pipelines=("CogVideoXFunControlPipeline",),
-        capabilities=(CogVideoXLayout(), _TOKENS, CogVideoXControlFrames(), ChunkedDecoder()),
+        capabilities=(CogVideoXLayout(), _TOKENS, CogVideoXControlFrames(), ChunkedDecoder(), _CACHE),
     ),
 )

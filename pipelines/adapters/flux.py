@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    CacheDefaults,
     Channels,
     ControlNetwork,
     FlowPath,
@@ -168,6 +169,7 @@ ADAPTER = Adapter(
         ControlNetwork(),
         FluxTokens(r"(single_)?transformer_blocks\.\d+\.attn", "before"),
         FluxUnits(),
+        CacheDefaults(0.08, "ParaAttention in the documentation of diffusers", ratios="flux"),
     ),
     models=("FluxTransformer2DModel",),
     refused={

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from hasten.extend import (
     Adapter,
+    CacheDefaults,
     Channels,
     FlowPath,
     Guidance,
@@ -100,12 +101,13 @@ class HunyuanVideoImageFrames(HunyuanVideoFrames):
 
 
 _TOKENS = JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after")
+_CACHE = CacheDefaults(0.025, "default of ParaAttention")
 
 ADAPTERS = (
     Adapter(
         family="hunyuan-video",
         pipelines=("HunyuanVideoPipeline",),
-        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoFrames(), TiledDecoder()),
+        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoFrames(), TiledDecoder(), _CACHE),
         models=("HunyuanVideoTransformer3DModel",),
         refused={
             "HunyuanVideoFramepackPipeline": "it denoises next to a packed history of several resolutions"
@@ -114,12 +116,12 @@ ADAPTERS = (
     Adapter(
         family="hunyuan-video-skyreels",
         pipelines=("HunyuanSkyreelsImageToVideoPipeline",),
-        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoFrames(), TiledDecoder()),
+        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoFrames(), TiledDecoder(), _CACHE),
     ),
     # Its pipeline drops the frames of the picture after the last step, so it decodes itself.
     Adapter(
         family="hunyuan-video-image",
         pipelines=("HunyuanVideoImageToVideoPipeline",),
-        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoImageFrames()),
+        capabilities=(HunyuanVideoLayout(), _TOKENS, HunyuanVideoImageFrames(), _CACHE),
     ),
 )

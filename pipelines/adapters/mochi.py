@@ -7,7 +7,16 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, FlowPath, InvertedFlowPath, Path, Pipeline, VideoLayout
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    CacheDefaults,
+    FlowPath,
+    InvertedFlowPath,
+    Path,
+    Pipeline,
+    VideoLayout,
+)
 from hasten.pipelines.adapters.untried import RESIZING
 
 
@@ -43,7 +52,7 @@ class MochiLayout(VideoLayout):
 ADAPTER = Adapter(
     family="mochi",
     pipelines=("MochiPipeline",),
-    capabilities=(MochiLayout(),),
+    capabilities=(MochiLayout(), CacheDefaults(0.035, "default of ParaAttention")),
     models=("MochiTransformer3DModel",),
     missing={
         AttentionTokens: "its attention computes one sample after another, each with a text of its own length"

@@ -15,7 +15,10 @@ from hasten.extend import TechniqueConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from hasten.extend import CacheDefaults
+
 __all__ = [
+    "THRESHOLD",
     "CacheConfig",
     "FasterConfig",
     "FirstBlockConfig",
@@ -30,6 +33,8 @@ Count = Annotated[int, Field(ge=1)]
 Level = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Threshold = Annotated[float, Field(ge=0.0)]
+THRESHOLD = 0.05
+"""diffusers' own, for families that nobody has measured."""
 _MILLE = 1000
 """diffusers' caches count levels in thousandths, whatever the model's own unit."""
 
@@ -64,6 +69,10 @@ class _Kind(TechniqueConfig):
     blocks: ClassVar[bool] = False
     """Whether it works on whole transformer blocks, which diffusers has to know."""
 
+    def for_family(self, known: CacheDefaults | None) -> Self:  # noqa: ARG002
+        """These options with what is known of the family in place of ``null``."""
+        return self
+
     def options(self, situation: Situation) -> dict[str, Any]:  # noqa: ARG002
         """Arguments of diffusers' configuration class."""
         return self.model_dump(exclude={"kind"})
@@ -96,9 +105,17 @@ class FirstBlockConfig(_Kind):
     kind: Literal["first_block"] = Field(
         "first_block", description="Skip all blocks after the first while that one's output changes little."
     )
-    threshold: Threshold = Field(
-        0.08, description="Relative change of the first block's residual below which the others are skipped."
+    threshold: Threshold | None = Field(
+        None,
+        description="Relative change of the first block's residual below which the others are skipped. `null` is that "
+        "of the family (FLUX.1 0.08, Mochi 0.035, CogVideoX and HunyuanVideo 0.025), else the 0.05 of diffusers.",
     )
+
+    def for_family(self, known: CacheDefaults | None) -> Self:
+        """With the threshold of the family."""
+        if self.threshold is not None:
+            return self
+        return self.model_copy(update={"threshold": THRESHOLD if known is None else known.first_block})
 
 
 class TaylorSeerConfig(_Kind):
@@ -142,15 +159,28 @@ class MagnitudeConfig(_Kind):
     kind: Literal["magnitude"] = Field(
         description="Skip all blocks while the accumulated change of magnitude, known for the model, is small."
     )
-    ratios: tuple[Positive, ...] | Literal["flux"] = Field(
-        "flux",
-        description="Ratio of magnitudes from step to step, measured for the model; `flux` for FLUX.1.",
+    ratios: tuple[Positive, ...] | Literal["flux"] | None = Field(
+        None,
+        description="Ratio of magnitudes from step to step, measured for the model. `flux` are those of FLUX.1, and "
+        "`null` those of the family, if diffusers has them.",
     )
     threshold: Threshold = Field(0.06, description="Accumulated error up to which steps are skipped.")
     longest: Annotated[int, Field(ge=0)] = Field(3, description="Most steps skipped in a row.")
     warmup: Level = Field(
         0.2, description="Share of the steps, from the first on, that are computed in full."
     )
+
+    def for_family(self, known: CacheDefaults | None) -> Self:
+        """With the ratios of the family."""
+        if self.ratios is not None or known is None:
+            return self
+        return self.model_copy(update={"ratios": known.ratios})
+
+    def refusal(self, situation: Situation) -> str | None:  # noqa: ARG002
+        """Ratios of another model say nothing."""
+        if self.ratios is None:
+            return "nobody has measured the ratios of magnitudes of this family: set ratios to those of the model"
+        return None
 
     def options(self, situation: Situation) -> dict[str, Any]:
         """With the ratios stretched over the steps of the call, which diffusers does."""
@@ -161,7 +191,7 @@ class MagnitudeConfig(_Kind):
             "max_skip_steps": self.longest,
             "retention_ratio": self.warmup,
             "num_inference_steps": situation.steps,
-            "mag_ratios": FLUX_MAG_RATIOS if self.ratios == "flux" else list(self.ratios),
+            "mag_ratios": FLUX_MAG_RATIOS if self.ratios == "flux" else list(self.ratios or ()),
         }
 
 

@@ -12,6 +12,7 @@ import torch
 
 from hasten.extend import (
     BlockOutputs,
+    CacheDefaults,
     DenoiserCall,
     Guidance,
     ImageLayout,
@@ -55,16 +56,16 @@ class CachedForwards:
     """
 
     def __init__(self, owner: str, config: CacheConfig, target: Target) -> None:
-        self._owner, self._config, self._target = owner, config, target
+        self._owner, self._target = owner, target
+        self._config = config.for_family(target.adapter.capability(CacheDefaults))
         self._outputs = target.adapter.capability(BlockOutputs)
 
     def obstacle(self) -> str | None:
         """Why the cache cannot work on the pipeline, ``None`` if it can."""
         for name, denoiser in self._target.denoisers.items():
             model, situation = unwrapped(denoiser), self._situation(name, 2, _MANY_STEPS)
-            reason = self._config.refusal(situation)
-            if reason is None and self._config.blocks:
-                reason = refusal(model, self._outputs)
+            reason = refusal(model, self._outputs) if self._config.blocks else None
+            reason = reason or self._config.refusal(situation)
             if reason is None:
                 try:
                     Hooked(model, self._config, situation, self._outputs)

@@ -15,7 +15,7 @@ from hasten.extend import (
     UnsupportedError,
     hookimpl,
 )
-from hasten.plugins.cache.config import CacheConfig
+from hasten.plugins.cache.config import CacheConfig, FirstBlockConfig
 
 if TYPE_CHECKING:
     from hasten.extend import Seams, StepRecord, Target
@@ -58,7 +58,18 @@ class Cache(Technique[CacheConfig]):
         except UnsupportedError as error:
             return [Finding("error", str(error))]
         reason = self._forwards(target).obstacle()
-        return [] if reason is None else [Finding("error", reason)]
+        return self._told(target) if reason is None else [Finding("error", reason)]
+
+    def _told(self, target: Target) -> list[Finding]:
+        """Where the threshold of the family is from."""
+        from hasten.extend import CacheDefaults
+
+        config = self.config
+        if not isinstance(config, FirstBlockConfig) or config.threshold is not None:
+            return []
+        known = target.adapter.capability(CacheDefaults)
+        source = "diffusers' own, not measured for this family" if known is None else known.source
+        return [Finding("note", f"threshold {config.for_family(known).threshold:g}: {source}")]
 
     def check_call(self, target: Target, arguments: Mapping[str, Any]) -> Iterable[Finding]:
         """Refuse calls that the kind cannot work in; say that a call has too few steps to reuse anything."""

@@ -1,11 +1,12 @@
-"""Capability of a family: what its transformer blocks return, for caches that skip whole blocks."""
+"""Capabilities of a family for caches that skip whole blocks: what these return, and settings that are known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["BlockOutputs"]
+__all__ = ["BlockOutputs", "CacheDefaults"]
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,18 @@ class BlockOutputs:
     """
 
     of: Mapping[str, tuple[int, int | None]]
+
+
+@dataclass(frozen=True)
+class CacheDefaults:
+    """Settings of step caches that somebody has found for a family.
+
+    Args:
+        first_block: relative change of the first block's residual below which the other blocks are skipped.
+        source: who found it.
+        ratios: name of the ratios of magnitudes that come with diffusers, ``None`` if there are none for the family.
+    """
+
+    first_block: float
+    source: str
+    ratios: Literal["flux"] | None = None

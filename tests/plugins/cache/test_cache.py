@@ -16,14 +16,14 @@ from hasten._fingerprint import fingerprint
 EXACT: dict[str, dict[str, Any]] = {
     "first_block": {"threshold": 0.0},
     "taylorseer": {"interval": 1, "warmup": 0},
-    "magnitude": {"longest": 0},
+    "magnitude": {"longest": 0, "ratios": "flux"},
     "pyramid": {"spatial": 1, "cross": 1, "start": 1.0, "stop": 0.0},
     "faster": {"spatial": 1, "unconditional": 1},
 }
 ACTIVE: dict[str, dict[str, Any]] = {
     "first_block": {"threshold": 10.0},
     "taylorseer": {"interval": 3, "warmup": 1},
-    "magnitude": {"threshold": 10.0, "warmup": 0.0},
+    "magnitude": {"threshold": 10.0, "warmup": 0.0, "ratios": "flux"},
     "pyramid": {"spatial": 3, "start": 1.0, "stop": 0.0},
     "faster": {"spatial": 3, "unconditional": 3, "start": 1.0},
 }
@@ -193,3 +193,29 @@ def test_two_copies_in_two_threads_give_what_one_gives() -> None:
     assert torch.equal(first, alone)
     assert torch.equal(second, alone)
     assert torch.equal(untouched, plain)
+
+
+@pytest.mark.parametrize(
+    ("family", "threshold", "source"),
+    [
+        ("flux", 0.08, "ParaAttention in the documentation of diffusers"),
+        ("cogvideox-rope", 0.025, "default of ParaAttention"),
+        ("hunyuan-video", 0.025, "default of ParaAttention"),
+        ("sd3", 0.05, "diffusers' own, not measured for this family"),
+    ],
+)
+def test_the_threshold_is_that_of_the_family(family: str, threshold: float, source: str) -> None:
+    pipe = FAMILIES[family]()
+    plan = hasten.plan(pipe, {"cache": {}}, **call_kwargs(family))
+    assert any(f"threshold {threshold:g}: {source}" in finding.message for finding in plan.findings)
+    with hasten.accelerate(pipe, ["cache"]):
+        default = baseline(pipe, family)
+    with hasten.accelerate(pipe, {"cache": {"threshold": threshold}}) as accel:
+        assert not any("not measured" in finding.message for finding in accel.plan.findings)
+        assert torch.equal(baseline(pipe, family), default)
+
+
+def test_ratios_of_another_model_are_not_taken() -> None:
+    with pytest.raises(hasten.UnsupportedError, match="nobody has measured the ratios of magnitudes"):
+        hasten.accelerate(FAMILIES["wan"](), {"cache": {"kind": "magnitude"}})
+    hasten.accelerate(FAMILIES["flux"](), {"cache": {"kind": "magnitude"}}).restore()
