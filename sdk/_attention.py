@@ -1,16 +1,16 @@
 """The attention seam: every scaled-dot-product attention inside an accelerated forward, with the name of its layer.
 
 A ``TorchFunctionMode`` sees the calls, because half of the model families never reach diffusers' dispatcher. It is
-active only around the denoiser's own computation in this run and thread. Processors that the user set to another
-backend would bypass it: for the run they compute natively up to the seam, and the dense path of a handler's
-``proceed`` goes to the user's backend. In a compiled denoiser an operator in the graph takes the mode's place
+active only in the attention layers of the denoiser's own computation in this run and thread. Processors that the user
+set to another backend would bypass it: for the run they compute natively up to the seam, and the dense path of a
+handler's ``proceed`` goes to the user's backend. In a compiled denoiser an operator in the graph takes the mode's place
 (:mod:`hasten._compiled`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,7 +109,12 @@ class _Computation:
     results: list[tuple[str, str, Tensor]] = field(default_factory=list)
     """Owner, layer and sum of every handler's result, where several techniques have handlers."""
     entered: set[str] = field(default_factory=set)
+    mode: _Mode = field(init=False)
+    """On while a layer is in progress: every function of torch costs a call of Python under it."""
     hit: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.mode = _Mode(self)
 
 
 _active: ContextVar[_Computation | None] = ContextVar("hasten_attention", default=None)
@@ -230,9 +235,9 @@ class AttentionSeam:
         self._require(computation.entered - computation.hit)
 
     def _seeing(self, computation: _Computation) -> AbstractContextManager[Any]:
-        """What makes attention calls come here: a mode, or the operator that stands in compiled graphs."""
+        """What makes attention calls come here: the hooks' mode, or the operator that stands in compiled graphs."""
         if not self._traced:
-            return _Mode(computation)
+            return nullcontext()
         from hasten._compiled import answered_by
 
         def answer(module: nn.Module, *call: Any) -> Tensor:
@@ -347,6 +352,8 @@ class AttentionSeam:
         def before(*_: Any) -> None:
             computation = _active.get()
             if computation is not None and computation.seam is self:
+                if not computation.inside:
+                    computation.mode.__enter__()
                 computation.inside.append(layer)
                 computation.entered.add(layer)
 
@@ -354,6 +361,8 @@ class AttentionSeam:
             computation = _active.get()
             if computation is not None and computation.seam is self and computation.inside:
                 computation.inside.pop()
+                if not computation.inside:
+                    computation.mode.__exit__(None, None, None)
 
         return before, after
 
