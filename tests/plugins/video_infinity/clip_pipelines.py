@@ -154,6 +154,11 @@ def _hunyuan_15() -> Any:
     return families._hunyuan_video_15()
 
 
+@_case("hunyuan-video-1.5-i2v", lambda: families.variant("HunyuanVideo15ImageToVideoPipeline")[1])
+def _hunyuan_15_image() -> Any:
+    return families.variant("HunyuanVideo15ImageToVideoPipeline")[0]
+
+
 def _hunyuan(kind: str, channels: int, **config: Any) -> Any:
     pipe = families._hunyuan_video()
     transformer = _changed(pipe.transformer, in_channels=channels, **config)

@@ -36,7 +36,6 @@ JOINT = {
     "cogvideox-i2v": "first",
     "cogvideox-control": "first",
     "easyanimate": "first",
-    "easyanimate-control": "first",
 }
 
 

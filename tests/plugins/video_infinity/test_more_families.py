@@ -9,9 +9,10 @@ import pytest
 import torch
 from clip_cases import build, call, run
 from clip_launch import run_cases
-from clip_pipelines import PIPELINES
+from clip_pipelines import PIPELINES, pixels
 from clip_reference import frame_mask, masked
-from families import baseline
+from families import baseline, seeded
+from plan_call import Outcome, agree
 from test_exactness import attention_names
 
 from hasten.schedules.clips import global_frames
@@ -67,5 +68,43 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_pipeline_decodes_the_whole_video(tmp_path: Path) -> None:
+    """Families without a decoder of their own."""
+    names = ("hunyuan-i2v", "easyanimate")
+    cases = [
+        {"family": n, "frames": 3, "options": {"mode": "full"}, "call": {"output_type": "pt"}} for n in names
+    ]
+    ranks = run_cases(tmp_path, cases, 2)
+    for index, name in enumerate(names):
+        expected = run({**cases[index], "options": None})
+        for rank in ranks:
+            assert rank[index][2] is None, name
+            assert rank[index][0].shape == expected.shape
+            assert deviation(rank[index][0], expected) < TOLERANCE, name
+
+
+@pytest.mark.slow
 def test_two_processes_equal_one_in_every_family(tmp_path: Path) -> None:
     in_two(tmp_path, [name for name in PIPELINES if name not in FAST])
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_plan_says_what_the_call_does(family: str) -> None:
+    pipe = build(family)
+    given = {**seeded(family), **call(family, 3)}
+    odd = {"num_frames": given["num_frames"] + 2} if list(pixels(family, 3)) == ["num_frames"] else {}
+    cases = [
+        ({}, {"mode": "full", "clips": 3}),
+        ({}, {"mode": "full", "clips": 9}),
+        ({}, {"clips": 2, "halo": 5}),
+        (pixels(family, 1), {"mode": "full", "clips": 1}),
+        (pixels(family, 1), {"mode": "full", "clips": 2}),
+        (odd, {"mode": "full", "clips": 2}),
+    ]
+    told = []
+    for changes, options in cases:
+        arguments = {**given, **changes}
+        stock = Outcome.of(pipe, arguments)
+        told.append(agree(pipe, arguments, {"video_infinity": options}, stock))
+    assert told[:3] == ["ran", "told", "told"]
+    assert told[3] in ("ran", "as stock")
