@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from hasten.extend import LatentSize
+from hasten.extend import ImageLayout, LatentSize
 from hasten.plugins.bottleneck.config import ContinuousConfig
 from hasten.plugins.bottleneck.learned import autoencoder_of, keep, may_differ, measure
 from hasten.plugins.bottleneck.levels import Resolutions, resolve, spectrum_for
@@ -58,7 +58,7 @@ class VirtualResolution:
         low = self._low_at(call.run, call.noise, call.size)
         if low is None:
             return proceed(call)
-        layout, network, pipe = self._target.layout, call.network, call.run.pipe
+        layout, network, pipe = cast(ImageLayout, self._target.layout), call.network, call.run.pipe
         x = _precise(network.decode(layout, pipe, call.kwargs))
         y, low_level = low_state(x, call.noise, low, path_of(layout.prediction(pipe)))
         encoded = network.encode(layout, pipe, call.kwargs, y, low_level)
@@ -69,7 +69,7 @@ class VirtualResolution:
         given = [call.kwargs.get(name) for name in (*call.network.conditions, *call.network.masks)]
         kept = call.run.state(self._name).setdefault("conditions", {})
         if low not in kept or any(new is not old for new, old in zip(given, kept[low][0])):
-            layout, pipe = self._target.layout, call.run.pipe
+            layout, pipe = cast(ImageLayout, self._target.layout), call.run.pipe
             kept[low] = given, call.network.resized_conditions(layout, pipe, call.kwargs, LatentSize(*low))
         resized: dict[str, Any] = kept[low][1]
         return resized

@@ -73,7 +73,7 @@ def build_controlnet(transformer: Any) -> Any:
         *("num_attention_heads", "joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"),
         "pos_embed_max_size",
     )
-    made = SD3ControlNetModel(
+    made: Any = SD3ControlNetModel(
         num_layers=LAYERS, force_zeros_for_pooled_projection=False, **{name: config[name] for name in shared}
     )
     for part in ("pos_embed", "time_text_embed", "context_embedder"):
