@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every version is pinned here for development and CI; users are not bound by it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test check quick coverage docs browser lint types unit slow gpu matrix build clean
+.PHONY: help install demo test check quick coverage docs browser lint types unit slow oldest gpu matrix build clean
 
 help:
 	@echo "make demo   install into $(VENV) and run the main job on the bundled miniature"
@@ -14,6 +14,7 @@ help:
 	@echo "make coverage  the whole suite, with the share of lines that it runs"
 	@echo "make docs   the documentation site, in build/site"
 	@echo "make slow   the tests that take minutes"
+	@echo "make oldest tests of adapters and plans with the oldest diffusers that is allowed"
 	@echo "make gpu    everything that needs a GPU, in under eight minutes; writes docs/benchmarks/gpu.md"
 	@echo "make matrix install and test with every supported Python that is here, and say which is not"
 
@@ -71,6 +72,14 @@ unit:
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+# A folder of its own in front of the environment, which keeps the pinned version.
+OLDEST = $(shell sed -n 's/^ *"diffusers>=\([0-9.]*\)",/\1/p' pyproject.toml)
+oldest: install
+	$(PIP) install --quiet --no-deps --upgrade --target build/oldest 'diffusers==$(OLDEST)'
+	PYTHONPATH=build/oldest $(BIN)/python -c "import diffusers; print('diffusers', diffusers.__version__)"
+	PYTHONPATH=build/oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/pipelines/adapters tests/test_plan_and_call.py \
+		tests/test_pairs.py tests/sdk/test_acceleration.py
 
 gpu: install
 	$(PIP) install --quiet -e '.[gpu]'

@@ -42,11 +42,10 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("files", nargs="+", help="test files or folders, relative to the checkout")
     parser.add_argument("--attach", default="bottleneck,rettention", help="techniques, by commas")
-    ours, _, theirs = (" ".join(sys.argv[1:])).partition(" -- ")
-    given = parser.parse_args(ours.split())
-    stock, attached = (
-        outcomes(given.checkout, given.files, attach, theirs.split()) for attach in ("", given.attach)
-    )
+    ours = sys.argv[1:]
+    end = ours.index("--") if "--" in ours else len(ours)
+    given, theirs = parser.parse_args(ours[:end]), ours[end + 1 :]
+    stock, attached = (outcomes(given.checkout, given.files, attach, theirs) for attach in ("", given.attach))
     passed = [name for name, outcome in stock["tests"].items() if outcome == "passed"]
     broken = [name for name in passed if attached["tests"].get(name) != "passed"]
     for name in broken:

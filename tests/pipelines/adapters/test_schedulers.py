@@ -53,7 +53,7 @@ def check(family: str, name: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("family", ["sd15", "flux", "wan"])
+@pytest.mark.parametrize("family", ["sd15", "flux", "wan", "cogvideox-rope", "sana", "lumina2"])
 def test_it_works_or_is_refused(family: str, name: str) -> None:
     told = check(family, name)
     assert told == "works" or "scheduler" in told
