@@ -6,6 +6,7 @@ import typer
 
 from hasten.commands import host
 from hasten.eval.bench import evaluation
+from hasten.eval.bench.peers import command as peers
 from hasten.extend import hookimpl
 
 __all__ = ["hasten_register_benchmarks", "hasten_register_commands"]
@@ -26,3 +27,4 @@ def hasten_register_commands(app: typer.Typer) -> None:
 def hasten_register_benchmarks(group: typer.Typer) -> None:
     """Add the benchmarks of evaluation."""
     evaluation.register(group)
+    peers.register(group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from hasten.eval.compare.engine import BASELINE, Arm, warm_up
 from hasten.eval.compare.knee import default_steps, working_solvers
 from hasten.eval.compare.making import make_pictures, wait_for_pictures
 from hasten.eval.compare.run import arm_to_dict, arms_of_run, steps_are_free
-from hasten.eval.compare.store import RunStore
+from hasten.eval.compare.store import Record, RunStore
 from hasten.eval.sweep.arms import Setting, plain_settings, technique_settings, that_run
 from hasten.eval.sweep.points import Curve, Point, Quantity, sweep_fields
 from hasten.extend import Pipeline
 from hasten.files import write_atomically
 
-__all__ = ["SWEEPING", "Sweep", "judge_sweep", "run_sweep", "settings_of"]
+__all__ = ["SWEEPING", "Sweep", "curves_of", "judge_sweep", "run_sweep", "settings_of"]
 
 SWEEPING = "sweeping"
 """The stage in which the pictures of a sweep are made."""
@@ -133,7 +133,9 @@ def judge_sweep(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
     arms, prompts = arms_of_run(run), run["request"]["prompts"]
     scored = score_arms(store, [arm.name for arm in arms], prompts, evaluation)
     rows = analyse(arms, prompts, scored.samples, scored.sets, evaluation.settings)
-    curves = _curves(store, run, arms, rows)
+    places, batch = run["about"]["places"], min(run["request"]["batch_size"], len(prompts))
+    plain = {place["curve"] for place, arm in zip(places, arms) if arm.config is None}
+    curves = curves_of(arms, places, plain, rows, store.records(), batch)
     quantities = [
         Quantity(metric.name, metric.higher_is_better, metric.unit) for metric in evaluation.metrics
     ]
@@ -151,13 +153,29 @@ def judge_sweep(store: RunStore, evaluation: Evaluation) -> dict[str, Any]:
     return document
 
 
-def _curves(store: RunStore, run: Mapping[str, Any], arms: Sequence[Arm], rows: Rows) -> list[Curve]:
-    timings = batch_timings(arms, store.records())
-    request = run["request"]
+def curves_of(
+    arms: Sequence[Arm],
+    places: Sequence[Mapping[str, str]],
+    plain: Collection[str],
+    rows: Rows,
+    records: Mapping[tuple[str, int], Record],
+    batch_size: int,
+) -> list[Curve]:
+    """Rows as points of curves, in order.
+
+    Args:
+        arms: the baseline among them; all with the same batches.
+        places: of each arm: the name of its ``curve``, and its ``label``.
+        plain: names of the curves of sampling without any technique.
+        rows: figures of the arms.
+        records: of their pictures.
+        batch_size: pictures in the batches that were timed.
+    """
+    timings = batch_timings(arms, records)
     # Against the baseline's batches, beside which each ran: so a clock that drifts moves all points alike.
-    each = timings.median(BASELINE) / min(request["batch_size"], len(request["prompts"]))
+    each = timings.median(BASELINE) / batch_size
     found: dict[str, list[Point]] = {}
-    for place, arm in zip(run["about"]["places"], arms, strict=True):
+    for place, arm in zip(places, arms, strict=True):
         ratio = timings.ratio(arm.name, BASELINE).as_dict()
         seconds = {**ratio, **{key: each * ratio[key] for key in ("value", "low", "high")}, "se": None}
         figures = {name: figure.value.as_dict() for name, figure in rows[arm.name].items()}
@@ -173,5 +191,4 @@ def _curves(store: RunStore, run: Mapping[str, Any], arms: Sequence[Arm], rows: 
         }
         point = Point(arm.name, place["label"], seconds, figures, facts)
         found.setdefault(place["curve"], []).append(point)
-    plain = {place["curve"] for place, arm in zip(run["about"]["places"], arms) if arm.config is None}
     return [Curve(name, tuple(points), name in plain) for name, points in found.items()]
