@@ -18,6 +18,7 @@ from hasten.eval.bench.peers.peer import Peer, Position, denoiser_of, own_forwar
 __all__ = ["FasterCache", "FirstBlockCache", "Pyramid", "TaylorSeer"]
 
 _HOOKS = "_diffusers_hook"
+_BATCHED = ("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections")
 _ALL = (-1, 1001)
 """Every timestep, which diffusers compares strictly."""
 
@@ -176,6 +177,8 @@ class FasterCache(_DiffusersCache):
             unconditional_batch_timestep_skip_range=span,
             attention_weight_callback=lambda _: 0.5,
             tensor_format="BCHW",
+            # What is divided between the branches; its own list lacks StableDiffusion3's pooled text.
+            _unconditional_conditional_input_kwargs_identifiers=list(_BATCHED),
             current_timestep_callback=timestep,
         )
         apply_faster_cache(model, config)
