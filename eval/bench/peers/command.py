@@ -83,15 +83,16 @@ def _command(
     model = common.choose_model(model, first)
     seed, place = common.choose_seed(first, seed), common.choose_place(first, device, dtype)
     texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
-    given = {
-        "num_inference_steps": steps,
-        "height": height,
-        "width": width,
-        "num_frames": frames,
-        "guidance_scale": guidance_scale,
-    }
     # Steps of a configuration are those of its own row; the reference's are the model's, or the command line's.
-    call = common.call_arguments(model, first.model_copy(update={"steps": None}), given)
+    call = common.call_arguments(
+        model,
+        first.model_copy(update={"steps": None}),
+        steps=steps,
+        height=height,
+        width=width,
+        frames=frames,
+        guidance_scale=guidance_scale,
+    )
     request = Request(model, Job(texts, seed, call, batch_size), chosen, tuned, minutes, place.dtype)
     named = options.metric_names(metrics, options.default_metrics(texts))
     made = options.build_metrics(named, metric_option or (), place.device)
