@@ -200,7 +200,8 @@ def classes() -> str:
 _CLASSES = "## Pipeline classes"
 _EXPLAINED = """*runs*: tested on a small stock pipeline with random weights. The exact setting gives identical output
 (`video_infinity`: equal up to rounding), the active setting changes the output and keeps it finite, and the
-pipeline is restored afterwards. *accepted*: the checks accept the pipeline, but no pipeline of this class was run.
+pipeline is restored afterwards. *accepted*: the checks accept the pipeline, but no pipeline of
+this class was run, for the reason with that number.
 *no* with a number: refused, for the reason with that number below the table. *reference check*: with a denoiser that
 knows the final picture, the noise in the latents stays the same in all steps. This shows that `hasten` reads their
 level, sign and layout correctly."""
@@ -212,7 +213,7 @@ def _tested() -> set[str]:
 
 
 def _cell(name: str, technique: str, trials: Any, adapter: Any) -> str:
-    """``"runs"``, ``"accepted"`` or ``"no: reason"``."""
+    """``"runs"``, ``"accepted"`` (with a reason why it was not tried) or ``"no: reason"``."""
     if adapter is None:
         return "no: no adapter describes it"
     reason = (adapter.refused or {}).get(name)
@@ -221,7 +222,11 @@ def _cell(name: str, technique: str, trials: Any, adapter: Any) -> str:
     missing = _missing(adapter, technique)
     if missing is not None:
         return f"no: {missing}"
-    return "runs" if trials.get(name, {}).get("techniques", {}).get(technique) == "runs" else "accepted"
+    trial = trials.get(name, {})
+    if trial.get("techniques", {}).get(technique) == "runs":
+        return "runs"
+    untried = trial.get("oracle", "")
+    return f"accepted: {untried}" if untried.startswith("not tried: ") else "accepted"
 
 
 def _missing(adapter: Any, technique: str) -> str | None:

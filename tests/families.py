@@ -994,7 +994,6 @@ _VARIANTS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "Flux2KleinPipeline": ("flux2", lambda: _negative(24)),
     "Flux2KleinInpaintPipeline": ("flux2", lambda: {**_inpaint(2)(), **_negative(24)}),
     "WanVideoToVideoPipeline": ("wan", _video),
-    "VideoToVideoSDPipeline": ("text-to-video", lambda: {**_video(), "strength": 0.7}),
     "CogVideoXVideoToVideoPipeline": ("cogvideox-rope", _video),
     "HunyuanVideo15ImageToVideoPipeline": ("hunyuan-video-1.5", lambda: {"image": _frame()}),
     "QwenImageImg2ImgPipeline": ("qwen-image", _redraw(8)),

@@ -169,11 +169,11 @@ class JointTokens(AttentionTokens):
 class UNetTokens(AttentionTokens):
     """Self-attention within pictures of a U-Net: every level halves rows and columns, rounding up.
 
-    U-Nets for video have their frames in the batch there.
+    U-Nets for video have their frames in the batch there; their layers over frames (``temporal_...``) are not meant.
     """
 
     def __init__(self) -> None:
-        super().__init__(r"(down_blocks|mid_block|up_blocks)\.(\d+\.)?attentions\..*\.attn1")
+        super().__init__(r"(down_blocks|mid_block|up_blocks)\.(\d+\.)?attentions\.(?!.*temporal_).*\.attn1")
 
     @override
     def patch(self, denoiser: nn.Module) -> tuple[int, int]:

@@ -161,7 +161,12 @@ def _chat_glm(*_: Any, **__: Any) -> Any:
             add_qkv_bias=True,
             original_rope=True,
         )
-        return ChatGLMModel(config).eval()
+        model = ChatGLMModel(config).eval()
+        for name, parameter in model.named_parameters():  # its norms hold whatever was in memory before
+            parameter.data = (
+                torch.ones_like(parameter) if "norm" in name else torch.randn_like(parameter) * 0.1
+            )
+        return model
 
 
 def _pipeline_modules() -> Iterator[Any]:

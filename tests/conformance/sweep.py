@@ -14,12 +14,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from hub import offline
-from relatives import relatives, replaced
+from relatives import UNRUNNABLE, relatives, replaced
 from stock import Stock, stock_pipelines
 from trial import Trial, run
 
@@ -42,6 +42,16 @@ def _pipelines(checkout: Path, folders: Collection[str]) -> Iterator[Stock]:
     yield from relatives(tested)
 
 
+def _record(results: Path, *trials: Trial) -> None:
+    """Add trials to the file, without refusals: those are facts of the adapters and their plans."""
+    known = json.loads(results.read_text("utf-8")) if results.exists() else {}
+    for trial in trials:
+        told = trial.techniques.items()
+        kept = {name: verdict for name, verdict in told if not verdict.startswith("refused")}
+        known[trial.pipeline] = asdict(replace(trial, techniques=kept))
+    results.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -57,6 +67,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_grad_enabled(False)
+    _record(given.results, *(Trial(name, f"not tried: {reason}") for name, reason in UNRUNNABLE.items()))
     with offline():
         for number, stock in enumerate(_pipelines(given.checkout, given.folders)):
             known = json.loads(given.results.read_text("utf-8")) if given.results.exists() else {}
@@ -71,9 +82,7 @@ def main() -> None:
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 told = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
                 trial = Trial(stock.name, f"not tried: {told[:300]}")
-            known = json.loads(given.results.read_text("utf-8")) if given.results.exists() else {}
-            known[stock.name] = asdict(trial)
-            given.results.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
+            _record(given.results, trial)
             sys.stdout.write(f"{stock.name}: {trial.oracle[:150]} {trial.techniques}\n")
             sys.stdout.flush()
 
