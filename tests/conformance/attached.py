@@ -7,6 +7,7 @@ casting, offloading, comparing components) meets a stock pipeline. What a plan r
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import sys
 from collections import Counter
@@ -67,11 +68,15 @@ def _is_pipeline(kind: Any) -> bool:
 def _attaching(stock: Any, names: list[str]) -> Any:
     """``stock``, a pipeline's call, with every technique of ``names`` that the pipeline takes."""
 
+    signature = inspect.signature(stock)
+
     @functools.wraps(stock)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if accelerated_by(self) is not None:
             return stock(self, *args, **kwargs)
-        config = {name: dict(TECHNIQUES[name].exact) for name in names if _takes(self, name)}
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        config = {name: dict(TECHNIQUES[name].exact) for name in names if _takes(self, name, given)}
         CALLS[",".join(config)] += 1
         if not config:
             return stock(self, *args, **kwargs)
@@ -81,12 +86,13 @@ def _attaching(stock: Any, names: list[str]) -> Any:
     return call
 
 
-def _takes(pipe: Any, name: str) -> bool:
+def _takes(pipe: Any, name: str, arguments: dict[str, Any]) -> bool:
+    """Whether the plan of this call is without an error. Some tests use latents that cannot be made smaller."""
     try:
-        hasten.plan(pipe, {name: dict(TECHNIQUES[name].exact)})
-    except hasten.UnsupportedError:
+        plan = hasten.plan(pipe, {name: dict(TECHNIQUES[name].exact)}, **arguments)
+    except hasten.HastenError:
         return False
-    return True
+    return all(finding.severity != "error" for finding in plan.findings)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

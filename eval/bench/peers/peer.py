@@ -87,8 +87,16 @@ def choose_peers(names: Sequence[str] | None) -> tuple[Peer, ...]:
     from hasten.eval.bench.peers.diffusers_caches import FasterCache, FirstBlockCache, Pyramid, TaylorSeer
     from hasten.eval.bench.peers.packages import CacheDit, DeepCache, ToMe
 
-    every = {peer.name: peer for peer in (FirstBlockCache(), Pyramid(), TaylorSeer(), FasterCache())}
-    every |= {peer.name: peer for peer in (CacheDit(), DeepCache(), ToMe())}
+    peers: tuple[Peer, ...] = (
+        FirstBlockCache(),
+        Pyramid(),
+        TaylorSeer(),
+        FasterCache(),
+        CacheDit(),
+        DeepCache(),
+        ToMe(),
+    )
+    every = {peer.name: peer for peer in peers}
     for name in names or ():
         if name not in every:
             raise ConfigError(

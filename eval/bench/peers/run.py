@@ -19,7 +19,7 @@ from hasten.extend import ConfigError
 
 __all__ = ["FEWEST_PROMPTS", "Made", "Request", "run_peers"]
 
-FEWEST_PROMPTS = 2
+FEWEST_PROMPTS = 3
 """Fewer give no interval."""
 _DECIDING = 6
 """With fewer pairs no exact test at 95 % can decide."""
@@ -50,7 +50,7 @@ class Request:
         count = len(self.job.prompts)
         if count < FEWEST_PROMPTS:
             raise ConfigError(
-                f"{count} prompt gives no intervals: give --num-prompts {FEWEST_PROMPTS} at least; with fewer than "
+                f"{count} prompts give no intervals: give --num-prompts {FEWEST_PROMPTS} at least; with fewer than "
                 f"{_DECIDING} no difference can be shown at 95 %, 16 and more are of use"
             )
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
