@@ -65,7 +65,7 @@ def bench(out: Path, *arguments: Any) -> Result:
     return CliRunner().invoke(build_app(), [str(word) for word in (*words, *arguments)])
 
 
-FEW = ("--num-prompts", 2, "--peers", "first-block", "-m", "mini_parser,psnr", "--margin", "mini_parser=1")
+FEW = ("--num-prompts", 3, "--peers", "first-block", "-m", "mini_parser,psnr", "--margin", "mini_parser=1")
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_a_run_is_judged_drawn_and_continued(tmp_path: Path) -> None:
     result = bench(tmp_path, *FEW, "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["prompts"] == document["asked"] == 2
+    assert document["prompts"] == document["asked"] == 3
     owners = {row["owner"] for row in document["rows"]}
     assert {"plain", "first-block"} <= owners
     assert not any("not deterministic" in text for text in document["warnings"])
@@ -92,7 +92,7 @@ def test_what_is_missing_is_named_and_left_out(tmp_path: Path, monkeypatch: pyte
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(peers, "version", version)
-    result = bench(tmp_path, "--num-prompts", 2, "--peers", "cache-dit", "-m", "psnr", "--json")
+    result = bench(tmp_path, "--num-prompts", 3, "--peers", "cache-dit", "-m", "psnr", "--json")
     assert result.exit_code == 0, result.output
     notes = json.loads(result.stdout)["notes"]
     assert any("cache-dit is not installed" in note and "hasten[peers]" in note for note in notes)
@@ -101,9 +101,9 @@ def test_what_is_missing_is_named_and_left_out(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--num-prompts", 1), "--num-prompts 2"),
-        (("--num-prompts", 2, "--peers", "cachedit"), "cache-dit"),
-        (("--num-prompts", 2, "--minutes", 0), "--minutes 0"),
+        (("--num-prompts", 1), "--num-prompts 3"),
+        (("--num-prompts", 3, "--peers", "cachedit"), "cache-dit"),
+        (("--num-prompts", 3, "--minutes", 0), "--minutes 0"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, arguments: tuple[Any, ...], words: str) -> None:
