@@ -10,6 +10,7 @@ from typing_extensions import override
 from hasten.extend import (
     Adapter,
     AttentionTokens,
+    FrameMixing,
     LatentSize,
     Path,
     Pipeline,
@@ -60,4 +61,7 @@ ADAPTER = Adapter(
     pipelines=("LattePipeline",),
     capabilities=(LatteLayout(), LatteTokens(r"transformer_blocks\.\d+\.attn1")),
     models=("LatteTransformer3DModel",),
+    missing={
+        FrameMixing: "its positions of frames are added within the forward, for the trained number of frames"
+    },
 )

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, FlowPath, LatentSize, Path, Pipeline, TokenLayout
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    FlowPath,
+    FrameMixing,
+    LatentSize,
+    Path,
+    Pipeline,
+    TokenLayout,
+)
 from hasten.schedules.noise import NoiseLevel
 
 if TYPE_CHECKING:
@@ -75,6 +84,7 @@ ADAPTER = Adapter(
     family="ltx2",
     pipelines=("LTX2Pipeline",),
     capabilities=(LTX2Layout(), AttentionTokens(r"transformer_blocks\.\d+\.attn1")),
+    missing={FrameMixing: "its frames attend to the sound, and the sound to all frames"},
     refused=dict.fromkeys(
         (
             "LTX2ImageToVideoPipeline",

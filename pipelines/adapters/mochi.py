@@ -12,6 +12,7 @@ from hasten.extend import (
     AttentionTokens,
     CacheDefaults,
     FlowPath,
+    FrameMixing,
     InvertedFlowPath,
     Path,
     Pipeline,
@@ -55,6 +56,7 @@ ADAPTER = Adapter(
     capabilities=(MochiLayout(), CacheDefaults(0.035, "default of ParaAttention")),
     models=("MochiTransformer3DModel",),
     missing={
-        AttentionTokens: "its attention computes one sample after another, each with a text of its own length"
+        AttentionTokens: "its attention computes one sample after another, each with a text of its own length",
+        FrameMixing: "its attention computes one sample after another, each with a text of its own length",
     },
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, Channels, FlowPath, Guidance, JointTokens, Path, Pipeline, VideoLayout
+from hasten.extend import (
+    Adapter,
+    Channels,
+    FlowPath,
+    FrameMixing,
+    Guidance,
+    JointTokens,
+    Path,
+    Pipeline,
+    VideoLayout,
+)
 from hasten.pipelines.adapters.untried import RESIZING
 
 
@@ -33,4 +43,5 @@ ADAPTER = Adapter(
     pipelines=("MotifVideoPipeline", "MotifVideoImage2VideoPipeline"),
     capabilities=(MotifVideoLayout(), JointTokens(r"(single_)?transformer_blocks\.\d+\.attn", "after")),
     models=("MotifVideoTransformer3DModel",),
+    missing={FrameMixing: "its last blocks get the tokens of the video twice"},
 )

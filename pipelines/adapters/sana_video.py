@@ -7,7 +7,15 @@ from typing import Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, AttentionTokens, FlowPath, Path, Pipeline, VideoLayout
+from hasten.extend import (
+    Adapter,
+    AttentionTokens,
+    FlowPath,
+    FrameMixing,
+    Path,
+    Pipeline,
+    VideoLayout,
+)
 from hasten.pipelines.adapters.sana import LINEAR
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -33,5 +41,5 @@ ADAPTER = Adapter(
     pipelines=("SanaVideoPipeline", "SanaImageToVideoPipeline"),
     capabilities=(SanaVideoLayout(),),
     models=("SanaVideoTransformer3DModel",),
-    missing={AttentionTokens: LINEAR},
+    missing={AttentionTokens: LINEAR, FrameMixing: "its linear attention keeps one sum over all frames"},
 )

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from hasten.extend import Adapter, Channels, LatentSize, LogSigmaPath, Path, Pipeline, UNetTokens
+from hasten.extend import (
+    Adapter,
+    Channels,
+    FrameMixing,
+    LatentSize,
+    LogSigmaPath,
+    Path,
+    Pipeline,
+    UNetTokens,
+)
 from hasten.pipelines.adapters.text_to_video import TextToVideoLayout
 from hasten.pipelines.adapters.untried import RESIZING
 
@@ -58,4 +67,5 @@ ADAPTER = Adapter(
     pipelines=("StableVideoDiffusionPipeline",),
     denoisers=("unet",),
     capabilities=(StableVideoDiffusionLayout(), UNetTokens()),
+    missing={FrameMixing: "its guidance scale and its conditions differ from frame to frame"},
 )
