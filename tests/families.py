@@ -995,6 +995,7 @@ _VARIANTS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "Flux2KleinInpaintPipeline": ("flux2", lambda: {**_inpaint(2)(), **_negative(24)}),
     "WanVideoToVideoPipeline": ("wan", _video),
     "CogVideoXVideoToVideoPipeline": ("cogvideox-rope", _video),
+    "VideoToVideoSDPipeline": ("text-to-video", _video),
     "HunyuanVideo15ImageToVideoPipeline": ("hunyuan-video-1.5", lambda: {"image": _frame()}),
     "QwenImageImg2ImgPipeline": ("qwen-image", _redraw(8)),
     "QwenImageInpaintPipeline": ("qwen-image", _inpaint(8)),

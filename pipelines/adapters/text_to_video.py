@@ -46,7 +46,12 @@ class TextToVideoLayout(VideoLayout):
 
     @override
     def default_pixels(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """``sample_size`` of the UNet, which may be a pair."""
+        """``sample_size`` of the UNet, which may be a pair, or the given video's."""
+        if arguments.get("video") is not None:
+            frame = _one(arguments["video"])[0]
+            frame = frame[None] if getattr(frame, "ndim", 0) == 3 else frame
+            height, width = pipe.video_processor.get_default_height_width(frame)
+            return int(height), int(width)
         side = pipe.unet.config.sample_size
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
         return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
@@ -54,13 +59,21 @@ class TextToVideoLayout(VideoLayout):
     @override
     def call_frames(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> int | None:
         """The autoencoder works picture by picture."""
-        frames: int = arguments.get("num_frames") or len(arguments["video"])
+        frames: int = arguments.get("num_frames") or len(_one(arguments["video"]))
         return frames
 
     @override
     def given_size(self, latents: Any) -> LatentSize:
         """(B, C, F, H, W)."""
         return LatentSize(latents.shape[3], latents.shape[4], latents.shape[2])
+
+
+def _one(video: Any) -> Any:
+    """The first of a batch of videos, or the only one: frames as pictures, or (F, C, H, W)."""
+    nested = isinstance(video, (list, tuple)) and (
+        isinstance(video[0], (list, tuple)) or getattr(video[0], "ndim", 0) == 4
+    )
+    return video[0] if nested or getattr(video, "ndim", 0) == 5 else video
 
 
 class UNet3DFrames(FrameMixing):

@@ -91,7 +91,7 @@ def ratios() -> Any:
 def test_what_diffusers_gives_its_scheduler(
     pipeline: str, scheduler: Any, expected: list[float] | None
 ) -> None:
-    """Expected values were recorded in stock calls of five steps."""
+    """Values of five steps: of stock calls, or of the source (Bria, FIBO, LongCat, refiner, CogView4)."""
     layout = host().registry.adapters[pipeline].capability(LatentLayout)
     assert layout is not None
     found = layout.sigmas(SimpleNamespace(scheduler=scheduler), 5)
