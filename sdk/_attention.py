@@ -115,6 +115,22 @@ class _Computation:
 
     def __post_init__(self) -> None:
         self.mode = _Mode(self)
+        self._on = False
+
+    def enter(self, layer: str) -> None:
+        """A layer begins."""
+        if not self._on:
+            self.mode.__enter__()
+            self._on = True
+        self.inside.append(layer)
+        self.entered.add(layer)
+
+    def leave(self) -> None:
+        """No layer is in progress any more, also after an exit or an interrupt, for which torch runs no hooks."""
+        self.inside.clear()
+        if self._on:
+            self._on = False
+            self.mode.__exit__(None, None, None)
 
 
 _active: ContextVar[_Computation | None] = ContextVar("hasten_attention", default=None)
@@ -230,6 +246,7 @@ class AttentionSeam:
             with self._seeing(computation):
                 yield computation
         finally:
+            computation.leave()
             _active.reset(token)
         self._ever_hit |= computation.hit
         self._require(computation.entered - computation.hit)
@@ -352,17 +369,14 @@ class AttentionSeam:
         def before(*_: Any) -> None:
             computation = _active.get()
             if computation is not None and computation.seam is self:
-                if not computation.inside:
-                    computation.mode.__enter__()
-                computation.inside.append(layer)
-                computation.entered.add(layer)
+                computation.enter(layer)
 
         def after(*_: Any) -> None:
             computation = _active.get()
             if computation is not None and computation.seam is self and computation.inside:
                 computation.inside.pop()
                 if not computation.inside:
-                    computation.mode.__exit__(None, None, None)
+                    computation.leave()
 
         return before, after
 

@@ -53,7 +53,10 @@ class Enabled:
     def ranks_per_call(self, world: int) -> int:
         """How many of ``world`` processes compute one call together."""
         with self.culprit.during("ranks_per_call"):
-            return self._technique.ranks_per_call(world)
+            count = self._technique.ranks_per_call(world)
+        if type(count) is not int or not 1 <= count <= max(world, 1):
+            raise self.culprit.returned(count, "ranks_per_call", f"a number of processes from 1 to {world}")
+        return count
 
     def check(self, target: Target) -> tuple[Finding, ...]:
         """What it finds on the pipeline."""

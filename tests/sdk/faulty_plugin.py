@@ -60,6 +60,9 @@ class Faulty(hasten.Technique[FaultyConfig]):
     def check_call(self, target: Any, arguments: Any) -> Any:
         return self.at("check_call", list)
 
+    def ranks_per_call(self, world: int) -> Any:
+        return self.at("ranks_per_call", lambda: 1)
+
     def review(self, steps: Any) -> Any:
         return self.at("review", list)
 

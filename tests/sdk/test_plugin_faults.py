@@ -19,6 +19,7 @@ from families import FAMILIES, baseline
 
 import hasten
 from hasten import PluginError, _plugins
+from hasten._enabled import Enabled
 from hasten._fingerprint import fingerprint
 
 from .test_plugins import distribution
@@ -112,11 +113,19 @@ def test_a_review_that_fails_costs_a_warning(fault: str, shared: Any, stock: tor
         assert torch.equal(one_step(shared), stock)
 
 
+@pytest.mark.parametrize("fault", [*RAISES, *RETURNS])
+def test_a_number_of_processes_that_is_none_is_a_fault(fault: str, third_party: Any) -> None:
+    technique = Enabled("faulty", third_party.FaultyConfig(place="ranks_per_call", fault=fault))
+    verb = "failed in" if fault in RAISES else "returned .* from"
+    with pytest.raises(PluginError, match=f"^{NAME} {verb} ranks_per_call"):
+        technique.ranks_per_call(2)
+
+
 def test_the_test_covers_every_method_and_every_seam(third_party: Any) -> None:
     from hasten._seams import SeamTable
 
     methods = {name for name, value in vars(hasten.Technique).items() if inspect.isfunction(value)}
-    assert methods <= {*PLACES, "review"}
+    assert methods <= {*PLACES, "review", "ranks_per_call"}
     seams = {*SeamTable.kinds()} - {"modules", "cache", "control"} | {"module"}
     assert seams <= {*PLACES}
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "calibrate": (MODEL, "--out", "c.json"),
     "spectrum": (MODEL, "."),
     "bench attention": (),
+    "bench peers": (MODEL,),
     "kv": ("var-d16",),
     "aptp prepare": (MODEL,),
     "aptp measure": (MODEL,),
