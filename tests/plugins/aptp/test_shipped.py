@@ -1,4 +1,4 @@
-"""The miniature and the bundle that comes with it, through the front door."""
+"""The miniatures and the bundles that come with them, through the front door."""
 
 import pytest
 import torch
@@ -13,9 +13,14 @@ from .test_routing import experts_of, seeds
 CALL = {"num_inference_steps": 4, "height": 64, "width": 64, "output_type": "latent", "guidance_scale": 2.0}
 
 
+@pytest.fixture(scope="module", params=["mini/t2i-unet", "mini/t2i-dit"])
+def model(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def pipe():
-    pipe = hasten.load("mini/t2i-unet")
+def pipe(model):
+    pipe = hasten.load(model)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -29,18 +34,19 @@ def pipe():
     ],
     ids=["alone", "bottleneck", "rettention"],
 )
-def test_the_shipped_bundle_is_the_default_and_composes(pipe, others):
+def test_the_shipped_bundle_is_the_default_and_composes(model, pipe, others):
+    call = {**mini.recommended_call(model), **CALL}
     with hasten.accelerate(pipe, {"aptp": {}, **others}) as accel:
-        together = pipe(list(PROMPTS), generator=seeds(6), **CALL).images
+        together = pipe(list(PROMPTS), generator=seeds(6), **call).images
         report = accel.report()
-        alone = [pipe(prompt, generator=seeds(6)[i], **CALL).images[0] for i, prompt in enumerate(PROMPTS)]
+        alone = [pipe(prompt, generator=seeds(6)[i], **call).images[0] for i, prompt in enumerate(PROMPTS)]
     assert torch.allclose(together, torch.stack(alone), atol=1e-3)
     assert len(set(experts_of(report).values()) - {"base"}) > 1
     for name in others:
         assert any(name in step.facts for step in report.steps)
 
 
-def test_other_weights_have_no_default_bundle(pipe):
+def test_other_weights_have_no_default_bundle():
     other = mini.load("mini/t2i-unet")
     with torch.no_grad():
         for parameter in other.unet.parameters():
@@ -50,11 +56,11 @@ def test_other_weights_have_no_default_bundle(pipe):
 
 
 @pytest.mark.slow
-def test_the_pictures_of_the_experts_show_what_was_asked_for(pipe):
+def test_the_pictures_of_the_experts_show_what_was_asked_for(model, pipe):
     from hasten.pipelines.mini.scoring import AttributeScorer
 
-    prompts = mini.prompts(24, seed=11, model="mini/t2i-unet")
-    call = mini.recommended_call("mini/t2i-unet")
+    prompts = mini.prompts(24, seed=11, model=model)
+    call = mini.recommended_call(model)
     with hasten.accelerate(pipe, ["aptp"]):
         images = pipe(prompts, generator=seeds(24), **call).images
     assert AttributeScorer().score(images, prompts).mean > 0.75
