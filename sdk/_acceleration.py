@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from hasten._attachment import Attachment
 from hasten._config import Config, ConfigLike
 from hasten._errors import ConfigError, ConflictError, UnsupportedError, suggestion
-from hasten._pipeline import Pipeline
 from hasten._plan import Plan, PlannedTechnique, make_plan
 from hasten._seams import Seams
 from hasten._subclass import accelerated_by, make_subclass, set_class
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Acceleration", "accelerate", "acceleration_of", "plan", "restore"]
 
 
-def plan(pipe: Pipeline, config: ConfigLike, *, allow_unverified: bool = False, **call: Any) -> Plan:
+def plan(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **call: Any) -> Plan:
     """Run the checks of :func:`accelerate` and forecast a call, without changing ``pipe``.
 
     Args:
@@ -44,9 +43,7 @@ def plan(pipe: Pipeline, config: ConfigLike, *, allow_unverified: bool = False, 
     return make_plan(Target.of(pipe, allow_unverified=allow_unverified), Config.of(config), call)[0]
 
 
-def accelerate(
-    pipe: Pipeline, config: ConfigLike, *, allow_unverified: bool = False, **call: Any
-) -> Acceleration:
+def accelerate(pipe: Any, config: ConfigLike, *, allow_unverified: bool = False, **call: Any) -> Acceleration:
     """Enable techniques on an existing pipeline; call the pipeline as before.
 
     Args:
@@ -75,7 +72,7 @@ def accelerate(
     return Acceleration(target, made, techniques, call)
 
 
-def acceleration_of(pipe: Pipeline) -> Acceleration | None:
+def acceleration_of(pipe: Any) -> Acceleration | None:
     """The handle that :func:`accelerate` returned for a pipeline.
 
     Args:
@@ -88,7 +85,7 @@ def acceleration_of(pipe: Pipeline) -> Acceleration | None:
     return found if isinstance(found, Acceleration) else None
 
 
-def restore(pipe: Pipeline) -> None:
+def restore(pipe: Any) -> None:
     """Restore a pipeline to its state before :func:`accelerate`. Has no effect if it is not accelerated."""
     acceleration = acceleration_of(pipe)
     if acceleration is not None:

@@ -60,7 +60,7 @@ class Sample:
     seconds: float
 
 
-def generate(pipe: Pipeline, job: Job) -> Iterator[Sample]:
+def generate(pipe: Any, job: Job) -> Iterator[Sample]:
     """Yield one sample per prompt, in order, as soon as its batch is done.
 
     Raises:

@@ -15,6 +15,8 @@ class Pipeline(Protocol):
     """A pipeline: a ``DiffusionPipeline`` of diffusers, or an object with the same attributes.
 
     The components (``transformer``, ``vae``, ...) and their names depend on the family; its adapter knows them.
+    ``DiffusionPipeline`` declares none of its components and no ``__call__``, so type checkers do not take it for this
+    protocol. Public functions and code that calls a pipeline take ``Any``.
     """
 
     def __getattr__(self, name: str) -> Any: ...
@@ -24,9 +26,6 @@ class Pipeline(Protocol):
     @property
     def components(self) -> Mapping[str, Any]:
         """Name -> component."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate."""
 
 
 class Scheduler(Protocol):

@@ -77,7 +77,7 @@ class Preset:
     left_out: Mapping[str, str]
 
 
-def presets(pipe: Pipeline, **call: Any) -> tuple[Preset, ...]:
+def presets(pipe: Any, **call: Any) -> tuple[Preset, ...]:
     """Every preset as it is for this pipeline, the most careful one first.
 
     Args:

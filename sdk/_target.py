@@ -33,7 +33,7 @@ class Target:
     """Whether the adapter lists the pipeline's class, not only the class of its denoiser."""
 
     @classmethod
-    def of(cls, pipe: Pipeline, *, allow_unverified: bool = False) -> Target:
+    def of(cls, pipe: Any, *, allow_unverified: bool = False) -> Target:
         """The target for ``pipe``.
 
         Args:

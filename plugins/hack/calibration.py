@@ -202,7 +202,7 @@ def calibration_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def calibrate(pipe: Pipeline, call: Mapping[str, Any], seed: int = 0) -> Artefact:
+def calibrate(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> Artefact:
     """Record one generation of all prompts or labels of ``call``.
 
     Raises:

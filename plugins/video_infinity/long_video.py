@@ -111,7 +111,7 @@ def write_video(
 
 
 def _denoise(
-    pipe: Pipeline, path: Path, call: Mapping[str, Any], configured: Mapping[str, Any], lock: ExitStack
+    pipe: Any, path: Path, call: Mapping[str, Any], configured: Mapping[str, Any], lock: ExitStack
 ) -> tuple[Session, Tensor]:
     """The run and the latents of this rank. The output is locked until ``lock`` is closed."""
     import hasten

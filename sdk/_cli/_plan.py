@@ -10,7 +10,6 @@ import typer
 from hasten._cli import _options as options
 from hasten._cli._loading import load_quietly
 from hasten._console import Console
-from hasten._pipeline import Pipeline
 
 if TYPE_CHECKING:
     from hasten._config import Config, ConfigLike
@@ -70,7 +69,7 @@ def _command(
         console.print(str(measured), markup=False, highlight=False)
 
 
-def _measure(pipe: Pipeline, settings: Config, model: str, call: dict[str, Any]) -> Report:
+def _measure(pipe: Any, settings: Config, model: str, call: dict[str, Any]) -> Report:
     """The report of a second accelerated call, beside a plain one; the first ones pay for allocation and caches."""
     import hasten
 

@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hasten.extend import Pipeline
-
 __all__ = ["PipelineContract"]
 
 
@@ -33,7 +31,7 @@ class PipelineContract(ABC):
     def pipeline(self) -> Any:
         """A new pipeline, the same every time."""
 
-    def call(self, pipe: Pipeline, **changes: Any) -> Tensor:
+    def call(self, pipe: Any, **changes: Any) -> Tensor:
         """Call ``pipe`` with the same noise every time; returns its latents (any shape, any floating dtype)."""
         fixed = {"generator": torch.Generator().manual_seed(0), "output_type": "latent", "return_dict": False}
         output: Tensor = pipe(**{**self.arguments, **fixed, **changes})[0]

@@ -47,7 +47,7 @@ class TechniqueContract(PipelineContract):
         with known_technique(self.technique):
             yield
 
-    def accelerate(self, pipe: Pipeline, options: Mapping[str, Any]) -> hasten.Acceleration:
+    def accelerate(self, pipe: Any, options: Mapping[str, Any]) -> hasten.Acceleration:
         """Attach the technique alone."""
         return hasten.accelerate(pipe, {self.technique.name: dict(options)})
 

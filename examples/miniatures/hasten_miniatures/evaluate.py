@@ -54,7 +54,7 @@ class Row:
 
 
 def generate(
-    pipe: Pipeline,
+    pipe: Any,
     captions: Sequence[str],
     call: Mapping[str, Any],
     *,

@@ -152,6 +152,7 @@ def target_of(kind: Prediction, clean: Tensor, noise: Tensor, alpha: Tensor, sig
 @torch.no_grad()
 def _capture(target: Target, prompts: list[str], size: LatentSize) -> dict[str, Any]:
     """Arguments of the first forward of a call, by name."""
+    pipe: Any = target.pipe
     denoiser = unwrapped(next(iter(target.denoisers.values())))
     names = parameter_names(denoiser)
 
@@ -166,7 +167,7 @@ def _capture(target: Target, prompts: list[str], size: LatentSize) -> dict[str, 
         call["use_resolution_binning"] = False
     with denoiser.register_forward_pre_hook(stop, with_kwargs=True):
         try:
-            target.pipe(prompt=prompts, generator=torch.Generator().manual_seed(0), **call)
+            pipe(prompt=prompts, generator=torch.Generator().manual_seed(0), **call)
         except _CapturedError as found:
             return _flat({name: value for name, value in found.kwargs.items() if name != "return_dict"})
     raise UnsupportedError(f"{target.name} generated a picture without a forward of its denoiser")
