@@ -81,7 +81,7 @@ from hasten._attention import (
     refuse_compiled as refuse_compiled,
 )
 from hasten._claims import Access as Access, Claim as Claim
-from hasten._clock import expected_batch as expected_batch
+from hasten._clock import Step as Step, expected_batch as expected_batch
 from hasten._control import ControlCall as ControlCall
 from hasten._cost import (
     StepCost as StepCost,

@@ -13,7 +13,10 @@ class EveryOther(Technique[TechniqueConfig]):
     config_class = TechniqueConfig
 
     def claims(self, target: Target) -> list[Claim]:
-        return [Claim("tokens.shape", Access.READS, follows_writes=False)]
+        return [
+            Claim("tokens.shape", Access.READS, follows_writes=False),
+            Claim("batch.branches", Access.READS, follows_writes=False),
+        ]
 
     def attach(self, target: Target, seams: Seams) -> None:
         seams.denoiser(self.forward)

@@ -17,6 +17,7 @@ from hasten.extend import (
     LatentSize,
     StepCost,
     StepForecast,
+    UnsupportedError,
     call_size,
     plain_forecast,
     unwrapped,
@@ -181,6 +182,12 @@ class _Sparse:
             mask_shape(config.mask, config.keep_ratio, config.tile, layer.grid) for layer in self._layers
         ]
         self._attention = samples * sum(layer.flops for layer in self._layers)
+        if 0 < self._full < self._attention:
+            raise UnsupportedError(
+                f"{type(tokens).__name__} of the adapter describes more tokens than {target.name} computes: its "
+                f"attention alone would be {self._attention / self._full:.1f} times the whole forward; correct its "
+                f"'patch' for this model"
+            )
         self._saved = samples * sum(
             layer.flops * (1.0 - mask.computed(layer.grid)) for layer, mask in zip(self._layers, masks)
         )

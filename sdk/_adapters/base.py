@@ -31,11 +31,15 @@ class Prediction(Enum):
 
 
 class Guidance(Enum):
-    """How a family runs classifier-free guidance."""
+    """How a family runs classifier-free guidance.
 
-    BATCHED = "batched"  # one forward over [uncond, cond]
-    SEQUENTIAL = "sequential"  # one forward per branch, conditional first
-    EMBEDDED = "embedded"  # distilled; one forward
+    ``BATCHED``: one forward over both branches. ``SEQUENTIAL``: one forward for each, the conditional one first.
+    ``EMBEDDED``: a distilled model that is told the scale, with one forward.
+    """
+
+    BATCHED = "batched"
+    SEQUENTIAL = "sequential"
+    EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 import hasten
-from hasten._adapters.base import Adapter, LatentLayout
-from hasten._attention import attention_layers
+from hasten._adapters.base import Adapter, Guidance, LatentLayout
+from hasten._adapters.tokens import AttentionTokens
+from hasten._attention import AttentionCall, attention_layers
 from hasten._claims import Access, Claim
+from hasten._clock import expected_batch
+from hasten._compat import unwrapped
 from hasten._denoiser import DenoiserCall
 from hasten._numerics import tensors_of
 from hasten._seams import Seams
@@ -38,7 +41,7 @@ class AdapterContract(PipelineContract):
 
     @pytest.fixture(autouse=True)
     def _registered(self) -> Iterator[None]:
-        with known_technique(_Probe), known_adapter(self.adapter):
+        with known_technique(_Probe), known_technique(_AttentionProbe), known_adapter(self.adapter):
             yield
 
     @pytest.fixture
@@ -64,9 +67,10 @@ class AdapterContract(PipelineContract):
     def test_levels_fall_from_noise_to_clean(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
         """The noise level of each forward is in [0, 1] and never rises within a run."""
         levels = [call.step.noise.time for call, _ in calls]
-        assert levels == sorted(levels, reverse=True)
-        assert all(0 <= level <= 1 for level in levels)
-        assert len(set(levels)) > 1
+        path = "correct the layout's path, or its names of the latents and the timestep"
+        assert all(0 <= level <= 1 for level in levels), f"levels {levels} are not in [0, 1]: {path}"
+        assert levels == sorted(levels, reverse=True), f"levels {levels} rise: {path}"
+        assert len(set(levels)) > 1, f"all forwards are at level {levels[0]}: {path}"
 
     def test_the_size_of_a_call_is_known_before_it(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
         """``call_size`` predicts what ``size`` then reads from the forward."""
@@ -95,14 +99,18 @@ class AdapterContract(PipelineContract):
                     torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-5, check_dtype=False)
 
     def test_outputs_survive_a_round_trip(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
-        """``encode_output`` of what ``decode_output`` returned gives the prediction back."""
+        """``encode_output`` of what ``decode_output`` returned has the prediction's shape and decodes to the same.
+
+        What the pipeline does not read of a prediction, such as tokens of reference pictures, may differ.
+        """
         target, layout = self._layout()
         for call, output in calls:
             sample = call.sample(output)
             latent = layout.decode_output(target.pipe, call.kwargs, sample)
             again = layout.encode_output(target.pipe, call.kwargs, latent)
             for ours, theirs in zip(tensors_of(again), tensors_of(sample), strict=True):
-                torch.testing.assert_close(ours, theirs)
+                assert ours.shape == theirs.shape
+            torch.testing.assert_close(layout.decode_output(target.pipe, call.kwargs, again), latent)
 
     def test_half_the_size_is_computed(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
         """The denoiser accepts the arguments that ``encode`` makes for a latent of half the height and width."""
@@ -122,9 +130,35 @@ class AdapterContract(PipelineContract):
         assert decoded.shape[-2:] == half.shape[-2:]
         assert decoded.isfinite().all()
 
+    def test_guidance_is_as_declared(self, calls: list[tuple[DenoiserCall, Any]]) -> None:
+        """Batched guidance has one forward at each level; others have one sample for each latent in a forward."""
+        _, layout = self._layout()
+        branches = [call.step.branch for call, _ in calls if not call.step.branch.startswith("extra")]
+        asked = expected_batch(Target.of(self.pipeline()).call_arguments(**self.arguments)) or 1
+        sizes = {len(next(iter(call.kwargs.values()))) for call, _ in calls}
+        told = f"guidance is {layout.guidance}, and the forwards have {sorted(sizes)} samples for {asked} pictures"
+        if layout.guidance is Guidance.BATCHED:
+            levels = [call.step.index for call, _ in calls if not call.step.branch.startswith("extra")]
+            assert len(levels) == len(set(levels)) or "both" in branches, f"{told}, several at one level"
+        else:
+            assert max(sizes) <= asked, told
+
     def test_attention_layers_are_seen(self) -> None:
-        """The denoisers hold attention layers by the names that the host knows."""
-        assert attention_layers(Target.of(self.pipeline()))
+        """The denoisers hold attention layers, and ``AttentionTokens`` names some of them."""
+        layers = attention_layers(Target.of(self.pipeline()))
+        assert layers, f"none of {self.adapter.denoisers} holds a module with an attention processor"
+        tokens = self.adapter.capability(AttentionTokens)
+        if tokens is not None:
+            inner = sorted(name.partition(".")[2] for name in layers)
+            assert any(tokens.selects(name) for name in inner), f"AttentionTokens matches none of {inner}"
+
+    def test_attention_has_the_tokens_that_the_adapter_says(self) -> None:
+        """Every layer that ``AttentionTokens`` selects attends over the grid and the text that it describes."""
+        if self.adapter.capability(AttentionTokens) is None:
+            pytest.skip("the family has no token layout")
+        pipe = self.pipeline()
+        with hasten.accelerate(pipe, [_AttentionProbe.name]):
+            self.call(pipe)
 
     def _layout(self) -> tuple[Target, LatentLayout]:
         target = Target.of(self.pipeline())
@@ -132,6 +166,33 @@ class AdapterContract(PipelineContract):
         if layout is None:
             pytest.skip("the family has no latent layout")
         return target, layout
+
+
+class _AttentionProbe(Technique[TechniqueConfig]):
+    """Reads the grid of every attention call, which raises an error where it does not fit; changes nothing."""
+
+    name = "contract_attention_probe"
+    summary = "reads token grids"
+    config_class = TechniqueConfig
+
+    def claims(self, target: Target) -> list[Claim]:  # noqa: ARG002
+        """Nothing is changed."""
+        return [Claim("tokens.shape", Access.READS)]
+
+    def attach(self, target: Target, seams: Seams) -> None:
+        """One handler on every layer that the adapter selects."""
+        tokens = target.capability(AttentionTokens)
+
+        def look(call: AttentionCall, proceed: Callable[[AttentionCall], Tensor]) -> Tensor:
+            denoiser, _, layer = call.layer.partition(".")
+            if call.key.shape[2] == call.query.shape[2]:
+                size = target.layout.size(target.pipe, call.arguments)
+                root = unwrapped(target.denoisers[denoiser])
+                tokens.observed(root, layer, size, call.arguments, call.query.shape[2])
+            return proceed(call)
+
+        names = [name for name in attention_layers(target) if tokens.selects(name.partition(".")[2])]
+        seams.attention(look, names)
 
 
 class _Probe(Technique[TechniqueConfig]):

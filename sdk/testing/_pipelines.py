@@ -15,8 +15,11 @@ __all__ = ["PipelineContract"]
 class PipelineContract(ABC):
     """What both contracts need to know: how to make a pipeline and how to call it.
 
+    The pipeline has to take ``generator``, ``output_type="latent"`` and ``return_dict=False`` as those of diffusers do.
+    The latents are the first item of the tuple that it then returns.
+
     Attributes:
-        arguments: of the pipeline call, without generator and output type.
+        arguments: of the pipeline call, without those three.
     """
 
     __test__ = False

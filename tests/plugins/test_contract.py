@@ -126,7 +126,14 @@ class TestHack(TechniqueContract):
         return made.images
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
+QUICK = ("sd3", "flux", "wan", "z-image", "sdxl")
+"""One of each kind of layout; the other families are slow."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in families.FAMILIES],
+)
 class TestAdapters(AdapterContract):
     adapter: ClassVar[Adapter]
 

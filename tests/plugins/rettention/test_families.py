@@ -217,3 +217,11 @@ def test_a_mask_of_numbers_is_a_bias_that_sparse_steps_keep_to() -> None:
         steps = acceleration.report().steps
     assert output.isfinite().all()
     assert any("sparse" in step.facts["rettention"]["layers"] for step in steps)
+
+
+def test_a_wrong_patch_is_told_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = FAMILIES["z-image"]()
+    monkeypatch.setattr(type(find(pipe).capability(AttentionTokens)), "patch", lambda *_: (1, 1))
+    side = {"height": 1024, "width": 1024}
+    found = hasten.plan(pipe, {"rettention": OPTIONS}, **{**call_kwargs("z-image"), **side}).findings
+    assert any(f.severity == "error" and "correct its 'patch'" in f.message for f in found)
