@@ -112,7 +112,9 @@ def call(pipe: Any, given: dict[str, Any]) -> Tensor:
     return made
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "Edit")) for name in CASES]
+)
 def case(request: pytest.FixtureRequest) -> Any:
     build, given, other, techniques = CASES[request.param]()
     pipe = build()

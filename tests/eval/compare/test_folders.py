@@ -143,6 +143,7 @@ def test_the_doctor_reports_a_wrong_number(evaluate: Evaluate, monkeypatch: pyte
     assert "ZeroDivisionError" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_processes_share_the_reading_and_agree_with_one(evaluate: Evaluate, tmp_path: Path) -> None:
     """Seven pictures, in batches of two, over two processes: the same figures as one, printed once."""

@@ -56,6 +56,7 @@ def test_ranks_that_disagree_on_an_expert_are_told(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_search_ends_in_the_same_bits(tmp_path):
     def run(task, folder):

@@ -132,6 +132,7 @@ def test_a_file_says_the_same_as_the_command_line(model: Path, tmp_path: Path) -
     assert [file.read_bytes() for file in pictures[0]] == [file.read_bytes() for file in pictures[1]]
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
     """The first attempt loses a rank in step 5, the second goes on at step 4, makes the same video and ends cleanly."""
     options = {"halo": 1, "global_frames": 2, "clips": 3, "checkpoint_every": 2, "timeout_s": 60.0}
@@ -171,6 +172,7 @@ def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
         assert "gloo" not in Path(f"{out}.{rank}.threads").read_text()
 
 
+@pytest.mark.slow
 def test_two_machines_start_again_after_one_lost_its_process(model: Path, tmp_path: Path) -> None:
     """The script for several machines, twice on this one; each agent counts its own restarts."""
     out, checkpoint = tmp_path / "a.mp4", tmp_path / "run"

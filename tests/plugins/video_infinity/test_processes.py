@@ -139,6 +139,7 @@ OTHER = {rank: {"call": {"guidance_scale": 4.0 if rank < 2 else 6.0}} for rank i
 """Two videos at a time, each of two processes."""
 
 
+@pytest.mark.slow
 def test_four_processes_and_one(tmp_path: Path) -> None:
     cases = [
         case("wan", 9, {**SCOPE, "trained_frames": 4}),
