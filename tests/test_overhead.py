@@ -30,7 +30,7 @@ MOST = 0.03
 ROUNDS = 12
 
 
-def call(pipe: Any, steps: int, size: int = 512) -> None:
+def call(pipe: Any, steps: int, size: int = 256) -> None:
     pipe(
         "a large red circle on a white background",
         num_inference_steps=steps,
