@@ -71,12 +71,6 @@ class AllegroFrames(VideoTokens):
         return 22
 
     @override
-    def patch(self, pipe: Pipeline) -> int:
-        """``patch_size_t`` of the transformer."""
-        size: int = pipe.transformer.config.patch_size_t
-        return size
-
-    @override
     def given_rotary(self, pipe: Pipeline, kwargs: Mapping[str, Any], frames: int) -> Rotary | None:
         """Made again for all frames."""
         latents = kwargs[self.latents_argument(kwargs)]

@@ -124,12 +124,6 @@ class CosmosFrames(VideoTokens):
         return 24
 
     @override
-    def patch(self, pipe: Pipeline) -> int:
-        """``patch_size`` of the transformer."""
-        size: int = pipe.transformer.config.patch_size[0]
-        return size
-
-    @override
     def limit(self, pipe: Pipeline) -> int | None:
         """Learned positions, or rows of the rotary table."""
         sizes = pipe.transformer.config.max_size

@@ -70,12 +70,6 @@ class HunyuanVideoFrames(VideoTokens):
         """129 frames of video in the released model."""
         return 33
 
-    @override
-    def patch(self, pipe: Pipeline) -> int:
-        """``patch_size_t`` of the transformer."""
-        size: int = pipe.transformer.config.patch_size_t
-        return size
-
 
 class HunyuanVideoImageFrames(HunyuanVideoFrames):
     """The given picture is in the condition channels of the first frame."""

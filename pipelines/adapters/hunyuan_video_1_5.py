@@ -88,12 +88,6 @@ class HunyuanVideo15Frames(VideoTokens):
         """121 frames of video in the released models."""
         return 31
 
-    @override
-    def patch(self, pipe: Pipeline) -> int:
-        """``patch_size_t`` of the transformer."""
-        size: int = pipe.transformer.config.patch_size_t
-        return size
-
 
 ADAPTER = Adapter(
     family="hunyuan-video-1.5",

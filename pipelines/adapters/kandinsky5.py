@@ -110,12 +110,6 @@ class Kandinsky5Frames(VideoTokens):
         return 31
 
     @override
-    def patch(self, pipe: Pipeline) -> int:
-        """``patch_size`` of the transformer."""
-        size: int = pipe.transformer.config.patch_size[0]
-        return size
-
-    @override
     def limit(self, pipe: Pipeline) -> int | None:
         """Rows of the temporal table."""
         rows: int = pipe.transformer.visual_rope_embeddings.max_pos[0]

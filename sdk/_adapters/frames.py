@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from hasten._adapters.tokens import configured_patch
 from hasten._pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -335,6 +336,10 @@ class VideoTokens(FrameMixing):
     def frame_free(self, root: nn.Module) -> frozenset[str]:
         """Attention to text and pictures."""
         return frozenset(name for name in attention_names(root) if re.search(self.elsewhere, name))
+
+    def patch(self, pipe: Pipeline) -> int:
+        """``patch_size_t`` of the transformer, or the first of its ``patch_size``."""
+        return configured_patch(pipe.transformer.config)[0]
 
     def rotary(self, module: Any, inner: Any, bound: Mapping[str, Any], frames: int) -> Rotary:
         """One call with one spatial position, one with one frame."""

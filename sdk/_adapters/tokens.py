@@ -15,7 +15,15 @@ from hasten._errors import UnsupportedError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["AttentionTokens", "JointTokens", "TokenGrid", "UNetTokens"]
+__all__ = ["AttentionTokens", "JointTokens", "TokenGrid", "UNetTokens", "configured_patch"]
+
+
+def configured_patch(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Latent frames and latent pixels per side that make one token, as a denoiser's configuration names them."""
+    patch = config.get("patch_size") or 1
+    if isinstance(patch, (tuple, list)):
+        return int(patch[0]), int(patch[1])
+    return int(config.get("patch_size_t") or 1), int(patch)
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,7 @@ class AttentionTokens:
     def patch(self, denoiser: nn.Module) -> tuple[int, int]:
         """Latent frames and latent pixels per side that make one token."""
         config: Any = denoiser.config
-        patch = config.get("patch_size") or 1
-        if isinstance(patch, (tuple, list)):
-            return int(patch[0]), int(patch[1])
-        return int(config.get("patch_size_t") or 1), int(patch)
+        return configured_patch(config)
 
     def grid(self, denoiser: nn.Module, size: LatentSize) -> TokenGrid:
         """The grid of latents of ``size``, without other tokens."""
