@@ -83,7 +83,7 @@ def _command(
     model = common.choose_model(model, first)
     seed, place = common.choose_seed(first, seed), common.choose_place(first, device, dtype)
     texts = common.choose_prompts(model, first, prompt, prompts, num_prompts, seed)
-    # Steps of a configuration are those of its own row; the reference's are the model's, or the command line's.
+    # The steps in a configuration apply to its row. The reference takes the model's, or the command line's.
     call = common.call_arguments(
         model,
         first.model_copy(update={"steps": None}),

@@ -1,4 +1,4 @@
-"""Peers from packages of their own: cache-dit, DeepCache and ToMeSD."""
+"""Peers that are separate packages: cache-dit, DeepCache and ToMeSD."""
 
 from __future__ import annotations
 
